@@ -1,0 +1,3 @@
+//! Free-page introspection core.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! The Dom0 tool.

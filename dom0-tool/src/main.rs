@@ -1,0 +1,2 @@
+//! `lacuna`, the command line.
+fn main() {}
