@@ -1,3 +1,59 @@
-//! Free-page introspection core.
+//! Free-page introspection: the logic shared by the hypervisor module and the Dom0 tool.
+//!
+//! The crate answers one question, *which pages of this guest are free?*, from nothing but the guest's memory and a
+//! [`Profile`] that says where the guest kernel keeps its page descriptors and what makes one free; and it drives the
+//! share slices that turn such pages into zero frames. It runs inside Xen, so:
+//!
+//! * nothing allocates, nothing panics, nothing recurses, and every loop over guest data has a bound that the guest
+//!   cannot set;
+//! * whatever comes out of a guest is an allegation: [`Verdict::Free`] is the only answer that is acted on, and it is
+//!   asked for again with the guest stopped before a page changes hands;
+//! * nothing here knows a kernel version. Offsets, masks and values come with the profile.
+//!
+//! The crate is generic over two traits: [`GuestMemory`] (bounded copying reads of guest frames) and [`P2m`] (pause,
+//! lock, share, flush, release). `xen-module` implements them on Xen, [`mock`] in ordinary memory.
 #![no_std]
 #![forbid(unsafe_code)]
+
+#[cfg(any(test, feature = "mock"))]
+extern crate std;
+
+pub mod abi;
+mod addr;
+mod admission;
+mod bitmap;
+mod explain;
+mod free;
+mod guard;
+mod memory;
+mod memory_map;
+mod profile;
+mod scan;
+mod session;
+mod share;
+mod status;
+mod walk;
+
+pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
+pub use admission::{CounterError, CounterReading, free_by_counters};
+pub use bitmap::Bitmap;
+pub use explain::explain;
+pub use free::{FreeCheck, InUseReason, UnknownReason, Verdict};
+pub use guard::{GuardFailure, GuardMismatch, VcpuRegisters, check_guard};
+pub use memory::{GuestMemory, ReadError};
+pub use memory_map::{DescriptorAt, DescriptorError, MemoryMapReader};
+pub use profile::{
+    BytesRule, Contents, Field, FieldRule, FreeRule, Guard, Kernel, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS,
+    MAX_ZONES, MemoryMap, PagingLevels, Predicate, Profile, ProfileError, RootSlot, ZoneCounter,
+};
+pub use scan::{ScanStep, Scanner};
+pub use session::{Host, Outcome, Session};
+#[cfg(feature = "mutants")]
+pub use share::Mutation;
+pub use share::Steps;
+pub use share::{
+    MAX_SLICE_NS, MAX_SLICE_UNITS, P2m, Protect, SUPERPAGE_UNITS, Skip, SliceEnd, SliceReport, share_slice,
+    share_slice_protected,
+};
+pub use status::Status;
+pub use walk::{Mapping, WalkError, walk};

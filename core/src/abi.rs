@@ -1,0 +1,349 @@
+//! What crosses the hypercall: one definition for both sides.
+//!
+//! The C half is `struct xen_domctl_lacuna` in `xen/include/public/domctl.h` (`patches/`). All members are fixed-width,
+//! 64-bit ones naturally aligned, no padding is implicit, so 32- and 64-bit callers agree. A change of any size here
+//! needs a new [`VERSION`]; the golden bytes in this file's tests notice.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::VcpuRegisters;
+
+/// The domctl's number, `XEN_DOMCTL_lacuna`: "LA", far above what Xen allots in sequence.
+pub const DOMCTL_LACUNA: u32 = 0x4c41;
+/// Version of this interface.
+pub const VERSION: u32 = 1;
+
+/// What is asked of the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Op {
+    /// Replace the profile by the one in `buffer`. Nothing changes unless it is whole and valid.
+    SetProfile = 1,
+    /// Copy the profile into `buffer`.
+    GetProfile = 2,
+    /// Forget the profile and its bitmap's contents. Shared pages stay shared: they are zero and unshare on write.
+    ClearProfile = 3,
+    /// Scan frames `cursor..end` into the bitmap, `budget` descriptors at most. A scan of everything also admits the
+    /// profile. `result`: free pages, pages in use, pages without a descriptor, unknown pages, added up over
+    /// continuations (the caller clears them).
+    Scan = 4,
+    /// Share nominated pages of `cursor..end`, `budget` pages at most. `result`: pages shared, 2 MiB entries,
+    /// pages rejected by the re-check, free pages skipped because something holds them; added up likewise.
+    Share = 5,
+    /// Copy a [`Statistics`] into `buffer`.
+    Statistics = 6,
+    /// Copy an [`Explanation`] of frame `cursor` into `buffer`.
+    Explain = 7,
+    /// Copy the [`VcpuRegisters`] of every virtual CPU into `buffer`. The domain is paused for it.
+    Registers = 8,
+    /// Copy the bitmap from frame `cursor` (a multiple of 8) into `buffer`, a bit a frame, lowest first. `result[0]`:
+    /// frames that the bitmap covers.
+    ReadBitmap = 9,
+}
+
+impl Op {
+    /// The operation with number `code`.
+    pub const fn from_code(code: u32) -> Option<Self> {
+        Some(match code {
+            1 => Self::SetProfile,
+            2 => Self::GetProfile,
+            3 => Self::ClearProfile,
+            4 => Self::Scan,
+            5 => Self::Share,
+            6 => Self::Statistics,
+            7 => Self::Explain,
+            8 => Self::Registers,
+            9 => Self::ReadBitmap,
+            _ => return None,
+        })
+    }
+}
+
+/// Flag of [`Op::Share`], builds with the feature `mutants` only: bits 16 to 23 hold the number of a mutation.
+pub const SHARE_MUTATION_SHIFT: u32 = 16;
+
+/// `struct xen_domctl_lacuna`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Request {
+    /// IN: [`VERSION`].
+    pub version: u32,
+    /// IN: an [`Op`].
+    pub op: u32,
+    /// IN: flags of the operation, 0 where none are defined.
+    pub flags: u32,
+    /// OUT: a [`crate::Status`].
+    pub status: u32,
+    /// IN and OUT: the frame to begin at; where it stopped.
+    pub cursor: u64,
+    /// IN: one past the last frame, 0 for all.
+    pub end: u64,
+    /// IN and OUT: work left, 0 for no limit.
+    pub budget: u64,
+    /// OUT: values, by operation or by status.
+    pub result: [u64; 4],
+    /// IN: guest handle of the caller's buffer, 0 for none.
+    pub buffer: u64,
+    /// IN and OUT: bytes available or given; bytes used or needed.
+    pub buffer_size: u32,
+    /// 0.
+    pub pad: u32,
+}
+
+/// State of a domain's profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum State {
+    /// No profile.
+    Empty = 0,
+    /// A profile is set; no scan has agreed with the guest's counters yet.
+    Loaded = 1,
+    /// In use.
+    Admitted = 2,
+    /// The guest runs another kernel: the profile is not used any more.
+    Ended = 3,
+}
+
+impl State {
+    /// The state with number `code`.
+    pub const fn from_code(code: u64) -> Option<Self> {
+        Some(match code {
+            0 => Self::Empty,
+            1 => Self::Loaded,
+            2 => Self::Admitted,
+            3 => Self::Ended,
+            _ => return None,
+        })
+    }
+}
+
+macro_rules! statistics {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Everything that is counted for a domain, since its first Lacuna operation. Pages are of 4 KiB.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct Statistics {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Statistics {
+            /// Name, meaning and value of each figure, in the order of the structure.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($name), concat!($($doc),+).trim_ascii(), self.$name)),+].into_iter()
+            }
+        }
+    };
+}
+
+statistics! {
+    /// A `State`.
+    state,
+    /// How many profiles were set, this one included.
+    generation,
+    /// Scans of all memory completed.
+    scans,
+    /// Descriptors that the last complete scan looked at.
+    scan_descriptors,
+    /// Pages in free blocks, last complete scan.
+    scan_free,
+    /// Pages in use, last complete scan.
+    scan_in_use,
+    /// Pages without a descriptor, last complete scan.
+    scan_no_descriptor,
+    /// Pages whose descriptor contradicts itself or cannot be read, last complete scan.
+    scan_unknown,
+    /// Time inside the last complete scan, in nanoseconds.
+    scan_ns,
+    /// The guest's own count of free pages when the last complete scan began.
+    guest_free_before,
+    /// The guest's own count of free pages when the last complete scan ended.
+    guest_free_after,
+    /// Share slices that stopped the guest.
+    slices,
+    /// Pages put on zero frames, in all.
+    shared,
+    /// 2 MiB entries written, in all.
+    shared_superpages,
+    /// 4 KiB entries written, in all.
+    shared_entries,
+    /// Pages that the bitmap called free and the re-check did not, in all.
+    rejected,
+    /// Free pages left alone as not ordinary memory, in all.
+    skipped_not_ram,
+    /// Free pages left alone because something holds them, in all.
+    skipped_held,
+    /// Free pages left alone because their bytes are not zero, in all.
+    skipped_not_zero,
+    /// Free pages left alone for want of paging-pool memory, in all.
+    skipped_no_pool,
+    /// Free pages left alone because the p2m refused the entry, in all.
+    skipped_entry_refused,
+    /// Free pages left alone because log-dirty mode was on, in all.
+    skipped_log_dirty,
+    /// Free pages met that were zero frames already, in all.
+    already,
+    /// Times the guest was stopped.
+    pauses,
+    /// Time the guest was stopped, in nanoseconds, in all.
+    pause_total_ns,
+    /// Longest time the guest was stopped at once, in nanoseconds.
+    pause_longest_ns,
+    /// Most work done in one slice, in units of a 4 KiB entry.
+    slice_most_units,
+    /// Most pages shared in one slice.
+    slice_most_pages,
+    /// Times guard I refused a slice.
+    guard_failures,
+    /// Virtual CPU of the last refusal.
+    guard_vcpu,
+    /// Check that failed in the last refusal, a `GuardFailure`, 0 for none.
+    guard_check,
+    /// Value found in the last refusal.
+    guard_found,
+    /// Value expected in the last refusal.
+    guard_expected,
+    /// Pages on zero frames now.
+    zero_gfns,
+    /// Write faults that took a cleared page, in all.
+    unshared,
+    /// Write faults that found no memory, in all.
+    unshare_enomem,
+    /// Frames given back to the host, in all.
+    released,
+    /// Bytes of hypervisor memory that Lacuna holds for this domain, its bitmap included.
+    metadata_bytes,
+    /// Frames that the bitmap covers.
+    bitmap_gfns,
+}
+
+/// What is known of one frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Explanation {
+    /// The verdict of the descriptors: 0 free, 1 in use, 2 unknown, 3 not asked (no profile).
+    pub verdict: u64,
+    /// Free: 0. In use: 1 not in a free block, 2 past the end of one. Unknown: 1 no descriptor, 2 unreadable, 3 bad order,
+    /// 4 misaligned, 5 referenced.
+    pub reason: u64,
+    /// Free: first frame of the block. Unknown: the value found.
+    pub value: u64,
+    /// Free: order of the block.
+    pub order: u64,
+    /// Virtual address of the frame's own descriptor, 0 without a profile.
+    pub descriptor: u64,
+    /// The predicate's member of that descriptor; all ones when unreadable.
+    pub predicate: u64,
+    /// Whether the bitmap has the frame as free: 1 or 0.
+    pub nominated: u64,
+    /// The machine frame it is mapped to; all ones for none.
+    pub mfn: u64,
+    /// Xen's `count_info` of that frame.
+    pub count_info: u64,
+    /// Xen's `type_info` of that frame.
+    pub type_info: u64,
+    /// Xen's p2m type (`p2m_type_t`).
+    pub p2m_type: u32,
+    /// Order of the p2m entry.
+    pub p2m_order: u32,
+    /// Whether it is a zero frame: 1 or 0.
+    pub zero_frame: u32,
+    /// 0.
+    pub pad: u32,
+}
+
+/// What the hypervisor knows of a frame, as the shim fills it in (`struct lacuna_gfn_info`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GfnInfo {
+    /// Machine frame; all ones for none.
+    pub mfn: u64,
+    /// `page_info.count_info`.
+    pub count_info: u64,
+    /// `page_info.u.inuse.type_info`.
+    pub type_info: u64,
+    /// `p2m_type_t`.
+    pub p2m_type: u32,
+    /// Order of the p2m entry.
+    pub order: u32,
+    /// 1 for a zero frame.
+    pub zero_frame: u32,
+    /// 0.
+    pub pad: u32,
+}
+
+/// What the shim itself counts (`struct lacuna_counters`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ShimCounters {
+    /// Frames on zero frames now.
+    pub zero_gfns: u64,
+    /// Write faults that took a cleared page.
+    pub unshared: u64,
+    /// Write faults that found no memory.
+    pub unshare_enomem: u64,
+    /// Frames freed.
+    pub released: u64,
+    /// Shares refused because the paging pool was short.
+    pub pool_refused: u64,
+    /// Bytes held for the domain by the shim, bitmap included.
+    pub metadata_bytes: u64,
+    /// 0.
+    pub pad: [u64; 2],
+}
+
+static_assertions::const_assert_eq!(size_of::<Request>(), 88);
+static_assertions::const_assert_eq!(size_of::<VcpuRegisters>(), 56);
+static_assertions::const_assert_eq!(size_of::<GfnInfo>(), 40);
+static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 64);
+static_assertions::const_assert_eq!(size_of::<Explanation>(), 96);
+static_assertions::const_assert_eq!(size_of::<Statistics>(), 39 * 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_these_bytes() {
+        let request = Request {
+            version: VERSION,
+            op: Op::Scan as u32,
+            flags: 2,
+            status: 3,
+            cursor: 4,
+            end: 5,
+            budget: 6,
+            result: [7, 8, 9, 10],
+            buffer: 11,
+            buffer_size: 12,
+            pad: 0,
+        };
+        let mut golden = [0_u8; 88];
+        for (at, value) in [
+            (0, 1),
+            (4, 4),
+            (8, 2),
+            (12, 3),
+            (16, 4),
+            (24, 5),
+            (32, 6),
+            (40, 7),
+            (48, 8),
+            (56, 9),
+            (64, 10),
+            (72, 11),
+            (80, 12),
+        ] {
+            golden[at] = value;
+        }
+        assert_eq!(request.as_bytes(), golden);
+    }
+
+    #[test]
+    fn every_operation_has_one_number() {
+        for code in 1..=9 {
+            assert_eq!(Op::from_code(code).map(|op| op as u32), Some(code));
+        }
+        assert_eq!(Op::from_code(0), None);
+        assert_eq!(Op::from_code(10), None);
+    }
+}

@@ -1,0 +1,144 @@
+//! The free check: what the guest kernel's own descriptors say of a page.
+
+use crate::memory_map::DescriptorError;
+use crate::{FreeRule, Gfn, GuestMemory, MemoryMapReader, Order, Profile};
+
+/// What a page is. Only [`Verdict::Free`] is acted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It lies in a free block.
+    Free {
+        /// The block's first frame.
+        head: Gfn,
+        /// The block's size.
+        order: Order,
+    },
+    /// The kernel uses it, or keeps it where it cannot be told from used memory (per-CPU lists).
+    InUse(InUseReason),
+    /// The descriptors do not say. Treated as in use.
+    Unknown(UnknownReason),
+}
+
+/// Why a page counts as used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InUseReason {
+    /// Neither it nor any block that could contain it is marked free.
+    NotBuddy,
+    /// A free block begins before it, but ends before it, too.
+    OutsideBlock,
+}
+
+/// Why a page's state cannot be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownReason {
+    /// The kernel has no descriptor for it. `next` is the first frame that may have one.
+    NoDescriptor {
+        /// Always past the frame asked for.
+        next: Gfn,
+    },
+    /// The descriptor could not be read.
+    Unreadable,
+    /// A head is marked free with an order above the profile's largest: the value found.
+    BadOrder(u64),
+    /// A head is marked free at a frame that its order does not allow.
+    Misaligned(Order),
+    /// A head is marked free but referenced: the count found.
+    Referenced(u64),
+}
+
+/// Asks descriptors by the rule of a profile.
+#[derive(Clone, Debug)]
+pub struct FreeCheck {
+    rule: FreeRule,
+    reader: MemoryMapReader,
+}
+
+impl FreeCheck {
+    /// A check for `profile`. It remembers translations: use one for one pass, and make a new one for each slice.
+    pub fn new(profile: &Profile) -> Self {
+        Self {
+            rule: profile.free,
+            reader: MemoryMapReader::new(profile),
+        }
+    }
+
+    /// The largest order a block can have.
+    pub const fn max_order(&self) -> Order {
+        self.rule.max_order
+    }
+
+    /// Whether a free block *begins* at `gfn`.
+    ///
+    /// One member is read of a page in use; three of a free block's head, and none of its interior.
+    #[inline]
+    pub fn head<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
+        match self.reader.read(memory, gfn, self.rule.predicate.field) {
+            Ok(value) if value & self.rule.predicate.mask == self.rule.predicate.expected => {
+                self.marked(memory, gfn)
+            }
+            Ok(_) => Verdict::InUse(InUseReason::NotBuddy),
+            Err(error) => Verdict::Unknown(error.into()),
+        }
+    }
+
+    /// The rest of the check for a descriptor that carries the mark.
+    fn marked<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
+        let references = match self.reader.read(memory, gfn, self.rule.references) {
+            Ok(value) => value,
+            Err(error) => return Verdict::Unknown(error.into()),
+        };
+        if references != 0 {
+            return Verdict::Unknown(UnknownReason::Referenced(references));
+        }
+        let value = match self.reader.read(memory, gfn, self.rule.order) {
+            Ok(value) => value,
+            Err(error) => return Verdict::Unknown(error.into()),
+        };
+        match Order::new(value) {
+            Some(order) if order <= self.rule.max_order => {
+                if gfn.is_aligned(order) {
+                    Verdict::Free { head: gfn, order }
+                } else {
+                    Verdict::Unknown(UnknownReason::Misaligned(order))
+                }
+            }
+            _ => Verdict::Unknown(UnknownReason::BadOrder(value)),
+        }
+    }
+
+    /// Whether `gfn` lies in a free block, wherever that begins.
+    ///
+    /// Only a frame aligned to the block's order can be its head, so at most `max_order + 1` descriptors are read.
+    pub fn page<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
+        let mut previous = None;
+        for exponent in 0..=self.rule.max_order.get() {
+            let Some(order) = Order::new(u64::from(exponent)) else {
+                break;
+            };
+            let candidate = gfn.align_down(order);
+            if previous == Some(candidate) {
+                continue;
+            }
+            previous = Some(candidate);
+            match self.head(memory, candidate) {
+                Verdict::Free { head, order: found } if found >= order => {
+                    return Verdict::Free { head, order: found };
+                }
+                // Blocks do not nest: a free block that ends before the page leaves no room for a larger one.
+                Verdict::Free { .. } => return Verdict::InUse(InUseReason::OutsideBlock),
+                Verdict::InUse(_) => {}
+                unknown @ Verdict::Unknown(_) => return unknown,
+            }
+        }
+        Verdict::InUse(InUseReason::NotBuddy)
+    }
+}
+
+impl From<DescriptorError> for UnknownReason {
+    fn from(error: DescriptorError) -> Self {
+        match error {
+            DescriptorError::NotMapped { next } => Self::NoDescriptor { next },
+            DescriptorError::Unreadable => Self::Unreadable,
+        }
+    }
+}

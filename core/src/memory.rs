@@ -1,0 +1,43 @@
+//! Reading guest memory: bounded and copying. No reference to guest memory ever exists.
+
+use crate::{Gfn, GuestPhys, PAGE_SIZE};
+
+/// Why bytes of guest memory could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadError {
+    /// The frame is not ordinary memory of the guest, or not there at all.
+    Absent(Gfn),
+    /// The range asked for does not lie within one frame. A mistake of the caller.
+    CrossesFrame(GuestPhys),
+}
+
+/// The memory of one guest, read by guest-physical address.
+///
+/// The guest may be running: two reads of the same place can differ, and a value wider than eight bytes can be torn.
+pub trait GuestMemory {
+    /// Copies `into.len()` bytes at `at`. The range lies within one frame.
+    ///
+    /// # Errors
+    /// [`ReadError`] when the frame cannot be read or the range leaves it; `into` is then unspecified.
+    fn read(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<(), ReadError>;
+
+    /// The little-endian unsigned value of `width` bytes (1, 2, 4 or 8) at `at`, which may straddle two frames.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`].
+    #[inline]
+    fn read_value(&mut self, at: GuestPhys, width: u8) -> Result<u64, ReadError> {
+        let mut bytes = [0; 8];
+        let width = usize::from(width.min(8));
+        let room = PAGE_SIZE - at.offset();
+        let (first, second) = bytes[..width].split_at_mut(width.min(room));
+        self.read(at, first)?;
+        if !second.is_empty() {
+            let next = at
+                .checked_add(first.len() as u64)
+                .ok_or(ReadError::CrossesFrame(at))?;
+            self.read(next, second)?;
+        }
+        Ok(u64::from_le_bytes(bytes))
+    }
+}

@@ -1,0 +1,580 @@
+//! One domain's session with the engine: its profile, its state and its counters, and the operations of the hypercall.
+//!
+//! The caller holds the domain's Lacuna lock, so operations on one domain never overlap. Long operations return
+//! [`Outcome::Again`] at every point where the hypervisor wants its processor back; the request then carries the
+//! progress, and the caller may be interrupted, or the domain change, before it comes back. Nothing is assumed across
+//! that gap but what is checked again.
+
+use core::sync::atomic::AtomicU64;
+
+use zerocopy::IntoBytes;
+
+use crate::abi::{GfnInfo, Op, Request, ShimCounters, State, Statistics};
+use crate::admission::tolerance;
+use crate::share::mismatch_values;
+use crate::{
+    Bitmap, FreeCheck, Gfn, MAX_PROFILE_BYTES, P2m, Profile, ScanStep, Scanner, Skip, SliceEnd, SliceReport,
+    Status, Steps, VcpuRegisters, explain, free_by_counters, share_slice,
+};
+
+/// Descriptors looked at between two looks at the clock and at pending interrupts.
+const SCAN_CHUNK: u64 = 4096;
+/// Guard failures in a row, none of them final, after which the profile is dropped all the same.
+const GUARD_PATIENCE: u64 = 8;
+/// Most frames that a bitmap covers: 16 TiB of guest-physical space, 512 MiB of bitmap.
+const MAX_BITMAP_GFNS: u64 = 1 << 32;
+
+/// What the session needs beyond the p2m.
+pub trait Host: P2m {
+    /// The bitmap's words.
+    type Words: AsRef<[AtomicU64]>;
+    /// Why this domain may not share, if so: `Status` and its value.
+    fn blocker(&mut self) -> Option<(Status, u64)>;
+    /// One past the highest frame that the guest has mapped.
+    fn gfns(&mut self) -> u64;
+    /// The bitmap, grown to cover `gfns` frames at least; contents are kept.
+    ///
+    /// # Errors
+    /// The bytes that could not be had.
+    fn bitmap(&mut self, gfns: u64) -> Result<Self::Words, u64>;
+    /// Whether the processor is wanted elsewhere, or the domain is being destroyed.
+    fn preempted(&mut self) -> bool;
+    /// Whether the toolstack keeps the guest paused.
+    fn paused_by_toolstack(&mut self) -> bool;
+    /// What the shim counts.
+    fn counters(&mut self) -> ShimCounters;
+    /// What the hypervisor has at a frame.
+    fn gfn_info(&mut self, gfn: Gfn) -> GfnInfo;
+}
+
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Finished; `request.status` says how.
+    Finished,
+    /// Interrupted; call again with the same request.
+    Again,
+}
+
+/// A refusal: status and its values.
+type Refusal = (Status, [u64; 4]);
+
+/// A scan of all memory under way, over several calls.
+#[derive(Clone, Copy, Debug, Default)]
+struct FullScan {
+    /// Where the next step begins.
+    next: u64,
+    /// Added up so far.
+    total: ScanStep,
+    guest_free_before: u64,
+    elapsed_ns: u64,
+    /// Whether the toolstack kept the guest paused at every step.
+    paused: bool,
+}
+
+/// See the module's header.
+#[derive(Debug)]
+pub struct Session {
+    profile: Option<Profile>,
+    state: State,
+    statistics: Statistics,
+    scan: Option<FullScan>,
+    /// Guard failures since the last slice that passed.
+    guard_streak: u64,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Session {
+    /// A session without a profile.
+    pub fn new() -> Self {
+        Self {
+            profile: None,
+            state: State::Empty,
+            statistics: Statistics::default(),
+            scan: None,
+            guard_streak: 0,
+        }
+    }
+
+    /// The profile in use.
+    pub const fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
+    /// State of the profile.
+    pub const fn state(&self) -> State {
+        self.state
+    }
+
+    /// Carries out `request`, with `buffer` as the hypervisor's copy of the caller's buffer: filled for operations that
+    /// read it, to be filled (and `request.buffer_size` set) by those that write it.
+    pub fn operate<H: Host>(&mut self, host: &mut H, request: &mut Request, buffer: &mut [u8]) -> Outcome {
+        match self.dispatch(host, request, buffer) {
+            Ok(outcome) => {
+                request.status = Status::Done.code();
+                outcome
+            }
+            Err((status, values)) => {
+                request.status = status.code();
+                request.result = values;
+                Outcome::Finished
+            }
+        }
+    }
+
+    /// The guest was reset (Xen's soft reset, through which a Xen-aware Linux kexecs): whatever ran is gone.
+    pub fn reset(&mut self) {
+        if self.profile.is_some() {
+            self.end();
+        }
+    }
+
+    fn dispatch<H: Host>(
+        &mut self,
+        host: &mut H,
+        request: &mut Request,
+        buffer: &mut [u8],
+    ) -> Result<Outcome, Refusal> {
+        let bad = |value: u32| (Status::BadRequest, [u64::from(value), 0, 0, 0]);
+        let op = Op::from_code(request.op).ok_or(bad(request.op))?;
+        if request.pad != 0 {
+            return Err(bad(request.pad));
+        }
+        if request.flags != 0 && op != Op::Share {
+            return Err(bad(request.flags));
+        }
+        match op {
+            Op::SetProfile => self.set_profile(host, buffer).map(|()| Outcome::Finished),
+            Op::GetProfile => self.get_profile(request, buffer).map(|()| Outcome::Finished),
+            Op::ClearProfile => {
+                self.clear_profile();
+                Ok(Outcome::Finished)
+            }
+            Op::Scan => self.scan(host, request),
+            Op::Share => self.share(host, request),
+            Op::Statistics => {
+                let statistics = self.statistics(host);
+                put(request, buffer, statistics.as_bytes()).map(|()| Outcome::Finished)
+            }
+            Op::Explain => self.explain(host, request, buffer).map(|()| Outcome::Finished),
+            Op::Registers => registers(host, request, buffer).map(|()| Outcome::Finished),
+            Op::ReadBitmap => read_bitmap(host, request, buffer).map(|()| Outcome::Finished),
+        }
+    }
+
+    fn set_profile<H: Host>(&mut self, host: &mut H, bytes: &[u8]) -> Result<(), Refusal> {
+        let profile = Profile::decode(bytes).map_err(|error| error.status())?;
+        // Only what can never change under a profile is refused here; log-dirty mode, say, may be off again by then.
+        if let Some((status, value)) = host.blocker() {
+            if status != Status::LogDirty {
+                return Err((status, [value, 0, 0, 0]));
+            }
+        }
+        self.forget_nominations(host);
+        self.profile = Some(profile);
+        self.state = State::Loaded;
+        self.scan = None;
+        self.guard_streak = 0;
+        self.statistics.generation += 1;
+        Ok(())
+    }
+
+    fn get_profile(&self, request: &mut Request, buffer: &mut [u8]) -> Result<(), Refusal> {
+        let profile = self.profile.as_ref().ok_or((Status::NoProfile, [0; 4]))?;
+        let room = buffer.len();
+        let bytes = profile.encode(buffer).map_err(|_| {
+            (
+                Status::BufferTooSmall,
+                [MAX_PROFILE_BYTES as u64, room as u64, 0, 0],
+            )
+        })?;
+        // A profile is at most 16 KiB.
+        request.buffer_size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        Ok(())
+    }
+
+    fn clear_profile(&mut self) {
+        self.profile = None;
+        self.state = State::Empty;
+        self.scan = None;
+        self.guard_streak = 0;
+    }
+
+    /// The profile is no longer true: keep it for `status`, use it for nothing.
+    fn end(&mut self) {
+        self.state = State::Ended;
+        self.scan = None;
+    }
+
+    /// What an earlier profile nominated means nothing under another one.
+    fn forget_nominations<H: Host>(&mut self, host: &mut H) {
+        if let Ok(words) = host.bitmap(0) {
+            let bitmap = Bitmap::new(words.as_ref());
+            bitmap.clear_range(Gfn::new(0), Gfn::new(bitmap.gfns()));
+        }
+    }
+
+    /// The profile, if it may be used at all.
+    fn usable(&self) -> Result<&Profile, Refusal> {
+        match (&self.profile, self.state) {
+            (Some(_), State::Ended) => {
+                let s = &self.statistics;
+                Err((
+                    Status::Ended,
+                    [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected],
+                ))
+            }
+            (Some(profile), _) => Ok(profile),
+            (None, _) => Err((Status::NoProfile, [0; 4])),
+        }
+    }
+
+    fn scan<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
+        let profile = self.usable()?;
+        let (from, end, gfns) = range(host, request)?;
+        let words = host
+            .bitmap(gfns)
+            .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
+        let bitmap = Bitmap::new(words.as_ref());
+
+        let counters = |host: &mut H| {
+            free_by_counters(host, profile)
+                .map(|reading| reading.pages)
+                .map_err(|error| (Status::CountersUnreadable, [error.zone, error.at.get(), 0, 0]))
+        };
+        // A scan from 0 to the end counts as one of all memory, over however many calls.
+        let everything = end == gfns;
+        let mut full = match self.scan {
+            Some(full) if everything && full.next == from && from != 0 => Some(full),
+            _ if everything && from == 0 => Some(FullScan {
+                guest_free_before: counters(host)?,
+                paused: true,
+                ..FullScan::default()
+            }),
+            _ => None,
+        };
+
+        let unlimited = request.budget == 0;
+        let mut scanner = Scanner::new(FreeCheck::new(profile));
+        let mut at = from;
+        let outcome = loop {
+            if at >= end || (!unlimited && request.budget == 0) {
+                break Outcome::Finished;
+            }
+            if at != from && host.preempted() {
+                break Outcome::Again;
+            }
+            let paused = host.paused_by_toolstack();
+            let chunk = if unlimited {
+                SCAN_CHUNK
+            } else {
+                SCAN_CHUNK.min(request.budget)
+            };
+            let before = host.now();
+            let step = scanner.step(host, &bitmap, Gfn::new(at), Gfn::new(end), chunk);
+            if let Some(full) = &mut full {
+                add(&mut full.total, &step);
+                full.next = step.next;
+                full.elapsed_ns += host.now().saturating_sub(before);
+                full.paused &= paused;
+            }
+            for (sum, pages) in
+                request
+                    .result
+                    .iter_mut()
+                    .zip([step.free, step.in_use, step.no_descriptor, step.unknown])
+            {
+                *sum = sum.wrapping_add(pages);
+            }
+            if !unlimited {
+                request.budget -= step.descriptors.min(request.budget);
+            }
+            at = step.next;
+        };
+        request.cursor = at;
+        if at < end || full.is_none() {
+            self.scan = full;
+            return Ok(outcome);
+        }
+        let after = counters(host)?;
+        self.scan = None;
+        if let Some(full) = full {
+            self.complete_scan(&full, after)?;
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// A scan of all memory is complete: account for it and admit the profile, or refuse it.
+    fn complete_scan(&mut self, full: &FullScan, guest_free_after: u64) -> Result<(), Refusal> {
+        let s = &mut self.statistics;
+        s.scans += 1;
+        s.scan_descriptors = full.total.descriptors;
+        s.scan_free = full.total.free;
+        s.scan_in_use = full.total.in_use;
+        s.scan_no_descriptor = full.total.no_descriptor;
+        s.scan_unknown = full.total.unknown;
+        s.scan_ns = full.elapsed_ns;
+        s.guest_free_before = full.guest_free_before;
+        s.guest_free_after = guest_free_after;
+        let low = full.guest_free_before.min(guest_free_after);
+        let high = full.guest_free_before.max(guest_free_after);
+        let slack = tolerance(low, high, full.paused);
+        let found = full.total.free;
+        if found.saturating_add(slack) < low || found > high.saturating_add(slack) {
+            // The nominations of a profile that is not believed are never acted on: it stays, or falls back to, loaded.
+            self.state = State::Loaded;
+            return Err((Status::CountsDisagree, [found, low, high, slack]));
+        }
+        self.state = State::Admitted;
+        Ok(())
+    }
+
+    fn share<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
+        self.usable()?;
+        if self.state != State::Admitted {
+            return Err((Status::NotAdmitted, [0; 4]));
+        }
+        let steps = steps(request.flags)?;
+        let (from, end, gfns) = range(host, request)?;
+        let words = host
+            .bitmap(gfns)
+            .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
+        let bitmap = Bitmap::new(words.as_ref());
+        let unlimited = request.budget == 0;
+        let mut at = from;
+        while at < end {
+            if at != from && host.preempted() {
+                request.cursor = at;
+                return Ok(Outcome::Again);
+            }
+            // Asked before each slice: a device may be assigned, or a migration begin, between two.
+            if let Some((status, value)) = host.blocker() {
+                request.cursor = at;
+                return Err((status, [value, 0, 0, 0]));
+            }
+            let mut report = SliceReport::default();
+            let Some(profile) = &self.profile else {
+                return Err((Status::NoProfile, [0; 4]));
+            };
+            let ended = share_slice(
+                host,
+                profile,
+                &bitmap,
+                Gfn::new(at),
+                Gfn::new(end),
+                steps,
+                &mut report,
+            );
+            self.count_slice(&report);
+            if let Err(reason) = ended {
+                request.cursor = at;
+                return Err(self.guard_refused(reason));
+            }
+            if report.paused {
+                self.guard_streak = 0;
+            }
+            // A slice that stops where it began would loop for ever; none does, and if one did it ends here.
+            at = report.next.max(at.saturating_add(1)).min(end);
+            let figures = [
+                report.shared,
+                report.superpages,
+                report.rejected,
+                report.skipped[Skip::Held.index()],
+            ];
+            for (sum, pages) in request.result.iter_mut().zip(figures) {
+                *sum = sum.wrapping_add(pages);
+            }
+            if !unlimited {
+                request.budget = request.budget.saturating_sub(report.shared);
+                if request.budget == 0 {
+                    break;
+                }
+            }
+        }
+        request.cursor = at;
+        Ok(Outcome::Finished)
+    }
+
+    fn count_slice(&mut self, report: &SliceReport) {
+        let s = &mut self.statistics;
+        if report.paused {
+            s.slices += 1;
+            s.pauses += 1;
+        }
+        s.shared += report.shared;
+        s.shared_superpages += report.superpages;
+        s.shared_entries += report.entries;
+        s.rejected += report.rejected;
+        s.skipped_not_ram += report.skipped[Skip::NotRam.index()];
+        s.skipped_held += report.skipped[Skip::Held.index()];
+        s.skipped_not_zero += report.skipped[Skip::NotZero.index()];
+        s.skipped_no_pool += report.skipped[Skip::NoPool.index()];
+        s.skipped_entry_refused += report.skipped[Skip::EntryRefused.index()];
+        s.skipped_log_dirty += report.skipped[Skip::LogDirty.index()];
+        s.already += report.skipped[Skip::Already.index()];
+        s.pause_total_ns += report.pause_ns;
+        s.pause_longest_ns = s.pause_longest_ns.max(report.pause_ns);
+        s.slice_most_units = s.slice_most_units.max(report.units);
+        s.slice_most_pages = s.slice_most_pages.max(report.shared);
+    }
+
+    fn guard_refused(&mut self, reason: SliceEnd) -> Refusal {
+        self.statistics.guard_failures += 1;
+        self.guard_streak += 1;
+        match reason {
+            SliceEnd::NoVcpuOnline => (Status::NoVcpuOnline, [0; 4]),
+            SliceEnd::Guard(mismatch) => {
+                let values = mismatch_values(&mismatch);
+                let s = &mut self.statistics;
+                [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected] = values;
+                if mismatch.is_final() || self.guard_streak >= GUARD_PATIENCE {
+                    self.end();
+                    (Status::Ended, values)
+                } else {
+                    (Status::KernelChanged, values)
+                }
+            }
+        }
+    }
+
+    /// The counters, with what the shim counts filled in.
+    pub fn statistics<H: Host>(&self, host: &mut H) -> Statistics {
+        let shim = host.counters();
+        let covered = host
+            .bitmap(0)
+            .map_or(0, |words| Bitmap::new(words.as_ref()).gfns());
+        Statistics {
+            state: self.state as u64,
+            zero_gfns: shim.zero_gfns,
+            unshared: shim.unshared,
+            unshare_enomem: shim.unshare_enomem,
+            released: shim.released,
+            metadata_bytes: shim.metadata_bytes,
+            bitmap_gfns: covered,
+            ..self.statistics
+        }
+    }
+
+    fn explain<H: Host>(
+        &mut self,
+        host: &mut H,
+        request: &mut Request,
+        buffer: &mut [u8],
+    ) -> Result<(), Refusal> {
+        let gfns = host.gfns();
+        if request.cursor >= gfns {
+            return Err((Status::OutOfRange, [request.cursor, gfns, 0, 0]));
+        }
+        let gfn = Gfn::new(request.cursor);
+        let nominated = host
+            .bitmap(0)
+            .is_ok_and(|words| Bitmap::new(words.as_ref()).get(gfn));
+        let info = host.gfn_info(gfn);
+        let answer = explain(host, self.profile.as_ref(), nominated, &info, gfn);
+        put(request, buffer, answer.as_bytes())
+    }
+}
+
+fn add(total: &mut ScanStep, step: &ScanStep) {
+    total.free += step.free;
+    total.in_use += step.in_use;
+    total.no_descriptor += step.no_descriptor;
+    total.unknown += step.unknown;
+    total.descriptors += step.descriptors;
+}
+
+/// The steps that a share request asks for: all, but for the test-only feature `mutants`.
+fn steps(flags: u32) -> Result<Steps, Refusal> {
+    #[cfg(feature = "mutants")]
+    {
+        use crate::share::Mutation;
+        let mutation = match flags >> crate::abi::SHARE_MUTATION_SHIFT {
+            1 => Some(Mutation::NoPause),
+            2 => Some(Mutation::NoGuard),
+            3 => Some(Mutation::NoRecheck),
+            4 => Some(Mutation::NoFlush),
+            5 => Some(Mutation::UnpauseFirst),
+            6 => Some(Mutation::ReleaseFirst),
+            _ => None,
+        };
+        if let Some(mutation) = mutation {
+            return Ok(Steps::with(mutation));
+        }
+    }
+    if flags == 0 {
+        Ok(Steps::default())
+    } else {
+        Err((Status::BadRequest, [u64::from(flags), 0, 0, 0]))
+    }
+}
+
+/// The frames that a request covers: first, one past the last, and one past the guest's last.
+fn range<H: Host>(host: &mut H, request: &Request) -> Result<(u64, u64, u64), Refusal> {
+    let gfns = host.gfns();
+    if gfns > MAX_BITMAP_GFNS {
+        return Err((Status::OutOfRange, [gfns, MAX_BITMAP_GFNS, 0, 0]));
+    }
+    let end = if request.end == 0 { gfns } else { request.end };
+    if end > gfns {
+        return Err((Status::OutOfRange, [end, gfns, 0, 0]));
+    }
+    if request.cursor > end {
+        return Err((Status::OutOfRange, [request.cursor, end, 0, 0]));
+    }
+    Ok((request.cursor, end, gfns))
+}
+
+/// Copies an answer into the buffer.
+fn put(request: &mut Request, buffer: &mut [u8], answer: &[u8]) -> Result<(), Refusal> {
+    let needed = u32::try_from(answer.len()).unwrap_or(u32::MAX);
+    let Some(room) = buffer.get_mut(..answer.len()) else {
+        request.buffer_size = needed;
+        return Err((Status::BufferTooSmall, [u64::from(needed), 0, 0, 0]));
+    };
+    room.copy_from_slice(answer);
+    request.buffer_size = needed;
+    Ok(())
+}
+
+fn registers<H: Host>(host: &mut H, request: &mut Request, buffer: &mut [u8]) -> Result<(), Refusal> {
+    const EACH: usize = size_of::<VcpuRegisters>();
+    let needed = host.vcpus() as usize * EACH;
+    let needed_field = u32::try_from(needed).unwrap_or(u32::MAX);
+    let Some(room) = buffer.get_mut(..needed) else {
+        request.buffer_size = needed_field;
+        return Err((Status::BufferTooSmall, [needed as u64, 0, 0, 0]));
+    };
+    host.pause();
+    for (vcpu, slot) in (0..).zip(room.chunks_exact_mut(EACH)) {
+        slot.copy_from_slice(host.registers(vcpu).as_bytes());
+    }
+    host.unpause();
+    request.buffer_size = needed_field;
+    Ok(())
+}
+
+fn read_bitmap<H: Host>(host: &mut H, request: &mut Request, buffer: &mut [u8]) -> Result<(), Refusal> {
+    let words = host
+        .bitmap(0)
+        .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
+    let bitmap = Bitmap::new(words.as_ref());
+    let covered = bitmap.gfns();
+    if request.cursor % 8 != 0 || request.cursor > covered {
+        return Err((Status::OutOfRange, [request.cursor, covered, 0, 0]));
+    }
+    let available = usize::try_from((covered - request.cursor) / 8).unwrap_or(usize::MAX);
+    let used = available.min(buffer.len());
+    for (at, byte) in (request.cursor / 8..).zip(buffer.iter_mut().take(used)) {
+        let word = bitmap.word(at / 8).to_le_bytes();
+        *byte = word[usize::try_from(at % 8).unwrap_or(0)];
+    }
+    request.result[0] = covered;
+    request.cursor += used as u64 * 8;
+    request.buffer_size = u32::try_from(used).unwrap_or(u32::MAX);
+    Ok(())
+}

@@ -1,0 +1,526 @@
+//! Share slices: free pages change hands, a bounded number at a time.
+//!
+//! # The slice
+//!
+//! ```text
+//! P pause -> I identify -> lock p2m -> [ C re-check -> S share ]* -> flush -> unlock -> U unpause -> release
+//! ```
+//!
+//! Guest allocation is (1) mark not free, (2) write. Before P, C sees (1). After U the write faults and gets a cleared
+//! page. Nothing of the guest runs between, so no write is lost, whatever the interleaving. The old frames are freed
+//! only after the flush, so no stale translation reaches a frame that someone else owns.
+//!
+//! [`share_slice_protected`] is the order for a guest that keeps running: R (read-only entry and an acknowledged flush),
+//! C, S or restore. It cannot read a running virtual CPU's registers, which is why the free stage pauses.
+//!
+//! # Lock order
+//!
+//! The domain's Lacuna lock (held by the caller) < p2m lock < whatever the p2m needs (page allocator, paging pool).
+//! Nothing sleeps or allocates guest-visible memory between `lock` and `unlock`.
+//!
+//! # Bounds
+//!
+//! A slice spends at most [`MAX_SLICE_UNITS`], one for each 4 KiB entry or rejected page and [`SUPERPAGE_UNITS`] for
+//! each 2 MiB entry, and ends early once the guest has been stopped for [`MAX_SLICE_NS`].
+
+use crate::guard::check_boot_value;
+use crate::profile::BytesRule;
+use crate::{
+    Bitmap, FreeCheck, Gfn, GuardFailure, GuardMismatch, GuestMemory, Order, Profile, VcpuRegisters, Verdict,
+    check_guard,
+};
+
+/// Most work in one slice.
+pub const MAX_SLICE_UNITS: u64 = 512;
+/// What a 2 MiB entry costs: 512 frames are looked at, one entry is written. Eight fit a slice, that is 4,096 pages.
+pub const SUPERPAGE_UNITS: u64 = 64;
+/// The guest is started again at the next page once it has been stopped this long, in nanoseconds.
+pub const MAX_SLICE_NS: u64 = 1_000_000;
+/// Bitmap words that a stopped guest is made to wait for: the next nominee may be far away.
+const LOOKAHEAD_GFNS: u64 = 64 * 512;
+
+/// Why a free page was left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// Not ordinary guest memory (a hole, a device, a page that is already shared by content).
+    NotRam,
+    /// Someone else holds it: a grant, a foreign mapping, the device model, a type reference.
+    Held,
+    /// Its bytes are not zero, and the profile demands it.
+    NotZero,
+    /// The paging pool cannot supply a page table.
+    NoPool,
+    /// The p2m refused the entry.
+    EntryRefused,
+    /// Log-dirty mode was turned on.
+    LogDirty,
+    /// It is a zero frame already.
+    Already,
+}
+
+impl Skip {
+    /// Number of reasons.
+    pub const COUNT: usize = 7;
+
+    /// Position of this reason in [`SliceReport::skipped`]; the shim's code is one more.
+    pub const fn index(self) -> usize {
+        match self {
+            Self::NotRam => 0,
+            Self::Held => 1,
+            Self::NotZero => 2,
+            Self::NoPool => 3,
+            Self::EntryRefused => 4,
+            Self::LogDirty => 5,
+            Self::Already => 6,
+        }
+    }
+
+    /// The reason with the shim's code `code`, 1 to 7.
+    pub const fn from_code(code: i32) -> Option<Self> {
+        Some(match code {
+            1 => Self::NotRam,
+            2 => Self::Held,
+            3 => Self::NotZero,
+            4 => Self::NoPool,
+            5 => Self::EntryRefused,
+            6 => Self::LogDirty,
+            7 => Self::Already,
+            _ => return None,
+        })
+    }
+}
+
+/// The domain's virtual CPUs and its p2m, as the engine needs them.
+pub trait P2m: GuestMemory {
+    /// Stops every virtual CPU of the guest and waits until each has left it.
+    fn pause(&mut self);
+    /// Undoes one [`P2m::pause`].
+    fn unpause(&mut self);
+    /// Number of virtual CPUs, online or not.
+    fn vcpus(&mut self) -> u32;
+    /// Registers of virtual CPU `vcpu`, which does not run.
+    fn registers(&mut self, vcpu: u32) -> VcpuRegisters;
+    /// Takes the p2m lock: no entry changes, and nobody takes a new reference to a page through the p2m.
+    fn lock(&mut self);
+    /// Drops it.
+    fn unlock(&mut self);
+    /// Replaces the 2^`order` frames at `gfn` by zero frames, all or none, and queues the old ones for
+    /// [`P2m::release`]. `order` is [`Order::PAGE`] or [`Order::SUPERPAGE`]. Returns the pages newly shared: a block may
+    /// contain zero frames already.
+    ///
+    /// # Errors
+    /// [`Skip`]; nothing has changed then.
+    fn share_zero(&mut self, gfn: Gfn, order: Order, bytes: BytesRule) -> Result<u64, Skip>;
+    /// Makes every processor forget old translations, and waits for it.
+    fn flush(&mut self);
+    /// Scrubs and frees what [`P2m::share_zero`] queued. The guest runs, no lock is held.
+    fn release(&mut self);
+    /// A monotonic clock, in nanoseconds.
+    fn now(&mut self) -> u64;
+}
+
+/// Write protection for the guest that keeps running.
+pub trait Protect: P2m {
+    /// Makes the entry read-only, so that a write faults and waits for the p2m lock. Not yet flushed.
+    ///
+    /// # Errors
+    /// [`Skip`]; nothing has changed then.
+    fn protect(&mut self, gfn: Gfn, order: Order) -> Result<(), Skip>;
+    /// Undoes [`P2m::share_zero`]'s precondition: the entry is writable again.
+    fn restore(&mut self, gfn: Gfn, order: Order);
+}
+
+/// A step left out or moved, to show that tests notice. Exists only with the feature `mutants`.
+#[cfg(feature = "mutants")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// P left out: the guest runs on.
+    NoPause,
+    /// I left out.
+    NoGuard,
+    /// C left out: the scan is trusted.
+    NoRecheck,
+    /// The flush left out.
+    NoFlush,
+    /// U before C and S.
+    UnpauseFirst,
+    /// Old frames freed before the flush and U.
+    ReleaseFirst,
+    /// R left out (protected variant).
+    NoProtect,
+    /// C before R (protected variant).
+    RecheckFirst,
+    /// The flush after R left out (protected variant).
+    NoProtectFlush,
+}
+
+/// Which steps a slice takes: all of them, in their order. Only with the test-only feature `mutants` is there another
+/// value, so a build without it cannot leave a step out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Steps {
+    #[cfg(feature = "mutants")]
+    mutation: Option<Mutation>,
+}
+
+#[cfg(feature = "mutants")]
+impl Steps {
+    /// The steps with one fault.
+    pub const fn with(mutation: Mutation) -> Self {
+        Self {
+            mutation: Some(mutation),
+        }
+    }
+}
+
+/// Whether `steps` carries the named mutation; the constant `false` where mutations do not exist.
+macro_rules! mutated {
+    ($steps:expr, $name:ident) => {{
+        #[cfg(feature = "mutants")]
+        {
+            $steps.mutation == Some(Mutation::$name)
+        }
+        #[cfg(not(feature = "mutants"))]
+        {
+            let _ = $steps;
+            false
+        }
+    }};
+}
+
+/// What one slice did. Counts are of pages unless they say otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SliceReport {
+    /// Where the next slice begins; the end of the range when there is nothing left.
+    pub next: u64,
+    /// Pages newly on zero frames.
+    pub shared: u64,
+    /// 2 MiB entries written.
+    pub superpages: u64,
+    /// 4 KiB entries written.
+    pub entries: u64,
+    /// Pages that the bitmap called free and the re-check did not: what a scan alone would have lost.
+    pub rejected: u64,
+    /// Free pages left alone, by [`Skip::index`].
+    pub skipped: [u64; Skip::COUNT],
+    /// Work done, at most [`MAX_SLICE_UNITS`] and one region more.
+    pub units: u64,
+    /// How long the guest was stopped, in nanoseconds; 0 when it was not.
+    pub pause_ns: u64,
+    /// Whether the guest was stopped at all.
+    pub paused: bool,
+}
+
+/// Why a slice shared nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SliceEnd {
+    /// Another kernel, or none that can be recognised.
+    Guard(GuardMismatch),
+    /// No virtual CPU is online.
+    NoVcpuOnline,
+}
+
+/// One slice over `from..to`: see the module's header.
+///
+/// # Errors
+/// [`SliceEnd`] when the guard refuses; nothing was shared then. `report.pause_ns` counts either way.
+pub fn share_slice<P: P2m>(
+    p2m: &mut P,
+    profile: &Profile,
+    bitmap: &Bitmap<'_>,
+    from: Gfn,
+    to: Gfn,
+    steps: Steps,
+    report: &mut SliceReport,
+) -> Result<(), SliceEnd> {
+    *report = SliceReport {
+        next: to.get(),
+        ..SliceReport::default()
+    };
+    // Looked up before the pause: the nominee can be far away.
+    let Some(first) = bitmap.next_set(from, to) else {
+        return Ok(());
+    };
+
+    report.paused = true;
+    if !mutated!(steps, NoPause) {
+        p2m.pause();
+    }
+    let started = p2m.now();
+    let identified = if mutated!(steps, NoGuard) {
+        Ok(())
+    } else {
+        identify(p2m, profile)
+    };
+    if mutated!(steps, UnpauseFirst) {
+        p2m.unpause();
+    }
+    if identified.is_ok() {
+        p2m.lock();
+        share_nominees(p2m, profile, bitmap, first, to, started, steps, report);
+        if mutated!(steps, ReleaseFirst) {
+            p2m.release();
+        }
+        if !mutated!(steps, NoFlush) {
+            p2m.flush();
+        }
+        p2m.unlock();
+    }
+    report.pause_ns = p2m.now().saturating_sub(started);
+    if !mutated!(steps, NoPause) && !mutated!(steps, UnpauseFirst) {
+        p2m.unpause();
+    }
+    p2m.release();
+    identified
+}
+
+/// Guard I over every virtual CPU of the stopped guest.
+fn identify<P: P2m>(p2m: &mut P, profile: &Profile) -> Result<(), SliceEnd> {
+    let mut online = 0_u32;
+    for vcpu in 0..p2m.vcpus() {
+        let registers = p2m.registers(vcpu);
+        online += registers.flags & VcpuRegisters::ONLINE;
+        check_guard(p2m, profile, vcpu, &registers).map_err(SliceEnd::Guard)?;
+    }
+    if online == 0 {
+        return Err(SliceEnd::NoVcpuOnline);
+    }
+    check_boot_value(p2m, profile).map_err(SliceEnd::Guard)
+}
+
+/// C and S over the nominees from `first` on, until the slice's bounds.
+#[allow(clippy::too_many_arguments)] // one call site: the body of a slice
+fn share_nominees<P: P2m>(
+    p2m: &mut P,
+    profile: &Profile,
+    bitmap: &Bitmap<'_>,
+    first: Gfn,
+    to: Gfn,
+    started: u64,
+    steps: Steps,
+    report: &mut SliceReport,
+) {
+    let mut check = FreeCheck::new(profile);
+    let mut at = first;
+    loop {
+        report.next = at.get();
+        if report.units >= MAX_SLICE_UNITS || p2m.now().saturating_sub(started) >= MAX_SLICE_NS {
+            return;
+        }
+        let region = at.align_down(Order::SUPERPAGE);
+        let region_end = region.saturating_add(Order::SUPERPAGE.pages());
+        let whole = at == region && region_end <= to;
+        at = if whole && bitmap.count(region, region_end) == Order::SUPERPAGE.pages() {
+            match share_region(p2m, profile, &mut check, region, steps, report) {
+                RegionEnd::Done => region_end,
+                RegionEnd::TryPages => {
+                    share_pages(p2m, profile, bitmap, &mut check, at, region_end, steps, report)
+                }
+            }
+        } else {
+            share_pages(
+                p2m,
+                profile,
+                bitmap,
+                &mut check,
+                at,
+                region_end.min(to),
+                steps,
+                report,
+            )
+        };
+        // The stopped guest does not wait for a long search: the next slice makes it before its pause.
+        let horizon = at.saturating_add(LOOKAHEAD_GFNS).min(to);
+        match bitmap.next_set(at, horizon) {
+            Some(next) => at = next,
+            None => {
+                report.next = horizon.get();
+                return;
+            }
+        }
+    }
+}
+
+enum RegionEnd {
+    /// The region needs no more work.
+    Done,
+    /// It cannot be one 2 MiB entry: try its pages.
+    TryPages,
+}
+
+/// A 2 MiB region that the bitmap calls wholly free.
+fn share_region<P: P2m>(
+    p2m: &mut P,
+    profile: &Profile,
+    check: &mut FreeCheck,
+    region: Gfn,
+    steps: Steps,
+    report: &mut SliceReport,
+) -> RegionEnd {
+    report.units += 1;
+    if !mutated!(steps, NoRecheck) && !region_is_free(p2m, check, region) {
+        return RegionEnd::TryPages;
+    }
+    match p2m.share_zero(region, Order::SUPERPAGE, profile.free.bytes) {
+        Ok(pages) => {
+            report.shared += pages;
+            report.superpages += 1;
+            report.units += SUPERPAGE_UNITS - 1;
+            RegionEnd::Done
+        }
+        Err(Skip::Already) => {
+            report.skipped[Skip::Already.index()] += Order::SUPERPAGE.pages();
+            RegionEnd::Done
+        }
+        Err(_) => {
+            // The frames were looked at: that is most of the cost. The pages' own reasons are counted one by one.
+            report.units += SUPERPAGE_UNITS - 1;
+            RegionEnd::TryPages
+        }
+    }
+}
+
+/// Whether free blocks cover the whole region. Reads one head where a large block does, 512 at most.
+fn region_is_free<M: GuestMemory>(memory: &mut M, check: &mut FreeCheck, region: Gfn) -> bool {
+    let end = region.saturating_add(Order::SUPERPAGE.pages());
+    let mut at = region;
+    while at < end {
+        match check.page(memory, at) {
+            Verdict::Free { head, order } => {
+                let next = head.saturating_add(order.pages());
+                if next <= at {
+                    return false;
+                }
+                at = next;
+            }
+            Verdict::InUse(_) | Verdict::Unknown(_) => return false,
+        }
+    }
+    true
+}
+
+/// Nominated pages of `from..end`, which lie in one 2 MiB region, as 4 KiB entries. Returns where it stopped.
+#[allow(clippy::too_many_arguments)] // as share_nominees
+fn share_pages<P: P2m>(
+    p2m: &mut P,
+    profile: &Profile,
+    bitmap: &Bitmap<'_>,
+    check: &mut FreeCheck,
+    from: Gfn,
+    end: Gfn,
+    steps: Steps,
+    report: &mut SliceReport,
+) -> Gfn {
+    let mut at = from;
+    while let Some(nominee) = bitmap.next_set(at, end) {
+        at = nominee;
+        if report.units >= MAX_SLICE_UNITS {
+            return at;
+        }
+        let stop = if mutated!(steps, NoRecheck) {
+            at.saturating_add(1)
+        } else {
+            match check.page(p2m, at) {
+                Verdict::Free { head, order } => head.saturating_add(order.pages()).min(end),
+                Verdict::InUse(_) | Verdict::Unknown(_) => {
+                    report.rejected += 1;
+                    report.units += 1;
+                    at = at.saturating_add(1);
+                    continue;
+                }
+            }
+        };
+        while at < stop {
+            if report.units >= MAX_SLICE_UNITS {
+                return at;
+            }
+            report.units += 1;
+            match p2m.share_zero(at, Order::PAGE, profile.free.bytes) {
+                Ok(pages) => {
+                    report.shared += pages;
+                    report.entries += 1;
+                }
+                Err(skip) => report.skipped[skip.index()] += 1,
+            }
+            at = at.saturating_add(1);
+        }
+    }
+    end
+}
+
+/// The order for a guest that keeps running, over one block: R, C, S or restore. Used where the caller has another proof
+/// of which kernel runs, or needs none (comparison by content).
+///
+/// Returns the pages shared.
+///
+/// # Errors
+/// [`Skip`] when the block cannot be protected or shared, or is no longer free ([`Skip::Held`]); it is as before then.
+pub fn share_slice_protected<P: Protect>(
+    p2m: &mut P,
+    profile: &Profile,
+    gfn: Gfn,
+    order: Order,
+    steps: Steps,
+) -> Result<u64, Skip> {
+    p2m.lock();
+    let result = share_protected_locked(p2m, profile, gfn, order, steps);
+    p2m.flush();
+    p2m.unlock();
+    p2m.release();
+    result
+}
+
+fn share_protected_locked<P: Protect>(
+    p2m: &mut P,
+    profile: &Profile,
+    gfn: Gfn,
+    order: Order,
+    steps: Steps,
+) -> Result<u64, Skip> {
+    let early = mutated!(steps, RecheckFirst).then(|| block_is_free(p2m, profile, gfn, order));
+    if !mutated!(steps, NoProtect) {
+        p2m.protect(gfn, order)?;
+    }
+    // Until the flush is acknowledged a stale translation can still write.
+    if !mutated!(steps, NoProtectFlush) {
+        p2m.flush();
+    }
+    let free = early.unwrap_or_else(|| mutated!(steps, NoRecheck) || block_is_free(p2m, profile, gfn, order));
+    let result = if free {
+        p2m.share_zero(gfn, order, profile.free.bytes)
+    } else {
+        Err(Skip::Held)
+    };
+    if result.is_err() {
+        p2m.restore(gfn, order);
+    }
+    result
+}
+
+/// Whether a free block covers all of `gfn..gfn + 2^order`, in the kernel of this boot.
+fn block_is_free<M: GuestMemory>(memory: &mut M, profile: &Profile, gfn: Gfn, order: Order) -> bool {
+    if check_boot_value(memory, profile).is_err() {
+        return false;
+    }
+    let mut check = FreeCheck::new(profile);
+    let end = gfn.saturating_add(order.pages());
+    let mut at = gfn;
+    while at < end {
+        match check.page(memory, at) {
+            Verdict::Free { head, order } => at = head.saturating_add(order.pages()),
+            Verdict::InUse(_) | Verdict::Unknown(_) => return false,
+        }
+    }
+    true
+}
+
+/// The values of a guard mismatch as they cross the hypercall.
+pub(crate) fn mismatch_values(mismatch: &GuardMismatch) -> [u64; 4] {
+    let GuardMismatch {
+        vcpu,
+        failure,
+        found,
+        expected,
+    } = *mismatch;
+    let failure: GuardFailure = failure;
+    [u64::from(vcpu), failure.code(), found, expected]
+}
