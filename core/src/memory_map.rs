@@ -146,7 +146,8 @@ impl MemoryMapReader {
                 // The first descriptor that begins after the hole; one that begins inside it cannot be read whole.
                 let next = last_byte
                     .checked_sub(self.base.get())
-                    .map_or(u64::MAX, |offset| offset / self.descriptor_bytes + 1);
+                    .and_then(|offset| offset.checked_div(self.descriptor_bytes))
+                    .map_or(u64::MAX, |index| index + 1);
                 DescriptorError::NotMapped {
                     next: Gfn::new(next.max(gfn.get().saturating_add(1))),
                 }

@@ -223,7 +223,7 @@ pub enum FieldRule {
     PredicateValue = 6,
     /// The largest order is at most 18 and at least 1.
     MaxOrder = 7,
-    /// There is at least one zone.
+    /// There is at least one zone, and at most [`MAX_ZONES`].
     Zones = 8,
     /// A zone's array lies in the kernel's half, its stride is 8 to 4096 and its count lies inside an element.
     ZonePlace = 9,
@@ -279,51 +279,130 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
+/// The body of an encoded profile, whose header and checksum are right.
+fn checked_body(bytes: &[u8]) -> Result<&[u8], ProfileError> {
+    if bytes.len() > MAX_PROFILE_BYTES {
+        return Err(ProfileError::TooLarge(bytes.len()));
+    }
+    let truncated = |needed| ProfileError::Truncated {
+        given: bytes.len(),
+        needed,
+    };
+    let (header, body) = bytes
+        .split_at_checked(HEADER_BYTES)
+        .ok_or(truncated(HEADER_BYTES))?;
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    if word(0) != MAGIC {
+        return Err(ProfileError::Magic(word(0)));
+    }
+    let version = u16::from_le_bytes([header[4], header[5]]);
+    if version != VERSION || header[6..8] != [0, 0] {
+        return Err(ProfileError::Version(version));
+    }
+    let length = word(8) as usize;
+    if body.len() < length {
+        return Err(truncated(HEADER_BYTES.saturating_add(length)));
+    }
+    if body.len() > length {
+        return Err(ProfileError::Encoding);
+    }
+    let computed = crc32c(body);
+    if word(12) != computed {
+        return Err(ProfileError::Checksum {
+            stated: word(12),
+            computed,
+        });
+    }
+    Ok(body)
+}
+
 impl Profile {
+    /// A profile that describes nothing: the place that [`Profile::decode_from`] fills. It keeps no [`FieldRule`].
+    pub const fn blank() -> Self {
+        let field = Field { offset: 0, width: 0 };
+        Self {
+            kernel: Kernel {
+                release: String::new(),
+                layout: [0; 16],
+            },
+            root: GuestPhys::new(0),
+            levels: PagingLevels::Four,
+            memory_map: MemoryMap::Vmemmap {
+                base: GuestVirt::new(0),
+            },
+            descriptor_bytes: 0,
+            free: FreeRule {
+                predicate: Predicate {
+                    field,
+                    mask: 0,
+                    expected: 0,
+                },
+                order: field,
+                references: field,
+                max_order: Order::PAGE,
+                bytes: BytesRule::Any,
+            },
+            contents: Contents::DontCare,
+            zones: Vec::new(),
+            guard: Guard {
+                idt_base: 0,
+                idt_limit: 0,
+                lstar: 0,
+                root_slots: Vec::new(),
+                boot_value_at: GuestVirt::new(0),
+                boot_value: 0,
+            },
+        }
+    }
+
     /// Decodes and checks a profile.
     ///
     /// # Errors
     /// [`ProfileError`]; a profile that is returned keeps every [`FieldRule`].
     pub fn decode(bytes: &[u8]) -> Result<Self, ProfileError> {
-        if bytes.len() > MAX_PROFILE_BYTES {
-            return Err(ProfileError::TooLarge(bytes.len()));
+        let mut profile = Self::blank();
+        profile.decode_from(bytes)?;
+        Ok(profile)
+    }
+
+    /// Decodes and checks a profile in place: `self` becomes it, or is unspecified after an error.
+    ///
+    /// A profile has some kilobytes and the hypervisor's stack only eight, so members are decoded one by one. The
+    /// encoding is still what serde derives: postcard writes a structure's members one after the other.
+    ///
+    /// # Errors
+    /// [`ProfileError`]; after success every [`FieldRule`] is kept.
+    pub fn decode_from(&mut self, bytes: &[u8]) -> Result<(), ProfileError> {
+        fn take<'b, T: Deserialize<'b>>(from: &mut &'b [u8]) -> Result<T, ProfileError> {
+            let (value, rest) = postcard::take_from_bytes(from).map_err(|_| ProfileError::Encoding)?;
+            *from = rest;
+            Ok(value)
         }
-        let truncated = |needed| ProfileError::Truncated {
-            given: bytes.len(),
-            needed,
-        };
-        let (header, body) = bytes
-            .split_at_checked(HEADER_BYTES)
-            .ok_or(truncated(HEADER_BYTES))?;
-        let word =
-            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        if word(0) != MAGIC {
-            return Err(ProfileError::Magic(word(0)));
-        }
-        let version = u16::from_le_bytes([header[4], header[5]]);
-        if version != VERSION || header[6..8] != [0, 0] {
-            return Err(ProfileError::Version(version));
-        }
-        let length = word(8) as usize;
-        if body.len() < length {
-            return Err(truncated(HEADER_BYTES.saturating_add(length)));
-        }
-        if body.len() > length {
-            return Err(ProfileError::Encoding);
-        }
-        let computed = crc32c(body);
-        if word(12) != computed {
-            return Err(ProfileError::Checksum {
-                stated: word(12),
-                computed,
+        let mut body = checked_body(bytes)?;
+        self.kernel = take(&mut body)?;
+        self.root = take(&mut body)?;
+        self.levels = take(&mut body)?;
+        self.memory_map = take(&mut body)?;
+        self.descriptor_bytes = take(&mut body)?;
+        self.free = take(&mut body)?;
+        self.contents = take(&mut body)?;
+        self.zones.clear();
+        let zones: usize = take(&mut body)?;
+        if zones > MAX_ZONES {
+            return Err(ProfileError::Field {
+                rule: FieldRule::Zones,
+                value: zones as u64,
             });
         }
-        let (profile, rest) = postcard::take_from_bytes::<Self>(body).map_err(|_| ProfileError::Encoding)?;
-        if !rest.is_empty() {
+        for _ in 0..zones {
+            let zone = take(&mut body)?;
+            self.zones.push(zone).map_err(|_| ProfileError::Encoding)?;
+        }
+        self.guard = take(&mut body)?;
+        if !body.is_empty() {
             return Err(ProfileError::Encoding);
         }
-        profile.check()?;
-        Ok(profile)
+        self.check()
     }
 
     /// Encodes the profile into `buffer` and returns the bytes used.
@@ -344,7 +423,7 @@ impl Profile {
         header[6..8].fill(0);
         header[8..12].copy_from_slice(&length_field.to_le_bytes());
         header[12..].copy_from_slice(&crc32c(body).to_le_bytes());
-        Ok(&buffer[..HEADER_BYTES + length])
+        buffer.get(..HEADER_BYTES + length).ok_or(ProfileError::NoRoom)
     }
 
     /// Checks every [`FieldRule`].

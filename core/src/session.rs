@@ -13,8 +13,8 @@ use crate::abi::{GfnInfo, Op, Request, ShimCounters, State, Statistics};
 use crate::admission::tolerance;
 use crate::share::mismatch_values;
 use crate::{
-    Bitmap, FreeCheck, Gfn, MAX_PROFILE_BYTES, P2m, Profile, ScanStep, Scanner, Skip, SliceEnd, SliceReport,
-    Status, Steps, VcpuRegisters, explain, free_by_counters, share_slice,
+    Bitmap, FreeCheck, Gfn, MAX_PROFILE_BYTES, P2m, Profile, ProfileError, ScanStep, Scanner, Skip, SliceEnd,
+    SliceReport, Status, Steps, VcpuRegisters, explain, free_by_counters, share_slice,
 };
 
 /// Descriptors looked at between two looks at the clock and at pending interrupts.
@@ -72,10 +72,21 @@ struct FullScan {
     paused: bool,
 }
 
+/// One of the two places of a profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    First,
+    Second,
+}
+
 /// See the module's header.
 #[derive(Debug)]
 pub struct Session {
-    profile: Option<Profile>,
+    /// Two places for profiles: the one in use, and the one into which the next is decoded. A profile is too large for
+    /// the hypervisor's stack, and a bad one must not cost the good one.
+    places: [Profile; 2],
+    /// Which place is in use, if any.
+    current: Option<Place>,
     state: State,
     statistics: Statistics,
     scan: Option<FullScan>,
@@ -93,7 +104,8 @@ impl Session {
     /// A session without a profile.
     pub fn new() -> Self {
         Self {
-            profile: None,
+            places: [Profile::blank(), Profile::blank()],
+            current: None,
             state: State::Empty,
             statistics: Statistics::default(),
             scan: None,
@@ -103,7 +115,12 @@ impl Session {
 
     /// The profile in use.
     pub const fn profile(&self) -> Option<&Profile> {
-        self.profile.as_ref()
+        let [first, second] = &self.places;
+        match self.current {
+            Some(Place::First) => Some(first),
+            Some(Place::Second) => Some(second),
+            None => None,
+        }
     }
 
     /// State of the profile.
@@ -129,7 +146,7 @@ impl Session {
 
     /// The guest was reset (Xen's soft reset, through which a Xen-aware Linux kexecs): whatever ran is gone.
     pub fn reset(&mut self) {
-        if self.profile.is_some() {
+        if self.current.is_some() {
             self.end();
         }
     }
@@ -168,7 +185,12 @@ impl Session {
     }
 
     fn set_profile<H: Host>(&mut self, host: &mut H, bytes: &[u8]) -> Result<(), Refusal> {
-        let profile = Profile::decode(bytes).map_err(|error| error.status())?;
+        let [first, second] = &mut self.places;
+        let (spare, place) = match self.current {
+            Some(Place::First) => (second, Place::Second),
+            Some(Place::Second) | None => (first, Place::First),
+        };
+        spare.decode_from(bytes).map_err(ProfileError::status)?;
         // Only what can never change under a profile is refused here; log-dirty mode, say, may be off again by then.
         if let Some((status, value)) = host.blocker() {
             if status != Status::LogDirty {
@@ -176,7 +198,7 @@ impl Session {
             }
         }
         self.forget_nominations(host);
-        self.profile = Some(profile);
+        self.current = Some(place);
         self.state = State::Loaded;
         self.scan = None;
         self.guard_streak = 0;
@@ -185,7 +207,7 @@ impl Session {
     }
 
     fn get_profile(&self, request: &mut Request, buffer: &mut [u8]) -> Result<(), Refusal> {
-        let profile = self.profile.as_ref().ok_or((Status::NoProfile, [0; 4]))?;
+        let profile = self.profile().ok_or((Status::NoProfile, [0; 4]))?;
         let room = buffer.len();
         let bytes = profile.encode(buffer).map_err(|_| {
             (
@@ -199,7 +221,7 @@ impl Session {
     }
 
     fn clear_profile(&mut self) {
-        self.profile = None;
+        self.current = None;
         self.state = State::Empty;
         self.scan = None;
         self.guard_streak = 0;
@@ -221,7 +243,7 @@ impl Session {
 
     /// The profile, if it may be used at all.
     fn usable(&self) -> Result<&Profile, Refusal> {
-        match (&self.profile, self.state) {
+        match (self.profile(), self.state) {
             (Some(_), State::Ended) => {
                 let s = &self.statistics;
                 Err((
@@ -358,7 +380,7 @@ impl Session {
                 return Err((status, [value, 0, 0, 0]));
             }
             let mut report = SliceReport::default();
-            let Some(profile) = &self.profile else {
+            let Some(profile) = self.profile() else {
                 return Err((Status::NoProfile, [0; 4]));
             };
             let ended = share_slice(
@@ -475,7 +497,7 @@ impl Session {
             .bitmap(0)
             .is_ok_and(|words| Bitmap::new(words.as_ref()).get(gfn));
         let info = host.gfn_info(gfn);
-        let answer = explain(host, self.profile.as_ref(), nominated, &info, gfn);
+        let answer = explain(host, self.profile(), nominated, &info, gfn);
         put(request, buffer, answer.as_bytes())
     }
 }

@@ -1,0 +1,70 @@
+//! The functions that Xen's C side calls (`xen/arch/x86/lacuna/`, `linker/exported-symbols`).
+
+use core::ffi::c_int;
+
+use lacuna_core::abi::Request;
+use lacuna_core::{Outcome, Session};
+
+use crate::host::XenHost;
+use crate::shim::Domain;
+
+/// The request is done; its `status` says how.
+const FINISHED: c_int = 0;
+/// Call again with the same request: a continuation.
+const AGAIN: c_int = 1;
+
+/// Bytes of state for one domain, to be allocated 16-byte aligned.
+#[unsafe(no_mangle)]
+pub extern "C" fn lacuna_core_state_size() -> usize {
+    const { assert!(align_of::<Session>() <= 16) };
+    size_of::<Session>()
+}
+
+/// Makes `state` a session without a profile.
+///
+/// # Safety
+/// `state` points to [`lacuna_core_state_size`] bytes, 16-byte aligned, that nobody else uses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lacuna_core_init(state: *mut Session) {
+    // SAFETY: the caller's promise; the old bytes are not a session and need no drop.
+    unsafe { state.write(Session::new()) };
+}
+
+/// Carries out one operation. Returns 0 (`request.status` says how it went) or 1 (call again).
+///
+/// # Safety
+/// `domain` is live, referenced, and not the caller's own; its Lacuna lock is held. `state` was made by
+/// [`lacuna_core_init`]. `request` is hypervisor memory; `buffer` is `buffer_size` bytes of it, or null with 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lacuna_core_op(
+    domain: *mut Domain,
+    state: *mut Session,
+    request: *mut Request,
+    buffer: *mut u8,
+    buffer_size: usize,
+) -> c_int {
+    // SAFETY: the caller's promises; the Lacuna lock makes these the only references to the session and the request.
+    let (session, request) = unsafe { (&mut *state, &mut *request) };
+    let buffer = if buffer.is_null() || buffer_size == 0 {
+        &mut [][..]
+    } else {
+        // SAFETY: the caller's promise: initialised hypervisor memory that nobody else uses.
+        unsafe { core::slice::from_raw_parts_mut(buffer, buffer_size) }
+    };
+    // SAFETY: the caller's promise is the invariant of `XenHost`.
+    let mut host = unsafe { XenHost::new(domain) };
+    match session.operate(&mut host, request, buffer) {
+        Outcome::Finished => FINISHED,
+        Outcome::Again => AGAIN,
+    }
+}
+
+/// The domain went through Xen's soft reset: the profile is no longer used.
+///
+/// # Safety
+/// As for [`lacuna_core_op`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lacuna_core_reset(state: *mut Session, _reason: u32) {
+    // SAFETY: the caller's promise; the Lacuna lock is held.
+    unsafe { (*state).reset() };
+}

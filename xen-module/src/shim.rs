@@ -1,0 +1,38 @@
+//! What Xen's C side offers. One line here for each function of `xen/arch/x86/include/asm/lacuna.h`, which has the
+//! contracts; the wrappers that make them safe to call are in [`crate::host`].
+
+use core::ffi::{c_int, c_void};
+
+use lacuna_core::VcpuRegisters;
+use lacuna_core::abi::{GfnInfo, ShimCounters};
+
+/// Xen's `struct domain`, never looked into.
+#[repr(C)]
+pub(crate) struct Domain {
+    _opaque: [u8; 0],
+}
+
+/// `lacuna_x_share_zero`: the page's bytes must be zero.
+pub(crate) const SHARE_MUST_BE_ZERO: u32 = 1;
+
+unsafe extern "C" {
+    pub(crate) fn lacuna_x_map(d: *mut Domain, gfn: u64, va: *mut *const c_void, token: *mut u64) -> c_int;
+    pub(crate) fn lacuna_x_unmap(va: *const c_void, token: u64);
+    pub(crate) fn lacuna_x_vcpus(d: *mut Domain) -> u32;
+    pub(crate) fn lacuna_x_vcpu(d: *mut Domain, id: u32, out: *mut VcpuRegisters) -> c_int;
+    pub(crate) fn lacuna_x_pause(d: *mut Domain);
+    pub(crate) fn lacuna_x_unpause(d: *mut Domain);
+    pub(crate) fn lacuna_x_paused_by_toolstack(d: *mut Domain) -> bool;
+    pub(crate) fn lacuna_x_p2m_lock(d: *mut Domain);
+    pub(crate) fn lacuna_x_p2m_unlock(d: *mut Domain);
+    pub(crate) fn lacuna_x_share_zero(d: *mut Domain, gfn: u64, order: u32, flags: u32) -> c_int;
+    pub(crate) fn lacuna_x_flush(d: *mut Domain);
+    pub(crate) fn lacuna_x_release(d: *mut Domain);
+    pub(crate) fn lacuna_x_blocker(d: *mut Domain) -> u32;
+    pub(crate) fn lacuna_x_max_gfn(d: *mut Domain) -> u64;
+    pub(crate) fn lacuna_x_bitmap(d: *mut Domain, gfns: u64, words: *mut *mut u64, covered: *mut u64) -> c_int;
+    pub(crate) fn lacuna_x_now() -> u64;
+    pub(crate) fn lacuna_x_preempt(d: *mut Domain) -> bool;
+    pub(crate) fn lacuna_x_gfn_info(d: *mut Domain, gfn: u64, out: *mut GfnInfo);
+    pub(crate) fn lacuna_x_counters(d: *mut Domain, out: *mut ShimCounters);
+}
