@@ -48,6 +48,8 @@ pub enum Status {
     PvhDom0 = 217,
     /// The domain has populate-on-demand memory.
     PopulateOnDemand = 218,
+    /// Xen has no zero frames (it found no 2 MiB of memory for them at boot), or the domain is the hardware domain.
+    NoZeroFrames = 220,
     /// The hypervisor gave a reason that this version does not know. `result`: the reason.
     Blocked = 219,
 
@@ -77,7 +79,7 @@ pub enum Status {
 
 impl Status {
     /// Every answer, in the order of their numbers.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Done,
         Self::ProfileTruncated,
         Self::ProfileMagic,
@@ -97,6 +99,7 @@ impl Status {
         Self::Dying,
         Self::PvhDom0,
         Self::PopulateOnDemand,
+        Self::NoZeroFrames,
         Self::Blocked,
         Self::KernelChanged,
         Self::NoVcpuOnline,

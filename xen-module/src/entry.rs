@@ -3,15 +3,17 @@
 use core::ffi::c_int;
 
 use lacuna_core::abi::Request;
-use lacuna_core::{Outcome, Session};
+use lacuna_core::{Outcome, Session, Status};
 
 use crate::host::XenHost;
 use crate::shim::Domain;
 
-/// The request is done; its `status` says how.
+/// The request is done.
 const FINISHED: c_int = 0;
 /// Call again with the same request: a continuation.
 const AGAIN: c_int = 1;
+/// `-EPROTO` (`xen/include/public/errno.h`): refused, the request's `status` says why.
+const REFUSED: c_int = -71;
 
 /// Bytes of state for one domain, to be allocated 16-byte aligned.
 #[unsafe(no_mangle)]
@@ -30,7 +32,7 @@ pub unsafe extern "C" fn lacuna_core_init(state: *mut Session) {
     unsafe { state.write(Session::new()) };
 }
 
-/// Carries out one operation. Returns 0 (`request.status` says how it went) or 1 (call again).
+/// Carries out one operation. Returns 0 (done), 1 (call again) or `-EPROTO` (`request.status` says why).
 ///
 /// # Safety
 /// `domain` is live, referenced, and not the caller's own; its Lacuna lock is held. `state` was made by
@@ -54,7 +56,8 @@ pub unsafe extern "C" fn lacuna_core_op(
     // SAFETY: the caller's promise is the invariant of `XenHost`.
     let mut host = unsafe { XenHost::new(domain) };
     match session.operate(&mut host, request, buffer) {
-        Outcome::Finished => FINISHED,
+        Outcome::Finished if request.status == Status::Done.code() => FINISHED,
+        Outcome::Finished => REFUSED,
         Outcome::Again => AGAIN,
     }
 }

@@ -148,6 +148,7 @@ impl Host for XenHost {
             7 => Status::Dying,
             8 => Status::PvhDom0,
             9 => Status::PopulateOnDemand,
+            10 => Status::NoZeroFrames,
             _ => Status::Blocked,
         };
         Some((status, u64::from(reason)))
