@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use crate::abi::{GfnInfo, Op, Request, ShimCounters, State, Statistics};
 use crate::admission::tolerance;
-use crate::share::mismatch_values;
+use crate::share::{identify_paused, mismatch_values};
 use crate::{
     Bitmap, FreeCheck, Gfn, MAX_PROFILE_BYTES, P2m, Profile, ProfileError, ScanStep, Scanner, Skip, SliceEnd,
     SliceReport, Status, Steps, VcpuRegisters, explain, free_by_counters, share_slice,
@@ -257,6 +257,11 @@ impl Session {
     }
 
     fn scan<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
+        // Nobody is to act on, or be told of, the memory map of a kernel that is gone.
+        let (identified, stopped) = identify_paused(host, self.usable()?);
+        self.count_pause(stopped);
+        identified.map_err(|reason| self.guard_refused(reason))?;
+        self.guard_streak = 0;
         let profile = self.usable()?;
         let (from, end, gfns) = range(host, request)?;
         let words = host
@@ -424,10 +429,7 @@ impl Session {
 
     fn count_slice(&mut self, report: &SliceReport) {
         let s = &mut self.statistics;
-        if report.paused {
-            s.slices += 1;
-            s.pauses += 1;
-        }
+        s.slices += u64::from(report.paused);
         s.shared += report.shared;
         s.shared_superpages += report.superpages;
         s.shared_entries += report.entries;
@@ -439,10 +441,18 @@ impl Session {
         s.skipped_entry_refused += report.skipped[Skip::EntryRefused.index()];
         s.skipped_log_dirty += report.skipped[Skip::LogDirty.index()];
         s.already += report.skipped[Skip::Already.index()];
-        s.pause_total_ns += report.pause_ns;
-        s.pause_longest_ns = s.pause_longest_ns.max(report.pause_ns);
         s.slice_most_units = s.slice_most_units.max(report.units);
         s.slice_most_pages = s.slice_most_pages.max(report.shared);
+        if report.paused {
+            self.count_pause(report.pause_ns);
+        }
+    }
+
+    fn count_pause(&mut self, stopped_ns: u64) {
+        let s = &mut self.statistics;
+        s.pauses += 1;
+        s.pause_total_ns += stopped_ns;
+        s.pause_longest_ns = s.pause_longest_ns.max(stopped_ns);
     }
 
     fn guard_refused(&mut self, reason: SliceEnd) -> Refusal {

@@ -273,6 +273,16 @@ pub fn share_slice<P: P2m>(
     identified
 }
 
+/// Guard I by itself: stops the guest, asks, starts it again. Returns how long it was stopped, in nanoseconds.
+pub(crate) fn identify_paused<P: P2m>(p2m: &mut P, profile: &Profile) -> (Result<(), SliceEnd>, u64) {
+    p2m.pause();
+    let started = p2m.now();
+    let identified = identify(p2m, profile);
+    let stopped = p2m.now().saturating_sub(started);
+    p2m.unpause();
+    (identified, stopped)
+}
+
 /// Guard I over every virtual CPU of the stopped guest.
 fn identify<P: P2m>(p2m: &mut P, profile: &Profile) -> Result<(), SliceEnd> {
     let mut online = 0_u32;
