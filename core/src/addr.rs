@@ -30,6 +30,7 @@ impl Gfn {
     }
 
     /// The first frame of the block of 2^`order` frames, aligned to its size, that this frame lies in.
+    #[must_use]
     pub const fn align_down(self, order: Order) -> Self {
         Self(self.0 & !(order.pages() - 1))
     }
@@ -40,6 +41,7 @@ impl Gfn {
     }
 
     /// The frame `pages` further on, or the highest number there is.
+    #[must_use]
     pub const fn saturating_add(self, pages: u64) -> Self {
         Self(self.0.saturating_add(pages))
     }

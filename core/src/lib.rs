@@ -27,6 +27,8 @@ mod free;
 mod guard;
 mod memory;
 mod memory_map;
+#[cfg(any(test, feature = "mock"))]
+pub mod mock;
 mod profile;
 mod scan;
 mod session;

@@ -197,7 +197,7 @@ impl Session {
                 return Err((status, [value, 0, 0, 0]));
             }
         }
-        self.forget_nominations(host);
+        forget_nominations(host);
         self.current = Some(place);
         self.state = State::Loaded;
         self.scan = None;
@@ -231,14 +231,6 @@ impl Session {
     fn end(&mut self) {
         self.state = State::Ended;
         self.scan = None;
-    }
-
-    /// What an earlier profile nominated means nothing under another one.
-    fn forget_nominations<H: Host>(&mut self, host: &mut H) {
-        if let Ok(words) = host.bitmap(0) {
-            let bitmap = Bitmap::new(words.as_ref());
-            bitmap.clear_range(Gfn::new(0), Gfn::new(bitmap.gfns()));
-        }
     }
 
     /// The profile, if it may be used at all.
@@ -509,6 +501,14 @@ impl Session {
         let info = host.gfn_info(gfn);
         let answer = explain(host, self.profile(), nominated, &info, gfn);
         put(request, buffer, answer.as_bytes())
+    }
+}
+
+/// What an earlier profile nominated means nothing under another one.
+fn forget_nominations<H: Host>(host: &mut H) {
+    if let Ok(words) = host.bitmap(0) {
+        let bitmap = Bitmap::new(words.as_ref());
+        bitmap.clear_range(Gfn::new(0), Gfn::new(bitmap.gfns()));
     }
 }
 

@@ -340,13 +340,11 @@ fn share_nominees<P: P2m>(
         };
         // The stopped guest does not wait for a long search: the next slice makes it before its pause.
         let horizon = at.saturating_add(LOOKAHEAD_GFNS).min(to);
-        match bitmap.next_set(at, horizon) {
-            Some(next) => at = next,
-            None => {
-                report.next = horizon.get();
-                return;
-            }
-        }
+        let Some(next) = bitmap.next_set(at, horizon) else {
+            report.next = horizon.get();
+            return;
+        };
+        at = next;
     }
 }
 

@@ -1,0 +1,526 @@
+//! The mock guest as a guest: its kernel allocates, frees, writes and reads, and can be replaced by another.
+
+use core::fmt;
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use super::buddy::{Buddy, Change};
+use super::build::{
+    BOOT_VALUE, BOOT_VALUE_OFFSET, COUNTER_OFFSET, COUNTER_STRIDE, Config, DATA, DATA_FRAME, IDT_BASE,
+    IDT_LIMIT, LSTAR, ZONE_BYTES, ZONES_OFFSET,
+};
+use super::faults::{Faults, Primitive};
+use super::machine::{Access, Machine, Violation};
+use super::tables::Tables;
+use crate::{
+    BytesRule, Contents, Field, FreeRule, Gfn, Guard, GuestPhys, GuestVirt, Kernel, MemoryMap, PAGE_SHIFT,
+    PAGE_SIZE, Profile, RootSlot, VcpuRegisters, ZoneCounter,
+};
+
+/// Where the memory map lies.
+#[derive(Clone, Debug)]
+pub(super) struct MapPlace {
+    /// Virtual address of descriptor 0.
+    pub(super) base: u64,
+    /// The frame of each 4 KiB of it.
+    pub(super) frames: Vec<u64>,
+}
+
+/// A guest program, run between the engine's calls.
+type Interlude = Box<dyn FnMut(&mut MockGuest)>;
+
+/// A page that no longer holds what the guest wrote there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The frame.
+    pub gfn: Gfn,
+    /// What the guest wrote.
+    pub written: u64,
+    /// What it reads now.
+    pub read: u64,
+}
+
+/// A mock guest and the machine below it. See the [module](crate::mock).
+pub struct MockGuest {
+    pub(super) config: Config,
+    pub(super) machine: Machine,
+    pub(super) tables: Tables,
+    pub(super) place: MapPlace,
+    pub(super) zones: [Buddy; 2],
+    pub(super) allocated: BTreeMap<u64, u8>,
+    pub(super) stamps: BTreeMap<u64, u64>,
+    pub(super) faults: Faults,
+    pub(super) interlude: Option<Interlude>,
+    pub(super) registers: Vec<VcpuRegisters>,
+    pub(super) toolstack_pause: bool,
+    pub(super) bitmap: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
+    pub(super) clock: u64,
+    pub(super) reads: u64,
+    pub(super) trace: Option<Vec<GuestPhys>>,
+    pub(super) share_calls: u64,
+}
+
+impl fmt::Debug for MockGuest {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_struct("MockGuest")
+            .field("pages", &self.config.pages)
+            .field("free", &self.free_pages())
+            .field("zero", &self.zero_gfns())
+            .field("violations", &self.machine.violations)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MockGuest {
+    /// The profile that describes this guest's current boot, truthfully.
+    ///
+    /// # Panics
+    /// Never, for any [`Config`] that [`MockGuest::new`] accepts.
+    pub fn profile(&self) -> Profile {
+        let layout = self.config.layout;
+        let boot_value = self.peek_u64(DATA_FRAME, BOOT_VALUE_OFFSET as usize);
+        let slots = [DATA, self.place.base].map(|address| {
+            let (index, entry) = self.tables.top_entry(address);
+            RootSlot {
+                index,
+                entry: entry & !0x60,
+            }
+        });
+        let zones = (0..self.zones.len() as u64).map(|zone| ZoneCounter {
+            array: GuestVirt::new(DATA + ZONES_OFFSET + zone * ZONE_BYTES),
+            stride: COUNTER_STRIDE,
+            count_offset: COUNTER_OFFSET,
+        });
+        Profile {
+            kernel: Kernel {
+                release: "6.12.0-mock".try_into().unwrap(),
+                layout: [0x4d; 16],
+            },
+            root: GuestPhys::new(self.registers[0].cr3 & !0xfff),
+            levels: self.config.levels,
+            memory_map: MemoryMap::Vmemmap {
+                base: GuestVirt::new(self.place.base),
+            },
+            descriptor_bytes: layout.descriptor_bytes,
+            free: FreeRule {
+                predicate: layout.predicate,
+                order: layout.order,
+                references: layout.references,
+                max_order: layout.max_order,
+                bytes: BytesRule::Any,
+            },
+            contents: Contents::DontCare,
+            zones: zones.collect(),
+            guard: Guard {
+                idt_base: IDT_BASE,
+                idt_limit: IDT_LIMIT,
+                lstar: LSTAR,
+                root_slots: slots.into_iter().collect(),
+                boot_value_at: GuestVirt::new(DATA + BOOT_VALUE_OFFSET),
+                boot_value,
+            },
+        }
+    }
+
+    // --- the truth ---
+
+    /// Pages in free blocks.
+    pub fn free_pages(&self) -> u64 {
+        self.free_blocks().iter().map(|(_, order)| 1_u64 << order).sum()
+    }
+
+    /// Every free block: first frame and order.
+    pub fn free_blocks(&self) -> Vec<(Gfn, u8)> {
+        self.zones
+            .iter()
+            .flat_map(Buddy::blocks)
+            .map(|(head, order)| (Gfn::new(head), order))
+            .collect()
+    }
+
+    /// The free block that `gfn` lies in: first frame and order.
+    pub fn free_block_of(&self, gfn: Gfn) -> Option<(Gfn, u8)> {
+        self.zone_of(gfn.get())
+            .and_then(|zone| self.zones[zone].block_of(gfn.get()))
+            .map(|(head, order)| (Gfn::new(head), order))
+    }
+
+    /// Whether `gfn` lies in a free block.
+    pub fn is_free(&self, gfn: Gfn) -> bool {
+        self.free_block_of(gfn).is_some()
+    }
+
+    /// Frames of guest-physical memory, holes included.
+    pub fn pages(&self) -> u64 {
+        self.machine.pages()
+    }
+
+    /// Pages on zero frames, counted in the p2m itself.
+    pub fn zero_gfns(&self) -> u64 {
+        self.machine.zero_gfns()
+    }
+
+    /// 2 MiB entries of zero frames.
+    pub fn zero_superpages(&self) -> u64 {
+        self.machine.zero_superpages()
+    }
+
+    /// Frames that the host has free.
+    pub fn host_free(&self) -> u64 {
+        self.machine.host_free()
+    }
+
+    /// Everything that must never happen and has.
+    pub fn violations(&self) -> &[Violation] {
+        &self.machine.violations
+    }
+
+    /// Checks the machine between two operations: nothing violated, locked, paused, queued or misplaced.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn audit(&self) -> Result<(), std::string::String> {
+        let machine = &self.machine;
+        if let Some(violation) = machine.violations.first() {
+            return Err(std::format!("violation: {violation:?}"));
+        }
+        if machine.locked() {
+            return Err("the p2m is still locked".into());
+        }
+        if !machine.running() {
+            return Err("the guest is still paused".into());
+        }
+        if machine.queued() != 0 {
+            return Err(std::format!("{} frames were not released", machine.queued()));
+        }
+        if let Some(frame) = machine.misplaced() {
+            return Err(std::format!("host frame {frame} is not where its owner says"));
+        }
+        Ok(())
+    }
+
+    // --- what the guest does ---
+
+    /// Allocates a block of 2^`order` pages on `vcpu`, from the lowest free memory; `None` when there is none. Its
+    /// descriptor is marked first; nothing is written to its pages.
+    pub fn alloc(&mut self, vcpu: usize, order: u8) -> Option<Gfn> {
+        self.alloc_from(vcpu, order, false)
+    }
+
+    /// As [`MockGuest::alloc`], from the highest memory if `highest`.
+    pub fn alloc_from(&mut self, vcpu: usize, order: u8, highest: bool) -> Option<Gfn> {
+        let zones = if highest { [1, 0] } else { [0, 1] };
+        let (head, changes) = zones
+            .into_iter()
+            .find_map(|zone| self.zones[zone].take(order, highest))?;
+        self.apply(Some(vcpu), &changes);
+        self.put_field(Some(vcpu), head, self.config.layout.references, 1);
+        self.allocated.insert(head, order);
+        Some(Gfn::new(head))
+    }
+
+    /// Frees a block that [`MockGuest::alloc`] gave out. Stamps in it are forgotten.
+    ///
+    /// # Panics
+    /// When `head` is not such a block.
+    pub fn free(&mut self, vcpu: usize, head: Gfn) {
+        let order = self
+            .allocated
+            .remove(&head.get())
+            .expect("only allocated blocks are freed");
+        for gfn in head.get()..head.get() + (1 << order) {
+            self.stamps.remove(&gfn);
+        }
+        self.put_field(Some(vcpu), head.get(), self.config.layout.references, 0);
+        self.give(Some(vcpu), head.get(), order);
+    }
+
+    /// Blocks given out: first frame and order.
+    pub fn allocated(&self) -> impl Iterator<Item = (Gfn, u8)> + '_ {
+        self.allocated
+            .iter()
+            .map(|(head, order)| (Gfn::new(*head), *order))
+    }
+
+    /// Writes `value` at the start and at the end of a page, and remembers it for [`MockGuest::verify`].
+    pub fn stamp(&mut self, vcpu: usize, gfn: Gfn, value: u64) -> Access {
+        let bytes = value.to_le_bytes();
+        let access = self.machine.store(vcpu, gfn.get(), 0, &bytes);
+        if access == Access::Done {
+            // The same page again: its translation is cached and writable now.
+            self.machine.store(vcpu, gfn.get(), PAGE_SIZE - 8, &bytes);
+            self.stamps.insert(gfn.get(), value);
+        }
+        access
+    }
+
+    /// Reads every stamp back on every virtual CPU.
+    ///
+    /// # Errors
+    /// The first [`Damage`].
+    pub fn verify(&mut self) -> Result<(), Damage> {
+        let stamps: Vec<(u64, u64)> = self.stamps.iter().map(|(gfn, value)| (*gfn, *value)).collect();
+        for (gfn, written) in stamps {
+            for vcpu in 0..self.registers.len() {
+                for offset in [0, PAGE_SIZE - 8] {
+                    let mut bytes = [0; 8];
+                    let access = self.machine.load(vcpu, gfn, offset, &mut bytes);
+                    let read = u64::from_le_bytes(bytes);
+                    if access == Access::Done && read != written {
+                        return Err(Damage {
+                            gfn: Gfn::new(gfn),
+                            written,
+                            read,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads bytes of a page on `vcpu`, through its translation cache.
+    pub fn load(&mut self, vcpu: usize, gfn: Gfn, offset: usize, into: &mut [u8]) -> Access {
+        self.machine.load(vcpu, gfn.get(), offset, into)
+    }
+
+    /// Writes bytes to a page on `vcpu`, through its translation cache.
+    pub fn store(&mut self, vcpu: usize, gfn: Gfn, offset: usize, bytes: &[u8]) -> Access {
+        self.machine.store(vcpu, gfn.get(), offset, bytes)
+    }
+
+    /// Overwrites a member of a descriptor with anything at all: what a hostile guest does.
+    pub fn corrupt(&mut self, gfn: Gfn, field: Field, value: u64) {
+        self.poke_field(gfn.get(), field, value);
+    }
+
+    /// Changes what a zone's counter says, without a block changing hands.
+    pub fn corrupt_counter(&mut self, zone: usize, order: u8, count: u64) {
+        let at = counter_offset(zone as u64, order);
+        self.machine.poke(DATA_FRAME, at, &count.to_le_bytes());
+    }
+
+    // --- another kernel ---
+
+    /// A kexec begins: the old kernel empties its IDT, and the copy of the new one is under way.
+    pub fn kexec_begins(&mut self) {
+        for registers in &mut self.registers {
+            registers.idt_limit = 0;
+        }
+    }
+
+    /// The new kernel, the same one without KASLR, is up: registers and page tables are what they were, the boot value
+    /// is not, and the old memory map lies on in memory as it was.
+    pub fn kexec_ends(&mut self) {
+        for registers in &mut self.registers {
+            registers.idt_limit = IDT_LIMIT;
+        }
+        self.write_boot_value(BOOT_VALUE ^ 0x00d1_ffe1_e277_0000);
+    }
+
+    /// The registers of a virtual CPU, to be changed.
+    pub fn registers_mut(&mut self, vcpu: usize) -> &mut VcpuRegisters {
+        &mut self.registers[vcpu]
+    }
+
+    pub(super) fn write_boot_value(&mut self, value: u64) {
+        self.machine
+            .poke(DATA_FRAME, BOOT_VALUE_OFFSET as usize, &value.to_le_bytes());
+    }
+
+    // --- what the machine does ---
+
+    /// Takes a reference to the page behind `gfn`, as a grant or a foreign mapping does; `false` for no ordinary page.
+    pub fn hold(&mut self, gfn: Gfn) -> bool {
+        self.machine
+            .references(gfn.get())
+            .map(|references| *references += 1)
+            .is_some()
+    }
+
+    /// Drops one.
+    pub fn unhold(&mut self, gfn: Gfn) {
+        if let Some(references) = self.machine.references(gfn.get()) {
+            *references = references.saturating_sub(1);
+        }
+    }
+
+    /// Turns log-dirty mode on or off.
+    pub fn set_log_dirty(&mut self, on: bool) {
+        self.machine.log_dirty = on;
+    }
+
+    /// How many pages the paging pool has left. Splitting a 2 MiB entry takes one.
+    pub fn set_pool_pages(&mut self, pages: u64) {
+        self.machine.pool_pages = pages;
+    }
+
+    /// Whether another domain takes each released frame at once and fills it with its own data.
+    pub fn set_neighbour(&mut self, on: bool) {
+        self.machine.neighbour = on;
+    }
+
+    /// Whether the toolstack keeps the guest paused.
+    pub fn set_toolstack_pause(&mut self, on: bool) {
+        self.toolstack_pause = on;
+    }
+
+    // --- the test's hooks ---
+
+    /// Lets call number `call` (from 0) of `primitive` fail.
+    pub fn fail(&mut self, primitive: Primitive, call: u64) {
+        self.faults.plan(primitive, call);
+    }
+
+    /// Lets every call of `primitive` fail.
+    pub fn fail_all(&mut self, primitive: Primitive) {
+        self.faults.plan_all(primitive);
+    }
+
+    /// Forgets all plans and counts of calls.
+    pub fn clear_faults(&mut self) {
+        self.faults.clear();
+    }
+
+    /// How often `primitive` was called.
+    pub fn calls(&self, primitive: Primitive) -> u64 {
+        self.faults.calls(primitive)
+    }
+
+    /// How many calls failed by plan.
+    pub fn faults_struck(&self) -> u64 {
+        self.faults.struck()
+    }
+
+    /// Runs `program` before each of the engine's calls that finds the guest running.
+    pub fn set_interlude(&mut self, program: impl FnMut(&mut Self) + 'static) {
+        self.interlude = Some(Box::new(program));
+    }
+
+    /// Ends it.
+    pub fn clear_interlude(&mut self) {
+        self.interlude = None;
+    }
+
+    /// Reads of guest memory by the engine so far.
+    pub fn reads(&self) -> u64 {
+        self.reads
+    }
+
+    /// Begins to record where the engine reads.
+    pub fn record_reads(&mut self) {
+        self.trace = Some(Vec::new());
+    }
+
+    /// The frames whose descriptors were read since [`MockGuest::record_reads`], in order, one for each read.
+    pub fn descriptors_read(&mut self) -> Vec<Gfn> {
+        let trace = self.trace.take().unwrap_or_default();
+        trace
+            .into_iter()
+            .filter_map(|at| self.descriptor_at(at))
+            .collect()
+    }
+
+    fn descriptor_at(&self, at: GuestPhys) -> Option<Gfn> {
+        let page = self
+            .place
+            .frames
+            .iter()
+            .position(|frame| *frame == at.gfn().get())?;
+        let offset = page * PAGE_SIZE + at.offset();
+        Some(Gfn::new(
+            offset as u64 / u64::from(self.config.layout.descriptor_bytes),
+        ))
+    }
+
+    // --- descriptors and counters in memory ---
+
+    fn zone_of(&self, gfn: u64) -> Option<usize> {
+        self.zones.iter().position(|zone| zone.holds(gfn))
+    }
+
+    pub(super) fn give(&mut self, vcpu: Option<usize>, head: u64, order: u8) {
+        let zone = self.zone_of(head).expect("every frame has a zone");
+        let changes = self.zones[zone].give(head, order);
+        self.apply(vcpu, &changes);
+    }
+
+    /// What the kernel writes for each change, in the order of Linux' `mm/page_alloc.c`: order first, then the mark, and
+    /// the mark off before anything else.
+    fn apply(&mut self, vcpu: Option<usize>, changes: &[Change]) {
+        let layout = self.config.layout;
+        for change in changes {
+            match *change {
+                Change::Removed { head, order } => {
+                    self.put_field(vcpu, head, layout.predicate.field, self.unmarked(head));
+                    self.put_field(vcpu, head, layout.order, 0);
+                    self.count(vcpu, head, order);
+                }
+                Change::Added { head, order } => {
+                    self.put_field(vcpu, head, layout.references, 0);
+                    self.put_field(vcpu, head, layout.order, u64::from(order));
+                    self.put_field(vcpu, head, layout.predicate.field, layout.marked);
+                    self.count(vcpu, head, order);
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, vcpu: Option<usize>, head: u64, order: u8) {
+        let zone = self.zone_of(head).expect("every frame has a zone");
+        let bytes = self.zones[zone].count(order).to_le_bytes();
+        self.put(vcpu, DATA_FRAME, counter_offset(zone as u64, order), &bytes);
+    }
+
+    /// A value of the predicate's field that does not mark a head; another for each frame.
+    pub(super) fn unmarked(&self, gfn: u64) -> u64 {
+        let values = self.config.layout.unmarked;
+        values[(gfn % values.len() as u64) as usize]
+    }
+
+    pub(super) fn poke_field(&mut self, gfn: u64, field: Field, value: u64) {
+        self.put_field(None, gfn, field, value);
+    }
+
+    /// Writes a member of a descriptor, which may lie in two frames.
+    fn put_field(&mut self, vcpu: Option<usize>, gfn: u64, field: Field, value: u64) {
+        let bytes = value.to_le_bytes();
+        let start =
+            gfn as usize * usize::from(self.config.layout.descriptor_bytes) + usize::from(field.offset);
+        let width = usize::from(field.width);
+        let room = PAGE_SIZE - start % PAGE_SIZE;
+        let (first, second) = bytes[..width].split_at(width.min(room));
+        for (at, part) in [(start, first), (start + first.len(), second)] {
+            if !part.is_empty() {
+                let frame = self.place.frames[at >> PAGE_SHIFT];
+                self.put(vcpu, frame, at % PAGE_SIZE, part);
+            }
+        }
+    }
+
+    /// Writes as the guest does, or behind its back (`None`): a guest's write to a page of its own kernel never waits.
+    fn put(&mut self, vcpu: Option<usize>, frame: u64, offset: usize, bytes: &[u8]) {
+        match vcpu {
+            Some(vcpu) => {
+                let access = self.machine.store(vcpu, frame, offset, bytes);
+                assert_eq!(access, Access::Done, "the mock kernel's own page {frame:#x}");
+            }
+            None => self.machine.poke(frame, offset, bytes),
+        }
+    }
+
+    fn peek_u64(&self, frame: u64, offset: usize) -> u64 {
+        let mut bytes = [0; 8];
+        self.machine.peek(frame, offset, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+}
+
+/// Offset of a counter in the kernel's data page.
+fn counter_offset(zone: u64, order: u8) -> usize {
+    (ZONES_OFFSET
+        + zone * ZONE_BYTES
+        + u64::from(order) * u64::from(COUNTER_STRIDE)
+        + u64::from(COUNTER_OFFSET)) as usize
+}

@@ -1,0 +1,521 @@
+//! The machine below the mock guest: host frames, the p2m, translation caches, references.
+//!
+//! Translation caches never forget by themselves, which is the worst that a processor may do.
+
+use std::boxed::Box;
+use std::collections::{BTreeMap, BTreeSet};
+use std::vec::Vec;
+
+use crate::{BytesRule, Order, PAGE_SIZE, Skip};
+
+/// What a mock neighbour writes into each frame it gets. A guest that ever reads it was let into another's memory.
+const NEIGHBOUR: u8 = 0xee;
+
+/// Something that must never happen. The mock goes on and remembers it; see [`super::MockGuest::audit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// An entry was changed without the p2m lock.
+    Unlocked {
+        /// The frame.
+        gfn: u64,
+    },
+    /// A frame was given back while a virtual CPU could still reach it.
+    ReleasedStale {
+        /// Whose translation cache.
+        vcpu: usize,
+        /// The guest frame.
+        gfn: u64,
+    },
+    /// The guest read or wrote a frame that belongs to somebody else by now.
+    Foreign {
+        /// The virtual CPU.
+        vcpu: usize,
+        /// The guest frame.
+        gfn: u64,
+    },
+    /// A write met an entry left read-only after the lock was dropped.
+    LeftProtected {
+        /// The frame.
+        gfn: u64,
+    },
+    /// Registers were read of a virtual CPU that was running.
+    RegistersOfRunning {
+        /// The virtual CPU.
+        vcpu: u32,
+    },
+    /// `lock`, `unlock`, `pause` and `unpause` were not paired, or frames were released under the lock.
+    Unbalanced(&'static str),
+    /// An order, or an alignment, that the p2m does not have.
+    BadOrder {
+        /// The frame.
+        gfn: u64,
+        /// The order.
+        order: u8,
+    },
+}
+
+/// Whose a host frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Host,
+    Guest,
+    /// Taken out of the p2m, not yet given back.
+    Queued,
+    Neighbour,
+}
+
+#[derive(Clone, Debug)]
+struct Frame {
+    owner: Owner,
+    references: u32,
+    /// `None`: all zero.
+    bytes: Option<Box<[u8; PAGE_SIZE]>>,
+}
+
+/// One 4 KiB entry of the p2m.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Hole,
+    Ram { frame: usize, writable: bool },
+    Zero,
+}
+
+/// Where a translation leads; `None` is a zero frame.
+type Target = Option<usize>;
+
+#[derive(Clone, Copy, Debug)]
+struct Translation {
+    target: Target,
+    writable: bool,
+}
+
+/// How a guest's access ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It was carried out.
+    Done,
+    /// The virtual CPU waits for the p2m lock: try again later.
+    Blocked,
+    /// The guest is paused: nothing of it runs.
+    Paused,
+    /// A write fault found no host memory: the virtual CPU waits.
+    NoMemory,
+    /// There is no memory at that frame.
+    Absent,
+}
+
+/// See the module's header.
+#[derive(Clone, Debug)]
+pub(super) struct Machine {
+    frames: Vec<Frame>,
+    free: Vec<usize>,
+    p2m: Vec<Entry>,
+    /// 2 MiB regions that are one entry.
+    large: BTreeSet<u64>,
+    caches: Vec<BTreeMap<u64, Translation>>,
+    queue: Vec<usize>,
+    locked: bool,
+    pauses: u32,
+    pub(super) pool_pages: u64,
+    pub(super) log_dirty: bool,
+    pub(super) neighbour: bool,
+    pub(super) violations: Vec<Violation>,
+    pub(super) unshared: u64,
+    pub(super) unshare_enomem: u64,
+    pub(super) released: u64,
+    pub(super) pool_refused: u64,
+}
+
+const REGION: u64 = 512;
+
+impl Machine {
+    /// A machine whose guest has `pages` frames, but for `hole`, and whose host has `host_free` more.
+    pub(super) fn new(pages: u64, hole: &core::ops::Range<u64>, vcpus: u32, host_free: usize) -> Self {
+        let blank = |owner| Frame {
+            owner,
+            references: 0,
+            bytes: None,
+        };
+        let mut frames = Vec::new();
+        let p2m: Vec<Entry> = (0..pages)
+            .map(|gfn| {
+                if hole.contains(&gfn) {
+                    return Entry::Hole;
+                }
+                frames.push(blank(Owner::Guest));
+                Entry::Ram {
+                    frame: frames.len() - 1,
+                    writable: true,
+                }
+            })
+            .collect();
+        let first_free = frames.len();
+        frames.resize_with(first_free + host_free, || blank(Owner::Host));
+        let large = p2m
+            .chunks_exact(512)
+            .zip(0..)
+            .filter(|(region, _)| !region.contains(&Entry::Hole))
+            .map(|(_, region)| region)
+            .collect();
+        Self {
+            free: (first_free..frames.len()).collect(),
+            frames,
+            p2m,
+            large,
+            caches: (0..vcpus).map(|_| BTreeMap::new()).collect(),
+            queue: Vec::new(),
+            locked: false,
+            pauses: 0,
+            pool_pages: u64::MAX,
+            log_dirty: false,
+            neighbour: false,
+            violations: Vec::new(),
+            unshared: 0,
+            unshare_enomem: 0,
+            released: 0,
+            pool_refused: 0,
+        }
+    }
+
+    pub(super) fn pages(&self) -> u64 {
+        self.p2m.len() as u64
+    }
+
+    pub(super) fn entry(&self, gfn: u64) -> Entry {
+        usize::try_from(gfn)
+            .ok()
+            .and_then(|gfn| self.p2m.get(gfn))
+            .copied()
+            .unwrap_or(Entry::Hole)
+    }
+
+    fn set_entry(&mut self, gfn: u64, entry: Entry) {
+        if let Some(slot) = usize::try_from(gfn).ok().and_then(|gfn| self.p2m.get_mut(gfn)) {
+            *slot = entry;
+        }
+    }
+
+    /// The entry's order as the p2m holds it.
+    pub(super) fn order(&self, gfn: u64) -> Order {
+        if self.large.contains(&(gfn / REGION)) {
+            Order::SUPERPAGE
+        } else {
+            Order::PAGE
+        }
+    }
+
+    pub(super) const fn running(&self) -> bool {
+        self.pauses == 0
+    }
+
+    pub(super) const fn locked(&self) -> bool {
+        self.locked
+    }
+
+    pub(super) fn host_free(&self) -> u64 {
+        self.free.len() as u64
+    }
+
+    pub(super) fn references(&mut self, gfn: u64) -> Option<&mut u32> {
+        match self.entry(gfn) {
+            Entry::Ram { frame, .. } => Some(&mut self.frames[frame].references),
+            Entry::Hole | Entry::Zero => None,
+        }
+    }
+
+    /// Host frames taken from the guest and not yet given back.
+    pub(super) fn queued(&self) -> u64 {
+        self.queue.len() as u64
+    }
+
+    pub(super) fn zero_gfns(&self) -> u64 {
+        self.p2m.iter().filter(|entry| **entry == Entry::Zero).count() as u64
+    }
+
+    pub(super) fn zero_superpages(&self) -> u64 {
+        self.large
+            .iter()
+            .filter(|region| self.entry(*region * REGION) == Entry::Zero)
+            .count() as u64
+    }
+
+    /// Whether every host frame is exactly where its owner says; the first that is not.
+    pub(super) fn misplaced(&self) -> Option<usize> {
+        let mut seen: Vec<Owner> = std::vec![Owner::Neighbour; self.frames.len()];
+        for entry in &self.p2m {
+            if let Entry::Ram { frame, .. } = entry {
+                seen[*frame] = Owner::Guest;
+            }
+        }
+        for frame in &self.free {
+            seen[*frame] = Owner::Host;
+        }
+        for frame in &self.queue {
+            seen[*frame] = Owner::Queued;
+        }
+        let placed = self.p2m.iter().filter(|entry| matches!(entry, Entry::Ram { .. }));
+        let all_different = placed.count() + self.free.len() + self.queue.len()
+            == seen.iter().filter(|owner| **owner != Owner::Neighbour).count();
+        if !all_different {
+            return Some(0);
+        }
+        (0..seen.len()).find(|at| self.frames[*at].owner != seen[*at])
+    }
+
+    fn read_frame(&self, target: Target, offset: usize, into: &mut [u8]) {
+        match target.and_then(|frame| self.frames[frame].bytes.as_ref()) {
+            Some(bytes) => into.copy_from_slice(&bytes[offset..offset + into.len()]),
+            None => into.fill(0),
+        }
+    }
+
+    fn write_frame(&mut self, frame: usize, offset: usize, bytes: &[u8]) {
+        let room = self.frames[frame]
+            .bytes
+            .get_or_insert_with(|| Box::new([0; PAGE_SIZE]));
+        room[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The hypervisor reads: through the p2m, no translation cache. The range lies in one frame.
+    pub(super) fn peek(&self, gfn: u64, offset: usize, into: &mut [u8]) -> bool {
+        match self.entry(gfn) {
+            Entry::Hole => return false,
+            Entry::Ram { frame, .. } => self.read_frame(Some(frame), offset, into),
+            Entry::Zero => self.read_frame(None, offset, into),
+        }
+        true
+    }
+
+    /// Writes into an ordinary frame behind the guest's back: to build it.
+    pub(super) fn poke(&mut self, gfn: u64, offset: usize, bytes: &[u8]) {
+        if let Entry::Ram { frame, .. } = self.entry(gfn) {
+            self.write_frame(frame, offset, bytes);
+        }
+    }
+
+    /// A virtual CPU translates. A translation found in its cache is used as it is.
+    fn translate(&mut self, vcpu: usize, gfn: u64, write: bool) -> Result<Target, Access> {
+        if !self.running() {
+            return Err(Access::Paused);
+        }
+        if let Some(cached) = self.caches[vcpu].get(&gfn) {
+            if cached.writable || !write {
+                return Ok(cached.target);
+            }
+        }
+        let (target, writable) = match self.entry(gfn) {
+            Entry::Hole => return Err(Access::Absent),
+            Entry::Ram { frame, writable } => (Some(frame), writable),
+            Entry::Zero => (None, false),
+        };
+        if write && !writable {
+            return self.fault(vcpu, gfn);
+        }
+        self.caches[vcpu].insert(gfn, Translation { target, writable });
+        Ok(target)
+    }
+
+    /// A write fault: it waits for the p2m lock, then takes a cleared page.
+    fn fault(&mut self, vcpu: usize, gfn: u64) -> Result<Target, Access> {
+        if self.locked {
+            return Err(Access::Blocked);
+        }
+        let frame = match self.entry(gfn) {
+            Entry::Hole => return Err(Access::Absent),
+            Entry::Ram {
+                frame,
+                writable: true,
+            } => frame,
+            Entry::Ram { frame, .. } => {
+                self.violations.push(Violation::LeftProtected { gfn });
+                frame
+            }
+            Entry::Zero => {
+                let Some(frame) = self.free.pop() else {
+                    self.unshare_enomem += 1;
+                    return Err(Access::NoMemory);
+                };
+                self.frames[frame] = Frame {
+                    owner: Owner::Guest,
+                    references: 0,
+                    bytes: None,
+                };
+                self.unshared += 1;
+                self.large.remove(&(gfn / REGION));
+                frame
+            }
+        };
+        self.set_entry(
+            gfn,
+            Entry::Ram {
+                frame,
+                writable: true,
+            },
+        );
+        for cache in &mut self.caches {
+            cache.remove(&gfn);
+        }
+        self.translate(vcpu, gfn, true)
+    }
+
+    fn own(&mut self, vcpu: usize, gfn: u64, target: Target) {
+        if target.is_some_and(|frame| self.frames[frame].owner != Owner::Guest) {
+            self.violations.push(Violation::Foreign { vcpu, gfn });
+        }
+    }
+
+    pub(super) fn load(&mut self, vcpu: usize, gfn: u64, offset: usize, into: &mut [u8]) -> Access {
+        match self.translate(vcpu, gfn, false) {
+            Ok(target) => {
+                self.own(vcpu, gfn, target);
+                self.read_frame(target, offset, into);
+                Access::Done
+            }
+            Err(access) => access,
+        }
+    }
+
+    pub(super) fn store(&mut self, vcpu: usize, gfn: u64, offset: usize, bytes: &[u8]) -> Access {
+        match self.translate(vcpu, gfn, true) {
+            Ok(Some(frame)) => {
+                self.own(vcpu, gfn, Some(frame));
+                self.write_frame(frame, offset, bytes);
+                Access::Done
+            }
+            Ok(None) => Access::Blocked,
+            Err(access) => access,
+        }
+    }
+
+    pub(super) fn pause(&mut self) {
+        self.pauses += 1;
+    }
+
+    pub(super) fn unpause(&mut self) {
+        match self.pauses.checked_sub(1) {
+            Some(pauses) => self.pauses = pauses,
+            None => self.violations.push(Violation::Unbalanced("unpause")),
+        }
+    }
+
+    pub(super) fn lock(&mut self) {
+        if self.locked {
+            self.violations.push(Violation::Unbalanced("lock"));
+        }
+        self.locked = true;
+    }
+
+    pub(super) fn unlock(&mut self) {
+        if !self.locked {
+            self.violations.push(Violation::Unbalanced("unlock"));
+        }
+        self.locked = false;
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.caches.iter_mut().for_each(BTreeMap::clear);
+    }
+
+    /// Checks what every change of an entry demands, and returns the frames it covers.
+    fn covered(&mut self, gfn: u64, order: Order) -> core::ops::Range<u64> {
+        if !self.locked {
+            self.violations.push(Violation::Unlocked { gfn });
+        }
+        let known = order == Order::PAGE || order == Order::SUPERPAGE;
+        if !known || gfn & (order.pages() - 1) != 0 {
+            self.violations.push(Violation::BadOrder {
+                gfn,
+                order: order.get(),
+            });
+        }
+        gfn..gfn + order.pages()
+    }
+
+    /// As [`crate::P2m::share_zero`].
+    pub(super) fn share_zero(&mut self, gfn: u64, order: Order, bytes: BytesRule) -> Result<u64, Skip> {
+        let covered = self.covered(gfn, order);
+        if self.log_dirty {
+            return Err(Skip::LogDirty);
+        }
+        if order == Order::PAGE && self.entry(gfn) == Entry::Zero
+            || self.order(gfn) == order && covered.clone().all(|gfn| self.entry(gfn) == Entry::Zero)
+        {
+            return Err(Skip::Already);
+        }
+        let mut frames = Vec::new();
+        for at in covered.clone() {
+            match self.entry(at) {
+                Entry::Hole => return Err(Skip::NotRam),
+                Entry::Zero => {}
+                Entry::Ram { frame, .. } => {
+                    if self.frames[frame].references > 0 {
+                        return Err(Skip::Held);
+                    }
+                    let dirty = self.frames[frame].bytes.as_ref();
+                    if bytes == BytesRule::Zero && dirty.is_some_and(|bytes| **bytes != [0; PAGE_SIZE]) {
+                        return Err(Skip::NotZero);
+                    }
+                    frames.push(frame);
+                }
+            }
+        }
+        if order == Order::PAGE && self.large.contains(&(gfn / REGION)) {
+            let Some(left) = self.pool_pages.checked_sub(1) else {
+                self.pool_refused += 1;
+                return Err(Skip::NoPool);
+            };
+            self.pool_pages = left;
+            self.large.remove(&(gfn / REGION));
+        }
+        if order == Order::SUPERPAGE {
+            self.large.insert(gfn / REGION);
+        }
+        for at in covered {
+            self.set_entry(at, Entry::Zero);
+        }
+        for frame in &frames {
+            self.frames[*frame].owner = Owner::Queued;
+        }
+        self.queue.extend(&frames);
+        Ok(frames.len() as u64)
+    }
+
+    /// As [`crate::Protect::protect`] and [`crate::Protect::restore`].
+    pub(super) fn protect(&mut self, gfn: u64, order: Order, writable: bool) -> Result<(), Skip> {
+        let covered = self.covered(gfn, order);
+        if covered.clone().any(|at| self.entry(at) == Entry::Hole) {
+            return Err(Skip::NotRam);
+        }
+        for at in covered {
+            if let Entry::Ram { frame, .. } = self.entry(at) {
+                self.set_entry(at, Entry::Ram { frame, writable });
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`crate::P2m::release`]. A neighbour, if there is one, takes each frame at once.
+    pub(super) fn release(&mut self) {
+        if self.locked {
+            self.violations
+                .push(Violation::Unbalanced("release under the lock"));
+        }
+        for frame in core::mem::take(&mut self.queue) {
+            for (vcpu, cache) in self.caches.iter().enumerate() {
+                if let Some((gfn, _)) = cache.iter().find(|(_, cached)| cached.target == Some(frame)) {
+                    self.violations.push(Violation::ReleasedStale { vcpu, gfn: *gfn });
+                }
+            }
+            self.released += 1;
+            let neighbour = self.neighbour;
+            self.frames[frame] = Frame {
+                owner: if neighbour { Owner::Neighbour } else { Owner::Host },
+                references: 0,
+                bytes: neighbour.then(|| Box::new([NEIGHBOUR; PAGE_SIZE])),
+            };
+            if !neighbour {
+                self.free.push(frame);
+            }
+        }
+    }
+}
