@@ -1,2 +1,87 @@
-//! The lab.
-fn main() {}
+//! `cargo lab`: builds patched Xen, dom0 and guests, boots them under emulation and checks what they do.
+
+mod context;
+mod cpio;
+mod emulator;
+mod error;
+mod image;
+mod kernels;
+mod key;
+mod live;
+mod process;
+mod product;
+mod programs;
+mod progress;
+mod setup;
+mod suite;
+mod sysroot;
+mod tree;
+mod variant;
+mod xen;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use lacuna_lab::catalogue::Boot;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::setup::Stage;
+
+/// Builds patched Xen, dom0 and guests, boots them under emulation and checks what they do.
+#[derive(Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+/// What the lab is asked to do.
+#[derive(Subcommand)]
+enum Task {
+    /// Make everything that the other commands need; what is there and up to date is kept
+    Setup,
+    /// Leave what a real host installs in a directory: patched Xen, its tools, lacuna
+    Build {
+        /// The directory; made if need be
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Run the tests: the host's own, then the live scenarios
+    Test {
+        /// Run only the tests with this in their name; `host` stands for those that need no emulation
+        filter: Option<String>,
+        /// Run the long ones as well
+        #[arg(long)]
+        full: bool,
+    },
+    /// Boot Xen and get a shell in dom0 on this terminal; `poweroff -f` ends it
+    Shell,
+}
+
+fn main() -> miette::Result<()> {
+    let arguments = Arguments::parse();
+    run(arguments.command)?;
+    Ok(())
+}
+
+fn run(task: Task) -> Result<()> {
+    let context = Context::open()?;
+    match task {
+        Task::Setup => {
+            let stage = Stage::build(&context)?;
+            stage.hypervisor(Boot::Release)?;
+            Ok(())
+        }
+        Task::Build { out } => {
+            let stage = Stage::build(&context)?;
+            product::build(&stage, &out)
+        }
+        Task::Test { filter, full } => suite::run(&context, filter.as_deref(), full),
+        Task::Shell => {
+            let stage = Stage::build(&context)?;
+            let xen = stage.hypervisor(Boot::Release)?;
+            emulator::shell(&stage.sysroot, &xen, &stage.images)
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What the agent inside a guest and the driver in dom0 say to each other, and the layout of the truth they share.
+//!
+//! Orders go in as lines of JSON on the guest's console; replies come out as lines that start with [`MARK`], between
+//! whatever else the kernel writes there.
+
+use serde::{Deserialize, Serialize};
+
+pub mod truth;
+
+/// What a line of the agent starts with.
+pub const MARK: &str = "@@agent ";
+
+/// An order to the agent, with a number that its reply will carry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Chosen by the sender, not 0.
+    pub id: u32,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What the agent can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Task {
+    /// Write random bytes to nearly all free memory, then free it: free pages are then not zero.
+    Fill,
+    /// Start capturing which pages are free. Reply: [`Report::Truth`].
+    TruthStart,
+    /// Stop capturing and give its memory back.
+    TruthStop,
+    /// Start threads that allocate, write, check and free without pause.
+    WorkStart {
+        /// How many threads.
+        threads: u32,
+        /// How much memory all of them use at most, in MiB.
+        mib: u32,
+        /// Makes the written data this run's own.
+        seed: u64,
+    },
+    /// How far the threads have come. Reply: [`Report::Work`].
+    WorkStatus,
+    /// Stop the threads, each after its last check. Reply: [`Report::Work`].
+    WorkStop,
+    /// Allocate memory, check that the kernel hands it out zeroed, and keep it.
+    Grow {
+        /// How much, in MiB.
+        mib: u32,
+    },
+    /// Free what [`Task::Grow`] took.
+    Shrink,
+    /// What the kernel has logged, and its memory counters. Reply: [`Report::Health`].
+    Health,
+}
+
+/// A line of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The order's number; 0 for what the agent says on its own.
+    pub id: u32,
+    /// What it has to say.
+    pub report: Report,
+}
+
+/// What the agent says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "kebab-case")]
+pub enum Report {
+    /// The guest is up.
+    Ready {
+        /// The kernel's release, as uname has it.
+        release: String,
+        /// The kernel's command line.
+        command_line: String,
+    },
+    /// The order is done and there is nothing to tell.
+    Done,
+    /// Pages were allocated and looked at.
+    Grown {
+        /// How many pages of 4 KiB.
+        pages: u64,
+        /// How many of them were not all zero when handed out.
+        dirty: u64,
+    },
+    /// The truth is being captured.
+    Truth {
+        /// The guest frames of the capture's memory, in order; see [`truth`] for what they hold.
+        gfns: Vec<u64>,
+    },
+    /// The workload's counters.
+    Work {
+        /// Blocks allocated, written, checked and freed.
+        blocks: u64,
+        /// Pages checked.
+        pages: u64,
+        /// Words that did not hold what was written.
+        corrupt: u64,
+    },
+    /// A word that did not hold what was written; sent at once, by itself.
+    Corrupt {
+        /// The address in the agent.
+        address: u64,
+        /// What was written.
+        expected: u64,
+        /// What is there.
+        seen: u64,
+    },
+    /// How the guest is.
+    Health {
+        /// Lines of the kernel log that tell of trouble: Oops, BUG, bad pages, memory corruption, lockups.
+        trouble: Vec<String>,
+        /// The guest's memory as the kernel manages it, in pages.
+        total_pages: u64,
+        /// Free pages as the kernel counts them.
+        free_pages: u64,
+        /// Free pages in buddy blocks: the sum over zones and orders of `/proc/buddyinfo`.
+        buddy_pages: u64,
+    },
+    /// The order could not be carried out.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Order, Task};
+
+    #[test]
+    fn an_order_survives_the_console() {
+        let order = Order {
+            id: 7,
+            task: Task::WorkStart {
+                threads: 2,
+                mib: 100,
+                seed: u64::MAX,
+            },
+        };
+        let line = serde_json::to_string(&order).unwrap();
+        assert!(!line.contains('\n'));
+        assert_eq!(serde_json::from_str::<Order>(&line).unwrap(), order);
+    }
+}

@@ -1,0 +1,153 @@
+//! The agent: the first and only process of a lab guest. It takes orders on the console and answers there.
+
+mod account;
+mod console;
+mod health;
+mod memory;
+mod workload;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+
+use lacuna_guest::{Report, Task};
+use rustix::mount::{MountFlags, mount};
+
+use crate::account::Account;
+use crate::console::Console;
+use crate::memory::Held;
+use crate::workload::Workload;
+
+/// glibc's setting for "give every block of this size or more back to the kernel at once". Left alone it grows with use,
+/// and freed memory would stay with the agent.
+const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "65536");
+
+/// What the agent holds between orders.
+#[derive(Default)]
+struct Agent {
+    account: Option<Account>,
+    workload: Option<Workload>,
+    held: Vec<Held>,
+}
+
+fn main() {
+    if std::env::var_os(MMAP_THRESHOLD.0).is_none() {
+        // glibc reads the setting before main, so the agent starts itself again with it.
+        let error = Command::new("/proc/self/exe")
+            .env(MMAP_THRESHOLD.0, MMAP_THRESHOLD.1)
+            .exec();
+        // Without /proc there is no such path yet: the image has the agent as /init.
+        let error = if error.kind() == io::ErrorKind::NotFound {
+            Command::new("/init")
+                .env(MMAP_THRESHOLD.0, MMAP_THRESHOLD.1)
+                .exec()
+        } else {
+            error
+        };
+        eprintln!("lacuna-guest: cannot start again: {error}");
+    }
+    if let Err(error) = serve() {
+        // The kernel panics when its first process ends, which dom0 sees; this line says why.
+        eprintln!("lacuna-guest: {error}");
+    }
+}
+
+fn serve() -> io::Result<()> {
+    for (kind, at) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+    ] {
+        std::fs::create_dir_all(at)?;
+        match mount(kind, at, kind, MountFlags::empty(), c"") {
+            // The kernel mounts devtmpfs by itself in some configurations.
+            Err(rustix::io::Errno::BUSY) | Ok(()) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let console = Arc::new(Console::open()?);
+    console.say(
+        0,
+        Report::Ready {
+            release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            command_line: std::fs::read_to_string("/proc/cmdline")?.trim().to_owned(),
+        },
+    );
+    let mut agent = Agent::default();
+    loop {
+        match console.next_order()? {
+            Ok(order) => {
+                let report = agent
+                    .obey(&order.task, &console)
+                    .unwrap_or_else(|why| Report::Failed { why });
+                console.say(order.id, report);
+            }
+            Err(why) => console.say(0, Report::Failed { why }),
+        }
+    }
+}
+
+impl Agent {
+    fn obey(&mut self, task: &Task, console: &Arc<Console>) -> Result<Report, String> {
+        let text = |error: io::Error| error.to_string();
+        match *task {
+            Task::Fill => memory::fill().map(|()| Report::Done).map_err(text),
+            Task::TruthStart => {
+                if self.account.is_none() {
+                    self.account = Some(Account::start().map_err(text)?);
+                }
+                let gfns = self
+                    .account
+                    .as_ref()
+                    .map(|account| account.gfns().to_vec())
+                    .unwrap_or_default();
+                Ok(Report::Truth { gfns })
+            }
+            Task::TruthStop => {
+                self.account
+                    .take()
+                    .ok_or("no truth is being captured")?
+                    .stop()
+                    .map_err(text)?;
+                Ok(Report::Done)
+            }
+            Task::WorkStart { threads, mib, seed } => {
+                if self.workload.is_some() {
+                    return Err("a workload runs already".to_owned());
+                }
+                self.workload = Some(Workload::start(threads, mib, seed, console));
+                Ok(Report::Done)
+            }
+            Task::WorkStatus => Ok(self.workload.as_ref().ok_or("no workload runs")?.report()),
+            Task::WorkStop => Ok(self.workload.take().ok_or("no workload runs")?.stop()),
+            Task::Grow { mib } => {
+                let (held, report) = Held::take(mib);
+                self.held.push(held);
+                Ok(report)
+            }
+            Task::Shrink => {
+                self.held.clear();
+                Ok(Report::Done)
+            }
+            Task::Health => health::report().map_err(text),
+        }
+    }
+}
+
+/// Reads a file of `name value` lines, such as `/proc/meminfo`, into its first numbers.
+fn numbers(path: &str) -> io::Result<BTreeMap<String, u64>> {
+    let text = std::fs::read_to_string(path)?;
+    Ok(text
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            Some((
+                fields.next()?.trim_end_matches(':').to_owned(),
+                fields.next()?.parse().ok()?,
+            ))
+        })
+        .collect())
+}

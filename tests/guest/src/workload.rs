@@ -1,0 +1,220 @@
+//! Threads that allocate, write, check and free at full speed, so that pages change hands all the time.
+//!
+//! Anonymous memory and page cache (files in tmpfs) take turns. Every word written is a function of the seed, the
+//! block's generation and the word's place, so a word from elsewhere or lost is seen.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use lacuna_guest::Report;
+use lacuna_guest::truth::{PAGE_SIZE, PAGE_WORDS};
+
+use crate::console::Console;
+use crate::memory::Random;
+
+/// The largest block, in pages: 2 MiB, so that huge pages come and go as well.
+const BLOCK_PAGES: u64 = 512;
+/// How many corrupt words are told one by one; the counter has all of them.
+const TOLD: u64 = 16;
+
+#[derive(Default)]
+struct Counters {
+    stop: AtomicBool,
+    blocks: AtomicU64,
+    pages: AtomicU64,
+    corrupt: AtomicU64,
+}
+
+/// A running workload.
+pub(crate) struct Workload {
+    counters: Arc<Counters>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+}
+
+impl Workload {
+    /// Starts `threads` threads that use at most `mib` MiB together.
+    pub(crate) fn start(threads: u32, mib: u32, seed: u64, console: &Arc<Console>) -> Self {
+        let counters = Arc::new(Counters::default());
+        let threads = threads.max(1);
+        // Each thread keeps a queue of blocks; half of the limit, as blocks average half of the largest.
+        let depth = u64::from(mib) * 256 / u64::from(threads) / BLOCK_PAGES * 2;
+        let threads = (0..threads)
+            .map(|number| {
+                let worker = Worker {
+                    random: Random(seed ^ u64::from(number + 1) << 40 | 1),
+                    depth: usize::try_from(depth).unwrap_or(usize::MAX).max(1),
+                    number,
+                    counters: Arc::clone(&counters),
+                    console: Arc::clone(console),
+                };
+                std::thread::spawn(move || worker.run())
+            })
+            .collect();
+        Self { counters, threads }
+    }
+
+    /// The counters now.
+    pub(crate) fn report(&self) -> Report {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        Report::Work {
+            blocks: read(&counters.blocks),
+            pages: read(&counters.pages),
+            corrupt: read(&counters.corrupt),
+        }
+    }
+
+    /// Ends the threads, which check all they hold first, and tells the final counters.
+    pub(crate) fn stop(mut self) -> Report {
+        self.counters.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    return Report::Failed {
+                        why: format!("a workload thread: {error}"),
+                    };
+                }
+                Err(_) => {
+                    return Report::Failed {
+                        why: "a workload thread panicked".to_owned(),
+                    };
+                }
+            }
+        }
+        self.report()
+    }
+}
+
+struct Worker {
+    random: Random,
+    depth: usize,
+    number: u32,
+    counters: Arc<Counters>,
+    console: Arc<Console>,
+}
+
+/// What is written where: the word at `index` of the block of `generation`.
+fn word(generation: u64, index: u64) -> u64 {
+    // Odd multipliers mix both in; the low bit keeps a written word from ever being zero.
+    generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1
+}
+
+enum Block {
+    Anonymous {
+        generation: u64,
+        words: Vec<u64>,
+    },
+    File {
+        generation: u64,
+        pages: u64,
+        file: File,
+        path: String,
+    },
+}
+
+impl Worker {
+    fn run(mut self) -> io::Result<()> {
+        let mut held = std::collections::VecDeque::new();
+        while !self.counters.stop.load(Ordering::Relaxed) {
+            held.push_back(self.make()?);
+            if held.len() > self.depth
+                && let Some(block) = held.pop_front()
+            {
+                self.check(block)?;
+            }
+        }
+        for block in held {
+            self.check(block)?;
+        }
+        Ok(())
+    }
+
+    fn make(&mut self) -> io::Result<Block> {
+        let generation = self.random.next();
+        // One page, a whole 2 MiB, or anything between.
+        let pages = match generation % 4 {
+            0 => 1 + generation / 4 % 16,
+            1 => BLOCK_PAGES,
+            _ => 1 + generation / 4 % BLOCK_PAGES,
+        };
+        let content = |index: u64| word(generation, index);
+        if generation >> 32 & 3 != 0 {
+            let words = (0..pages * PAGE_WORDS as u64).map(content).collect();
+            return Ok(Block::Anonymous { generation, words });
+        }
+        let path = format!("/tmp/{}-{generation:x}", self.number);
+        let file = File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&path)?;
+        let mut bytes = Vec::with_capacity(PAGE_SIZE);
+        for page in 0..pages {
+            bytes.clear();
+            for index in 0..PAGE_WORDS as u64 {
+                bytes.extend_from_slice(&content(page * PAGE_WORDS as u64 + index).to_le_bytes());
+            }
+            file.write_all_at(&bytes, page * PAGE_SIZE as u64)?;
+        }
+        Ok(Block::File {
+            generation,
+            pages,
+            file,
+            path,
+        })
+    }
+
+    fn check(&self, block: Block) -> io::Result<()> {
+        match block {
+            Block::Anonymous { generation, words } => {
+                for (index, seen) in words.iter().enumerate() {
+                    self.compare(generation, index as u64, *seen, words.as_ptr() as usize as u64);
+                }
+                self.counters
+                    .pages
+                    .fetch_add((words.len() / PAGE_WORDS) as u64, Ordering::Relaxed);
+            }
+            Block::File {
+                generation,
+                pages,
+                file,
+                path,
+            } => {
+                let mut bytes = [0; PAGE_SIZE];
+                for page in 0..pages {
+                    file.read_exact_at(&mut bytes, page * PAGE_SIZE as u64)?;
+                    for (index, chunk) in bytes.chunks_exact(8).enumerate() {
+                        let mut seen = [0; 8];
+                        seen.copy_from_slice(chunk);
+                        let index = page * PAGE_WORDS as u64 + index as u64;
+                        self.compare(generation, index, u64::from_le_bytes(seen), 0);
+                    }
+                }
+                drop(file);
+                fs::remove_file(path)?;
+                self.counters.pages.fetch_add(pages, Ordering::Relaxed);
+            }
+        }
+        self.counters.blocks.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn compare(&self, generation: u64, index: u64, seen: u64, base: u64) {
+        let expected = word(generation, index);
+        if seen != expected && self.counters.corrupt.fetch_add(1, Ordering::Relaxed) < TOLD {
+            self.console.say(
+                0,
+                Report::Corrupt {
+                    address: base + index * 8,
+                    expected,
+                    seen,
+                },
+            );
+        }
+    }
+}

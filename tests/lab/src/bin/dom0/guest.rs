@@ -1,0 +1,212 @@
+//! A guest and the agent in it.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use lacuna_guest::{MARK, Order, Reply, Report, Task};
+
+use crate::failure::{Failure, Result, differs};
+use crate::host::{Host, run, wait_until};
+use crate::services::xen;
+
+/// Where xenconsoled keeps what guests write.
+pub(crate) const CONSOLES: &str = "/var/log/xen/console";
+/// How long a guest may take until its agent speaks: 15 s is usual, a loaded machine takes a multiple.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// What a guest is to be like.
+pub(crate) struct Plan {
+    /// The domain's name.
+    pub(crate) name: &'static str,
+    /// The kernel's release series, as the image has it.
+    pub(crate) kernel: &'static str,
+    /// Memory in MiB.
+    pub(crate) mib: u32,
+    /// Virtual processors.
+    pub(crate) vcpus: u32,
+    /// Added to the kernel's command line.
+    pub(crate) extra: &'static str,
+}
+
+impl Plan {
+    /// A guest of 512 MiB with one vCPU.
+    pub(crate) const fn stock(name: &'static str, kernel: &'static str) -> Self {
+        Self {
+            name,
+            kernel,
+            mib: 512,
+            vcpus: 1,
+            extra: "",
+        }
+    }
+
+    /// The guest's configuration for xl.
+    fn configuration(&self) -> String {
+        // Native time-stamps: emulating them costs an exit each, and the emulator has no other clock to offer.
+        // Errors only on the console (loglevel=4): the agent's lines should stay whole, and it reads the log itself.
+        format!(
+            "name=\"{}\"\ntype=\"pvh\"\nkernel=\"/guests/{}/vmlinuz\"\nramdisk=\"/guests/initrd\"\n\
+             extra=\"console=hvc0 loglevel=4 panic=1 {}\"\nmemory={}\nmaxmem={}\nvcpus={}\ntsc_mode=\"native\"\n\
+             on_crash=\"preserve\"\non_reboot=\"preserve\"\non_poweroff=\"preserve\"\n",
+            self.name, self.kernel, self.extra, self.mib, self.mib, self.vcpus
+        )
+    }
+}
+
+/// A running guest.
+pub(crate) struct Guest {
+    /// The domain's name.
+    pub(crate) name: &'static str,
+    /// The domain's number.
+    pub(crate) domain: u32,
+    /// What the agent said first: the kernel's release.
+    pub(crate) release: String,
+    log: PathBuf,
+    read: u64,
+    pending: String,
+    next_id: u32,
+}
+
+impl Guest {
+    /// Creates the domain and waits for its agent.
+    pub(crate) fn create(host: &mut Host, plan: &Plan) -> Result<Self> {
+        let file = format!("/root/{}.cfg", plan.name);
+        fs::write(&file, plan.configuration())?;
+        host.xl(&["create", "-q", &file])?;
+        let text = host.xl(&["domid", plan.name])?;
+        let domain = text
+            .trim()
+            .parse()
+            .map_err(|_| differs("`xl domid`", "a number", &text))?;
+        let log = PathBuf::from(CONSOLES).join(format!("guest-{}.log", plan.name));
+        let mut guest = Self {
+            name: plan.name,
+            domain,
+            release: String::new(),
+            log,
+            read: 0,
+            pending: String::new(),
+            next_id: 1,
+        };
+        match guest.next_report(0, BOOT_LIMIT, "the guest's agent speaks")? {
+            Report::Ready { release, .. } => guest.release = release,
+            other => {
+                return Err(differs(
+                    "the agent's first report",
+                    "ready",
+                    &format!("{other:?}"),
+                ));
+            }
+        }
+        Ok(guest)
+    }
+
+    /// Gives the agent an order and waits for its answer.
+    pub(crate) fn order(&mut self, task: Task, limit: Duration) -> Result<Report> {
+        let what = format!("{} answers {task:?}", self.name);
+        let id = self.next_id;
+        self.next_id += 1;
+        let order = serde_json::to_string(&Order { id, task }).map_err(std::io::Error::other)?;
+        let terminal = self.terminal()?;
+        let mut terminal = File::options().write(true).open(terminal.trim())?;
+        terminal.write_all(format!("{order}\n").as_bytes())?;
+        match self.next_report(id, limit, &what)? {
+            Report::Failed { why } => Err(differs(&what, "an answer", &why)),
+            report => Ok(report),
+        }
+    }
+
+    /// Stops all vCPUs of the guest.
+    pub(crate) fn pause(&self, host: &mut Host) -> Result<()> {
+        host.xl(&["pause", self.name]).map(drop)
+    }
+
+    /// Lets the guest go on.
+    pub(crate) fn unpause(&self, host: &mut Host) -> Result<()> {
+        host.xl(&["unpause", self.name]).map(drop)
+    }
+
+    /// Destroys the guest and returns how long that took.
+    pub(crate) fn destroy(self, host: &mut Host) -> Result<Duration> {
+        let started = Instant::now();
+        host.xl(&["destroy", self.name])?;
+        Ok(started.elapsed())
+    }
+
+    /// Fails when the guest's kernel has logged trouble.
+    pub(crate) fn check_health(&mut self) -> Result<()> {
+        match self.order(Task::Health, Duration::from_secs(60))? {
+            Report::Health { trouble, .. } if trouble.is_empty() => Ok(()),
+            other => Err(differs(
+                &format!("the kernel log of {}", self.name),
+                "no trouble",
+                &format!("{other:?}"),
+            )),
+        }
+    }
+
+    /// The pseudo-terminal that xenconsoled made for the guest.
+    fn terminal(&self) -> Result<String> {
+        run(&mut xen(
+            "bin/xenstore-read",
+            &[&format!("/local/domain/{}/console/tty", self.domain)],
+        ))
+    }
+
+    /// Waits for the report that answers order `id`. What the agent says on its own is a failure unless awaited (id 0).
+    fn next_report(&mut self, id: u32, limit: Duration, what: &str) -> Result<Report> {
+        let mut lines = std::collections::VecDeque::new();
+        let found = wait_until(what, limit, || {
+            lines.extend(self.new_lines()?);
+            while let Some(line) = lines.pop_front() {
+                let Some((_, text)) = line.split_once(MARK) else {
+                    continue;
+                };
+                let reply: Reply = serde_json::from_str(text.trim())
+                    .map_err(|error| differs("a line of the agent", "JSON", &format!("{error}: {text}")))?;
+                if reply.id == id {
+                    return Ok(Some(reply.report));
+                }
+                if reply.id == 0 {
+                    return Err(differs(what, "the answer", &format!("{:?}", reply.report)));
+                }
+            }
+            Ok(None)
+        });
+        // Whatever stood behind the answer belongs to the next question.
+        let rest: String = lines.into_iter().map(|line| line + "\n").collect();
+        self.pending.insert_str(0, &rest);
+        match found {
+            Err(Failure::Late { what, limit, .. }) => Err(Failure::Late {
+                what,
+                limit,
+                seen: self.last_lines(),
+            }),
+            other => other,
+        }
+    }
+
+    /// The whole lines that have arrived since the last call.
+    fn new_lines(&mut self) -> Result<Vec<String>> {
+        if let Ok(mut log) = File::open(&self.log) {
+            log.seek(SeekFrom::Start(self.read))?;
+            let mut bytes = Vec::new();
+            self.read += log.read_to_end(&mut bytes)? as u64;
+            self.pending.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        let Some(end) = self.pending.rfind('\n') else {
+            return Ok(Vec::new());
+        };
+        let rest = self.pending.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.pending, rest);
+        Ok(whole.lines().map(ToOwned::to_owned).collect())
+    }
+
+    fn last_lines(&self) -> String {
+        let text = String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        lines[lines.len().saturating_sub(5)..].join(" | ")
+    }
+}

@@ -1,0 +1,193 @@
+//! What scenarios do to the host: xl, lacuna, free memory, guests; and what they tell the lab.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use lacuna_lab::wire::Event;
+use serde_json::Value;
+
+use crate::channel::Channel;
+use crate::failure::{Failure, Result, differs};
+use crate::guest::{CONSOLES, Guest, Plan};
+use crate::services::xen;
+
+/// How often something awaited is looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+/// The host, as a scenario sees it.
+pub(crate) struct Host<'a> {
+    channel: &'a mut Channel,
+}
+
+impl<'a> Host<'a> {
+    /// The host that tells what happens over `channel`.
+    pub(crate) fn new(channel: &'a mut Channel) -> Self {
+        Self { channel }
+    }
+
+    /// Tells the lab what is going on.
+    pub(crate) fn note(&mut self, text: &str) -> Result<()> {
+        self.channel.send(&Event::Note {
+            text: text.to_owned(),
+        })
+    }
+
+    /// Tells the lab a measured figure.
+    pub(crate) fn figure(&mut self, name: &str, value: impl Into<Value>) -> Result<()> {
+        self.channel.send(&Event::Figure {
+            name: name.to_owned(),
+            value: value.into(),
+        })
+    }
+
+    /// Runs xl and returns what it wrote. The lab's log of the scenario names each call.
+    pub(crate) fn xl(&mut self, arguments: &[&str]) -> Result<String> {
+        let text = format!("xl {}\n", arguments.join(" "));
+        self.channel.send(&Event::Log {
+            file: "commands.log".to_owned(),
+            text,
+        })?;
+        run(&mut xen("sbin/xl", arguments))
+    }
+
+    /// Xen's version.
+    pub(crate) fn version(&mut self) -> Result<String> {
+        let information = self.information()?;
+        let field = |name: &str| information.get(name).cloned().unwrap_or_default();
+        Ok(format!(
+            "{}.{}{}",
+            field("xen_major"),
+            field("xen_minor"),
+            field("xen_extra")
+        ))
+    }
+
+    /// Free host memory in MiB, as `xl info` has it. Scrubbing lags behind freeing: see [`Host::settled_free_mib`].
+    pub(crate) fn free_mib(&mut self) -> Result<u64> {
+        let information = self.information()?;
+        let text = information.get("free_memory").cloned().unwrap_or_default();
+        text.parse()
+            .map_err(|_| differs("free_memory of `xl info`", "a number", &text))
+    }
+
+    /// Free host memory in MiB once it stands still.
+    pub(crate) fn settled_free_mib(&mut self) -> Result<u64> {
+        let mut last = self.free_mib()?;
+        wait_until(
+            "the host's free memory stands still",
+            Duration::from_secs(60),
+            || {
+                std::thread::sleep(Duration::from_millis(500));
+                let now = self.free_mib()?;
+                let settled = now == last;
+                last = now;
+                Ok(settled.then_some(now))
+            },
+        )
+    }
+
+    /// The fields of `xl info`.
+    pub(crate) fn information(&mut self) -> Result<BTreeMap<String, String>> {
+        let text = self.xl(&["info"])?;
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        Ok(fields
+            .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
+            .collect())
+    }
+
+    /// The names of the domains that exist, dom0 included.
+    pub(crate) fn domains(&mut self) -> Result<Vec<String>> {
+        let listing = self.xl(&["list"])?;
+        Ok(listing
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_whitespace().next())
+            .map(Into::into)
+            .collect())
+    }
+
+    /// Creates a guest and waits until its agent answers.
+    pub(crate) fn create(&mut self, plan: &Plan) -> Result<Guest> {
+        self.note(&format!(
+            "creating {} ({}, {} MiB, {} vCPUs)",
+            plan.name, plan.kernel, plan.mib, plan.vcpus
+        ))?;
+        Guest::create(self, plan)
+    }
+
+    /// Destroys every guest that a scenario left behind, and gives the lab the consoles' logs.
+    pub(crate) fn clean_up(&mut self) -> Result<()> {
+        for name in self.domains()? {
+            if name != "Domain-0" {
+                self.xl(&["destroy", &name])?;
+            }
+        }
+        for entry in fs::read_dir(CONSOLES)? {
+            let path = entry?.path();
+            let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+            let file = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            // Whole lines would be nice to have; whole serial writes of bounded size are needed.
+            let characters: Vec<char> = text.chars().collect();
+            for chunk in characters.chunks(2048) {
+                self.channel.send(&Event::Log {
+                    file: file.clone(),
+                    text: chunk.iter().collect(),
+                })?;
+            }
+            fs::remove_file(&path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs a program to its end and returns its standard output; a failure carries both outputs.
+pub(crate) fn run(command: &mut Command) -> Result<String> {
+    let mut line = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        let _ = write!(line, " {}", argument.to_string_lossy());
+    }
+    let ran = command.output().map_err(|error| Failure::Program {
+        command: line.clone(),
+        status: error.to_string(),
+        output: String::new(),
+    })?;
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+    if ran.status.success() {
+        return Ok(text);
+    }
+    let output = format!("{}{}", text, String::from_utf8_lossy(&ran.stderr));
+    Err(Failure::Program {
+        command: line,
+        status: ran.status.to_string(),
+        output: output.trim().to_owned(),
+    })
+}
+
+/// Looks until `look` finds something, at most for `limit`.
+pub(crate) fn wait_until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        if started.elapsed() >= limit {
+            return Err(Failure::Late {
+                what: what.to_owned(),
+                limit,
+                seen: "nothing".to_owned(),
+            });
+        }
+        std::thread::sleep(POLL);
+    }
+}

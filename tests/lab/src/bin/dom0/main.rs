@@ -1,0 +1,76 @@
+//! The first process of the lab's dom0: brings Xen's services up, runs the scenarios it is ordered to, tells the lab.
+
+mod channel;
+mod failure;
+mod guest;
+mod host;
+mod scenario;
+mod services;
+
+use std::process::Command;
+use std::time::Duration;
+
+use lacuna_lab::wire::{Event, Order};
+use rustix::system::RebootCommand;
+
+use crate::channel::Channel;
+use crate::host::Host;
+
+fn main() {
+    if let Err(failure) = live() {
+        eprintln!("lab-dom0: {failure}");
+    }
+    rustix::fs::sync();
+    // Ends the emulation: QEMU runs with -no-reboot and leaves when the machine goes off.
+    let _ = rustix::system::reboot(RebootCommand::PowerOff);
+    // The kernel panics when its first process ends, so this one does not, should the machine stay on.
+    loop {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+fn live() -> failure::Result<()> {
+    services::mount_all()?;
+    let command_line = std::fs::read_to_string("/proc/cmdline")?;
+    let mut channel = Channel::open()?;
+    let started = services::start().and_then(|()| Host::new(&mut channel).version());
+    match started {
+        Err(failure) => {
+            channel.send(&Event::Broken {
+                why: failure.to_string(),
+            })?;
+            return Err(failure);
+        }
+        Ok(xen) => {
+            let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+            channel.send(&Event::Ready { xen, kernel })?;
+        }
+    }
+    if command_line.split_whitespace().any(|word| word == "lab.shell") {
+        Command::new("/bin/busybox").args(["sh", "-l"]).status()?;
+        return Ok(());
+    }
+    loop {
+        match channel.next_order()? {
+            Order::PowerOff => return Ok(()),
+            Order::Run { scenario } => {
+                let mut host = Host::new(&mut channel);
+                let outcome = scenario::run(&scenario, &mut host);
+                host.clean_up()?;
+                let event = match outcome {
+                    Ok(()) => Event::Passed { scenario },
+                    Err(failure) => {
+                        let (what, expected, seen) = failure.into_parts();
+                        Event::Failed {
+                            scenario,
+                            what,
+                            expected,
+                            seen,
+                        }
+                    }
+                };
+                channel.send(&event)?;
+            }
+        }
+    }
+}

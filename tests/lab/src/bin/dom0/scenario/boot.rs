@@ -1,0 +1,78 @@
+//! The emulated host itself: a stock guest boots, does its work, and goes away again with all its memory.
+
+use std::time::Duration;
+
+use lacuna_guest::{Report, Task};
+
+use crate::failure::{Result, differs, ensure, equal};
+use crate::guest::Plan;
+use crate::host::Host;
+
+/// How long the agent may take to fill the guest's memory.
+const FILL_LIMIT: Duration = Duration::from_secs(120);
+
+pub(crate) fn xl_6_12(host: &mut Host) -> Result<()> {
+    boots_and_goes(host, "6.12")
+}
+
+pub(crate) fn xl_6_1(host: &mut Host) -> Result<()> {
+    boots_and_goes(host, "6.1")
+}
+
+fn boots_and_goes(host: &mut Host, series: &'static str) -> Result<()> {
+    let before = host.settled_free_mib()?;
+    let mut guest = host.create(&Plan::stock("stock", series))?;
+    ensure(
+        guest.release.starts_with(series),
+        "the guest's kernel",
+        series,
+        &guest.release,
+    )?;
+    equal(
+        "domains",
+        &vec!["Domain-0".to_owned(), "stock".to_owned()],
+        &host.domains()?,
+    )?;
+    let with_guest = host.free_mib()?;
+    ensure(
+        with_guest + 512 <= before,
+        "host memory with a guest of 512 MiB",
+        &format!("at most {} MiB free", before.saturating_sub(512)),
+        &format!("{with_guest} MiB free"),
+    )?;
+    guest.pause(host)?;
+    let listing = host.xl(&["list", guest.name])?;
+    ensure(
+        listing.contains("--p---"),
+        "the paused guest's state",
+        "p",
+        &listing,
+    )?;
+    guest.unpause(host)?;
+    host.note("filling the guest's free memory")?;
+    guest.order(Task::Fill, FILL_LIMIT)?;
+    match guest.order(Task::Grow { mib: 100 }, FILL_LIMIT)? {
+        Report::Grown {
+            pages: 25600,
+            dirty: 0,
+        } => {}
+        other => {
+            return Err(differs(
+                "100 MiB from the guest's kernel",
+                "25600 pages, all zero",
+                &format!("{other:?}"),
+            ));
+        }
+    }
+    guest.check_health()?;
+    let took = guest.destroy(host)?;
+    host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))?;
+    let after = host.settled_free_mib()?;
+    // Xen keeps a few pages of its own heap per processor and so on: a guest's worth must not be missing.
+    ensure(
+        after + 2 >= before,
+        "host memory after the guest",
+        &format!("{before} MiB free"),
+        &format!("{after} MiB free"),
+    )
+}

@@ -1,0 +1,32 @@
+//! The live scenarios. Each is a function that does something and fails with what it expected and saw.
+
+mod boot;
+
+use crate::failure::{Result, differs};
+use crate::host::Host;
+
+type Body = fn(&mut Host) -> Result<()>;
+
+/// The code of each scenario in the catalogue.
+const BODIES: &[(&str, Body)] = &[("boot/xl-6.12", boot::xl_6_12), ("boot/xl-6.1", boot::xl_6_1)];
+
+/// Runs the scenario called `name`.
+pub(crate) fn run(name: &str, host: &mut Host) -> Result<()> {
+    match BODIES.iter().find(|(known, _)| *known == name) {
+        Some((_, body)) => body(host),
+        None => Err(differs("the scenario ordered", "one that this driver has", name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::BODIES;
+    use lacuna_lab::catalogue::SCENARIOS;
+
+    #[test]
+    fn the_catalogue_and_the_code_name_the_same_scenarios() {
+        let listed: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        let coded: Vec<&str> = BODIES.iter().map(|(name, _)| *name).collect();
+        assert_eq!(listed, coded);
+    }
+}

@@ -1,0 +1,58 @@
+//! The live scenarios: their names, what they boot in, and how long they may take.
+//!
+//! The code of each is in the driver that runs in dom0 (`src/bin/dom0/scenario/`), under the same name.
+
+use std::time::Duration;
+
+/// The hypervisor and machine a scenario needs. Scenarios with the same boot run one after another in one emulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Boot {
+    /// The release hypervisor.
+    Release,
+}
+
+/// One live scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// `group/name`; `cargo lab test` selects by any part of it.
+    pub name: &'static str,
+    /// What it boots in.
+    pub boot: Boot,
+    /// How long it may take on a slow machine: a hang is to be told from slowness, nothing more.
+    pub limit: Duration,
+    /// Whether it runs only under `--full`.
+    pub full_only: bool,
+}
+
+/// Every live scenario, in the order in which they run.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "boot/xl-6.12",
+        boot: Boot::Release,
+        limit: Duration::from_secs(300),
+        full_only: false,
+    },
+    Scenario {
+        name: "boot/xl-6.1",
+        boot: Boot::Release,
+        limit: Duration::from_secs(300),
+        full_only: false,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::SCENARIOS;
+
+    #[test]
+    fn names_are_unique_and_grouped() {
+        for (index, scenario) in SCENARIOS.iter().enumerate() {
+            assert!(scenario.name.contains('/'), "{} has no group", scenario.name);
+            assert!(
+                SCENARIOS[..index].iter().all(|other| other.name != scenario.name),
+                "{} twice",
+                scenario.name
+            );
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! One emulated machine with Xen and dom0 on it: started, listened to within time limits, and always ended.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use lacuna_lab::wire::{Event, Order};
+
+use crate::error::{Error, IoContext, Result};
+use crate::image::Images;
+use crate::process::{last_lines, start};
+use crate::sysroot::Sysroot;
+use crate::xen::Hypervisor;
+
+/// How long Xen and dom0 may take to come up: 15 s is usual, a loaded machine takes a multiple.
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// How long the machine may take to go off.
+const OFF_LIMIT: Duration = Duration::from_secs(30);
+/// Lines of Xen's console that go into an error.
+const CONSOLE_TAIL: usize = 12;
+
+/// A processor whose nested paging QEMU emulates. Without `-monitor` Xen's idle loop faults, with `rdtscp` Xen's
+/// intercept of it fails on a wrong instruction length (QEMU 10.0).
+const PROCESSOR: &str = "EPYC,-xsave,-monitor,-rdtscp";
+
+/// Xen's command line. One processor for dom0, and a simple scheduler: two emulated ones are all there are.
+const XEN_LINE: &str = "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all dom0_mem=1500M,max:1500M \
+                        dom0_max_vcpus=1 sched=credit cpuidle=0 cpufreq=none";
+/// dom0's command line.
+const DOM0_LINE: &str = "console=hvc0 earlyprintk=xen loglevel=4 panic=1";
+
+/// Where the serial ports go.
+enum Ports {
+    /// Console into a file, channel to the lab.
+    Watched(PathBuf),
+    /// Console on the terminal, no channel.
+    Terminal,
+}
+
+/// A running machine.
+pub(crate) struct Emulator {
+    child: Child,
+    orders: ChildStdin,
+    events: Receiver<std::io::Result<String>>,
+    logs: PathBuf,
+}
+
+impl Emulator {
+    /// Boots and waits until dom0 takes orders. `logs` is made anew; Xen's console goes to `console.log` in it.
+    pub(crate) fn boot(sysroot: &Sysroot, xen: &Hypervisor, images: &Images, logs: &Path) -> Result<Self> {
+        crate::context::remove(logs)?;
+        fs::create_dir_all(logs).on("create", logs)?;
+        let console = logs.join("console.log");
+        let mut command = machine(sysroot, xen, images, &Ports::Watched(console), "");
+        let errors = logs.join("qemu.log");
+        let errors = fs::File::create(&errors).on("create", &errors)?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors);
+        let mut child = start(&mut command)?;
+        let (Some(orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            unreachable!("both were asked for as pipes")
+        };
+        let (sender, events) = channel();
+        std::thread::spawn(move || {
+            // Ends with the emulator, or when nobody listens any more.
+            for line in BufReader::new(output).lines() {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut emulator = Self {
+            child,
+            orders,
+            events,
+            logs: logs.to_path_buf(),
+        };
+        match emulator.next_event(Instant::now() + BOOT_LIMIT, "dom0 comes up")? {
+            Event::Ready { .. } => Ok(emulator),
+            other => Err(emulator.broken(&format!("dom0 did not come up: {other:?}"))),
+        }
+    }
+
+    /// Gives dom0 an order.
+    pub(crate) fn order(&mut self, order: &Order) -> Result<()> {
+        let line = serde_json::to_string(order).map_err(|error| self.broken(&error.to_string()))?;
+        writeln!(self.orders, "{line}").on("send an order to dom0 for", &self.logs)
+    }
+
+    /// Waits for dom0's next event; `what` names the awaited in the error when `deadline` passes or the machine ends.
+    pub(crate) fn next_event(&mut self, deadline: Instant, what: &str) -> Result<Event> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(Ok(line)) => {
+                    // The firmware and dom0's kernel may probe the port before the driver has it.
+                    let Some(begin) = line.find("{\"event\"") else {
+                        continue;
+                    };
+                    return serde_json::from_str(&line[begin..]).map_err(|error| {
+                        self.broken(&format!("dom0 sent a damaged line ({error}): {line}"))
+                    });
+                }
+                Ok(Err(error)) => return Err(self.broken(&format!("waiting until {what}: {error}"))),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.broken(&format!("the machine went off before {what}")));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(self.broken(&format!("out of time waiting until {what}")));
+                }
+            }
+        }
+    }
+
+    /// Switches the machine off.
+    pub(crate) fn off(mut self) -> Result<()> {
+        self.order(&Order::PowerOff)?;
+        let deadline = Instant::now() + OFF_LIMIT;
+        while Instant::now() < deadline {
+            if self.child.try_wait().on("wait for", "the emulator")?.is_some() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // Dropping kills it; a machine that does not go off after all scenarios held is no failure of theirs.
+        Ok(())
+    }
+
+    fn broken(&self, what: &str) -> Error {
+        let console = last_lines(&self.logs.join("console.log"), CONSOLE_TAIL);
+        let errors = last_lines(&self.logs.join("qemu.log"), CONSOLE_TAIL);
+        Error::Emulator {
+            what: format!("{what}; the console's end:\n{console}\n{errors}"),
+            logs: self.logs.clone(),
+        }
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        // Ends what runs inside as well: see the sysroot's namespaces. Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Boots dom0 with a shell on the terminal, and returns when it is over.
+pub(crate) fn shell(sysroot: &Sysroot, xen: &Hypervisor, images: &Images) -> Result<()> {
+    let mut command = machine(sysroot, xen, images, &Ports::Terminal, "lab.shell");
+    start(&mut command)?
+        .wait()
+        .on("wait for", "the emulator")
+        .map(drop)
+}
+
+fn machine(sysroot: &Sysroot, xen: &Hypervisor, images: &Images, ports: &Ports, dom0_extra: &str) -> Command {
+    let kernel = xen.directory.join("xen").to_string_lossy().into_owned();
+    let modules = format!(
+        "{} {DOM0_LINE} {dom0_extra},{}",
+        images.kernel.display(),
+        images.dom0.display()
+    );
+    let mut line = vec![
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg,thread=multi,tb-size=1024",
+        "-cpu",
+        PROCESSOR,
+    ];
+    line.extend([
+        "-smp",
+        "2",
+        "-m",
+        "4G",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-nodefaults",
+    ]);
+    line.extend(["-kernel", &kernel, "-append", XEN_LINE, "-initrd", &modules]);
+    let console;
+    match ports {
+        Ports::Watched(path) => {
+            console = format!("file:{}", path.display());
+            line.extend(["-monitor", "none", "-serial", &console]);
+            line.extend(["-chardev", "stdio,id=lab,signal=off", "-serial", "chardev:lab"]);
+        }
+        Ports::Terminal => line.extend(["-serial", "mon:stdio", "-serial", "null"]),
+    }
+    sysroot.command("/", &line)
+}

@@ -1,0 +1,108 @@
+//! What can go wrong on the machine's side of the lab, with the values that tell why.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The lab's own result.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of a set-up step or of a run.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub(crate) enum Error {
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was being done, as a verb.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// A program could not be started.
+    #[error("cannot start `{program}`")]
+    Start {
+        /// The program.
+        program: String,
+        /// What the system said.
+        source: io::Error,
+    },
+
+    /// A program ended badly.
+    #[error("`{command}` ended with {status}; its last lines:\n{tail}")]
+    #[diagnostic(help("the whole output is in {}", log.display()))]
+    Command {
+        /// The command line, shortened.
+        command: String,
+        /// The exit status as the system words it.
+        status: String,
+        /// The last lines it wrote.
+        tail: String,
+        /// Where all of it is.
+        log: PathBuf,
+    },
+
+    /// The lab builds a Debian tree with chroot and mounts, which needs root.
+    #[error("this step needs root (user id 0), and runs as user id {uid}")]
+    #[diagnostic(help("run it as root: debootstrap, chroot and mount namespaces ask for it"))]
+    NotRoot {
+        /// The user id the lab runs under.
+        uid: u32,
+    },
+
+    /// Something downloaded or built is not what the lab can work with.
+    #[error("{what}: expected {expected}, saw {seen}")]
+    Unexpected {
+        /// The thing looked at.
+        what: String,
+        /// What the lab needs.
+        expected: String,
+        /// What is there.
+        seen: String,
+    },
+
+    /// No scenario's name matches the filter.
+    #[error("no scenario matches `{filter}`; there are: {known}")]
+    NoScenario {
+        /// The filter given.
+        filter: String,
+        /// The names that exist.
+        known: String,
+    },
+
+    /// The emulator ended or stood still before it was told to.
+    #[error("{what}")]
+    #[diagnostic(help("the consoles are in {}", logs.display()))]
+    Emulator {
+        /// What happened.
+        what: String,
+        /// The directory with the consoles' logs.
+        logs: PathBuf,
+    },
+
+    /// At least one scenario failed; the report has been printed already.
+    #[error("{failed} of {total} tests failed")]
+    Failed {
+        /// How many failed.
+        failed: usize,
+        /// How many ran.
+        total: usize,
+    },
+}
+
+/// Adds the action and the path to an [`io::Error`].
+pub(crate) trait IoContext<T> {
+    /// Turns a failed `action` on `path` into [`Error::Io`].
+    fn on(self, action: &'static str, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn on(self, action: &'static str, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|source| Error::Io {
+            action,
+            path: path.as_ref().to_path_buf(),
+            source: source.into(),
+        })
+    }
+}

@@ -1,0 +1,178 @@
+//! The initial file systems of dom0 and of the guests.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::context::{Context, Staged};
+use crate::cpio::Archive;
+use crate::error::{Error, Result};
+use crate::kernels::Kernel;
+use crate::key::KeyBuilder;
+use crate::process::output;
+use crate::programs::Programs;
+use crate::sysroot::Sysroot;
+use crate::xen::Tools;
+
+/// Xen's drivers that dom0 loads, in this order.
+const MODULES: &[&str] = &["xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc"];
+
+/// Xen's programs in dom0, below the tools' root.
+const XEN_PROGRAMS: &[&str] = &[
+    "usr/local/sbin/xenstored",
+    "usr/local/sbin/xenconsoled",
+    "usr/local/sbin/xl",
+    "usr/local/bin/xenstore-ls",
+    "usr/local/bin/xenstore-read",
+    "usr/local/lib/xen/bin/xen-init-dom0",
+    "usr/local/lib/xen/bin/libxl-save-helper",
+    "usr/local/lib/xen/bin/xenctx",
+];
+
+/// Loaded by name at run time, so no program's list of libraries has it: without it `pthread_cancel` aborts xl.
+const LOADED_BY_NAME: &str = "usr/lib/x86_64-linux-gnu/libgcc_s.so.1";
+
+/// Directories that Xen's programs expect.
+const DIRECTORIES: &[&str] = &[
+    "proc",
+    "sys",
+    "dev",
+    "run/xen",
+    "run/lock",
+    "tmp",
+    "root",
+    "var/log/xen/console",
+    "var/lib/xen",
+];
+
+/// The images that an emulation boots.
+pub(crate) struct Images {
+    /// dom0's initial file system.
+    pub(crate) dom0: PathBuf,
+    /// dom0's kernel.
+    pub(crate) kernel: PathBuf,
+}
+
+/// Writes dom0's image, with the guests' inside it.
+pub(crate) fn build(
+    context: &Context,
+    sysroot: &Sysroot,
+    tools: &Tools,
+    programs: &Programs,
+    dom0_kernel: &Kernel,
+    guests: &[(&str, Kernel)],
+) -> Result<Images> {
+    let image = context.cached("images/dom0.cpio");
+    let mut key = KeyBuilder::new("images", 1)
+        .key(&sysroot.key)
+        .key(&tools.key)
+        .text(&dom0_kernel.release);
+    for program in [&programs.driver, &programs.agent, &programs.lacuna] {
+        key = key.file(program)?;
+    }
+    for (name, kernel) in guests {
+        key = key.text(name).text(&kernel.release);
+    }
+    context.step("images", &key.finish(), |_| {
+        let agent = Staged::file(context.cached("images/guest.cpio"))?;
+        guest(&agent.path, programs)?;
+        let staged = Staged::file(image.clone())?;
+        let mut archive = Archive::create(&staged.path)?;
+        for directory in DIRECTORIES {
+            archive.directory(directory)?;
+        }
+        archive.link("var/run", "/run")?;
+        archive.link("var/lock", "/run/lock")?;
+        archive.file("init", &programs.driver)?;
+        archive.file("usr/bin/lacuna", &programs.lacuna)?;
+        archive.file("bin/busybox", &sysroot.root.join("usr/bin/busybox"))?;
+        archive.bytes("etc/xen/xl.conf", b"autoballoon=\"off\"\n", 0o644)?;
+        archive.bytes("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", 0o644)?;
+        let mut libraries = BTreeMap::new();
+        for program in XEN_PROGRAMS {
+            let path = tools.root.join(program);
+            archive.file(program, &path)?;
+            libraries.extend(libraries_of(context, sysroot, tools, &path)?);
+        }
+        libraries.extend(libraries_of(context, sysroot, tools, &programs.lacuna)?);
+        libraries.insert(format!("/{LOADED_BY_NAME}"), sysroot.root.join(LOADED_BY_NAME));
+        for (name, from) in &libraries {
+            archive.file(name.trim_start_matches('/'), from)?;
+        }
+        // Where the loader looks first; the packages have their libraries below /usr.
+        archive.link("lib", "usr/lib")?;
+        archive.link("lib64", "usr/lib64")?;
+        for (place, module) in MODULES.iter().enumerate() {
+            let packed = dom0_kernel.module(module)?;
+            let plain = context.cached("images").join(format!("{module}.ko"));
+            let script = "xz -dc \"$1\" > \"$2\"";
+            let (from, to) = (packed.to_string_lossy(), plain.to_string_lossy());
+            let arguments = ["sh", "-c", script, "sh", &from, &to];
+            output(sysroot.command("/", &arguments), &context.step_log("images"))?;
+            archive.file(&format!("modules/{place}-{module}.ko"), &plain)?;
+        }
+        for (name, kernel) in guests {
+            archive.file(&format!("guests/{name}/vmlinuz"), &kernel.image())?;
+        }
+        archive.file("guests/initrd", &agent.path)?;
+        archive.finish()?;
+        agent.commit()?;
+        staged.commit()
+    })?;
+    Ok(Images {
+        dom0: image,
+        kernel: dom0_kernel.image(),
+    })
+}
+
+/// A guest's whole file system: the agent.
+fn guest(path: &Path, programs: &Programs) -> Result<()> {
+    let mut archive = Archive::create(path)?;
+    for directory in ["proc", "sys", "dev", "tmp"] {
+        archive.directory(directory)?;
+    }
+    archive.file("init", &programs.agent)?;
+    archive.finish()
+}
+
+/// The libraries that a program needs: their paths in dom0, and the files. As the sysroot's own loader finds them.
+fn libraries_of(
+    context: &Context,
+    sysroot: &Sysroot,
+    tools: &Tools,
+    program: &Path,
+) -> Result<BTreeMap<String, PathBuf>> {
+    let search = format!("LD_LIBRARY_PATH={}/usr/local/lib", tools.root.display());
+    let program = program.to_string_lossy();
+    let listing = output(
+        sysroot.command("/", &["env", &search, "ldd", &program]),
+        &context.step_log("images"),
+    )?;
+    let mut found = BTreeMap::new();
+    for line in listing.lines() {
+        if line.contains("not found") {
+            return Err(Error::Unexpected {
+                what: format!("the libraries of {program}"),
+                expected: "all of them in the sysroot or among Xen's tools".to_owned(),
+                seen: line.trim().to_owned(),
+            });
+        }
+        // `name => /path (address)`, or `/path (address)` for the loader itself; the kernel's vdso has no path.
+        let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) else {
+            continue;
+        };
+        let inside = path.strip_prefix(&*tools.root.to_string_lossy()).unwrap_or(path);
+        let from = if inside == path {
+            sysroot.root.join(path.trim_start_matches('/'))
+        } else {
+            PathBuf::from(path)
+        };
+        // One tree in dom0, as in Debian: /lib is a link to /usr/lib.
+        let name = if inside.starts_with("/lib") {
+            format!("/usr{inside}")
+        } else {
+            inside.to_owned()
+        };
+        found.insert(name, from);
+    }
+    Ok(found)
+}

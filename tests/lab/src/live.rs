@@ -1,0 +1,128 @@
+//! Runs live scenarios: those with the same boot one after another in one emulation, a new one after a crash.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use lacuna_lab::catalogue::{Boot, Scenario};
+use lacuna_lab::wire::{Event, Order};
+use serde_json::Value;
+
+use crate::emulator::Emulator;
+use crate::error::{Error, IoContext, Result};
+use crate::progress::Progress;
+use crate::setup::Stage;
+
+/// What came of one test.
+pub(crate) struct Outcome {
+    /// Its name.
+    pub(crate) name: String,
+    /// Why it failed, in lines to print; nothing when it passed.
+    pub(crate) failure: Option<String>,
+    /// How long it took, in seconds.
+    pub(crate) seconds: u64,
+    /// What it measured.
+    pub(crate) figures: Vec<(String, Value)>,
+}
+
+/// Runs `scenarios`, in order, and returns an outcome for each.
+pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    let mut machine: Option<(Boot, Emulator)> = None;
+    for scenario in scenarios {
+        let here = logs.join(scenario.name.replace('/', "-"));
+        let progress = Progress::begin(scenario.name);
+        let started = Instant::now();
+        let mut figures = Vec::new();
+        let mut running = match machine.take() {
+            Some((boot, running)) if boot == scenario.boot => Ok(running),
+            other => {
+                if let Some((_, running)) = other {
+                    running.off()?;
+                }
+                // Each emulation's console lies with the scenario that it was booted for.
+                stage.hypervisor(scenario.boot).and_then(|xen| {
+                    progress.tick(|| "booting".to_owned());
+                    Emulator::boot(&stage.sysroot, &xen, &stage.images, &here)
+                })
+            }
+        };
+        let ended = match &mut running {
+            Ok(running) => one(running, *scenario, &here, &progress, &mut figures),
+            Err(_) => Ok(None),
+        };
+        let failure = match (running, ended) {
+            (Ok(running), Ok(failure)) => {
+                machine = Some((scenario.boot, running));
+                failure
+            }
+            // The machine is in an unknown state: the next scenario gets a new one.
+            (Ok(_), Err(error)) | (Err(error), _) => Some(told(&error)),
+        };
+        let failure = failure.map(|text| format!("{text}\n  logs:     {}", here.display()));
+        let seconds = started.elapsed().as_secs();
+        progress.done();
+        outcomes.push(Outcome {
+            name: scenario.name.to_owned(),
+            failure,
+            seconds,
+            figures,
+        });
+    }
+    if let Some((_, running)) = machine {
+        running.off()?;
+    }
+    Ok(outcomes)
+}
+
+/// Runs one scenario on a machine that is up. The inner text tells why it failed.
+fn one(
+    machine: &mut Emulator,
+    scenario: Scenario,
+    logs: &Path,
+    progress: &Progress,
+    figures: &mut Vec<(String, Value)>,
+) -> Result<Option<String>> {
+    fs::create_dir_all(logs).on("create", logs)?;
+    let deadline = Instant::now() + scenario.limit;
+    machine.order(&Order::Run {
+        scenario: scenario.name.to_owned(),
+    })?;
+    loop {
+        match machine.next_event(deadline, &format!("{} ends", scenario.name))? {
+            Event::Note { text } => progress.line(&format!("  {text}")),
+            Event::Figure { name, value } => {
+                progress.line(&format!("  {name} = {value}"));
+                figures.push((name, value));
+            }
+            Event::Log { file, text } => {
+                // The name comes from dom0's own files; only its last part can be meant.
+                let path = logs.join(Path::new(&file).file_name().unwrap_or_default());
+                let mut log = fs::File::options()
+                    .create(true)
+                    .append(true)
+                    .open(&path)
+                    .on("open", &path)?;
+                log.write_all(text.as_bytes()).on("write", &path)?;
+            }
+            Event::Passed { .. } => return Ok(None),
+            Event::Failed {
+                what, expected, seen, ..
+            } => {
+                return Ok(Some(format!(
+                    "  at:       {what}\n  expected: {expected}\n  saw:      {seen}"
+                )));
+            }
+            other @ (Event::Ready { .. } | Event::Broken { .. }) => {
+                return Ok(Some(format!(
+                    "  expected: the scenario's end\n  saw:      {other:?}"
+                )));
+            }
+        }
+    }
+}
+
+fn told(error: &Error) -> String {
+    format!("  {}", error.to_string().replace('\n', "\n  "))
+}

@@ -1,0 +1,130 @@
+//! Runs other programs: output into a log file, progress on the terminal, and the log's end in the error.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::error::{Error, IoContext, Result};
+use crate::progress::Progress;
+
+/// How many lines of a failed program's output go into its error.
+const TAIL_LINES: usize = 25;
+/// How many bytes at a log's end are looked at for those lines.
+const TAIL_BYTES: u64 = 8192;
+/// How often a running program is looked at: short against any step, long against the cost of looking.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Runs `command` to its end with standard output and error appended to `log`, and fails unless it succeeds.
+///
+/// `progress` shows the last line written, as a sign of life.
+pub(crate) fn run_logged(mut command: Command, log: &Path, progress: &Progress) -> Result<()> {
+    if let Some(parent) = log.parent() {
+        fs::create_dir_all(parent).on("create", parent)?;
+    }
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .on("open", log)?;
+    let errors = file.try_clone().on("duplicate", log)?;
+    command.stdin(Stdio::null()).stdout(file).stderr(errors);
+    let mut child = start(&mut command)?;
+    let status = loop {
+        if let Some(status) = child.try_wait().on("wait for", program(&command))? {
+            break status;
+        }
+        progress.tick(|| last_lines(log, 1));
+        std::thread::sleep(POLL);
+    };
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Command {
+        command: shortened(&command),
+        status: status.to_string(),
+        tail: last_lines(log, TAIL_LINES),
+        log: log.to_path_buf(),
+    })
+}
+
+/// Runs `command` to its end and returns what it wrote to standard output.
+///
+/// A failure's error carries what it wrote to standard error; `log` is where the text of both is kept then.
+pub(crate) fn output(mut command: Command, log: &Path) -> Result<String> {
+    let ran = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| Error::Start {
+            program: program(&command),
+            source,
+        })?;
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+    if ran.status.success() {
+        return Ok(text);
+    }
+    let errors = String::from_utf8_lossy(&ran.stderr).into_owned();
+    fs::write(log, format!("{text}{errors}")).on("write", log)?;
+    Err(Error::Command {
+        command: shortened(&command),
+        status: ran.status.to_string(),
+        tail: last_lines(log, TAIL_LINES),
+        log: log.to_path_buf(),
+    })
+}
+
+/// Starts `command`.
+pub(crate) fn start(command: &mut Command) -> Result<Child> {
+    command.spawn().map_err(|source| Error::Start {
+        program: program(command),
+        source,
+    })
+}
+
+/// The last `count` lines of the file at `path`; empty when it cannot be read, as it only decorates a message.
+pub(crate) fn last_lines(path: &Path, count: usize) -> String {
+    let Ok(mut file) = File::open(path) else {
+        return String::new();
+    };
+    let length = file.metadata().map_or(0, |meta| meta.len());
+    let mut bytes = Vec::new();
+    if file
+        .seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))
+        .is_err()
+        || file.read_to_end(&mut bytes).is_err()
+    {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// Whether the program `name` is found on the search path.
+pub(crate) fn is_installed(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Administrators' programs are not on every user's path; debootstrap is one.
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .any(|directory| directory.join(name).is_file())
+}
+
+fn program(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}
+
+/// The command line as one would type it, cut where it gets long: the log has the rest.
+fn shortened(command: &Command) -> String {
+    const LIMIT: usize = 300;
+    let mut text = program(command);
+    for argument in command.get_args() {
+        text.push(' ');
+        text.push_str(&argument.to_string_lossy().replace('\n', "; "));
+    }
+    if text.chars().count() > LIMIT {
+        let tail: String = text.chars().skip(text.chars().count() - LIMIT).collect();
+        text = format!("…{tail}");
+    }
+    text
+}

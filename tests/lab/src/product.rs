@@ -1,0 +1,48 @@
+//! `cargo lab build`: what a real host installs, in one directory.
+
+use std::fs;
+use std::path::Path;
+
+use lacuna_lab::catalogue::Boot;
+
+use crate::context::Staged;
+use crate::error::{IoContext, Result};
+use crate::process::run_logged;
+use crate::progress::Progress;
+use crate::setup::Stage;
+
+/// The hypervisor's files: the one for GRUB, the one for UEFI firmware, and the one with symbols for crash analysis.
+const HYPERVISOR: &[&str] = &["xen.gz", "xen.efi", "xen-syms"];
+
+/// Writes the product into `out`.
+pub(crate) fn build(stage: &Stage, out: &Path) -> Result<()> {
+    let xen = stage.hypervisor(Boot::Release)?;
+    fs::create_dir_all(out).on("create", out)?;
+    let out = out.canonicalize().on("find", out)?;
+    for name in HYPERVISOR {
+        copy(&xen.directory.join(name), &out.join(name))?;
+    }
+    copy(&stage.lacuna, &out.join("lacuna"))?;
+    let progress = Progress::begin("tools archive");
+    let archive = Staged::file(out.join("xen-tools.tar.gz"))?;
+    // Owned by root whoever unpacks the cache, and without the lab's own directory in the names.
+    let mut tar = std::process::Command::new("tar");
+    tar.args(["--create", "--gzip", "--owner=0", "--group=0", "--file"])
+        .arg(&archive.path);
+    tar.arg("--directory").arg(&stage.tools.root).arg(".");
+    run_logged(tar, &stage.log("product"), &progress)?;
+    archive.commit()?;
+    progress.done();
+    println!(
+        "{} holds {}, lacuna and xen-tools.tar.gz",
+        out.display(),
+        HYPERVISOR.join(", ")
+    );
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let staged = Staged::file(to.to_path_buf())?;
+    fs::copy(from, &staged.path).on("copy", from)?;
+    staged.commit()
+}

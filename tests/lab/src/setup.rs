@@ -1,0 +1,67 @@
+//! Everything a run needs, made in order; what is there and up to date is kept.
+
+use std::path::PathBuf;
+
+use lacuna_lab::catalogue::Boot;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::image::{self, Images};
+use crate::sysroot::Sysroot;
+use crate::variant::{RELEASE, Variant};
+use crate::xen::{Hypervisor, Source, Tools};
+use crate::{kernels, programs, xen};
+
+/// What is ready for booting and for taking away.
+pub(crate) struct Stage<'a> {
+    context: &'a Context,
+    /// Where QEMU runs.
+    pub(crate) sysroot: Sysroot,
+    source: Source,
+    /// Xen's tools.
+    pub(crate) tools: Tools,
+    /// The product's command.
+    pub(crate) lacuna: PathBuf,
+    /// dom0's kernel and file system.
+    pub(crate) images: Images,
+}
+
+impl<'a> Stage<'a> {
+    /// Makes all but the hypervisors.
+    pub(crate) fn build(context: &'a Context) -> Result<Self> {
+        let sysroot = Sysroot::build(context)?;
+        let source = xen::source(context, &sysroot)?;
+        let tools = xen::tools(context, &sysroot, &source)?;
+        let dom0_kernel = kernels::kernel(context, &sysroot, kernels::LINUX_6_12)?;
+        let mut guests = Vec::new();
+        for wanted in kernels::GUESTS {
+            guests.push((wanted.series, kernels::kernel(context, &sysroot, *wanted)?));
+        }
+        let programs = programs::build(context)?;
+        let images = image::build(context, &sysroot, &tools, &programs, &dom0_kernel, &guests)?;
+        Ok(Self {
+            context,
+            sysroot,
+            source,
+            tools,
+            images,
+        })
+    }
+
+    /// Where the output of the work called `name` is kept.
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.context.step_log(name)
+    }
+
+    /// Makes the hypervisor that `boot` needs.
+    pub(crate) fn hypervisor(&self, boot: Boot) -> Result<Hypervisor> {
+        self.variant(match boot {
+            Boot::Release => RELEASE,
+        })
+    }
+
+    /// Makes one variant of the hypervisor.
+    pub(crate) fn variant(&self, variant: Variant) -> Result<Hypervisor> {
+        xen::hypervisor(self.context, &self.sysroot, &self.source, variant, None)
+    }
+}

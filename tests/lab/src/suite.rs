@@ -1,0 +1,113 @@
+//! `cargo lab test`: picks the tests, runs them, and prints what came of them.
+
+use std::process::Command;
+use std::time::Instant;
+
+use lacuna_lab::catalogue::{SCENARIOS, Scenario};
+
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::live::{self, Outcome};
+use crate::process::start;
+use crate::setup::Stage;
+
+/// The tests that need no emulation: name, program and arguments. They run in the checkout.
+const HOST: &[(&str, &[&str])] = &[
+    ("host/format", &["cargo", "fmt", "--all", "--check"]),
+    (
+        "host/lint",
+        &[
+            "cargo",
+            "clippy",
+            "--locked",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny",
+            "warnings",
+        ],
+    ),
+    ("host/test", &["cargo", "test", "--locked", "--workspace"]),
+];
+
+/// Runs what `filter` selects; `full` adds the long ones. Fails when any test does.
+pub(crate) fn run(context: &Context, filter: Option<&str>, full: bool) -> Result<()> {
+    let chosen = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    let hosts: Vec<_> = HOST.iter().filter(|(name, _)| chosen(name)).collect();
+    let scenarios: Vec<Scenario> = SCENARIOS
+        .iter()
+        .copied()
+        // Naming a long scenario in full is asking for it.
+        .filter(|scenario| {
+            chosen(scenario.name) && (full || !scenario.full_only || filter == Some(scenario.name))
+        })
+        .collect();
+    if hosts.is_empty() && scenarios.is_empty() {
+        let names = HOST
+            .iter()
+            .map(|(name, _)| *name)
+            .chain(SCENARIOS.iter().map(|scenario| scenario.name));
+        return Err(Error::NoScenario {
+            filter: filter.unwrap_or_default().to_owned(),
+            known: names.collect::<Vec<_>>().join(", "),
+        });
+    }
+    let mut outcomes = Vec::new();
+    for (name, line) in hosts {
+        outcomes.push(host(context, name, line)?);
+    }
+    if !scenarios.is_empty() {
+        let stage = Stage::build(context)?;
+        outcomes.extend(live::run(
+            &stage,
+            &scenarios,
+            &context.repository.join("target/lab-logs"),
+        )?);
+    }
+    print(&outcomes)
+}
+
+/// Runs one of the host's own tests on the terminal: its output is its report.
+fn host(context: &Context, name: &str, line: &[&str]) -> Result<Outcome> {
+    let started = Instant::now();
+    println!("lab: {name}: {}", line.join(" "));
+    let mut command = Command::new(line[0]);
+    command.args(&line[1..]).current_dir(&context.repository);
+    let status = start(&mut command)?.wait().on("wait for", line[0])?;
+    let failure = (!status.success())
+        .then(|| format!("  expected: success\n  saw:      {status}, and the output above"));
+    Ok(Outcome {
+        name: name.to_owned(),
+        failure,
+        seconds: started.elapsed().as_secs(),
+        figures: Vec::new(),
+    })
+}
+
+/// Prints a line for each test, the failures in full, and the count on a line of its own.
+fn print(outcomes: &[Outcome]) -> Result<()> {
+    println!();
+    for outcome in outcomes {
+        let word = if outcome.failure.is_none() { "pass" } else { "FAIL" };
+        println!("{word} {:5} s  {}", outcome.seconds, outcome.name);
+        for (name, value) in &outcome.figures {
+            println!("               {name} = {value}");
+        }
+    }
+    for outcome in outcomes {
+        if let Some(failure) = &outcome.failure {
+            println!("\n{} failed\n{failure}", outcome.name);
+        }
+    }
+    let total = outcomes.len();
+    let failed = outcomes
+        .iter()
+        .filter(|outcome| outcome.failure.is_some())
+        .count();
+    println!("\ncargo lab:\n{} passed, {failed} failed", total - failed);
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(Error::Failed { failed, total })
+    }
+}

@@ -1,0 +1,249 @@
+//! The Debian 13 tree in which Xen is built and QEMU runs, and the way to run a program inside it.
+//!
+//! Programs run in mount and process namespaces of their own: nothing stays mounted and nothing goes on running when the
+//! lab ends, however it ends. The cache and the checkout appear inside at the paths they have outside.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::context::{Context, Staged, require_root};
+use crate::error::{Error, IoContext, Result};
+use crate::key::{Key, KeyBuilder};
+use crate::process::{is_installed, output, run_logged};
+
+/// The Debian release of the tree: the one whose Xen is the 4.20 series.
+pub(crate) const SUITE: &str = "trixie";
+
+/// What is installed in the tree on top of debootstrap's minimal base, by what needs it.
+const PACKAGES: &[&str] = &[
+    // Building Xen and its tools.
+    "build-essential",
+    "flex",
+    "bison",
+    "python3",
+    "python3-dev",
+    "python3-setuptools",
+    "acpica-tools",
+    "uuid-dev",
+    "libncurses-dev",
+    "libyajl-dev",
+    "libpixman-1-dev",
+    "libglib2.0-dev",
+    "zlib1g-dev",
+    "liblzma-dev",
+    "libbz2-dev",
+    "libzstd-dev",
+    "pkg-config",
+    "libfdt-dev",
+    // Building the Rust module for x86_64-unknown-none, core from source.
+    "rustc",
+    "cargo",
+    "rust-src",
+    // The emulator, and what goes into dom0's image.
+    "qemu-system-x86",
+    "busybox-static",
+    "kexec-tools",
+    // Xen's FLASK policy, for the variant that has one.
+    "checkpolicy",
+];
+
+/// Programs the machine itself must have, each with the package that holds it.
+const HOST_PROGRAMS: &[(&str, &str)] = &[("debootstrap", "debootstrap"), ("unshare", "util-linux")];
+
+/// Runs in the namespaces before the program: mounts what the program needs to see and changes root.
+const ENTER: &str = r#"
+set -e
+root=$1 cache=$2 repository=$3 directory=$4
+shift 4
+mount -t proc proc "$root/proc"
+mkdir -p "$root$cache" "$root$repository"
+mount --bind "$cache" "$root$cache"
+mount --bind "$repository" "$root$repository"
+exec chroot "$root" env -C "$directory" "$@"
+"#;
+
+/// The tree, ready for use.
+#[derive(Clone)]
+pub(crate) struct Sysroot {
+    /// Its top directory.
+    pub(crate) root: PathBuf,
+    /// Names what it was made of; part of the key of whatever is built in it.
+    pub(crate) key: Key,
+    cache: PathBuf,
+    repository: PathBuf,
+}
+
+impl Sysroot {
+    /// Makes the tree, unless it is there.
+    pub(crate) fn build(context: &Context) -> Result<Self> {
+        let mut key = KeyBuilder::new("sysroot", 1).text(SUITE);
+        for package in PACKAGES {
+            key = key.text(package);
+        }
+        let sysroot = Self {
+            root: context.cached("sysroot"),
+            key: key.finish(),
+            cache: context.cache.clone(),
+            repository: context.repository.clone(),
+        };
+        context.step("sysroot", &sysroot.key, |progress| {
+            require_root()?;
+            let log = context.step_log("sysroot");
+            install_host_programs(&log, progress)?;
+            let staged = Staged::directory(sysroot.root.clone())?;
+            let archive = archive_uri(context)?;
+            let mut command = Command::new("debootstrap");
+            command
+                .args(["--variant=minbase", "--components=main", SUITE])
+                .arg(&staged.path)
+                .arg(&archive);
+            run_logged(command, &log, progress)?;
+            let fresh = Self {
+                root: staged.path.clone(),
+                ..sysroot.clone()
+            };
+            fresh.write(
+                "etc/apt/sources.list",
+                format!("deb {archive} {SUITE} main\ndeb-src {archive} {SUITE} main\n"),
+            )?;
+            fresh.follow_machine()?;
+            run_logged(fresh.command("/", &["apt-get", "update"]), &log, progress)?;
+            let mut install = vec!["apt-get", "install", "-y", "--no-install-recommends"];
+            install.extend(PACKAGES);
+            run_logged(fresh.command("/", &install), &log, progress)?;
+            run_logged(fresh.command("/", &["apt-get", "clean"]), &log, progress)?;
+            staged.commit()
+        })?;
+        sysroot.follow_machine()?;
+        Ok(sysroot)
+    }
+
+    /// A command that runs `arguments` inside the tree, in `directory` (a path as seen inside).
+    pub(crate) fn command(&self, directory: impl AsRef<Path>, arguments: &[&str]) -> Command {
+        let mut command = Command::new("setpriv");
+        // The death signal covers the lab being killed; --kill-child covers unshare itself.
+        command
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child=KILL",
+            ])
+            .args(["--propagation", "private", "sh", "-c", ENTER, "sh"])
+            .args([&self.root, &self.cache, &self.repository])
+            .arg(directory.as_ref())
+            .args(arguments);
+        command.env_clear().envs(machine_proxies()).envs([
+            (
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ),
+            ("HOME", "/root"),
+            ("LC_ALL", "C.UTF-8"),
+            ("DEBIAN_FRONTEND", "noninteractive"),
+        ]);
+        command
+    }
+
+    /// Copies what belongs to the machine and may change under a finished tree: name resolution, certificates.
+    fn follow_machine(&self) -> Result<()> {
+        for file in [
+            "etc/resolv.conf",
+            "etc/hosts",
+            "etc/ssl/certs/ca-certificates.crt",
+        ] {
+            let source = Path::new("/").join(file);
+            if let Ok(bytes) = fs::read(&source) {
+                self.write(file, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, file: &str, content: impl AsRef<[u8]>) -> Result<()> {
+        let path = self.root.join(file);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).on("create", parent)?;
+        }
+        fs::write(&path, content).on("write", &path)
+    }
+}
+
+/// The Debian archive that this machine is set up to use, as apt tells it; other suites of it are there as well.
+pub(crate) fn archive_uri(context: &Context) -> Result<String> {
+    let mut command = Command::new("apt-get");
+    command.args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+        "Created-By: Packages",
+    ]);
+    let listing = output(command, &context.step_log("archive"))?;
+    pick_archive(&listing).ok_or_else(|| Error::Unexpected {
+        what: "the package archives this machine uses (apt-get indextargets)".to_owned(),
+        expected: "a Debian archive with the component main".to_owned(),
+        seen: if listing.is_empty() {
+            "none: run `apt-get update`".to_owned()
+        } else {
+            listing
+        },
+    })
+}
+
+/// Picks the plain Debian archive out of apt's list: not the one for security fixes, not a stranger's.
+fn pick_archive(listing: &str) -> Option<String> {
+    listing.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (uri, suite, component) = (fields.next()?, fields.next()?, fields.next()?);
+        // `bookworm` and `stable` are whole releases; `bookworm-updates` and the like lie beside one.
+        let whole = uri.contains("debian") && !uri.contains("security") && !suite.contains('-');
+        (whole && component == "main").then(|| uri.to_owned())
+    })
+}
+
+fn install_host_programs(log: &Path, progress: &crate::progress::Progress) -> Result<()> {
+    let missing: Vec<&str> = HOST_PROGRAMS
+        .iter()
+        .filter(|(program, _)| !is_installed(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    progress.line(&format!("lab: installing {} on this machine", missing.join(", ")));
+    for arguments in [
+        vec!["update"],
+        [vec!["install", "-y", "--no-install-recommends"], missing].concat(),
+    ] {
+        let mut command = Command::new("apt-get");
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        run_logged(command, log, progress)?;
+    }
+    Ok(())
+}
+
+/// The proxy settings of the lab's own environment: apt and cargo inside need the same way out.
+fn machine_proxies() -> impl Iterator<Item = (String, String)> {
+    std::env::vars().filter(|(name, _)| name.to_ascii_lowercase().ends_with("_proxy"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pick_archive;
+
+    #[test]
+    fn the_archive_is_neither_security_nor_a_stranger() {
+        let listing = "http://one.example/debian-security/ bookworm-security main\n\
+                       http://two.example/tool/ nodistro main\n\
+                       http://one.example/debian/ bookworm main\n";
+        assert_eq!(
+            pick_archive(listing).as_deref(),
+            Some("http://one.example/debian/")
+        );
+        assert_eq!(pick_archive("http://two.example/tool/ nodistro main\n"), None);
+    }
+}

@@ -1,0 +1,19 @@
+//! The kinds of hypervisor the lab builds. Each has a build tree of its own, so that none spoils another's objects.
+
+/// One kind of hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Variant {
+    /// Its name, which is also that of its directory.
+    pub(crate) name: &'static str,
+    /// Kconfig lines on top of [`BASE_CONFIG`].
+    pub(crate) config: &'static [&'static str],
+}
+
+/// Kconfig lines that every variant has: sharing is an expert's, unsupported option in Xen 4.20.
+pub(crate) const BASE_CONFIG: &[&str] = &["CONFIG_EXPERT=y", "CONFIG_UNSUPPORTED=y", "CONFIG_MEM_SHARING=y"];
+
+/// What a real host installs.
+pub(crate) const RELEASE: Variant = Variant {
+    name: "release",
+    config: &["# CONFIG_DEBUG is not set"],
+};
