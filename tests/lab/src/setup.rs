@@ -44,6 +44,7 @@ impl<'a> Stage<'a> {
             sysroot,
             source,
             tools,
+            lacuna: programs.lacuna,
             images,
         })
     }
