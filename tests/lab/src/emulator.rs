@@ -134,6 +134,12 @@ impl Emulator {
     fn broken(&self, what: &str) -> Error {
         let console = last_lines(&self.logs.join("console.log"), CONSOLE_TAIL);
         let errors = last_lines(&self.logs.join("qemu.log"), CONSOLE_TAIL);
+        // Said at every start for the processor's features that only real ones have.
+        let errors: Vec<&str> = errors
+            .lines()
+            .filter(|line| !line.contains("TCG doesn't support"))
+            .collect();
+        let errors = errors.join("\n");
         Error::Emulator {
             what: format!("{what}; the console's end:\n{console}\n{errors}"),
             logs: self.logs.clone(),

@@ -53,51 +53,6 @@ impl<'a> Host<'a> {
         run(&mut xen("sbin/xl", arguments))
     }
 
-    /// Xen's version.
-    pub(crate) fn version(&mut self) -> Result<String> {
-        let information = self.information()?;
-        let field = |name: &str| information.get(name).cloned().unwrap_or_default();
-        Ok(format!(
-            "{}.{}{}",
-            field("xen_major"),
-            field("xen_minor"),
-            field("xen_extra")
-        ))
-    }
-
-    /// Free host memory in MiB, as `xl info` has it. Scrubbing lags behind freeing: see [`Host::settled_free_mib`].
-    pub(crate) fn free_mib(&mut self) -> Result<u64> {
-        let information = self.information()?;
-        let text = information.get("free_memory").cloned().unwrap_or_default();
-        text.parse()
-            .map_err(|_| differs("free_memory of `xl info`", "a number", &text))
-    }
-
-    /// Free host memory in MiB once it stands still.
-    pub(crate) fn settled_free_mib(&mut self) -> Result<u64> {
-        let mut last = self.free_mib()?;
-        wait_until(
-            "the host's free memory stands still",
-            Duration::from_secs(60),
-            || {
-                std::thread::sleep(Duration::from_millis(500));
-                let now = self.free_mib()?;
-                let settled = now == last;
-                last = now;
-                Ok(settled.then_some(now))
-            },
-        )
-    }
-
-    /// The fields of `xl info`.
-    pub(crate) fn information(&mut self) -> Result<BTreeMap<String, String>> {
-        let text = self.xl(&["info"])?;
-        let fields = text.lines().filter_map(|line| line.split_once(':'));
-        Ok(fields
-            .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
-            .collect())
-    }
-
     /// The names of the domains that exist, dom0 included.
     pub(crate) fn domains(&mut self) -> Result<Vec<String>> {
         let listing = self.xl(&["list"])?;
@@ -145,6 +100,51 @@ impl<'a> Host<'a> {
         }
         Ok(())
     }
+}
+
+/// Free host memory in MiB, as `xl info` has it. Scrubbing lags behind freeing: see [`settled_free_mib`].
+pub(crate) fn free_mib() -> Result<u64> {
+    let information = information()?;
+    let text = information.get("free_memory").cloned().unwrap_or_default();
+    text.parse()
+        .map_err(|_| differs("free_memory of `xl info`", "a number", &text))
+}
+
+/// Free host memory in MiB once it stands still.
+pub(crate) fn settled_free_mib() -> Result<u64> {
+    let mut last = free_mib()?;
+    wait_until(
+        "the host's free memory stands still",
+        Duration::from_secs(60),
+        || {
+            std::thread::sleep(Duration::from_millis(500));
+            let now = free_mib()?;
+            let settled = now == last;
+            last = now;
+            Ok(settled.then_some(now))
+        },
+    )
+}
+
+/// Xen's version.
+pub(crate) fn xen_version() -> Result<String> {
+    let information = information()?;
+    let field = |name: &str| information.get(name).cloned().unwrap_or_default();
+    Ok(format!(
+        "{}.{}{}",
+        field("xen_major"),
+        field("xen_minor"),
+        field("xen_extra")
+    ))
+}
+
+/// The fields of `xl info`.
+fn information() -> Result<BTreeMap<String, String>> {
+    let text = run(&mut xen("sbin/xl", &["info"]))?;
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    Ok(fields
+        .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
+        .collect())
 }
 
 /// Runs a program to its end and returns its standard output; a failure carries both outputs.

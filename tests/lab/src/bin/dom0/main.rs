@@ -33,7 +33,7 @@ fn live() -> failure::Result<()> {
     services::mount_all()?;
     let command_line = std::fs::read_to_string("/proc/cmdline")?;
     let mut channel = Channel::open()?;
-    let started = services::start().and_then(|()| Host::new(&mut channel).version());
+    let started = services::start().and_then(|()| host::xen_version());
     match started {
         Err(failure) => {
             channel.send(&Event::Broken {

@@ -6,7 +6,7 @@ use lacuna_guest::{Report, Task};
 
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::Plan;
-use crate::host::Host;
+use crate::host::{Host, free_mib, settled_free_mib};
 
 /// How long the agent may take to fill the guest's memory.
 const FILL_LIMIT: Duration = Duration::from_secs(120);
@@ -20,7 +20,7 @@ pub(crate) fn xl_6_1(host: &mut Host) -> Result<()> {
 }
 
 fn boots_and_goes(host: &mut Host, series: &'static str) -> Result<()> {
-    let before = host.settled_free_mib()?;
+    let before = settled_free_mib()?;
     let mut guest = host.create(&Plan::stock("stock", series))?;
     ensure(
         guest.release.starts_with(series),
@@ -33,7 +33,7 @@ fn boots_and_goes(host: &mut Host, series: &'static str) -> Result<()> {
         &vec!["Domain-0".to_owned(), "stock".to_owned()],
         &host.domains()?,
     )?;
-    let with_guest = host.free_mib()?;
+    let with_guest = free_mib()?;
     ensure(
         with_guest + 512 <= before,
         "host memory with a guest of 512 MiB",
@@ -67,7 +67,7 @@ fn boots_and_goes(host: &mut Host, series: &'static str) -> Result<()> {
     guest.check_health()?;
     let took = guest.destroy(host)?;
     host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))?;
-    let after = host.settled_free_mib()?;
+    let after = settled_free_mib()?;
     // Xen keeps a few pages of its own heap per processor and so on: a guest's worth must not be missing.
     ensure(
         after + 2 >= before,
