@@ -1,0 +1,130 @@
+//! Kernel virtual memory of a guest, read through page tables that have been confirmed.
+
+use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, Mapping, PAGE_SIZE, PagingLevels, WalkError, walk};
+use thiserror::Error;
+
+/// Why a virtual address could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("kernel address {:#x} cannot be read: {cause:?}", at.get())]
+pub struct ViewError {
+    /// The address.
+    pub at: GuestVirt,
+    /// What stood in the way.
+    pub cause: WalkError,
+}
+
+/// The kernel's address space: a top-level page table and its number of levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressSpace {
+    /// Physical address of the top-level table.
+    pub root: GuestPhys,
+    /// Its number of levels.
+    pub levels: PagingLevels,
+}
+
+/// Reads kernel memory by virtual address, remembering the last few translations.
+#[derive(Debug)]
+pub struct KernelView<'m, M: ?Sized> {
+    memory: &'m mut M,
+    space: AddressSpace,
+    /// A kernel keeps its data in few large pages: a handful of entries serves long runs of reads.
+    recent: [Option<Mapping>; 8],
+    next: usize,
+}
+
+impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
+    /// Looks at `memory` through `space`.
+    pub fn new(memory: &'m mut M, space: AddressSpace) -> Self {
+        Self {
+            memory,
+            space,
+            recent: [None; 8],
+            next: 0,
+        }
+    }
+
+    /// The address space looked through.
+    pub fn space(&self) -> AddressSpace {
+        self.space
+    }
+
+    /// The physical memory looked at.
+    pub fn memory(&mut self) -> &mut M {
+        self.memory
+    }
+
+    /// The physical address of `at`.
+    ///
+    /// # Errors
+    /// [`ViewError`] where nothing is mapped.
+    pub fn translate(&mut self, at: GuestVirt) -> Result<GuestPhys, ViewError> {
+        if let Some(found) = self
+            .recent
+            .iter()
+            .flatten()
+            .find_map(|mapping| mapping.translate(at))
+        {
+            return Ok(found);
+        }
+        let failed = |cause| ViewError { at, cause };
+        let mapping = walk(self.memory, self.space.root, self.space.levels, at).map_err(failed)?;
+        self.recent[self.next] = Some(mapping);
+        self.next = (self.next + 1) % self.recent.len();
+        mapping.translate(at).ok_or(failed(WalkError::NotCanonical(at)))
+    }
+
+    /// Fills `into` from `at` on, across any number of pages.
+    ///
+    /// # Errors
+    /// [`ViewError`] for the first byte that is not mapped; `into` is then partly filled.
+    pub fn read(&mut self, at: GuestVirt, into: &mut [u8]) -> Result<(), ViewError> {
+        let mut done = 0;
+        while done < into.len() {
+            let here = at.checked_add(done as u64).ok_or(ViewError {
+                at,
+                cause: WalkError::NotCanonical(at),
+            })?;
+            let physical = self.translate(here)?;
+            let length = (into.len() - done).min(PAGE_SIZE - physical.offset());
+            self.memory
+                .read(physical, &mut into[done..done + length])
+                .map_err(|cause| ViewError {
+                    at: here,
+                    cause: WalkError::Read(cause),
+                })?;
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// Eight little-endian bytes.
+    ///
+    /// # Errors
+    /// As [`KernelView::read`].
+    pub fn u64(&mut self, at: GuestVirt) -> Result<u64, ViewError> {
+        let mut bytes = [0; 8];
+        self.read(at, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Four little-endian bytes.
+    ///
+    /// # Errors
+    /// As [`KernelView::read`].
+    pub fn u32(&mut self, at: GuestVirt) -> Result<u32, ViewError> {
+        let mut bytes = [0; 4];
+        self.read(at, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// A string of at most `limit` bytes, up to its terminator, odd bytes replaced.
+    ///
+    /// # Errors
+    /// As [`KernelView::read`].
+    pub fn text(&mut self, at: GuestVirt, limit: usize) -> Result<String, ViewError> {
+        let mut bytes = vec![0; limit];
+        self.read(at, &mut bytes)?;
+        let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(limit);
+        Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
+    }
+}

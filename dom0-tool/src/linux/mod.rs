@@ -1,0 +1,12 @@
+//! Linux guests: which kernel runs, what its structures look like, and the profile made of both.
+
+pub mod contents;
+pub mod identify;
+pub mod kallsyms;
+pub mod kernel_view;
+pub mod layout;
+pub mod profile;
+pub mod sections;
+pub mod stub;
+pub mod vmcoreinfo;
+pub mod zones;

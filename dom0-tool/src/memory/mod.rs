@@ -1,0 +1,17 @@
+//! Where guest memory comes from: a live domain (`xen::foreign`) or a file ([`dump`]).
+
+pub mod dump;
+
+use lacuna_core::{Gfn, GuestMemory};
+
+/// Guest memory that can be searched from end to end.
+pub trait GuestSource: GuestMemory {
+    /// One past the last frame that may be there.
+    fn end(&self) -> Gfn;
+
+    /// The first frame at `from` or after it that is worth reading, below [`GuestSource::end`]. It may turn out to be
+    /// absent all the same. Lets a source step over holes that it knows of.
+    fn next_present(&mut self, from: Gfn) -> Option<Gfn> {
+        (from < self.end()).then_some(from)
+    }
+}
