@@ -1,0 +1,286 @@
+//! Failures as an operator sees them: what happened, what to do, and an exit status that means something.
+
+use std::fmt;
+
+use crate::linux::contents::ContentsError;
+use crate::linux::identify::IdentifyError;
+use crate::linux::layout::LayoutError;
+use crate::linux::profile::BuildError;
+use crate::linux::stub::StubError;
+use crate::linux::stub::compile::CompileError;
+use crate::linux::stub::run::RunError;
+use crate::memory::dump::DumpError;
+use crate::xen::answer::explain_status;
+use crate::xen::domain::DomainError;
+use crate::xen::engine::EngineError;
+use crate::xen::privcmd::PrivcmdError;
+
+/// Exit statuses, besides 0 (done) and 2 (usage, given by the command line parser).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Anything else.
+    Failed,
+    /// It would not be safe, or is not known to be.
+    Refused,
+    /// What was named does not exist.
+    NotFound,
+}
+
+impl Class {
+    /// The process' exit status.
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Refused => 3,
+            Self::NotFound => 4,
+        }
+    }
+}
+
+/// A failure, ready to be shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which exit status it gets.
+    pub class: Class,
+    /// What happened.
+    pub what: String,
+    /// What to do, where there is something to do.
+    pub remedy: Option<String>,
+}
+
+impl Failure {
+    /// A failure of `class`.
+    pub fn new(class: Class, what: impl fmt::Display, remedy: impl Into<String>) -> Self {
+        Self {
+            class,
+            what: what.to_string(),
+            remedy: Some(remedy.into()),
+        }
+    }
+
+    /// A failure that `what` says everything about.
+    pub fn plain(class: Class, what: impl fmt::Display) -> Self {
+        Self {
+            class,
+            what: what.to_string(),
+            remedy: None,
+        }
+    }
+
+    /// The failure as `--json` prints it.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({ "error": self.what, "remedy": self.remedy, "exit_status": self.class.exit_status() })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = if self.class == Class::Refused {
+            "refused"
+        } else {
+            "error"
+        };
+        write!(formatter, "{prefix}: {}", self.what)?;
+        if let Some(remedy) = &self.remedy {
+            write!(formatter, "\n  help: {remedy}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes in hexadecimal, two digits each.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            for digit in [byte >> 4, byte & 0xf] {
+                text.push(char::from_digit(u32::from(digit), 16).unwrap_or('?'));
+            }
+            text
+        })
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::plain(Class::Failed, error)
+    }
+}
+
+impl From<PrivcmdError> for Failure {
+    fn from(error: PrivcmdError) -> Self {
+        let remedy = match (&error, error.errno()) {
+            (PrivcmdError::Open { .. }, Some(libc::ENOENT)) => {
+                "this needs a Xen Dom0: load the module xen_privcmd, or boot under Xen"
+            }
+            (_, Some(libc::EPERM | libc::EACCES)) => "run it as root in Dom0; with XSM, check the policy",
+            _ => "see `xl dmesg` for what the hypervisor has to say",
+        };
+        Self::new(Class::Failed, error, remedy)
+    }
+}
+
+impl From<DomainError> for Failure {
+    fn from(error: DomainError) -> Self {
+        match error {
+            DomainError::NotFound(_) => {
+                Self::new(Class::NotFound, error, "`xl list` shows the domains there are")
+            }
+            DomainError::Ambiguous { .. } => Self::new(Class::Failed, error, "name the domain by its number"),
+            DomainError::Xenstore(_) => Self::new(
+                Class::Failed,
+                error,
+                "is xenstored running? A domain can also be named by its number",
+            ),
+            DomainError::Privcmd(error) => error.into(),
+        }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        match &error {
+            EngineError::Refused { status, values } => {
+                let answer = explain_status(*status, values);
+                Self {
+                    class: answer.class,
+                    what: answer.what,
+                    remedy: Some(answer.remedy),
+                }
+            }
+            EngineError::NotThere => Self::new(
+                Class::Failed,
+                error,
+                "boot the Xen with Lacuna's patches, built with CONFIG_LACUNA=y (docs/install.md)",
+            ),
+            EngineError::UnknownStatus { .. } | EngineError::OtherVersion { .. } => Self::new(
+                Class::Failed,
+                error,
+                "install the `lacuna` that was built together with this hypervisor",
+            ),
+            EngineError::NotHvm { .. } | EngineError::Myself { .. } => Self::new(
+                Class::Refused,
+                error,
+                "only HVM and PVH guests other than this domain can be worked on",
+            ),
+            EngineError::Forbidden { .. } => Self::new(
+                Class::Failed,
+                error,
+                "allow the domctl to this domain in the FLASK policy, or use Dom0",
+            ),
+            EngineError::Busy { .. } => Self::new(Class::Failed, error, "wait for it to end and try again"),
+            EngineError::Gone { .. } => Self::plain(Class::NotFound, error),
+            EngineError::Privcmd(_) => match error {
+                EngineError::Privcmd(inner) => inner.into(),
+                other => Self::plain(Class::Failed, other),
+            },
+        }
+    }
+}
+
+impl From<DumpError> for Failure {
+    fn from(error: DumpError) -> Self {
+        match &error {
+            DumpError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+                Self::plain(Class::NotFound, error)
+            }
+            _ => Self::plain(Class::Failed, error),
+        }
+    }
+}
+
+impl From<IdentifyError> for Failure {
+    fn from(error: IdentifyError) -> Self {
+        match &error {
+            IdentifyError::NothingFound { .. } => Self::new(
+                Class::NotFound,
+                error,
+                "Lacuna knows Linux guests of x86-64 so far; wait until the guest has booted and try again",
+            ),
+            IdentifyError::NoneConfirmed { .. } | IdentifyError::Ambiguous { .. } => Self::new(
+                Class::Refused,
+                error,
+                "the guest may be booting, or have changed its kernel by kexec: try again; if it lasts, the guest is lying",
+            ),
+        }
+    }
+}
+
+impl From<LayoutError> for Failure {
+    fn from(error: LayoutError) -> Self {
+        match &error {
+            LayoutError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+                Self::plain(Class::NotFound, error)
+            }
+            LayoutError::Io { .. } => Self::plain(Class::Failed, error),
+            LayoutError::Format { .. } | LayoutError::Version { .. } | LayoutError::Missing { .. } => {
+                Self::new(
+                    Class::Failed,
+                    error,
+                    "make the layout again with this version: `lacuna profile build --headers DIR --out FILE`",
+                )
+            }
+        }
+    }
+}
+
+impl From<StubError> for Failure {
+    fn from(error: StubError) -> Self {
+        match &error {
+            StubError::Headers(_) => Self::new(
+                Class::NotFound,
+                error,
+                "install the guest kernel's headers (Debian: linux-headers-RELEASE, both packages) or name them with --headers",
+            ),
+            StubError::Compile(CompileError::ToolMissing { .. }) => Self::new(
+                Class::NotFound,
+                error,
+                "install gcc and binutils, or make the layout on a machine that has them with `lacuna profile build --headers DIR --out FILE` and give it with --layout",
+            ),
+            StubError::Compile(CompileError::Failed { .. }) => Self::new(
+                Class::Failed,
+                error,
+                "the headers may be incomplete, or too new for this compiler: use the compiler that the guest's kernel was built with",
+            ),
+            StubError::Run(RunError::NoSandbox) => Self::new(
+                Class::Refused,
+                error,
+                "make the layout on a machine whose kernel has CONFIG_SECCOMP",
+            ),
+            StubError::Learn(_) => Self::new(
+                Class::Refused,
+                error,
+                "this kernel's descriptors are not understood: nothing is done with such a guest (docs/adding-a-guest-kernel.md)",
+            ),
+            StubError::Compile(_) | StubError::Run(_) => Self::plain(Class::Failed, error),
+        }
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        let remedy = match &error {
+            BuildError::OtherKernel { .. } => {
+                "give the headers or the layout of the kernel that the guest runs"
+            }
+            BuildError::Disagree { .. } => {
+                "the headers are not those of this very build, or the guest is lying: give the right ones"
+            }
+            BuildError::NoSymbols | BuildError::NoSymbol(_) => "guest kernels from 6.0 on are supported",
+            BuildError::MemoryModel => "such a guest cannot be profiled by this version",
+            BuildError::NoBootValue => {
+                "such a kernel could be replaced by kexec unnoticed, so it is left alone"
+            }
+            BuildError::Contents(ContentsError::Poisoned { .. }) => {
+                "boot the guest without page_poison=1, or leave it alone: nothing was changed"
+            }
+            BuildError::Contents(ContentsError::SwitchUnknown) => "such a guest is left alone",
+            BuildError::Guard { .. } => {
+                "a virtual CPU may have been in a firmware call, or on its way up: try again"
+            }
+            _ => {
+                "the guest may have been changing its memory map, or be lying: try again; nothing was changed"
+            }
+        };
+        Self::new(Class::Refused, &error, remedy)
+    }
+}

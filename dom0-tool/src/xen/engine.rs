@@ -1,0 +1,287 @@
+//! The engine inside Xen: one function per operation of the hypercall.
+
+use std::rc::Rc;
+
+use lacuna_core::abi::{Explanation, Op, Request, Statistics, VERSION};
+use lacuna_core::{Gfn, MAX_PROFILE_BYTES, PAGE_SIZE, Status, VcpuRegisters};
+use thiserror::Error;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::answer::explain_status;
+use super::privcmd::{DomainId, Privcmd, PrivcmdError};
+
+/// Most virtual CPUs that a domain can have (`HVM_MAX_VCPUS` is 128; room for more).
+const MAX_VCPUS: usize = 1024;
+/// Bytes of bitmap fetched at once: 2 GiB of guest memory.
+const BITMAP_CHUNK: usize = 64 << 10;
+
+/// Why an operation was not carried out.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// The engine answered, with a reason.
+    #[error("{}", explain_status(*status, values).what)]
+    Refused {
+        /// Its answer.
+        status: Status,
+        /// The answer's values.
+        values: [u64; 4],
+    },
+    /// The engine answered with a number that this tool does not know.
+    #[error("the engine answered {code} ({values:x?}), which this version of the tool does not know")]
+    UnknownStatus {
+        /// The number.
+        code: u32,
+        /// The answer's values.
+        values: [u64; 4],
+    },
+    /// This hypervisor has no Lacuna.
+    #[error("this hypervisor has no Lacuna (CONFIG_LACUNA)")]
+    NotThere,
+    /// The hypervisor's Lacuna speaks another version.
+    #[error("the hypervisor does not accept version {VERSION} of the Lacuna hypercall for operation {op:?}")]
+    OtherVersion {
+        /// What was asked.
+        op: Op,
+    },
+    /// Not a guest that the engine works for.
+    #[error("domain {domain} is not an HVM or PVH guest")]
+    NotHvm {
+        /// The domain.
+        domain: u16,
+    },
+    /// The engine does not work for the domain that asks.
+    #[error("domain {domain} is the one that asks, and cannot be stopped for it")]
+    Myself {
+        /// The domain.
+        domain: u16,
+    },
+    /// XSM forbids it.
+    #[error("the security policy (XSM) forbids this operation on domain {domain}")]
+    Forbidden {
+        /// The domain.
+        domain: u16,
+    },
+    /// Another operation runs on the domain.
+    #[error("another Lacuna operation runs on domain {domain}")]
+    Busy {
+        /// The domain.
+        domain: u16,
+    },
+    /// The domain is gone.
+    #[error("domain {domain} does not exist any more")]
+    Gone {
+        /// The domain.
+        domain: u16,
+    },
+    /// The hypercall failed otherwise.
+    #[error(transparent)]
+    Privcmd(#[from] PrivcmdError),
+}
+
+/// Figures of a scan, in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scanned {
+    /// In free blocks.
+    pub free: u64,
+    /// In use.
+    pub in_use: u64,
+    /// Without a descriptor.
+    pub no_descriptor: u64,
+    /// With a descriptor that contradicts itself or cannot be read.
+    pub unknown: u64,
+}
+
+/// Figures of a share round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// Pages put on zero frames.
+    pub pages: u64,
+    /// 2 MiB entries among them.
+    pub superpages: u64,
+    /// Pages that were not free any more when asked again.
+    pub rejected: u64,
+    /// Free pages left alone because something holds them.
+    pub held: u64,
+}
+
+/// The engine, as far as it concerns one domain.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    privcmd: Rc<Privcmd>,
+    domain: DomainId,
+}
+
+impl Engine {
+    /// The engine's side of `domain`.
+    pub fn new(privcmd: &Rc<Privcmd>, domain: DomainId) -> Self {
+        Self {
+            privcmd: Rc::clone(privcmd),
+            domain,
+        }
+    }
+
+    fn call(&self, op: Op, cursor: u64, payload: &mut [u8]) -> Result<Request, EngineError> {
+        self.call_request(
+            op,
+            Request {
+                cursor,
+                ..Request::default()
+            },
+            payload,
+        )
+    }
+
+    fn call_request(&self, op: Op, request: Request, payload: &mut [u8]) -> Result<Request, EngineError> {
+        let mut request = Request {
+            version: VERSION,
+            op: op as u32,
+            ..request
+        };
+        let outcome = self.privcmd.lacuna(self.domain, &mut request, payload);
+        // The engine's own answer says more than the error number that goes with it.
+        if request.status != 0 {
+            return Err(match Status::from_code(request.status) {
+                Some(status) => EngineError::Refused {
+                    status,
+                    values: request.result,
+                },
+                None => EngineError::UnknownStatus {
+                    code: request.status,
+                    values: request.result,
+                },
+            });
+        }
+        match outcome {
+            Ok(()) => Ok(request),
+            Err(error) => Err(self.name(op, error)),
+        }
+    }
+
+    fn name(&self, op: Op, error: PrivcmdError) -> EngineError {
+        let domain = self.domain.get();
+        match error.errno() {
+            // A stock hypervisor does not know the domctl at all and says ENOSYS.
+            Some(libc::ENOSYS | libc::EOPNOTSUPP) => EngineError::NotThere,
+            Some(libc::ENODEV) => EngineError::NotHvm { domain },
+            Some(libc::EINVAL) if domain == 0 => EngineError::Myself { domain },
+            Some(libc::EINVAL) => EngineError::OtherVersion { op },
+            Some(libc::EPERM | libc::EACCES) => EngineError::Forbidden { domain },
+            Some(libc::EBUSY) => EngineError::Busy { domain },
+            Some(libc::ESRCH) => EngineError::Gone { domain },
+            _ => EngineError::Privcmd(error),
+        }
+    }
+
+    /// Gives the domain a profile, encoded.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn set_profile(&self, encoded: &[u8]) -> Result<(), EngineError> {
+        self.call(Op::SetProfile, 0, &mut encoded.to_vec()).map(|_| ())
+    }
+
+    /// The domain's profile, encoded.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn get_profile(&self) -> Result<Vec<u8>, EngineError> {
+        let mut bytes = vec![0; MAX_PROFILE_BYTES];
+        let answer = self.call(Op::GetProfile, 0, &mut bytes)?;
+        bytes.truncate(usize::try_from(answer.buffer_size).unwrap_or(0));
+        Ok(bytes)
+    }
+
+    /// Takes the domain's profile away.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn clear_profile(&self) -> Result<(), EngineError> {
+        self.call(Op::ClearProfile, 0, &mut []).map(|_| ())
+    }
+
+    /// Scans all of the domain's memory. The first scan of a profile also admits it.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn scan(&self) -> Result<Scanned, EngineError> {
+        let [free, in_use, no_descriptor, unknown] = self.call(Op::Scan, 0, &mut [])?.result;
+        Ok(Scanned {
+            free,
+            in_use,
+            no_descriptor,
+            unknown,
+        })
+    }
+
+    /// Shares nominated pages of all of the domain's memory.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn share(&self) -> Result<Shared, EngineError> {
+        let [pages, superpages, rejected, held] = self.call(Op::Share, 0, &mut [])?.result;
+        Ok(Shared {
+            pages,
+            superpages,
+            rejected,
+            held,
+        })
+    }
+
+    /// The domain's counters.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn statistics(&self) -> Result<Statistics, EngineError> {
+        let mut statistics = Statistics::new_zeroed();
+        self.call(Op::Statistics, 0, statistics.as_mut_bytes())?;
+        Ok(statistics)
+    }
+
+    /// What is known of one frame.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn explain(&self, gfn: Gfn) -> Result<Explanation, EngineError> {
+        let mut explanation = Explanation::new_zeroed();
+        self.call(Op::Explain, gfn.get(), explanation.as_mut_bytes())?;
+        Ok(explanation)
+    }
+
+    /// The registers of every virtual CPU. The domain is paused for the moment that takes.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn registers(&self) -> Result<Vec<VcpuRegisters>, EngineError> {
+        let mut bytes = vec![0; MAX_VCPUS * size_of::<VcpuRegisters>()];
+        let answer = self.call(Op::Registers, 0, &mut bytes)?;
+        bytes.truncate(usize::try_from(answer.buffer_size).unwrap_or(0));
+        Ok(bytes
+            .chunks_exact(size_of::<VcpuRegisters>())
+            .filter_map(|chunk| VcpuRegisters::read_from_bytes(chunk).ok())
+            .collect())
+    }
+
+    /// The bitmap of free pages as of the last scan: a bit a frame, lowest first. Calls `sink` for each piece.
+    ///
+    /// # Errors
+    /// [`EngineError`], or what `sink` returns.
+    pub fn read_bitmap<E: From<EngineError>>(
+        &self,
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let mut cursor = 0;
+        loop {
+            let mut bytes = vec![0; BITMAP_CHUNK];
+            let answer = self.call(Op::ReadBitmap, cursor, &mut bytes)?;
+            let used = usize::try_from(answer.buffer_size).unwrap_or(0).min(bytes.len());
+            sink(&bytes[..used])?;
+            cursor += used as u64 * 8;
+            if used < BITMAP_CHUNK || cursor >= answer.result[0] {
+                return Ok(answer.result[0]);
+            }
+        }
+    }
+}
+
+/// Bytes of the largest payload an operation uses: the hypervisor copies it in page by page.
+const _: () = assert!(BITMAP_CHUNK % PAGE_SIZE == 0);

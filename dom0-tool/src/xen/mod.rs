@@ -1,0 +1,10 @@
+//! The hypervisor: hypercalls, foreign memory, and domain names.
+//!
+//! Everything unsafe is in [`privcmd`].
+
+pub mod answer;
+pub mod domain;
+pub mod engine;
+pub mod foreign;
+pub mod privcmd;
+pub mod xenstore;
