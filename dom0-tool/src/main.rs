@@ -1,2 +1,9 @@
 //! `lacuna`, the command line.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    ExitCode::from(lacuna::commands::run(&lacuna::cli::Cli::parse()))
+}

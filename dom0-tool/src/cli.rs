@@ -1,0 +1,227 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::linux::layout::DEFAULT_FOLDER;
+
+/// Lets Xen see which pages of a guest are free, and gives them back to the host.
+#[derive(Debug, Parser)]
+#[command(name = "lacuna", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused as unsafe, 4 not found.")]
+pub struct Cli {
+    /// Print one JSON object on standard output instead of text (failures too)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Find out which kernel a guest runs, and what confirms it
+    Identify(Identify),
+    /// Make or show profiles and layouts
+    #[command(subcommand)]
+    Profile(ProfileCommand),
+    /// Profile a guest and hand the profile to the hypervisor
+    ///
+    /// Identifies the guest's kernel, finds or makes its layout, builds the profile of this boot, gives it to the
+    /// hypervisor, and scans once, so that the hypervisor can hold the scan against the guest's own counters. Nothing
+    /// is shared yet.
+    Attach(Attach),
+    /// Take a guest's profile away
+    ///
+    /// Pages that were given back stay on zero frames: they are zero, and the guest gets a fresh page when it writes.
+    Detach(OneDomain),
+    /// Look for a guest's free pages
+    Scan(Scan),
+    /// Give a guest's free pages back to the host: scan, and share what is free
+    Dedup(Dedup),
+    /// Show what the engine knows and has done for a guest
+    Status(OneDomain),
+    /// Explain one page of a guest
+    Explain(Explain),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages
+    Man {
+        /// Folder to write them to
+        folder: PathBuf,
+    },
+}
+
+/// A domain.
+#[derive(Debug, Args)]
+pub struct OneDomain {
+    /// Number or name of the domain
+    pub domain: String,
+}
+
+/// A domain, or a file of its memory.
+#[derive(Debug, Args)]
+pub struct Guest {
+    /// Number or name of the domain
+    #[arg(required_unless_present = "dump", conflicts_with = "dump")]
+    pub domain: Option<String>,
+    /// Read a raw memory dump instead of a domain: byte N of the file is guest-physical byte N
+    #[arg(long, value_name = "FILE", requires = "registers")]
+    pub dump: Option<PathBuf>,
+    /// The virtual CPUs' registers of the dump, JSON (docs/profile.md)
+    #[arg(long, value_name = "FILE", requires = "dump")]
+    pub registers: Option<PathBuf>,
+}
+
+/// Where the layout comes from.
+#[derive(Debug, Args)]
+pub struct LayoutSource {
+    /// The guest kernel's header tree [default: where distributions put it]
+    #[arg(long, value_name = "DIR", conflicts_with = "layout")]
+    pub headers: Option<PathBuf>,
+    /// A layout file
+    #[arg(long, value_name = "FILE")]
+    pub layout: Option<PathBuf>,
+    /// Folder in which to look for RELEASE.layout.json
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
+    pub layouts: PathBuf,
+}
+
+/// `lacuna identify`.
+#[derive(Debug, Args)]
+pub struct Identify {
+    /// The guest
+    #[command(flatten)]
+    pub guest: Guest,
+}
+
+/// `lacuna profile ...`.
+#[derive(Debug, Subcommand)]
+pub enum ProfileCommand {
+    /// Build a profile of a guest, or, with --headers alone, a layout of a kernel
+    ///
+    /// A layout is what of a kernel does not change from boot to boot. It can be made on any machine that has the
+    /// kernel's headers, gcc and ld; Dom0 needs none of them then.
+    Build(ProfileBuild),
+    /// Show a profile or a layout: a file, or what a domain has
+    Show(ProfileShow),
+}
+
+/// `lacuna profile build`.
+#[derive(Debug, Args)]
+pub struct ProfileBuild {
+    /// Number or name of the domain; without it, and without --dump, a layout is made
+    #[arg(conflicts_with = "dump")]
+    pub domain: Option<String>,
+    /// Read a raw memory dump instead of a domain
+    #[arg(long, value_name = "FILE", requires = "registers")]
+    pub dump: Option<PathBuf>,
+    /// The virtual CPUs' registers of the dump, JSON (docs/profile.md)
+    #[arg(long, value_name = "FILE", requires = "dump")]
+    pub registers: Option<PathBuf>,
+    /// Where the layout comes from
+    #[command(flatten)]
+    pub layout: LayoutSource,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `lacuna profile show`.
+#[derive(Debug, Args)]
+pub struct ProfileShow {
+    /// A file, or the number or name of a domain
+    pub what: String,
+}
+
+/// `lacuna attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Number or name of the domain
+    pub domain: String,
+    /// Where the layout comes from
+    #[command(flatten)]
+    pub layout: LayoutSource,
+    /// Use a profile that was built before, in this boot of the guest
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["headers", "layout"])]
+    pub profile: Option<PathBuf>,
+    /// Pause the guest for the first scan, so that its counters stand still
+    #[arg(long)]
+    pub paused: bool,
+}
+
+/// `lacuna scan`.
+#[derive(Debug, Args)]
+pub struct Scan {
+    /// Number or name of the domain
+    pub domain: String,
+    /// Write the free pages there: a bit a page, lowest first
+    #[arg(long, value_name = "FILE")]
+    pub bitmap: Option<PathBuf>,
+    /// Pause the guest during the scan
+    #[arg(long)]
+    pub paused: bool,
+}
+
+/// `lacuna dedup`.
+#[derive(Debug, Args)]
+pub struct Dedup {
+    /// Number or name of the domain
+    pub domain: String,
+    /// Rounds to do; 0 for ever
+    #[arg(long, default_value_t = 1, conflicts_with = "until_stable")]
+    pub rounds: u64,
+    /// Go on until a round gives back less than a thousandth of what is free (at most 50 rounds)
+    #[arg(long)]
+    pub until_stable: bool,
+    /// Seconds between two rounds
+    #[arg(long, default_value_t = 0.0)]
+    pub interval: f64,
+}
+
+/// `lacuna explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Number or name of the domain
+    pub domain: String,
+    /// Number of the page (guest frame), decimal or 0x...
+    #[arg(value_parser = parse_gfn)]
+    pub gfn: u64,
+}
+
+fn parse_gfn(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|error| format!("not a frame number: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_guest_is_a_domain_or_a_dump_with_registers() {
+        assert!(Cli::try_parse_from(["lacuna", "identify", "web1"]).is_ok());
+        assert!(Cli::try_parse_from(["lacuna", "identify", "--dump", "m", "--registers", "r"]).is_ok());
+        for wrong in [
+            &["lacuna", "identify"][..],
+            &["lacuna", "identify", "--dump", "m"],
+        ] {
+            let error = Cli::try_parse_from(wrong).map(|_| ()).expect_err("usage");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! `lacuna attach`.
+
+use lacuna_core::Status;
+use serde_json::{Value, json};
+
+use super::engine::{PausedGuest, scanned_json, show_scanned};
+use super::guest::{Live, identify_kernel, open_domain};
+use super::{Out, identify, profile, progress};
+use crate::cli::Attach;
+use crate::report::{Class, Failure};
+use crate::xen::engine::{EngineError, Scanned};
+
+/// Scans tried before a disagreement is believed: a guest that allocates gigabytes between two readings of its
+/// counters is outside the tolerance once, hardly three times.
+const ADMISSION_TRIES: u32 = 3;
+
+pub(super) fn run(arguments: &Attach, out: Out) -> Result<Value, Failure> {
+    let live = open_domain(&arguments.domain)?;
+    out.line(format!("guest       {}", live.title()));
+    let encoded = match &arguments.profile {
+        Some(file) => {
+            let bytes = profile::read_profile_file(file)?;
+            // Decoded here too, so that what is wrong is said without the hypervisor's log.
+            profile::decode(&bytes)?;
+            bytes
+        }
+        None => build(arguments, &live, out)?,
+    };
+    live.engine.set_profile(&encoded)?;
+    let scanned = match admit(arguments, &live) {
+        Ok(scanned) => scanned,
+        Err(error) => {
+            // A profile that was refused is of no use: take it away. The refusal is what matters.
+            let _ = live.engine.clear_profile();
+            return Err(error);
+        }
+    };
+    show_scanned(&scanned, out);
+    let statistics = live.engine.statistics()?;
+    out.line(format!(
+        "admitted    the scan agrees with the guest's own counters ({} to {})",
+        statistics.guest_free_before.min(statistics.guest_free_after),
+        statistics.guest_free_before.max(statistics.guest_free_after)
+    ));
+    out.line(format!("next        lacuna dedup {}", arguments.domain));
+    Ok(json!({
+        "domain": live.domain.id.get(),
+        "name": live.domain.name,
+        "state": "admitted",
+        "profile_bytes": encoded.len(),
+        "guest_free_before": statistics.guest_free_before,
+        "guest_free_after": statistics.guest_free_after,
+        "scan": scanned_json(&scanned),
+    }))
+}
+
+fn build(arguments: &Attach, live: &Live, out: Out) -> Result<Vec<u8>, Failure> {
+    let vcpus = live.engine.registers()?;
+    let mut memory = live.memory()?;
+    let kernel = identify_kernel(&mut memory, &vcpus)?;
+    identify::show(&kernel, out);
+    let built = profile::make(&mut memory, &kernel, &vcpus, &arguments.layout, out)?;
+    if !built.usable {
+        return Err(Failure::new(
+            Class::Refused,
+            "no virtual CPU of the guest has LSTAR set",
+            "the guest is still booting: try again",
+        ));
+    }
+    profile::show_built(&built, &kernel, out);
+    profile::encode(&built.profile)
+}
+
+fn admit(arguments: &Attach, live: &Live) -> Result<Scanned, Failure> {
+    let spinner = progress::spinner("scanning");
+    let _paused = arguments.paused.then(|| PausedGuest::pause(live)).transpose()?;
+    let mut tries = 1;
+    let outcome = loop {
+        match live.engine.scan() {
+            Err(EngineError::Refused {
+                status: Status::CountsDisagree,
+                ..
+            }) if tries < ADMISSION_TRIES => tries += 1,
+            outcome => break outcome,
+        }
+    };
+    spinner.finish_and_clear();
+    Ok(outcome?)
+}

@@ -1,0 +1,369 @@
+//! The subcommands that drive the engine: detach, scan, dedup, status, explain.
+
+use std::fs::File;
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+use lacuna_core::Gfn;
+use lacuna_core::abi::{Explanation, State, Statistics};
+use serde_json::{Map, Value, json};
+
+use super::guest::{Live, open_domain};
+use super::{Out, duration, pages, progress};
+use crate::cli::{Dedup, Explain, OneDomain, Scan};
+use crate::report::{Class, Failure};
+use crate::xen::answer::mismatch;
+use crate::xen::engine::{EngineError, Scanned, Shared};
+use crate::xen::privcmd::Pause;
+
+/// Rounds after which `--until-stable` gives up on a guest that never settles.
+const MOST_ROUNDS: u64 = 50;
+/// `--until-stable`: a round that gives back less than this part of what is free is the last.
+const STABLE_PART: u64 = 1000;
+
+/// A guest that this command has paused; it goes on when this value goes away, also on failure.
+pub(super) struct PausedGuest<'l> {
+    live: &'l Live,
+}
+
+impl<'l> PausedGuest<'l> {
+    pub(super) fn pause(live: &'l Live) -> Result<Self, Failure> {
+        live.privcmd.set_paused(live.domain.id, Pause::Begin)?;
+        Ok(Self { live })
+    }
+}
+
+impl Drop for PausedGuest<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.live.privcmd.set_paused(self.live.domain.id, Pause::End) {
+            let _ = writeln!(
+                std::io::stderr(),
+                "lacuna: the guest could not be unpaused ({error}): run `xl unpause {}`",
+                self.live.domain.id.get()
+            );
+        }
+    }
+}
+
+pub(super) fn detach(arguments: &OneDomain, out: Out) -> Result<Value, Failure> {
+    let live = open_domain(&arguments.domain)?;
+    live.engine.clear_profile()?;
+    out.line(format!("{} has no profile any more", live.title()));
+    Ok(json!({ "domain": live.domain.id.get(), "state": "empty" }))
+}
+
+pub(super) fn scan(arguments: &Scan, out: Out) -> Result<Value, Failure> {
+    let live = open_domain(&arguments.domain)?;
+    let _paused = arguments.paused.then(|| PausedGuest::pause(&live)).transpose()?;
+    let spinner = progress::spinner("scanning");
+    let scanned = live.engine.scan();
+    spinner.finish_and_clear();
+    let scanned = scanned?;
+    show_scanned(&scanned, out);
+    let mut answer = scanned_json(&scanned);
+    if let Some(path) = &arguments.bitmap {
+        let failed =
+            |error: std::io::Error| Failure::plain(Class::Failed, format!("{}: {error}", path.display()));
+        let mut file = File::create(path).map_err(failed)?;
+        let covered = live
+            .engine
+            .read_bitmap::<Failure>(|bytes| file.write_all(bytes).map_err(failed))?;
+        file.flush().map_err(failed)?;
+        out.line(format!("bitmap      {covered} frames, {}", path.display()));
+        answer["bitmap_frames"] = json!(covered);
+    }
+    let statistics = live.engine.statistics()?;
+    answer["guest_free_before"] = json!(statistics.guest_free_before);
+    answer["guest_free_after"] = json!(statistics.guest_free_after);
+    answer["scan_ns"] = json!(statistics.scan_ns);
+    answer["scan_descriptors"] = json!(statistics.scan_descriptors);
+    answer["domain"] = json!(live.domain.id.get());
+    out.line(format!("time        {}", duration(statistics.scan_ns)));
+    Ok(answer)
+}
+
+pub(super) fn show_scanned(scanned: &Scanned, out: Out) {
+    out.line(format!("free        {}", pages(scanned.free)));
+    out.line(format!("in use      {}", pages(scanned.in_use)));
+    out.line(format!(
+        "no memory   {} frames without a descriptor",
+        scanned.no_descriptor
+    ));
+    if scanned.unknown > 0 {
+        out.line(format!("unknown     {} (left alone)", pages(scanned.unknown)));
+    }
+}
+
+pub(super) fn scanned_json(scanned: &Scanned) -> Value {
+    json!({
+        "free": scanned.free,
+        "in_use": scanned.in_use,
+        "no_descriptor": scanned.no_descriptor,
+        "unknown": scanned.unknown,
+    })
+}
+
+pub(super) fn dedup(arguments: &Dedup, out: Out) -> Result<Value, Failure> {
+    if !(0.0..=86_400.0).contains(&arguments.interval) {
+        return Err(Failure::plain(
+            Class::Failed,
+            "the interval must be 0 to 86400 seconds",
+        ));
+    }
+    let live = open_domain(&arguments.domain)?;
+    let most = match (arguments.until_stable, arguments.rounds) {
+        (true, _) => MOST_ROUNDS,
+        (false, 0) => u64::MAX,
+        (false, rounds) => rounds,
+    };
+    let before = live.engine.statistics()?;
+    let mut rounds = Vec::new();
+    let mut total = Shared::default();
+    let mut stable = false;
+    for number in 1..=most {
+        if number > 1 {
+            thread::sleep(Duration::from_secs_f64(arguments.interval));
+        }
+        let spinner = progress::spinner(format!("round {number}"));
+        let round = one_round(&live);
+        spinner.finish_and_clear();
+        let (scanned, shared, now) = round?;
+        total.pages += shared.pages;
+        total.superpages += shared.superpages;
+        total.rejected += shared.rejected;
+        total.held += shared.held;
+        out.line(format!(
+            "round {number:<5} {} free, gave back {} in {} 2 MiB entries and {} single pages; {} no longer free, {} held by something",
+            pages(scanned.free),
+            pages(shared.pages),
+            shared.superpages,
+            shared.pages.saturating_sub(shared.superpages * 512),
+            shared.rejected,
+            shared.held,
+        ));
+        // For ever is long: only the last rounds are kept for the answer.
+        if rounds.len() == 1024 {
+            rounds.remove(0);
+        }
+        rounds.push(json!({
+            "scan": scanned_json(&scanned),
+            "shared": shared.pages,
+            "superpages": shared.superpages,
+            "rejected": shared.rejected,
+            "held": shared.held,
+            "zero_gfns": now.zero_gfns,
+        }));
+        stable = shared.pages <= scanned.free / STABLE_PART;
+        if arguments.until_stable && stable {
+            break;
+        }
+    }
+    let after = live.engine.statistics()?;
+    out.line(format!(
+        "given back  {} in all; now {} on zero frames",
+        pages(total.pages),
+        pages(after.zero_gfns)
+    ));
+    out.line(format!(
+        "pauses      {} of the guest, longest {}, {} in all",
+        after.pauses - before.pauses.min(after.pauses),
+        duration(after.pause_longest_ns),
+        duration(after.pause_total_ns.saturating_sub(before.pause_total_ns)),
+    ));
+    Ok(json!({
+        "domain": live.domain.id.get(),
+        "shared": total.pages,
+        "superpages": total.superpages,
+        "rejected": total.rejected,
+        "held": total.held,
+        "stable": stable,
+        "rounds": rounds,
+        "statistics": statistics_json(&after),
+    }))
+}
+
+fn one_round(live: &Live) -> Result<(Scanned, Shared, Statistics), EngineError> {
+    let scanned = live.engine.scan()?;
+    let shared = live.engine.share()?;
+    Ok((scanned, shared, live.engine.statistics()?))
+}
+
+fn state_name(code: u64) -> &'static str {
+    match State::from_code(code) {
+        Some(State::Empty) => "empty",
+        Some(State::Loaded) => "loaded",
+        Some(State::Admitted) => "admitted",
+        Some(State::Ended) => "ended",
+        None => "unknown",
+    }
+}
+
+pub(super) fn statistics_json(statistics: &Statistics) -> Value {
+    let mut members = Map::new();
+    for (name, _, value) in statistics.each() {
+        members.insert(name.to_owned(), json!(value));
+    }
+    members.insert("state".into(), json!(state_name(statistics.state)));
+    Value::Object(members)
+}
+
+pub(super) fn status(arguments: &OneDomain, out: Out) -> Result<Value, Failure> {
+    let live = open_domain(&arguments.domain)?;
+    let statistics = live.engine.statistics()?;
+    out.line(live.title());
+    let words = match State::from_code(statistics.state) {
+        Some(State::Empty) => "no profile: `lacuna attach` gives it one",
+        Some(State::Loaded) => "a profile is set, no scan has agreed with the guest's own counters yet",
+        Some(State::Admitted) => "in use",
+        Some(State::Ended) => "ended: the guest runs another kernel than the profile's; attach again",
+        None => "unknown to this version of the tool",
+    };
+    out.line(format!(
+        "state                  {}: {words}",
+        state_name(statistics.state)
+    ));
+    if statistics.guard_check != 0 {
+        out.line(format!(
+            "last refusal           virtual CPU {}: {}",
+            statistics.guard_vcpu,
+            mismatch(
+                statistics.guard_check,
+                statistics.guard_found,
+                statistics.guard_expected
+            )
+        ));
+    }
+    for (name, meaning, value) in statistics.each().filter(|(name, ..)| *name != "state") {
+        let shown = if name.ends_with("_ns") {
+            duration(value)
+        } else {
+            value.to_string()
+        };
+        out.line(format!("{name:22} {shown:>14}  {meaning}"));
+    }
+    let mut answer = statistics_json(&statistics);
+    answer["domain"] = json!(live.domain.id.get());
+    Ok(answer)
+}
+
+pub(super) fn explain(arguments: &Explain, out: Out) -> Result<Value, Failure> {
+    let live = open_domain(&arguments.domain)?;
+    let answer = live.engine.explain(Gfn::new(arguments.gfn))?;
+    let verdict = verdict(&answer);
+    out.line(format!("page        {:#x} of {}", arguments.gfn, live.title()));
+    out.line(format!("verdict     {verdict}"));
+    if answer.descriptor != 0 {
+        out.line(format!(
+            "descriptor  {:#x}, marked by {:#x}",
+            answer.descriptor, answer.predicate
+        ));
+    }
+    out.line(format!(
+        "nominated   {}",
+        if answer.nominated == 1 {
+            "yes, by the last scan"
+        } else {
+            "no"
+        }
+    ));
+    let kind = p2m_type(answer.p2m_type);
+    if answer.mfn == u64::MAX {
+        out.line(format!("in Xen      mapped to nothing ({kind})"));
+    } else {
+        let zero = if answer.zero_frame == 1 {
+            ", a zero frame"
+        } else {
+            ""
+        };
+        out.line(format!(
+            "in Xen      machine frame {:#x}{zero}, {kind}, entry of order {}",
+            answer.mfn, answer.p2m_order
+        ));
+        out.line(format!(
+            "references  count_info {:#x}, type_info {:#x}",
+            answer.count_info, answer.type_info
+        ));
+    }
+    Ok(json!({
+        "domain": live.domain.id.get(),
+        "gfn": arguments.gfn,
+        "verdict": verdict_name(answer.verdict),
+        "explanation": verdict,
+        "reason": answer.reason,
+        "value": answer.value,
+        "order": answer.order,
+        "descriptor": format!("{:#x}", answer.descriptor),
+        "predicate": format!("{:#x}", answer.predicate),
+        "nominated": answer.nominated == 1,
+        "mfn": (answer.mfn != u64::MAX).then(|| format!("{:#x}", answer.mfn)),
+        "zero_frame": answer.zero_frame == 1,
+        "p2m_type": kind,
+        "p2m_order": answer.p2m_order,
+        "count_info": format!("{:#x}", answer.count_info),
+        "type_info": format!("{:#x}", answer.type_info),
+    }))
+}
+
+fn verdict_name(verdict: u64) -> &'static str {
+    match verdict {
+        0 => "free",
+        1 => "in_use",
+        2 => "unknown",
+        _ => "not_asked",
+    }
+}
+
+/// The verdict in words; the numbers are those of `lacuna_core::abi::Explanation`.
+fn verdict(answer: &Explanation) -> String {
+    match (answer.verdict, answer.reason) {
+        (0, _) => format!(
+            "free: in the block of order {} that begins at {:#x}",
+            answer.order, answer.value
+        ),
+        (1, 1) => "in use: the kernel does not mark it, nor a block around it, as free".into(),
+        (1, 2) => "in use: it lies past the end of the free block before it".into(),
+        (2, 1) => format!(
+            "unknown: the kernel has no descriptor for it (nor for any below {:#x})",
+            answer.value
+        ),
+        (2, 2) => "unknown: its descriptor cannot be read".into(),
+        (2, 3) => format!(
+            "unknown: its descriptor claims the impossible order {}",
+            answer.value
+        ),
+        (2, 4) => format!(
+            "unknown: it is marked as a free block of order {}, to which it is not aligned",
+            answer.order
+        ),
+        (2, 5) => format!(
+            "unknown: it is marked as free and referenced {} times",
+            answer.value
+        ),
+        (3, _) => "not asked: the domain has no profile".into(),
+        (verdict, reason) => {
+            format!("verdict {verdict}, reason {reason}: unknown to this version of the tool")
+        }
+    }
+}
+
+/// Xen's name for a p2m type (`p2m_type_t`, `xen/arch/x86/include/asm/p2m.h` of 4.20).
+fn p2m_type(code: u32) -> &'static str {
+    match code {
+        0 => "ordinary memory",
+        1 => "nothing",
+        2 => "memory whose writes are tracked",
+        3 => "read-only memory",
+        4 => "emulated device memory",
+        5 => "device memory",
+        6 => "populate on demand",
+        7 => "a granted page",
+        8 => "a page granted read-only",
+        9..=11 => "memory being paged",
+        12 => "shared memory",
+        13 => "broken memory",
+        14 => "another domain's memory",
+        15 => "memory of an ioreq server",
+        _ => "a type unknown to this version of the tool",
+    }
+}

@@ -1,0 +1,134 @@
+//! Opening what a command is about: a live domain or a dump, and the layout for its kernel.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use lacuna_core::VcpuRegisters;
+
+use super::Out;
+use super::progress;
+use crate::cli::LayoutSource;
+use crate::linux::identify::{Identified, identify};
+use crate::linux::layout::Layout;
+use crate::linux::stub::headers::HeaderTree;
+use crate::linux::stub::layout_from_headers;
+use crate::memory::GuestSource;
+use crate::memory::dump::{RawDump, read_registers};
+use crate::report::{Class, Failure};
+use crate::xen::domain::{Domain, find};
+use crate::xen::engine::Engine;
+use crate::xen::foreign::DomainMemory;
+use crate::xen::privcmd::{DomainInfo, Privcmd};
+
+/// A live domain, ready for hypercalls.
+pub(crate) struct Live {
+    pub(crate) privcmd: Rc<Privcmd>,
+    pub(crate) domain: Domain,
+    pub(crate) engine: Engine,
+}
+
+/// Finds the domain and opens the way to its engine.
+pub(crate) fn open_domain(text: &str) -> Result<Live, Failure> {
+    let privcmd = Rc::new(Privcmd::open()?);
+    let domain = find(&privcmd, text)?;
+    let engine = Engine::new(&privcmd, domain.id);
+    Ok(Live {
+        privcmd,
+        domain,
+        engine,
+    })
+}
+
+impl Live {
+    /// The domain's memory. Drop it before sharing: it holds references on what it has mapped.
+    pub(crate) fn memory(&self) -> Result<DomainMemory, Failure> {
+        if self.domain.info.flags & DomainInfo::HVM == 0 {
+            return Err(Failure::new(
+                Class::Refused,
+                format!("domain {} is a PV guest", self.domain.id.get()),
+                "only HVM and PVH guests have memory that can be shared",
+            ));
+        }
+        Ok(DomainMemory::open(
+            &self.privcmd,
+            self.domain.id,
+            self.domain.info.max_pages,
+        )?)
+    }
+
+    /// Number and name.
+    pub(crate) fn title(&self) -> String {
+        match &self.domain.name {
+            Some(name) => format!("domain {} ({name})", self.domain.id.get()),
+            None => format!("domain {}", self.domain.id.get()),
+        }
+    }
+}
+
+/// Opens a dump and its registers.
+pub(crate) fn open_dump(dump: &Path, registers: &Path) -> Result<(RawDump, Vec<VcpuRegisters>), Failure> {
+    Ok((RawDump::open(dump)?, read_registers(registers)?))
+}
+
+/// Identifies the guest's kernel, with progress.
+pub(crate) fn identify_kernel<M: GuestSource>(
+    memory: &mut M,
+    vcpus: &[VcpuRegisters],
+) -> Result<Identified, Failure> {
+    let bar = progress::over_memory("searching for the kernel");
+    let found = identify(memory, vcpus, &mut |at, end| {
+        bar.set_length(end);
+        bar.set_position(at);
+    });
+    bar.finish_and_clear();
+    Ok(found?)
+}
+
+/// The layout for `release`, and where it came from.
+pub(crate) fn layout_for(
+    source: &LayoutSource,
+    release: &str,
+    out: Out,
+) -> Result<(Layout, String), Failure> {
+    if let Some(file) = &source.layout {
+        return Ok((Layout::load(file)?, format!("layout {}", file.display())));
+    }
+    if let Some(headers) = &source.headers {
+        return Ok((from_headers(headers)?, format!("headers {}", headers.display())));
+    }
+    let file = Layout::file_in(&source.layouts, release);
+    if file.is_file() {
+        return Ok((Layout::load(&file)?, format!("layout {}", file.display())));
+    }
+    let places = HeaderTree::usual_places(release);
+    let Some(headers) = places.iter().find(|place| place.is_dir()) else {
+        return Err(Failure::new(
+            Class::NotFound,
+            format!(
+                "neither a layout nor the headers of the guest's kernel {release} are here: looked for {}, {} and {}",
+                file.display(),
+                places[0].display(),
+                places[1].display()
+            ),
+            format!(
+                "install linux-headers-{release}, or make the layout elsewhere with `lacuna profile build --headers DIR --out {release}.layout.json` and put it into {}",
+                source.layouts.display()
+            ),
+        ));
+    };
+    let layout = from_headers(headers)?;
+    match layout.save(&file) {
+        Ok(()) => out.line(format!("kept the layout as {}", file.display())),
+        // Making it again next time costs seconds: not a failure.
+        Err(error) => out.line(format!("the layout could not be kept for next time: {error}")),
+    }
+    Ok((layout, format!("headers {}", headers.display())))
+}
+
+/// Makes a layout from headers, with progress.
+pub(crate) fn from_headers(headers: &Path) -> Result<Layout, Failure> {
+    let spinner = progress::spinner("asking the kernel headers");
+    let layout = layout_from_headers(headers);
+    spinner.finish_and_clear();
+    Ok(layout?)
+}

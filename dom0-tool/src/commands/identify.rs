@@ -1,0 +1,77 @@
+//! `lacuna identify`.
+
+use serde_json::{Value, json};
+
+use super::Out;
+use super::guest::{identify_kernel, open_domain, open_dump};
+use crate::cli::Identify;
+use crate::linux::identify::Identified;
+use crate::report::Failure;
+
+pub(super) fn run(arguments: &Identify, out: Out) -> Result<Value, Failure> {
+    let found = match (
+        &arguments.guest.domain,
+        &arguments.guest.dump,
+        &arguments.guest.registers,
+    ) {
+        (Some(domain), ..) => {
+            let live = open_domain(domain)?;
+            let vcpus = live.engine.registers()?;
+            identify_kernel(&mut live.memory()?, &vcpus)?
+        }
+        (None, Some(dump), Some(registers)) => {
+            let (mut memory, vcpus) = open_dump(dump, registers)?;
+            identify_kernel(&mut memory, &vcpus)?
+        }
+        // The command line's rules leave no other case.
+        _ => return Err(Failure::plain(crate::report::Class::Failed, "no guest was named")),
+    };
+    show(&found, out);
+    Ok(to_json(&found))
+}
+
+/// Shows a kernel and what confirms it.
+pub(super) fn show(found: &Identified, out: Out) {
+    out.line(format!("kernel      Linux {}", found.release));
+    if let Some(banner) = &found.banner {
+        out.line(format!("banner      {banner}"));
+    }
+    if let Some(build_id) = &found.build_id {
+        out.line(format!("build id    {build_id} (as VMCOREINFO says)"));
+    }
+    out.line(format!("VMCOREINFO  at {:#x}", found.note_at.get()));
+    out.line(format!(
+        "page tables {:#x}, {:?}-level",
+        found.space.root.get(),
+        found.space.levels
+    ));
+    for line in &found.confirmed {
+        out.line(format!("confirmed   {line}"));
+    }
+    for note in &found.rejected {
+        out.line(format!(
+            "rejected    a note at {:#x}: {}",
+            note.at.get(),
+            note.reason
+        ));
+    }
+}
+
+pub(super) fn to_json(found: &Identified) -> Value {
+    json!({
+        "os": "linux",
+        "release": found.release,
+        "banner": found.banner,
+        "build_id": found.build_id,
+        "vmcoreinfo_at": format!("{:#x}", found.note_at.get()),
+        "page_table_root": format!("{:#x}", found.space.root.get()),
+        "page_table_levels": format!("{:?}", found.space.levels).to_lowercase(),
+        "symbols": found.symbols.is_some(),
+        "confirmed": found.confirmed,
+        "rejected": found.rejected.iter().map(|note| json!({
+            "at": format!("{:#x}", note.at.get()),
+            "release": note.release,
+            "reason": note.reason.to_string(),
+        })).collect::<Vec<_>>(),
+    })
+}

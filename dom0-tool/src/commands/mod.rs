@@ -1,0 +1,96 @@
+//! What each subcommand does.
+
+mod attach;
+mod engine;
+mod guest;
+mod identify;
+mod profile;
+mod progress;
+
+use std::io::Write;
+use std::path::Path;
+
+use clap::CommandFactory;
+use serde_json::Value;
+
+use crate::cli::{Cli, Command, ProfileCommand};
+use crate::report::{Class, Failure};
+
+/// Where text goes while a command runs: nowhere with `--json`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Out {
+    json: bool,
+}
+
+impl Out {
+    /// Prints a line of text at once.
+    pub(crate) fn line(self, text: impl AsRef<str>) {
+        if !self.json {
+            // A closed standard output ends the program's usefulness, not its work.
+            let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
+        }
+    }
+}
+
+/// Runs the command, prints what it has to say, and returns the exit status.
+pub fn run(cli: &Cli) -> u8 {
+    let out = Out { json: cli.json };
+    let (answer, status) = match dispatch(&cli.command, out) {
+        Ok(answer) => (answer, 0),
+        Err(failure) => {
+            if !cli.json {
+                let _ = writeln!(std::io::stderr().lock(), "lacuna: {failure}");
+            }
+            (failure.to_json(), failure.class.exit_status())
+        }
+    };
+    if cli.json && !answer.is_null() {
+        let _ = writeln!(std::io::stdout().lock(), "{answer:#}");
+    }
+    status
+}
+
+fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
+    match command {
+        Command::Identify(arguments) => identify::run(arguments, out),
+        Command::Profile(ProfileCommand::Build(arguments)) => profile::build(arguments, out),
+        Command::Profile(ProfileCommand::Show(arguments)) => profile::show(arguments, out),
+        Command::Attach(arguments) => attach::run(arguments, out),
+        Command::Detach(arguments) => engine::detach(arguments, out),
+        Command::Scan(arguments) => engine::scan(arguments, out),
+        Command::Dedup(arguments) => engine::dedup(arguments, out),
+        Command::Status(arguments) => engine::status(arguments, out),
+        Command::Explain(arguments) => engine::explain(arguments, out),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "lacuna", &mut std::io::stdout());
+            Ok(Value::Null)
+        }
+        Command::Man { folder } => write_manual(folder),
+    }
+}
+
+fn write_manual(folder: &Path) -> Result<Value, Failure> {
+    std::fs::create_dir_all(folder)?;
+    clap_mangen::generate_to(Cli::command(), folder)
+        .map_err(|error| Failure::plain(Class::Failed, format!("{}: {error}", folder.display())))?;
+    Ok(Value::Null)
+}
+
+/// Pages of 4 KiB in words: their number and their size.
+pub(crate) fn pages(count: u64) -> String {
+    #[allow(clippy::cast_precision_loss)] // for reading, to a tenth
+    let mebibytes = count as f64 / 256.0;
+    format!("{count} pages ({mebibytes:.1} MiB)")
+}
+
+/// Nanoseconds in words.
+pub(crate) fn duration(nanoseconds: u64) -> String {
+    #[allow(clippy::cast_precision_loss)] // for reading
+    let value = nanoseconds as f64;
+    match nanoseconds {
+        0..1_000 => format!("{nanoseconds} ns"),
+        1_000..1_000_000 => format!("{:.1} us", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} ms", value / 1e6),
+        _ => format!("{:.2} s", value / 1e9),
+    }
+}

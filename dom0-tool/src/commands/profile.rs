@@ -1,0 +1,262 @@
+//! `lacuna profile build` and `lacuna profile show`.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use lacuna_core::{GuestMemory, MAX_PROFILE_BYTES, Profile, VcpuRegisters};
+use serde_json::{Value, json};
+
+use super::guest::{from_headers, identify_kernel, layout_for, open_domain, open_dump};
+use super::{Out, pages};
+use crate::cli::{LayoutSource, ProfileBuild, ProfileShow};
+use crate::linux::identify::Identified;
+use crate::linux::layout::Layout;
+use crate::linux::profile::{Built, build as build_profile, describe};
+use crate::report::{Class, Failure, hexadecimal};
+
+/// `lacuna profile build`.
+pub(super) fn build(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
+    let (built, kernel) = match (&arguments.domain, &arguments.dump, &arguments.registers) {
+        (Some(domain), ..) => {
+            let live = open_domain(domain)?;
+            let vcpus = live.engine.registers()?;
+            let mut memory = live.memory()?;
+            let kernel = identify_kernel(&mut memory, &vcpus)?;
+            (
+                make(&mut memory, &kernel, &vcpus, &arguments.layout, out)?,
+                kernel,
+            )
+        }
+        (None, Some(dump), Some(registers)) => {
+            let (mut memory, vcpus) = open_dump(dump, registers)?;
+            let kernel = identify_kernel(&mut memory, &vcpus)?;
+            (
+                make(&mut memory, &kernel, &vcpus, &arguments.layout, out)?,
+                kernel,
+            )
+        }
+        _ => return build_layout(arguments, out),
+    };
+    show_built(&built, &kernel, out);
+    if let Some(file) = &arguments.out {
+        fs::write(file, encode(&built.profile)?)
+            .map_err(|error| Failure::plain(Class::Failed, format!("{}: {error}", file.display())))?;
+        out.line(format!("written     {}", file.display()));
+    }
+    Ok(built_json(&built))
+}
+
+fn build_layout(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
+    let Some(headers) = &arguments.layout.headers else {
+        return Err(Failure::new(
+            Class::NotFound,
+            "neither a guest nor headers were named",
+            "name a domain for its profile, or --headers DIR for a layout",
+        ));
+    };
+    let layout = from_headers(headers)?;
+    if let Some(file) = &arguments.out {
+        layout.save(file)?;
+    }
+    show_layout(&layout, out);
+    Ok(layout_json(&layout))
+}
+
+/// Builds the profile of an identified kernel.
+pub(super) fn make<M: GuestMemory>(
+    memory: &mut M,
+    kernel: &Identified,
+    vcpus: &[VcpuRegisters],
+    source: &LayoutSource,
+    out: Out,
+) -> Result<Built, Failure> {
+    let (layout, from) = layout_for(source, &kernel.release, out)?;
+    out.line(format!("layout      {from}"));
+    Ok(build_profile(memory, kernel, &layout, vcpus)?)
+}
+
+/// The profile as the hypervisor wants it.
+pub(super) fn encode(profile: &Profile) -> Result<Vec<u8>, Failure> {
+    let mut buffer = vec![0; MAX_PROFILE_BYTES];
+    let encoded = profile.encode(&mut buffer).map_err(|error| {
+        Failure::plain(Class::Failed, format!("the profile cannot be encoded: {error:?}"))
+    })?;
+    Ok(encoded.to_vec())
+}
+
+/// Shows what was built.
+pub(super) fn show_built(built: &Built, kernel: &Identified, out: Out) {
+    let profile = &built.profile;
+    out.line(format!("kernel      Linux {}", kernel.release));
+    out.line(format!(
+        "descriptors {} bytes each; free: {}",
+        profile.descriptor_bytes,
+        describe(&profile.free.predicate)
+    ));
+    out.line(format!(
+        "memory map  {:#x}, by {}",
+        built.sections.base.get(),
+        built.sections.sources.join(", ")
+    ));
+    out.line(format!(
+        "agreed      {} numbers of headers and VMCOREINFO",
+        built.agreed.len()
+    ));
+    for zone in &built.zones {
+        out.line(format!(
+            "zone        node {}, number {}: {} spanned, counters at {:#x}",
+            zone.node,
+            zone.index,
+            zone.spanned,
+            zone.counter.array.get()
+        ));
+    }
+    out.line(format!(
+        "contents    {:?} (init_on_free: {:?})",
+        profile.contents, built.contents.init_on_free
+    ));
+    out.line(format!(
+        "free        {} by the guest's own counters",
+        pages(built.counted.pages)
+    ));
+    if !built.usable {
+        out.line("note        the registers lack LSTAR: this profile is for looking at, not for use");
+    }
+}
+
+fn built_json(built: &Built) -> Value {
+    let mut value = profile_json(&built.profile);
+    value["agreed"] = json!(built.agreed);
+    value["memory_map_sources"] = json!(built.sections.sources);
+    value["sections_present"] = json!(built.sections.present);
+    value["guest_free"] = json!(built.counted.pages);
+    value["init_on_free"] = json!(built.contents.init_on_free);
+    value["usable"] = json!(built.usable);
+    value
+}
+
+/// A profile as JSON. Addresses are strings, since JSON numbers lose bits.
+pub(super) fn profile_json(profile: &Profile) -> Value {
+    let lacuna_core::MemoryMap::Vmemmap { base } = profile.memory_map else {
+        return Value::Null;
+    };
+    let hex = |value: u64| format!("{value:#x}");
+    let guard = &profile.guard;
+    json!({
+        "kind": "profile",
+        "release": profile.kernel.release.as_str(),
+        "layout": hexadecimal(&profile.kernel.layout),
+        "page_table_root": hex(profile.root.get()),
+        "page_table_levels": format!("{:?}", profile.levels).to_lowercase(),
+        "memory_map": hex(base.get()),
+        "descriptor_bytes": profile.descriptor_bytes,
+        "predicate": describe(&profile.free.predicate),
+        "order": { "offset": profile.free.order.offset, "width": profile.free.order.width },
+        "references": { "offset": profile.free.references.offset, "width": profile.free.references.width },
+        "max_order": profile.free.max_order.get(),
+        "contents": format!("{:?}", profile.contents),
+        "zones": profile.zones.iter().map(|zone| hex(zone.array.get())).collect::<Vec<_>>(),
+        "guard": {
+            "idt_base": hex(guard.idt_base),
+            "idt_limit": hex(u64::from(guard.idt_limit)),
+            "lstar": hex(guard.lstar),
+            "root_slots": guard.root_slots.iter().map(|slot| json!({
+                "index": slot.index, "entry": hex(slot.entry),
+            })).collect::<Vec<_>>(),
+            "boot_value_at": hex(guard.boot_value_at.get()),
+        },
+    })
+}
+
+fn show_layout(layout: &Layout, out: Out) {
+    out.line(format!(
+        "layout      {} of Linux {}",
+        hexadecimal(&layout.id()),
+        layout.release
+    ));
+    out.line(format!("headers     {}", layout.headers));
+    out.line(format!("descriptor  {} bytes", layout.descriptor_bytes));
+    out.line(format!("free        {}", describe(&layout.free.predicate)));
+    out.line(format!(
+        "order       the {} byte(s) at {}, at most {}",
+        layout.free.order.width,
+        layout.free.order.offset,
+        layout.free.max_order.get()
+    ));
+    out.line(format!(
+        "references  the {} byte(s) at {}",
+        layout.free.references.width, layout.free.references.offset
+    ));
+    out.line(format!(
+        "proof       never differed from the kernel's own PageBuddy on {} descriptors, {} of them free",
+        layout.proof.descriptors, layout.proof.free
+    ));
+    for (name, known) in &layout.facts {
+        out.line(format!("fact        {name} = {}", known.value));
+    }
+}
+
+fn layout_json(layout: &Layout) -> Value {
+    let mut value = serde_json::to_value(layout).unwrap_or(Value::Null);
+    value["kind"] = json!("layout");
+    value["id"] = json!(hexadecimal(&layout.id()));
+    value["predicate"] = json!(describe(&layout.free.predicate));
+    value
+}
+
+/// `lacuna profile show`.
+pub(super) fn show(arguments: &ProfileShow, out: Out) -> Result<Value, Failure> {
+    let file = Path::new(&arguments.what);
+    if file.is_file() {
+        let bytes = read_profile_file(file)?;
+        if bytes.first() == Some(&b'{') {
+            let layout = Layout::load(file)?;
+            show_layout(&layout, out);
+            return Ok(layout_json(&layout));
+        }
+        return show_profile(&bytes, out);
+    }
+    let live = open_domain(&arguments.what)?;
+    show_profile(&live.engine.get_profile()?, out)
+}
+
+/// The bytes of a profile file, or the beginning of any other.
+pub(super) fn read_profile_file(file: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |error: std::io::Error| {
+        let class = if error.kind() == std::io::ErrorKind::NotFound {
+            Class::NotFound
+        } else {
+            Class::Failed
+        };
+        Failure::plain(class, format!("{}: {error}", file.display()))
+    };
+    let mut bytes = Vec::new();
+    fs::File::open(file)
+        .map_err(failed)?
+        .take(MAX_PROFILE_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(bytes)
+}
+
+fn show_profile(bytes: &[u8], out: Out) -> Result<Value, Failure> {
+    let profile = decode(bytes)?;
+    let value = profile_json(&profile);
+    out.line(format!("profile     {} bytes", bytes.len()));
+    if let Value::Object(members) = &value {
+        for (name, member) in members.iter().filter(|(name, _)| *name != "kind") {
+            let text = member.as_str().map_or_else(|| member.to_string(), str::to_owned);
+            out.line(format!("{name:17} {text}"));
+        }
+    }
+    Ok(value)
+}
+
+/// Decodes and checks a profile, with the hypervisor's own words for what is wrong.
+pub(super) fn decode(bytes: &[u8]) -> Result<Profile, Failure> {
+    Profile::decode(bytes).map_err(|error| {
+        let (status, values) = error.status();
+        crate::xen::engine::EngineError::Refused { status, values }.into()
+    })
+}
