@@ -21,7 +21,8 @@
 //! # Bounds
 //!
 //! A slice spends at most [`MAX_SLICE_UNITS`], one for each 4 KiB entry or rejected page and [`SUPERPAGE_UNITS`] for
-//! each 2 MiB entry, and ends early once the guest has been stopped for [`MAX_SLICE_NS`].
+//! each 2 MiB entry, and ends early once the guest has been stopped for [`MAX_SLICE_NS`]: the clock is asked before each
+//! region and before each page that the bitmap names, so what follows the limit is one look at a page or a region.
 
 use crate::guard::check_boot_value;
 use crate::profile::BytesRule;
@@ -36,8 +37,10 @@ pub const MAX_SLICE_UNITS: u64 = 512;
 pub const SUPERPAGE_UNITS: u64 = 64;
 /// The guest is started again at the next page once it has been stopped this long, in nanoseconds.
 pub const MAX_SLICE_NS: u64 = 1_000_000;
-/// Bitmap words that a stopped guest is made to wait for: the next nominee may be far away.
+/// Frames whose bits are searched while the guest is stopped: the next nominee may be far away.
 const LOOKAHEAD_GFNS: u64 = 64 * 512;
+/// Frames whose bits are searched before it is stopped, 256 KiB of bitmap; further on, the caller comes back.
+const SEARCH_GFNS: u64 = 1 << 21;
 
 /// Why a free page was left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,12 +235,13 @@ pub fn share_slice<P: P2m>(
     steps: Steps,
     report: &mut SliceReport,
 ) -> Result<(), SliceEnd> {
+    let horizon = from.saturating_add(SEARCH_GFNS).min(to);
     *report = SliceReport {
-        next: to.get(),
+        next: horizon.get(),
         ..SliceReport::default()
     };
     // Looked up before the pause: the nominee can be far away.
-    let Some(first) = bitmap.next_set(from, to) else {
+    let Some(first) = bitmap.next_set(from, horizon) else {
         return Ok(());
     };
 
@@ -313,7 +317,7 @@ fn share_nominees<P: P2m>(
     let mut at = first;
     loop {
         report.next = at.get();
-        if report.units >= MAX_SLICE_UNITS || p2m.now().saturating_sub(started) >= MAX_SLICE_NS {
+        if is_spent(p2m, started, report) {
             return;
         }
         let region = at.align_down(Order::SUPERPAGE);
@@ -322,9 +326,9 @@ fn share_nominees<P: P2m>(
         at = if whole && bitmap.count(region, region_end) == Order::SUPERPAGE.pages() {
             match share_region(p2m, profile, &mut check, region, steps, report) {
                 RegionEnd::Done => region_end,
-                RegionEnd::TryPages => {
-                    share_pages(p2m, profile, bitmap, &mut check, at, region_end, steps, report)
-                }
+                RegionEnd::TryPages => share_pages(
+                    p2m, profile, bitmap, &mut check, at, region_end, started, steps, report,
+                ),
             }
         } else {
             share_pages(
@@ -334,6 +338,7 @@ fn share_nominees<P: P2m>(
                 &mut check,
                 at,
                 region_end.min(to),
+                started,
                 steps,
                 report,
             )
@@ -346,6 +351,11 @@ fn share_nominees<P: P2m>(
         };
         at = next;
     }
+}
+
+/// Whether the slice has used up its work or its time.
+fn is_spent<P: P2m>(p2m: &mut P, started: u64, report: &SliceReport) -> bool {
+    report.units >= MAX_SLICE_UNITS || p2m.now().saturating_sub(started) >= MAX_SLICE_NS
 }
 
 enum RegionEnd {
@@ -415,13 +425,14 @@ fn share_pages<P: P2m>(
     check: &mut FreeCheck,
     from: Gfn,
     end: Gfn,
+    started: u64,
     steps: Steps,
     report: &mut SliceReport,
 ) -> Gfn {
     let mut at = from;
     while let Some(nominee) = bitmap.next_set(at, end) {
         at = nominee;
-        if report.units >= MAX_SLICE_UNITS {
+        if is_spent(p2m, started, report) {
             return at;
         }
         let stop = if mutated!(steps, NoRecheck) {
@@ -438,7 +449,7 @@ fn share_pages<P: P2m>(
             }
         };
         while at < stop {
-            if report.units >= MAX_SLICE_UNITS {
+            if is_spent(p2m, started, report) {
                 return at;
             }
             report.units += 1;

@@ -141,6 +141,7 @@ impl MockGuest {
             toolstack_pause: false,
             bitmap: std::sync::Arc::from(Vec::new()),
             clock: 0,
+            read_price: super::engine::READ_NS,
             reads: 0,
             trace: None,
             share_calls: 0,

@@ -13,8 +13,8 @@ use crate::{
     VcpuRegisters,
 };
 
-/// Prices of calls on the mock's clock, in nanoseconds. Their proportions matter, not their size.
-const READ_NS: u64 = 20;
+/// Prices of calls on the mock's clock, in nanoseconds: a read of a mapped frame, and a change of an entry.
+pub(super) const READ_NS: u64 = 20;
 const ENTRY_NS: u64 = 300;
 
 /// What [`Primitive::ShareZero`] fails with, in turn.
@@ -44,7 +44,7 @@ impl MockGuest {
 impl GuestMemory for MockGuest {
     fn read(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<(), ReadError> {
         self.interlude();
-        self.clock += READ_NS;
+        self.clock += self.read_price;
         self.reads += 1;
         if let Some(trace) = &mut self.trace {
             trace.push(at);

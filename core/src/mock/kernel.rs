@@ -56,6 +56,7 @@ pub struct MockGuest {
     pub(super) toolstack_pause: bool,
     pub(super) bitmap: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
     pub(super) clock: u64,
+    pub(super) read_price: u64,
     pub(super) reads: u64,
     pub(super) trace: Option<Vec<GuestPhys>>,
     pub(super) share_calls: u64,
@@ -401,6 +402,11 @@ impl MockGuest {
     /// Ends it.
     pub fn clear_interlude(&mut self) {
         self.interlude = None;
+    }
+
+    /// What a read of guest memory costs on the mock's clock, in nanoseconds.
+    pub fn set_read_price(&mut self, nanoseconds: u64) {
+        self.read_price = nanoseconds;
     }
 
     /// Reads of guest memory by the engine so far.
