@@ -18,6 +18,9 @@ pub(crate) fn over_memory(what: &'static str) -> ProgressBar {
 /// A spinner beside a step whose length is not known.
 pub(crate) fn spinner(what: impl Into<String>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());
+    if let Ok(style) = ProgressStyle::with_template("{msg} {spinner} {elapsed}") {
+        bar.set_style(style);
+    }
     bar.set_message(what.into());
     bar.enable_steady_tick(std::time::Duration::from_millis(120));
     bar

@@ -41,5 +41,8 @@ pub fn layout_from_headers(headers: &Path) -> Result<Layout, StubError> {
     let tree = headers::HeaderTree::open(headers)?;
     let program = compile::compile(&tree)?;
     let mut stub = run::Stub::start(&program)?;
-    Ok(learn::learn(&mut stub, &tree)?)
+    learn::learn(&mut stub, &tree).map_err(|error| match error {
+        learn::LearnError::Run(error) => StubError::Run(error),
+        other => StubError::Learn(other),
+    })
 }
