@@ -87,6 +87,9 @@ pub struct LayoutSource {
     /// A layout file
     #[arg(long, value_name = "FILE")]
     pub layout: Option<PathBuf>,
+    /// The guest kernel's System.map, a second source for symbols; needed for kernels before 6.0
+    #[arg(long, value_name = "FILE")]
+    pub system_map: Option<PathBuf>,
     /// Folder in which to look for RELEASE.layout.json
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
     pub layouts: PathBuf,

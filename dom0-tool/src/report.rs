@@ -262,10 +262,15 @@ impl From<BuildError> for Failure {
             BuildError::OtherKernel { .. } => {
                 "give the headers or the layout of the kernel that the guest runs"
             }
-            BuildError::Disagree { .. } => {
+            BuildError::Agreement(_) => {
                 "the headers are not those of this very build, or the guest is lying: give the right ones"
             }
-            BuildError::NoSymbols | BuildError::NoSymbol(_) => "guest kernels from 6.0 on are supported",
+            BuildError::NoSymbols | BuildError::NoSymbol(_) => {
+                "give the kernel's real System.map with --system-map (Debian: in the package linux-image-RELEASE-dbg)"
+            }
+            BuildError::SystemMap(_) | BuildError::MapDisagrees { .. } => {
+                "give the System.map of the kernel that the guest runs, or leave it out"
+            }
             BuildError::MemoryModel => "such a guest cannot be profiled by this version",
             BuildError::NoBootValue => {
                 "such a kernel could be replaced by kexec unnoticed, so it is left alone"

@@ -6,6 +6,7 @@ mod fake_kernel;
 use std::sync::atomic::AtomicU64;
 
 use fake_kernel::{DIRECT, FakeKernel, IMAGE, IMAGE_AT, NOTE, PROCESS_TOP, RELEASE, VMEMMAP, at};
+use lacuna::linux::agreement::AgreementError;
 use lacuna::linux::contents::ContentsError;
 use lacuna::linux::identify::{Identified, IdentifyError, Rejection, identify};
 use lacuna::linux::kallsyms::KallsymsError;
@@ -20,7 +21,7 @@ fn find(guest: &mut FakeKernel) -> Result<Identified, IdentifyError> {
 
 fn make(guest: &mut FakeKernel) -> Result<Built, BuildError> {
     let kernel = find(guest).expect("the kernel is found");
-    build(guest, &kernel, &FakeKernel::layout(), &FakeKernel::vcpus())
+    build(guest, &kernel, &FakeKernel::layout(), None, &FakeKernel::vcpus())
 }
 
 /// The one reason for which the only note was rejected.
@@ -231,9 +232,9 @@ fn headers_and_kernel_that_differ_are_refused_with_both_numbers() {
         let mut guest = FakeKernel::new();
         guest.edit_note(from, to);
         match make(&mut guest) {
-            Err(BuildError::Disagree {
+            Err(BuildError::Agreement(AgreementError::Disagree {
                 by_layout, by_kernel, ..
-            }) => {
+            })) => {
                 assert_eq!((by_layout.as_str(), by_kernel.as_str()), (ours, theirs), "{to}");
             }
             other => panic!("{to}: {other:?}"),
@@ -242,7 +243,10 @@ fn headers_and_kernel_that_differ_are_refused_with_both_numbers() {
     // The mark itself: -129 is what 6.1 puts there.
     let mut guest = FakeKernel::new();
     guest.edit_note("VALUE)=-268435456", "VALUE)=-129");
-    assert!(matches!(make(&mut guest), Err(BuildError::Disagree { .. })));
+    assert!(matches!(
+        make(&mut guest),
+        Err(BuildError::Agreement(AgreementError::Disagree { .. }))
+    ));
 }
 
 #[test]
@@ -262,7 +266,7 @@ fn another_kernels_layout_is_refused() {
     let kernel = find(&mut guest).unwrap();
     let mut layout = FakeKernel::layout();
     layout.release = "6.12.0-other".into();
-    let refused = build(&mut guest, &kernel, &layout, &FakeKernel::vcpus());
+    let refused = build(&mut guest, &kernel, &layout, None, &FakeKernel::vcpus());
     assert!(matches!(refused, Err(BuildError::OtherKernel { .. })));
 }
 
@@ -272,7 +276,7 @@ fn a_virtual_cpu_with_another_idt_is_refused() {
     let kernel = find(&mut guest).unwrap();
     let mut vcpus = FakeKernel::vcpus();
     vcpus[1].idt_limit = 0;
-    let refused = build(&mut guest, &kernel, &FakeKernel::layout(), &vcpus);
+    let refused = build(&mut guest, &kernel, &FakeKernel::layout(), None, &vcpus);
     assert!(
         matches!(refused, Err(BuildError::Guard { vcpu: 1, .. })),
         "{refused:?}"
@@ -295,7 +299,7 @@ proptest! {
             guest.write(place, &[byte]);
         }
         if let Ok(kernel) = find(&mut guest) {
-            let _ = build(&mut guest, &kernel, &FakeKernel::layout(), &FakeKernel::vcpus());
+            let _ = build(&mut guest, &kernel, &FakeKernel::layout(), None, &FakeKernel::vcpus());
         }
     }
 }

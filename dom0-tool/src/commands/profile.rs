@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use super::guest::{from_headers, identify_kernel, layout_for, open_domain, open_dump};
 use super::{Out, pages};
 use crate::cli::{LayoutSource, ProfileBuild, ProfileShow};
+use crate::linux::agreement::describe;
 use crate::linux::identify::Identified;
 use crate::linux::layout::Layout;
-use crate::linux::profile::{Built, build as build_profile, describe};
+use crate::linux::profile::{Built, build as build_profile};
 use crate::report::{Class, Failure, hexadecimal};
 
 /// `lacuna profile build`.
@@ -73,7 +74,13 @@ pub(super) fn make<M: GuestMemory>(
 ) -> Result<Built, Failure> {
     let (layout, from) = layout_for(source, &kernel.release, out)?;
     out.line(format!("layout      {from}"));
-    Ok(build_profile(memory, kernel, &layout, vcpus)?)
+    Ok(build_profile(
+        memory,
+        kernel,
+        &layout,
+        source.system_map.as_deref(),
+        vcpus,
+    )?)
 }
 
 /// The profile as the hypervisor wants it.

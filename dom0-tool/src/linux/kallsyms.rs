@@ -85,6 +85,18 @@ impl Symbols {
         self.found.get(name).copied().flatten()
     }
 
+    /// The first of `names` on which two sets that both have it differ: its name and both addresses.
+    pub fn differ(
+        &self,
+        other: &Self,
+        names: &[&'static str],
+    ) -> Option<(&'static str, GuestVirt, GuestVirt)> {
+        names.iter().find_map(|name| {
+            let (one, two) = (self.find(name)?, other.find(name)?);
+            (one != two).then_some((*name, one, two))
+        })
+    }
+
     /// Makes a set from pairs, as a System.map gives them.
     pub fn from_pairs(pairs: impl IntoIterator<Item = (String, GuestVirt)>) -> Self {
         let mut symbols = Self::default();

@@ -1,6 +1,6 @@
 //! Making a profile: a layout, this boot's addresses and what ties them together, each held against another source.
 
-use std::fmt::Write as _;
+use std::path::Path;
 
 use lacuna_core::{
     CounterReading, Guard, GuardMismatch, GuestMemory, GuestVirt, Kernel, MAX_ROOT_SLOTS, MemoryMap,
@@ -8,12 +8,15 @@ use lacuna_core::{
 };
 use thiserror::Error;
 
+use super::agreement::{AgreementError, compare};
 use super::contents::{ContentsError, FreeContents, free_contents};
-use super::identify::Identified;
+use super::identify::{Identified, WANTED};
+use super::kallsyms::Symbols;
 use super::kernel_view::{KernelView, ViewError};
 use super::layout::{Layout, LayoutError};
 use super::sections::{Sections, SectionsError, find_memory_map};
-use super::vmcoreinfo::{Kind, VmcoreInfoError};
+use super::system_map::{self, SystemMapError};
+use super::vmcoreinfo::VmcoreInfoError;
 use super::zones::{Zone, ZonesError, find_zones};
 
 /// Accessed and dirty, which the processor sets by itself.
@@ -31,18 +34,26 @@ pub enum BuildError {
         guest: String,
     },
     /// The headers and the running kernel differ.
-    #[error("{what}: {by_layout} by the headers, {by_kernel} by the running kernel's VMCOREINFO")]
-    Disagree {
+    #[error(transparent)]
+    Agreement(#[from] AgreementError),
+    /// The System.map and the running kernel differ.
+    #[error("{what}: {by_file:#x} by the System.map, {by_kernel:#x} by the running kernel")]
+    MapDisagrees {
         /// On what.
-        what: String,
-        /// By the layout.
-        by_layout: String,
+        what: &'static str,
+        /// By the file.
+        by_file: u64,
         /// By the kernel.
-        by_kernel: String,
+        by_kernel: u64,
     },
     /// This kernel offers no symbol table, without which the switches and the boot value cannot be read.
-    #[error("the guest's kernel does not say where its symbol table is (kernels before 6.0 do not)")]
+    #[error(
+        "the guest's kernel does not say where its symbol table is (kernels before 6.0 do not), and no System.map was given"
+    )]
     NoSymbols,
+    /// The System.map given is of no use.
+    #[error(transparent)]
+    SystemMap(#[from] SystemMapError),
     /// A symbol is not in the kernel's table.
     #[error("the kernel's symbol table has no {0}, or several")]
     NoSymbol(&'static str),
@@ -141,6 +152,7 @@ pub fn build<M: GuestMemory>(
     memory: &mut M,
     kernel: &Identified,
     layout: &Layout,
+    system_map: Option<&Path>,
     vcpus: &[VcpuRegisters],
 ) -> Result<Built, BuildError> {
     if layout.release != kernel.release {
@@ -152,8 +164,8 @@ pub fn build<M: GuestMemory>(
     if layout.find_fact("CONFIG_SPARSEMEM_VMEMMAP").is_none() {
         return Err(BuildError::MemoryModel);
     }
-    let agreed = compare(layout, kernel)?;
-    let symbols = kernel.symbols.as_ref().ok_or(BuildError::NoSymbols)?;
+    let agreed = compare(layout, &kernel.info)?;
+    let symbols = &all_symbols(memory, kernel, system_map)?;
     let mut view = KernelView::new(memory, kernel.space);
     let contents = free_contents(&mut view, symbols, layout)?;
     let sections = find_memory_map(&mut view, &kernel.info, symbols)?;
@@ -232,148 +244,45 @@ pub fn build<M: GuestMemory>(
     })
 }
 
-/// Holds every number that both the headers and VMCOREINFO give against each other.
-fn compare(layout: &Layout, kernel: &Identified) -> Result<Vec<String>, BuildError> {
-    let info = &kernel.info;
-    let mut agreed = Vec::new();
-    let mut require = |what: &str, by_layout: u64, by_kernel: u64| {
-        if by_layout != by_kernel {
-            return Err(BuildError::Disagree {
-                what: what.to_owned(),
-                by_layout: by_layout.to_string(),
-                by_kernel: by_kernel.to_string(),
-            });
+/// The kernel's own symbols, those of a System.map, or, with both, the former once the latter agrees.
+fn all_symbols<M: GuestMemory>(
+    memory: &mut M,
+    kernel: &Identified,
+    system_map: Option<&Path>,
+) -> Result<Symbols, BuildError> {
+    let by_file = system_map
+        .map(|file| system_map::read(file, &kernel.info, WANTED))
+        .transpose()?;
+    match (&kernel.symbols, by_file) {
+        (Some(own), None) => Ok(own.clone()),
+        (Some(own), Some(by_file)) => match own.differ(&by_file, WANTED) {
+            None => Ok(own.clone()),
+            Some((name, one, two)) => Err(BuildError::MapDisagrees {
+                what: name,
+                by_file: two.get(),
+                by_kernel: one.get(),
+            }),
+        },
+        (None, Some(by_file)) => {
+            // Now that the pointer to the note can be found, it has its say here as it has in `identify`.
+            let pointer = by_file
+                .find("vmcoreinfo_note")
+                .ok_or(BuildError::NoSymbol("vmcoreinfo_note"))?;
+            let mut view = KernelView::new(memory, kernel.space);
+            let own = GuestVirt::new(view.u64(pointer)?);
+            let own = view.translate(own)?;
+            if own == kernel.note_at {
+                Ok(by_file)
+            } else {
+                Err(BuildError::MapDisagrees {
+                    what: "place of the VMCOREINFO note",
+                    by_file: own.get(),
+                    by_kernel: kernel.note_at.get(),
+                })
+            }
         }
-        agreed.push(format!("{what} = {by_layout}"));
-        Ok(())
-    };
-    // What the free rule rests on: these VMCOREINFO has in every version, and a kernel without them is refused.
-    require(
-        "sizeof(struct page)",
-        u64::from(layout.descriptor_bytes),
-        info.unsigned(Kind::Size, "page")?,
-    )?;
-    let references = info
-        .unsigned(Kind::Offset, "page._refcount")
-        .or_else(|_| info.unsigned(Kind::Offset, "page._count"))?;
-    require(
-        "offset of the reference count",
-        u64::from(layout.free.references.offset),
-        references,
-    )?;
-    require(
-        "offset of the order",
-        u64::from(layout.free.order.offset),
-        info.unsigned(Kind::Offset, "page.private")?,
-    )?;
-    let orders = info.unsigned(Kind::Length, "zone.free_area")?;
-    require(
-        "orders of the allocator",
-        u64::from(layout.free.max_order.get()) + 1,
-        orders,
-    )?;
-    for (expression, kind, name) in [
-        ("sizeof(struct zone)", Kind::Size, "zone"),
-        ("offsetof(struct zone,free_area)", Kind::Offset, "zone.free_area"),
-        (
-            "offsetof(struct zone,spanned_pages)",
-            Kind::Offset,
-            "zone.spanned_pages",
-        ),
-        ("sizeof(struct free_area)", Kind::Size, "free_area"),
-        ("sizeof(struct pglist_data)", Kind::Size, "pglist_data"),
-        (
-            "offsetof(struct pglist_data,node_zones)",
-            Kind::Offset,
-            "pglist_data.node_zones",
-        ),
-        (
-            "offsetof(struct pglist_data,nr_zones)",
-            Kind::Offset,
-            "pglist_data.nr_zones",
-        ),
-        ("sizeof(struct mem_section)", Kind::Size, "mem_section"),
-        (
-            "offsetof(struct mem_section,section_mem_map)",
-            Kind::Offset,
-            "mem_section.section_mem_map",
-        ),
-    ] {
-        require(
-            expression,
-            layout.fact(static_name(expression))?,
-            info.unsigned(kind, name)?,
-        )?;
+        (None, None) => Err(BuildError::NoSymbols),
     }
-    // And what is nice to have.
-    for (expression, kind, name) in [
-        ("offsetof(struct page,flags)", Kind::Offset, "page.flags"),
-        ("offsetof(struct page,lru)", Kind::Offset, "page.lru"),
-        ("offsetof(struct page,_mapcount)", Kind::Offset, "page._mapcount"),
-        ("SECTION_SIZE_BITS", Kind::Number, "SECTION_SIZE_BITS"),
-    ] {
-        if let (Some(by_layout), Ok(by_kernel)) = (layout.find_fact(expression), info.unsigned(kind, name)) {
-            require(expression, by_layout, by_kernel)?;
-        }
-    }
-    agreed.push(compare_predicate(layout, kernel)?);
-    Ok(agreed)
-}
-
-/// The names that [`Layout::fact`] reports are literals; these come from a table of them.
-fn static_name(name: &'static str) -> &'static str {
-    name
-}
-
-/// VMCOREINFO gives the number that a free block's `_mapcount` holds: the learnt predicate must be true of it.
-fn compare_predicate(layout: &Layout, kernel: &Identified) -> Result<String, BuildError> {
-    let predicate = &layout.free.predicate;
-    let at = kernel.info.unsigned(Kind::Offset, "page._mapcount")?;
-    let stated = kernel.info.wrapping_number("PAGE_BUDDY_MAPCOUNT_VALUE")?;
-    let bytes = stated.to_le_bytes();
-    let from = u64::from(predicate.field.offset).wrapping_sub(at);
-    // _mapcount is an int: the predicate must look at bytes of those four and at no others.
-    let inside = from
-        .checked_add(u64::from(predicate.field.width))
-        .is_some_and(|end| end <= 4);
-    let value = (from..from + u64::from(predicate.field.width))
-        .rev()
-        .filter(|_| inside)
-        .fold(0, |value, index| {
-            value << 8
-                | u64::from(
-                    bytes
-                        .get(usize::try_from(index).unwrap_or(8))
-                        .copied()
-                        .unwrap_or(0),
-                )
-        });
-    if !inside || value & predicate.mask != predicate.expected {
-        return Err(BuildError::Disagree {
-            what: "the mark of a free block".into(),
-            by_layout: describe(predicate),
-            by_kernel: format!(
-                "PAGE_BUDDY_MAPCOUNT_VALUE {:#010x} in the 4 bytes at {at}",
-                stated & 0xffff_ffff
-            ),
-        });
-    }
-    Ok(format!(
-        "{} is true of PAGE_BUDDY_MAPCOUNT_VALUE",
-        describe(predicate)
-    ))
-}
-
-/// A predicate in words.
-pub fn describe(predicate: &lacuna_core::Predicate) -> String {
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let _ = write!(
-        text,
-        "(the {} byte(s) at {} & {:#x}) == {:#x}",
-        predicate.field.width, predicate.field.offset, predicate.mask, predicate.expected
-    );
-    text
 }
 
 /// The top-level entries through which `needed` are reached, from the kernel's reference table.

@@ -1,0 +1,189 @@
+//! System.map: the addresses that the linker gave the kernel's symbols, as a file beside the kernel.
+//!
+//! It serves kernels that do not say where their own symbol table is (before 6.0), and is a second source for those that
+//! do. Distributions differ: Debian's package installs a one-line stub and keeps the real file in the debug package.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use lacuna_core::GuestVirt;
+use thiserror::Error;
+
+use super::kallsyms::Symbols;
+use super::vmcoreinfo::VmcoreInfo;
+
+/// Largest file read, in bytes. A real one has 5 to 15 MiB.
+const MAX_FILE: u64 = 64 << 20;
+/// Fewest symbols of a real file: a kernel has tens of thousands.
+const FEWEST: usize = 1000;
+/// Symbols that VMCOREINFO gives the addresses of, to confirm the file by.
+const WITNESSES: [&str; 3] = ["init_uts_ns", "init_top_pgt", "node_data"];
+
+/// Why a file is of no use.
+#[derive(Debug, Error)]
+pub enum SystemMapError {
+    /// It could not be read.
+    #[error("{}: {cause}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// It holds next to nothing: a packaging stub.
+    #[error("{} holds {symbols} symbols: it is a stub, not a kernel's System.map", file.display())]
+    Stub {
+        /// The file.
+        file: PathBuf,
+        /// Lines that are symbols.
+        symbols: usize,
+    },
+    /// It lacks `_stext`, from which the kernel's displacement follows.
+    #[error("{} does not name {symbol}", file.display())]
+    Lacks {
+        /// The file.
+        file: PathBuf,
+        /// What it lacks.
+        symbol: &'static str,
+    },
+    /// It is another kernel's.
+    #[error("{} puts {symbol} at {by_file:#x}, the running kernel's VMCOREINFO at {by_kernel:#x}", file.display())]
+    OtherKernel {
+        /// The file.
+        file: PathBuf,
+        /// The symbol.
+        symbol: &'static str,
+        /// Its address by the file, displaced as `_stext` is.
+        by_file: u64,
+        /// By the kernel.
+        by_kernel: u64,
+    },
+}
+
+/// Reads `wanted` from `file`, moved by as much as KASLR has moved `_stext`, and confirms it against VMCOREINFO.
+///
+/// # Errors
+/// [`SystemMapError`].
+pub fn read(file: &Path, info: &VmcoreInfo, wanted: &[&str]) -> Result<Symbols, SystemMapError> {
+    let io_error = |cause| SystemMapError::Io {
+        file: file.to_owned(),
+        cause,
+    };
+    let size = fs::metadata(file).map_err(io_error)?.len();
+    if size > MAX_FILE {
+        return Err(io_error(io::Error::other(format!(
+            "{size} bytes are too many for a System.map"
+        ))));
+    }
+    let text = String::from_utf8_lossy(&fs::read(file).map_err(io_error)?).into_owned();
+    let mut count = 0;
+    let mut kept: Vec<(&str, u64)> = Vec::new();
+    for (name, address) in text.lines().filter_map(parse_line) {
+        count += 1;
+        if name == "_stext" || wanted.contains(&name) || WITNESSES.contains(&name) {
+            kept.push((name, address));
+        }
+    }
+    if count < FEWEST {
+        return Err(SystemMapError::Stub {
+            file: file.to_owned(),
+            symbols: count,
+        });
+    }
+    let lacks = || SystemMapError::Lacks {
+        file: file.to_owned(),
+        symbol: "_stext",
+    };
+    let linked = kept
+        .iter()
+        .find(|(name, _)| *name == "_stext")
+        .map(|(_, address)| *address)
+        .ok_or_else(lacks)?;
+    let running = info.find_symbol("_stext").ok_or_else(lacks)?.get();
+    let moved = running.wrapping_sub(linked);
+    let symbols = Symbols::from_pairs(
+        kept.into_iter()
+            .map(|(name, address)| (name.to_owned(), GuestVirt::new(address.wrapping_add(moved)))),
+    );
+    for symbol in WITNESSES {
+        if let (Some(by_file), Some(by_kernel)) = (symbols.find(symbol), info.find_symbol(symbol)) {
+            if by_file != by_kernel {
+                return Err(SystemMapError::OtherKernel {
+                    file: file.to_owned(),
+                    symbol,
+                    by_file: by_file.get(),
+                    by_kernel: by_kernel.get(),
+                });
+            }
+        }
+    }
+    Ok(symbols)
+}
+
+/// `ffffffff81000000 T _stext`.
+fn parse_line(line: &str) -> Option<(&str, u64)> {
+    let mut words = line.split_ascii_whitespace();
+    let address = u64::from_str_radix(words.next()?, 16).ok()?;
+    let kind = words.next()?;
+    let name = words.next()?;
+    (kind.len() == 1 && words.next().is_none()).then_some((name, address))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::fmt::Write as _;
+
+    fn file(lines: &[(&str, u64)], filler: u64) -> tempfile::NamedTempFile {
+        let mut text = String::new();
+        for (name, address) in lines {
+            writeln!(text, "{address:016x} T {name}").unwrap();
+        }
+        for number in 0..filler {
+            writeln!(text, "{:016x} t filler_{number}", 0xffff_ffff_8200_0000 + number).unwrap();
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    fn info() -> VmcoreInfo {
+        VmcoreInfo::parse_text(b"SYMBOL(_stext)=ffffffff91000000\nSYMBOL(init_uts_ns)=ffffffff92000000\n")
+            .unwrap()
+    }
+
+    #[test]
+    fn symbols_move_with_the_kernel() {
+        let lines = [
+            ("_stext", 0xffff_ffff_8100_0000),
+            ("init_uts_ns", 0xffff_ffff_8200_0000),
+            ("init_task", 0xffff_ffff_8210_0000),
+        ];
+        let symbols = read(file(&lines, 2000).path(), &info(), &["init_task"]).unwrap();
+        assert_eq!(
+            symbols.find("init_task"),
+            Some(GuestVirt::new(0xffff_ffff_9210_0000))
+        );
+        assert_eq!(symbols.find("filler_7"), None);
+    }
+
+    #[test]
+    fn a_packaging_stub_and_another_kernels_file_are_refused() {
+        let stub = read(file(&[("_stext", 0xffff_ffff_8100_0000)], 3).path(), &info(), &[]);
+        assert!(matches!(stub, Err(SystemMapError::Stub { symbols: 4, .. })));
+        let lines = [
+            ("_stext", 0xffff_ffff_8100_0000),
+            ("init_uts_ns", 0xffff_ffff_8200_1000),
+        ];
+        let other = read(file(&lines, 2000).path(), &info(), &[]);
+        assert!(matches!(
+            other,
+            Err(SystemMapError::OtherKernel {
+                symbol: "init_uts_ns",
+                ..
+            })
+        ));
+    }
+}
