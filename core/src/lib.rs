@@ -34,6 +34,7 @@ mod scan;
 mod session;
 mod share;
 mod status;
+mod steps;
 mod walk;
 
 pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
@@ -50,12 +51,12 @@ pub use profile::{
 };
 pub use scan::{ScanStep, Scanner};
 pub use session::{Host, Outcome, Session};
-#[cfg(feature = "mutants")]
-pub use share::Mutation;
-pub use share::Steps;
 pub use share::{
     MAX_SLICE_NS, MAX_SLICE_UNITS, P2m, Protect, SUPERPAGE_UNITS, Skip, SliceEnd, SliceReport, share_slice,
     share_slice_protected,
 };
 pub use status::Status;
+#[cfg(feature = "mutants")]
+pub use steps::Mutation;
+pub use steps::Steps;
 pub use walk::{Mapping, WalkError, walk};

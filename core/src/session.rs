@@ -524,7 +524,7 @@ fn add(total: &mut ScanStep, step: &ScanStep) {
 fn steps(flags: u32) -> Result<Steps, Refusal> {
     #[cfg(feature = "mutants")]
     {
-        use crate::share::Mutation;
+        use crate::Mutation;
         let mutation = match flags >> crate::abi::SHARE_MUTATION_SHIFT {
             1 => Some(Mutation::NoPause),
             2 => Some(Mutation::NoGuard),

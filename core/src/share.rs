@@ -26,6 +26,7 @@
 
 use crate::guard::check_boot_value;
 use crate::profile::BytesRule;
+use crate::steps::{Steps, mutated};
 use crate::{
     Bitmap, FreeCheck, Gfn, GuardFailure, GuardMismatch, GuestMemory, Order, Profile, VcpuRegisters, Verdict,
     check_guard,
@@ -133,63 +134,6 @@ pub trait Protect: P2m {
     fn restore(&mut self, gfn: Gfn, order: Order);
 }
 
-/// A step left out or moved, to show that tests notice. Exists only with the feature `mutants`.
-#[cfg(feature = "mutants")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutation {
-    /// P left out: the guest runs on.
-    NoPause,
-    /// I left out.
-    NoGuard,
-    /// C left out: the scan is trusted.
-    NoRecheck,
-    /// The flush left out.
-    NoFlush,
-    /// U before C and S.
-    UnpauseFirst,
-    /// Old frames freed before the flush and U.
-    ReleaseFirst,
-    /// R left out (protected variant).
-    NoProtect,
-    /// C before R (protected variant).
-    RecheckFirst,
-    /// The flush after R left out (protected variant).
-    NoProtectFlush,
-}
-
-/// Which steps a slice takes: all of them, in their order. Only with the test-only feature `mutants` is there another
-/// value, so a build without it cannot leave a step out.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Steps {
-    #[cfg(feature = "mutants")]
-    mutation: Option<Mutation>,
-}
-
-#[cfg(feature = "mutants")]
-impl Steps {
-    /// The steps with one fault.
-    pub const fn with(mutation: Mutation) -> Self {
-        Self {
-            mutation: Some(mutation),
-        }
-    }
-}
-
-/// Whether `steps` carries the named mutation; the constant `false` where mutations do not exist.
-macro_rules! mutated {
-    ($steps:expr, $name:ident) => {{
-        #[cfg(feature = "mutants")]
-        {
-            $steps.mutation == Some(Mutation::$name)
-        }
-        #[cfg(not(feature = "mutants"))]
-        {
-            let _ = $steps;
-            false
-        }
-    }};
-}
-
 /// What one slice did. Counts are of pages unless they say otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SliceReport {
@@ -245,6 +189,7 @@ pub fn share_slice<P: P2m>(
         return Ok(());
     };
 
+    let early = mutated!(steps, GuardFirst).then(|| identify(p2m, profile));
     report.paused = true;
     if !mutated!(steps, NoPause) {
         p2m.pause();
@@ -253,28 +198,44 @@ pub fn share_slice<P: P2m>(
     let identified = if mutated!(steps, NoGuard) {
         Ok(())
     } else {
-        identify(p2m, profile)
+        early.unwrap_or_else(|| identify(p2m, profile))
     };
     if mutated!(steps, UnpauseFirst) {
         p2m.unpause();
     }
     if identified.is_ok() {
-        p2m.lock();
+        lock(p2m, steps);
         share_nominees(p2m, profile, bitmap, first, to, started, steps, report);
-        if mutated!(steps, ReleaseFirst) {
-            p2m.release();
-        }
-        if !mutated!(steps, NoFlush) {
+        if !mutated!(steps, NoFlush) && !mutated!(steps, UnpauseBeforeFlush) && !mutated!(steps, ReleaseFirst)
+        {
             p2m.flush();
         }
-        p2m.unlock();
+        unlock(p2m, steps);
     }
     report.pause_ns = p2m.now().saturating_sub(started);
     if !mutated!(steps, NoPause) && !mutated!(steps, UnpauseFirst) {
         p2m.unpause();
     }
+    if mutated!(steps, UnpauseBeforeFlush) {
+        p2m.flush();
+    }
     p2m.release();
+    if mutated!(steps, ReleaseFirst) {
+        p2m.flush();
+    }
     identified
+}
+
+fn lock<P: P2m>(p2m: &mut P, steps: Steps) {
+    if !mutated!(steps, NoLock) {
+        p2m.lock();
+    }
+}
+
+fn unlock<P: P2m>(p2m: &mut P, steps: Steps) {
+    if !mutated!(steps, NoLock) {
+        p2m.unlock();
+    }
 }
 
 /// Guard I by itself: stops the guest, asks, starts it again. Returns how long it was stopped, in nanoseconds.
@@ -480,10 +441,15 @@ pub fn share_slice_protected<P: Protect>(
     order: Order,
     steps: Steps,
 ) -> Result<u64, Skip> {
-    p2m.lock();
+    lock(p2m, steps);
     let result = share_protected_locked(p2m, profile, gfn, order, steps);
-    p2m.flush();
-    p2m.unlock();
+    if mutated!(steps, ReleaseFirst) {
+        p2m.release();
+    }
+    if !mutated!(steps, NoFlush) {
+        p2m.flush();
+    }
+    unlock(p2m, steps);
     p2m.release();
     result
 }
@@ -495,7 +461,7 @@ fn share_protected_locked<P: Protect>(
     order: Order,
     steps: Steps,
 ) -> Result<u64, Skip> {
-    let early = mutated!(steps, RecheckFirst).then(|| block_is_free(p2m, profile, gfn, order));
+    let early = mutated!(steps, RecheckFirst).then(|| block_is_free(p2m, profile, gfn, order, steps));
     if !mutated!(steps, NoProtect) {
         p2m.protect(gfn, order)?;
     }
@@ -503,21 +469,28 @@ fn share_protected_locked<P: Protect>(
     if !mutated!(steps, NoProtectFlush) {
         p2m.flush();
     }
-    let free = early.unwrap_or_else(|| mutated!(steps, NoRecheck) || block_is_free(p2m, profile, gfn, order));
+    let free =
+        early.unwrap_or_else(|| mutated!(steps, NoRecheck) || block_is_free(p2m, profile, gfn, order, steps));
     let result = if free {
         p2m.share_zero(gfn, order, profile.free.bytes)
     } else {
         Err(Skip::Held)
     };
-    if result.is_err() {
+    if result.is_err() && !mutated!(steps, NoRestore) {
         p2m.restore(gfn, order);
     }
     result
 }
 
 /// Whether a free block covers all of `gfn..gfn + 2^order`, in the kernel of this boot.
-fn block_is_free<M: GuestMemory>(memory: &mut M, profile: &Profile, gfn: Gfn, order: Order) -> bool {
-    if check_boot_value(memory, profile).is_err() {
+fn block_is_free<M: GuestMemory>(
+    memory: &mut M,
+    profile: &Profile,
+    gfn: Gfn,
+    order: Order,
+    steps: Steps,
+) -> bool {
+    if !mutated!(steps, NoGuard) && check_boot_value(memory, profile).is_err() {
         return false;
     }
     let mut check = FreeCheck::new(profile);
