@@ -161,13 +161,17 @@ pub struct Attach {
 /// `lacuna scan`.
 #[derive(Debug, Args)]
 pub struct Scan {
-    /// Number or name of the domain
-    pub domain: String,
+    /// The guest
+    #[command(flatten)]
+    pub guest: Guest,
+    /// Where the layout comes from; for a dump only, a domain has its profile
+    #[command(flatten)]
+    pub layout: LayoutSource,
     /// Write the free pages there: a bit a page, lowest first
     #[arg(long, value_name = "FILE")]
     pub bitmap: Option<PathBuf>,
     /// Pause the guest during the scan
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dump")]
     pub paused: bool,
 }
 

@@ -3,8 +3,9 @@
 use lacuna_core::Status;
 use serde_json::{Value, json};
 
-use super::engine::{PausedGuest, scanned_json, show_scanned};
+use super::engine::PausedGuest;
 use super::guest::{Live, identify_kernel, open_domain};
+use super::scan::{scanned_json, show_scanned};
 use super::{Out, identify, profile, progress};
 use crate::cli::Attach;
 use crate::report::{Class, Failure};

@@ -1,6 +1,5 @@
-//! The subcommands that drive the engine: detach, scan, dedup, status, explain.
+//! The subcommands that drive the engine: detach, dedup, status, explain.
 
-use std::fs::File;
 use std::io::Write;
 use std::thread;
 use std::time::Duration;
@@ -10,8 +9,9 @@ use lacuna_core::abi::{Explanation, State, Statistics};
 use serde_json::{Map, Value, json};
 
 use super::guest::{Live, open_domain};
+use super::scan::scanned_json;
 use super::{Out, duration, pages, progress};
-use crate::cli::{Dedup, Explain, OneDomain, Scan};
+use crate::cli::{Dedup, Explain, OneDomain};
 use crate::report::{Class, Failure};
 use crate::xen::answer::mismatch;
 use crate::xen::engine::{EngineError, Scanned, Shared};
@@ -51,57 +51,6 @@ pub(super) fn detach(arguments: &OneDomain, out: Out) -> Result<Value, Failure> 
     live.engine.clear_profile()?;
     out.line(format!("{} has no profile any more", live.title()));
     Ok(json!({ "domain": live.domain.id.get(), "state": "empty" }))
-}
-
-pub(super) fn scan(arguments: &Scan, out: Out) -> Result<Value, Failure> {
-    let live = open_domain(&arguments.domain)?;
-    let _paused = arguments.paused.then(|| PausedGuest::pause(&live)).transpose()?;
-    let spinner = progress::spinner("scanning");
-    let scanned = live.engine.scan();
-    spinner.finish_and_clear();
-    let scanned = scanned?;
-    show_scanned(&scanned, out);
-    let mut answer = scanned_json(&scanned);
-    if let Some(path) = &arguments.bitmap {
-        let failed =
-            |error: std::io::Error| Failure::plain(Class::Failed, format!("{}: {error}", path.display()));
-        let mut file = File::create(path).map_err(failed)?;
-        let covered = live
-            .engine
-            .read_bitmap::<Failure>(|bytes| file.write_all(bytes).map_err(failed))?;
-        file.flush().map_err(failed)?;
-        out.line(format!("bitmap      {covered} frames, {}", path.display()));
-        answer["bitmap_frames"] = json!(covered);
-    }
-    let statistics = live.engine.statistics()?;
-    answer["guest_free_before"] = json!(statistics.guest_free_before);
-    answer["guest_free_after"] = json!(statistics.guest_free_after);
-    answer["scan_ns"] = json!(statistics.scan_ns);
-    answer["scan_descriptors"] = json!(statistics.scan_descriptors);
-    answer["domain"] = json!(live.domain.id.get());
-    out.line(format!("time        {}", duration(statistics.scan_ns)));
-    Ok(answer)
-}
-
-pub(super) fn show_scanned(scanned: &Scanned, out: Out) {
-    out.line(format!("free        {}", pages(scanned.free)));
-    out.line(format!("in use      {}", pages(scanned.in_use)));
-    out.line(format!(
-        "no memory   {} frames without a descriptor",
-        scanned.no_descriptor
-    ));
-    if scanned.unknown > 0 {
-        out.line(format!("unknown     {} (left alone)", pages(scanned.unknown)));
-    }
-}
-
-pub(super) fn scanned_json(scanned: &Scanned) -> Value {
-    json!({
-        "free": scanned.free,
-        "in_use": scanned.in_use,
-        "no_descriptor": scanned.no_descriptor,
-        "unknown": scanned.unknown,
-    })
 }
 
 pub(super) fn dedup(arguments: &Dedup, out: Out) -> Result<Value, Failure> {

@@ -6,6 +6,7 @@ mod guest;
 mod identify;
 mod profile;
 mod progress;
+mod scan;
 
 use std::io::Write;
 use std::path::Path;
@@ -57,7 +58,7 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Profile(ProfileCommand::Show(arguments)) => profile::show(arguments, out),
         Command::Attach(arguments) => attach::run(arguments, out),
         Command::Detach(arguments) => engine::detach(arguments, out),
-        Command::Scan(arguments) => engine::scan(arguments, out),
+        Command::Scan(arguments) => scan::run(arguments, out),
         Command::Dedup(arguments) => engine::dedup(arguments, out),
         Command::Status(arguments) => engine::status(arguments, out),
         Command::Explain(arguments) => engine::explain(arguments, out),
