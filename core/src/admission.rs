@@ -32,12 +32,13 @@ pub fn free_by_counters<M: GuestMemory>(
     for (index, zone) in profile.zones.iter().enumerate() {
         for order in 0..=u64::from(profile.free.max_order.get()) {
             let offset = order * u64::from(zone.stride) + u64::from(zone.count_offset);
-            let at = zone.array.checked_add(offset).unwrap_or(zone.array);
+            let unreadable = |at| CounterError {
+                zone: index as u64,
+                at,
+            };
+            let at = zone.array.checked_add(offset).ok_or(unreadable(zone.array))?;
             let count =
-                read_virtual(memory, profile.root, profile.levels, at, 8).map_err(|_| CounterError {
-                    zone: index as u64,
-                    at,
-                })?;
+                read_virtual(memory, profile.root, profile.levels, at, 8).map_err(|_| unreadable(at))?;
             // A hostile guest can claim any number: keep the sum defined, the comparison refuses it.
             pages = pages.saturating_add(count.saturating_mul(1 << order));
         }
@@ -46,14 +47,15 @@ pub fn free_by_counters<M: GuestMemory>(
 }
 
 /// How far a scan beside the running guest may be from its counters, in pages: what changed between the two readings,
-/// and a 128th of the total (at least 256 pages) for what came and went in between. A wrong layout misses by
-/// far more: it finds nothing, or noise. A stopped guest gets no tolerance at all.
-pub(crate) fn tolerance(before: u64, after: u64, paused: bool) -> u64 {
+/// and a 128th of the total (at least 256 pages) for what came and went in between, but never more than a quarter of the
+/// lower count. The last bound is what keeps a wrong layout out of a guest that has little memory free, or whose counters move
+/// fast: such a layout finds nothing, or noise. A stopped guest gets no tolerance at all.
+pub(crate) fn tolerance(low: u64, high: u64, paused: bool) -> u64 {
     if paused {
         0
     } else {
-        before
-            .abs_diff(after)
-            .saturating_add((before.max(after) / 128).max(256))
+        high.saturating_sub(low)
+            .saturating_add((high / 128).max(256))
+            .min(low / 4)
     }
 }

@@ -344,7 +344,8 @@ impl Session {
         let high = full.guest_free_before.max(guest_free_after);
         let slack = tolerance(low, high, full.paused);
         let found = full.total.free;
-        if found.saturating_add(slack) < low || found > high.saturating_add(slack) {
+        // A scan that finds nothing proves nothing, even where the guest has nothing free.
+        if found == 0 || found.saturating_add(slack) < low || found > high.saturating_add(slack) {
             // The nominations of a profile that is not believed are never acted on: it stays, or falls back to, loaded.
             self.state = State::Loaded;
             return Err((Status::CountsDisagree, [found, low, high, slack]));

@@ -1,0 +1,702 @@
+//! The operations of the hypercall: what they refuse, how they go on after an interruption, whom they admit, and what ends
+//! a session.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+
+use lacuna_core::abi::{Explanation, Op, Request, State, Statistics};
+use lacuna_core::mock::{Access, Config, Layout, MockGuest, Primitive};
+use lacuna_core::{
+    Gfn, GuardFailure, Host, MAX_PROFILE_BYTES, Outcome, Profile, Session, Status, VcpuRegisters,
+};
+use proptest::prelude::*;
+use zerocopy::FromBytes;
+
+fn request(op: Op) -> Request {
+    Request {
+        op: op as u32,
+        ..Request::default()
+    }
+}
+
+fn encoded(profile: &Profile) -> Vec<u8> {
+    profile.encode(&mut [0; MAX_PROFILE_BYTES]).unwrap().to_vec()
+}
+
+/// Runs a request to its end; returns its status, itself, and how often it was interrupted.
+fn run(session: &mut Session, guest: &mut MockGuest, mut request: Request) -> (Status, Request, u32) {
+    for interruptions in 0..1_000_000 {
+        let cursor = request.cursor;
+        match session.operate(guest, &mut request, &mut []) {
+            Outcome::Finished => {
+                return (Status::from_code(request.status).unwrap(), request, interruptions);
+            }
+            Outcome::Again => assert!(request.cursor > cursor, "interrupted without progress"),
+        }
+    }
+    panic!("the operation never ends");
+}
+
+fn status(session: &mut Session, guest: &mut MockGuest, op: Op) -> Status {
+    run(session, guest, request(op)).0
+}
+
+fn set_profile(session: &mut Session, guest: &mut MockGuest, bytes: &[u8]) -> Status {
+    let mut request = request(Op::SetProfile);
+    session.operate(guest, &mut request, &mut bytes.to_vec());
+    Status::from_code(request.status).unwrap()
+}
+
+fn attached(guest: &mut MockGuest) -> Session {
+    let mut session = Session::new();
+    let bytes = encoded(&guest.profile());
+    assert_eq!(set_profile(&mut session, guest, &bytes), Status::Done);
+    session
+}
+
+fn admitted(guest: &mut MockGuest) -> Session {
+    let mut session = attached(guest);
+    assert_eq!(status(&mut session, guest, Op::Scan), Status::Done);
+    assert_eq!(session.state(), State::Admitted);
+    session
+}
+
+fn answer<T: FromBytes>(session: &mut Session, guest: &mut MockGuest, mut request: Request) -> T {
+    let mut buffer = vec![0; size_of::<T>()];
+    session.operate(guest, &mut request, &mut buffer);
+    assert_eq!(
+        (request.status, request.buffer_size as usize),
+        (0, size_of::<T>())
+    );
+    T::read_from_bytes(&buffer).unwrap()
+}
+
+#[test]
+fn nothing_works_without_a_profile() {
+    let (mut session, mut guest) = (Session::new(), MockGuest::new(&Config::default()));
+    for op in [Op::Scan, Op::Share, Op::GetProfile] {
+        assert_eq!(status(&mut session, &mut guest, op), Status::NoProfile);
+    }
+    let statistics: Statistics = answer(&mut session, &mut guest, request(Op::Statistics));
+    assert_eq!(statistics.state, State::Empty as u64);
+    let explained: Explanation = answer(&mut session, &mut guest, request(Op::Explain));
+    assert_eq!(explained.verdict, 3);
+    session.reset();
+    assert_eq!(session.state(), State::Empty);
+}
+
+#[test]
+fn requests_that_mean_nothing_are_refused() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    for bad in [
+        Request {
+            op: 0,
+            ..Request::default()
+        },
+        Request {
+            op: 10,
+            ..Request::default()
+        },
+        Request {
+            pad: 1,
+            ..request(Op::Scan)
+        },
+        Request {
+            flags: 1,
+            ..request(Op::Scan)
+        },
+        Request {
+            flags: 1,
+            ..request(Op::Share)
+        },
+        Request {
+            flags: 0xff << 16,
+            ..request(Op::Share)
+        },
+    ] {
+        assert_eq!(
+            run(&mut session, &mut guest, bad).0,
+            Status::BadRequest,
+            "{bad:?}"
+        );
+    }
+    for op in [Op::Scan, Op::Share] {
+        for (cursor, end) in [(0, 8193), (8193, 0), (5, 4), (u64::MAX, u64::MAX)] {
+            let request = Request {
+                cursor,
+                end,
+                ..request(op)
+            };
+            assert_eq!(
+                run(&mut session, &mut guest, request).0,
+                Status::OutOfRange,
+                "{op:?} {cursor} {end}"
+            );
+        }
+    }
+    assert_eq!(session.state(), State::Admitted);
+}
+
+#[test]
+fn a_bad_profile_does_not_cost_the_good_one() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    let good = guest.profile();
+    let mut bytes = encoded(&good);
+    *bytes.last_mut().unwrap() ^= 1;
+    assert_eq!(
+        set_profile(&mut session, &mut guest, &bytes),
+        Status::ProfileChecksum
+    );
+    // Decoded into the spare place up to its last member, and refused there.
+    let mut other = good.clone();
+    other.descriptor_bytes = 128;
+    other.guard.boot_value = 1;
+    let mut bytes = encoded(&other);
+    bytes.pop();
+    assert_eq!(
+        set_profile(&mut session, &mut guest, &bytes),
+        Status::ProfileTruncated
+    );
+    assert_eq!(
+        (session.state(), session.profile()),
+        (State::Admitted, Some(&good))
+    );
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done);
+}
+
+#[test]
+fn another_profile_has_to_be_admitted_again_and_inherits_no_nomination() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    let bytes = encoded(&guest.profile());
+    for _ in 0..3 {
+        assert_eq!(set_profile(&mut session, &mut guest, &bytes), Status::Done);
+        assert_eq!(session.state(), State::Loaded);
+        assert_eq!(status(&mut session, &mut guest, Op::Share), Status::NotAdmitted);
+        assert!(
+            guest
+                .bitmap(0)
+                .unwrap()
+                .iter()
+                .all(|word| word.load(std::sync::atomic::Ordering::Relaxed) == 0)
+        );
+    }
+    let mut room = vec![0; MAX_PROFILE_BYTES];
+    let mut get = request(Op::GetProfile);
+    session.operate(&mut guest, &mut get, &mut room);
+    assert_eq!(room[..get.buffer_size as usize], bytes);
+    session.operate(&mut guest, &mut get, &mut [0; 10]);
+    assert_eq!(get.status, Status::BufferTooSmall.code());
+    assert_eq!(
+        session.statistics(&mut guest).generation,
+        4,
+        "one at first, three more"
+    );
+    assert_eq!(status(&mut session, &mut guest, Op::ClearProfile), Status::Done);
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::NoProfile);
+}
+
+#[test]
+fn a_domain_that_cannot_share_takes_no_profile() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = attached(&mut guest);
+    // Log-dirty mode may be off again later: the profile is taken, and sharing refused.
+    guest.set_log_dirty(true);
+    let bytes = encoded(&guest.profile());
+    assert_eq!(set_profile(&mut session, &mut guest, &bytes), Status::Done);
+    assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::Done);
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::LogDirty);
+}
+
+#[test]
+fn interrupted_at_every_point_an_operation_comes_to_the_same_end() {
+    let build = || {
+        let mut guest = MockGuest::new(&Config::default());
+        for order in [0, 2, 4, 1, 0, 6] {
+            let head = guest.alloc_from(0, order, order % 2 == 0).unwrap();
+            guest.stamp(0, head, u64::from(order) + 1);
+        }
+        let session = attached(&mut guest);
+        (guest, session)
+    };
+    let (mut calm, mut session) = build();
+    let results = [Op::Scan, Op::Share].map(|op| run(&mut session, &mut calm, request(op)).1.result);
+    let (mut hurried, mut hurried_session) = build();
+    hurried.fail_all(Primitive::Preempted);
+    for (op, expected) in [Op::Scan, Op::Share].into_iter().zip(results) {
+        let (status, request, interruptions) = run(&mut hurried_session, &mut hurried, request(op));
+        assert_eq!((status, request.result), (Status::Done, expected));
+        assert!(
+            op == Op::Scan || interruptions > 0,
+            "a share of 32 MiB is more than one slice"
+        );
+    }
+    assert_eq!(hurried.zero_gfns(), calm.zero_gfns());
+    assert_eq!((hurried.audit(), hurried.verify()), (Ok(()), Ok(())));
+}
+
+#[test]
+fn budgets_are_kept_and_cursors_lead_on() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = attached(&mut guest);
+    let mut next = Request {
+        budget: 50,
+        ..request(Op::Scan)
+    };
+    let mut calls = 0;
+    while next.cursor < guest.pages() {
+        assert_eq!(
+            session.state(),
+            State::Loaded,
+            "admitted before everything was seen"
+        );
+        let before = next.cursor;
+        next = Request {
+            budget: 50,
+            cursor: next.cursor,
+            result: next.result,
+            ..request(Op::Scan)
+        };
+        let (status, after, _) = run(&mut session, &mut guest, next);
+        assert_eq!(status, Status::Done);
+        assert!(after.cursor > before);
+        next = after;
+        calls += 1;
+    }
+    assert!(calls > 2);
+    // Many calls in a row add up to the scan that admits.
+    assert_eq!(session.state(), State::Admitted);
+    assert_eq!(next.result[0], guest.free_pages());
+
+    let (status, after, _) = run(
+        &mut session,
+        &mut guest,
+        Request {
+            budget: 100,
+            ..request(Op::Share)
+        },
+    );
+    assert_eq!(status, Status::Done);
+    // A slice may exceed the budget, by no more than it can share.
+    assert!(after.result[0] >= 100 && after.result[0] <= 100 + 4096);
+    assert!(after.cursor < guest.pages());
+}
+
+#[test]
+fn a_scan_of_a_part_admits_nothing() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = attached(&mut guest);
+    for (cursor, end) in [(0, 8191), (1, 0), (4096, 8192)] {
+        let request = Request {
+            cursor,
+            end,
+            ..request(Op::Scan)
+        };
+        assert_eq!(run(&mut session, &mut guest, request).0, Status::Done);
+        assert_eq!(session.state(), State::Loaded);
+    }
+}
+
+#[test]
+fn a_scan_begun_under_another_profile_is_not_carried_on() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = attached(&mut guest);
+    let first = Request {
+        budget: 50,
+        ..request(Op::Scan)
+    };
+    let (_, rest, _) = run(&mut session, &mut guest, first);
+    let bytes = encoded(&guest.profile());
+    set_profile(&mut session, &mut guest, &bytes);
+    let rest = Request {
+        cursor: rest.cursor,
+        ..request(Op::Scan)
+    };
+    assert_eq!(run(&mut session, &mut guest, rest).0, Status::Done);
+    assert_eq!(
+        session.state(),
+        State::Loaded,
+        "half a scan under each of two profiles"
+    );
+}
+
+#[test]
+fn a_stopped_guest_has_to_agree_exactly() {
+    let mut guest = MockGuest::new(&Config::default());
+    guest.set_toolstack_pause(true);
+    admitted(&mut guest);
+    let free = guest.free_pages();
+    let mut session = attached(&mut guest);
+    let in_zone = |(head, order): &&(Gfn, u8)| *order == 10 && head.get() < 4096;
+    let largest = guest.free_blocks().iter().filter(in_zone).count() as u64;
+    guest.corrupt_counter(0, 10, largest + 1);
+    let (status, request, _) = run(&mut session, &mut guest, request(Op::Scan));
+    assert_eq!(status, Status::CountsDisagree);
+    assert!(request.result[0] == free && request.result[1] == request.result[2] && request.result[3] == 0);
+    assert_eq!(request.result[1], free + 1024);
+    assert_eq!(session.state(), State::Loaded);
+}
+
+#[test]
+fn a_running_guest_has_some_tolerance_and_no_more() {
+    let mut guest = MockGuest::new(&Config::default());
+    let real = guest.free_pages();
+    for (more, expected) in [
+        (0, Status::Done),
+        (255, Status::Done),
+        (1000, Status::CountsDisagree),
+    ] {
+        let mut session = attached(&mut guest);
+        let singles = guest
+            .free_blocks()
+            .iter()
+            .filter(|(_, order)| *order == 0)
+            .count() as u64;
+        guest.corrupt_counter(1, 0, singles + more);
+        assert_eq!(
+            status(&mut session, &mut guest, Op::Scan),
+            expected,
+            "{more} pages more than {real}"
+        );
+    }
+}
+
+/// A wrong layout in a guest that is nearly out of memory: a fixed tolerance would let it pass.
+#[test]
+fn a_scan_that_finds_nothing_or_little_admits_nothing() {
+    for left in [1_u64, 40, 250] {
+        let mut guest = MockGuest::new(&Config::default());
+        while guest.free_pages() > left {
+            let order = (0..=10_u8)
+                .rev()
+                .find(|order| guest.free_pages() - left >= 1 << order)
+                .unwrap();
+            if guest.alloc(0, order).is_none() {
+                guest.alloc(0, 0).unwrap();
+            }
+        }
+        // Another kernel's mark: this one's free blocks do not carry it, and some of its used pages do.
+        let mut wrong = guest.profile();
+        wrong.free.predicate.expected = 0xf100_0000;
+        let mut session = Session::new();
+        assert_eq!(
+            set_profile(&mut session, &mut guest, &encoded(&wrong)),
+            Status::Done
+        );
+        assert_eq!(
+            status(&mut session, &mut guest, Op::Scan),
+            Status::CountsDisagree,
+            "{left} pages left"
+        );
+        assert_eq!(session.state(), State::Loaded);
+    }
+}
+
+#[test]
+fn a_profile_that_comes_to_disagree_is_used_no_more() {
+    let config = Config::default();
+    let mut guest = MockGuest::new(&config);
+    let mut session = admitted(&mut guest);
+    let (head, _) = guest
+        .free_blocks()
+        .into_iter()
+        .find(|(_, order)| *order == 10)
+        .unwrap();
+    guest.corrupt(head, config.layout.predicate.field, config.layout.unmarked[0]);
+    assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::CountsDisagree);
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::NotAdmitted);
+    assert_eq!(guest.zero_gfns(), 0);
+}
+
+#[test]
+fn counters_that_cannot_be_read_are_named() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut profile = guest.profile();
+    let nowhere = lacuna_core::GuestVirt::new(0xffff_8000_0000_0000);
+    profile.zones[1].array = nowhere;
+    let mut session = Session::new();
+    set_profile(&mut session, &mut guest, &encoded(&profile));
+    let (status, request, _) = run(&mut session, &mut guest, request(Op::Scan));
+    assert_eq!(status, Status::CountersUnreadable);
+    assert_eq!((request.result[0], request.result[1]), (1, nowhere.get() + 56));
+}
+
+/// A way to change a virtual CPU's registers, what notices, and whether that ends the session at once.
+type Change = (fn(&mut VcpuRegisters), GuardFailure, bool);
+
+#[test]
+fn each_register_that_differs_is_noticed_on_each_cpu() {
+    let changes: [Change; 9] = [
+        (|r| r.idt_limit = 0, GuardFailure::IdtLimit, false),
+        (|r| r.idt_base ^= 0x1000, GuardFailure::IdtBase, false),
+        (|r| r.cr0 &= !(1 << 31), GuardFailure::Mode, false),
+        (|r| r.cr0 &= !1, GuardFailure::Mode, false),
+        (|r| r.efer &= !(1 << 10), GuardFailure::Mode, false),
+        (|r| r.cr4 |= 1 << 12, GuardFailure::Levels, false),
+        (|r| r.lstar = 0, GuardFailure::Lstar, false),
+        (|r| r.lstar += 64, GuardFailure::Lstar, true),
+        // A table of zeros: the frame after the kernel's data.
+        (|r| r.cr3 = 20 << 12, GuardFailure::RootSlot, false),
+    ];
+    for vcpu in 0..2 {
+        for (change, failure, ends) in changes {
+            let mut guest = MockGuest::new(&Config::default());
+            let mut session = admitted(&mut guest);
+            let good = *guest.registers_mut(vcpu);
+            change(guest.registers_mut(vcpu));
+            let (status, refused, _) = run(&mut session, &mut guest, request(Op::Share));
+            let expected = if ends {
+                Status::Ended
+            } else {
+                Status::KernelChanged
+            };
+            assert_eq!(
+                (status, refused.result[0]),
+                (expected, vcpu as u64),
+                "{failure:?}"
+            );
+            assert_eq!(GuardFailure::from_code(refused.result[1]), Some(failure));
+            assert_eq!((guest.zero_gfns(), guest.audit()), (0, Ok(())));
+            // What can pass in a healthy guest may pass.
+            *guest.registers_mut(vcpu) = good;
+            let again = run(&mut session, &mut guest, request(Op::Share)).0;
+            assert_eq!(
+                again,
+                if ends { Status::Ended } else { Status::Done },
+                "{failure:?}"
+            );
+            // A virtual CPU that is offline runs nothing.
+            let mut guest = MockGuest::new(&Config::default());
+            let mut session = admitted(&mut guest);
+            change(guest.registers_mut(vcpu));
+            guest.registers_mut(vcpu).flags = 0;
+            assert_eq!(run(&mut session, &mut guest, request(Op::Share)).0, Status::Done);
+        }
+    }
+}
+
+#[test]
+fn a_table_that_cannot_be_read_is_refused() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    guest.registers_mut(0).cr3 = 1 << 40;
+    let (status, refused, _) = run(&mut session, &mut guest, request(Op::Share));
+    assert_eq!(status, Status::KernelChanged);
+    assert_eq!(
+        GuardFailure::from_code(refused.result[1]),
+        Some(GuardFailure::Unreadable)
+    );
+}
+
+#[test]
+fn user_tables_of_page_table_isolation_are_known() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    // The table after the kernel's, which lacks the kernel's entries.
+    guest.registers_mut(1).cr3 |= 1 << 12;
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done);
+    assert!(guest.zero_gfns() > 0);
+}
+
+#[test]
+fn with_no_cpu_online_nothing_is_shared() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    for vcpu in 0..2 {
+        guest.registers_mut(vcpu).flags = 0;
+    }
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::NoVcpuOnline);
+    assert_eq!((guest.zero_gfns(), guest.audit()), (0, Ok(())));
+}
+
+#[test]
+fn a_guard_that_keeps_failing_ends_the_session() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    let good = *guest.registers_mut(0);
+    for _ in 0..3 {
+        guest.registers_mut(0).idt_limit = 0;
+        for _ in 0..7 {
+            assert_eq!(status(&mut session, &mut guest, Op::Share), Status::KernelChanged);
+        }
+        // One pass in between, and the count begins anew.
+        *guest.registers_mut(0) = good;
+        assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::Done);
+    }
+    guest.registers_mut(0).idt_limit = 0;
+    for _ in 0..7 {
+        status(&mut session, &mut guest, Op::Share);
+    }
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Ended);
+    *guest.registers_mut(0) = good;
+    for op in [Op::Scan, Op::Share] {
+        assert_eq!(status(&mut session, &mut guest, op), Status::Ended);
+    }
+    // A fresh profile is a fresh start.
+    let bytes = encoded(&guest.profile());
+    assert_eq!(set_profile(&mut session, &mut guest, &bytes), Status::Done);
+    assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::Done);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// A kexec into the same kernel, without KASLR: registers and page tables come back, the old memory map lies on. What the
+    /// new kernel writes where the old map says *free* must stay, however the operations fall.
+    #[test]
+    fn a_kexec_ends_the_session_and_loses_nothing(
+        layout in prop::sample::select(&Layout::ALL[..]),
+        shared_before in any::<bool>(),
+        pages in prop::collection::btree_set(600_u64..8192, 1..30),
+        during in prop::collection::vec(any::<bool>(), 0..6),
+        after in prop::collection::vec(any::<bool>(), 1..4),
+    ) {
+        let mut guest = MockGuest::new(&Config { layout, ..Config::default() });
+        let mut session = admitted(&mut guest);
+        if shared_before { prop_assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done); }
+        let zero = guest.zero_gfns();
+        guest.kexec_begins();
+        for page in &pages { prop_assert_eq!(guest.stamp(0, Gfn::new(*page), *page), Access::Done); }
+        let unshared = if shared_before { pages.iter().filter(|page| guest.is_free(Gfn::new(**page))).count() as u64 } else { 0 };
+        for share in during {
+            let op = if share { Op::Share } else { Op::Scan };
+            prop_assert_eq!(status(&mut session, &mut guest, op), Status::KernelChanged);
+        }
+        guest.kexec_ends();
+        for share in after {
+            let op = if share { Op::Share } else { Op::Scan };
+            let (status, request, _) = run(&mut session, &mut guest, request(op));
+            prop_assert_eq!(status, Status::Ended);
+            prop_assert_eq!(GuardFailure::from_code(request.result[1]), Some(GuardFailure::BootValue));
+        }
+        prop_assert_eq!(session.state(), State::Ended);
+        prop_assert_eq!(guest.zero_gfns(), zero - unshared);
+        prop_assert_eq!(guest.verify(), Ok(()));
+        prop_assert_eq!(guest.audit(), Ok(()));
+    }
+
+    /// Any bytes as a request, in any state: an answer, no panic, nothing left behind.
+    #[test]
+    fn any_request_gets_an_answer(
+        requests in prop::collection::vec((any::<[u8; 88]>(), 0_u32..12, 0_u64..9000, 0_u64..9000, 0_usize..600), 1..20),
+    ) {
+        let mut guest = MockGuest::new(&Config::default());
+        let mut session = admitted(&mut guest);
+        for (bytes, op, cursor, end, room) in requests {
+            let mut request = Request::read_from_bytes(&bytes).unwrap();
+            // Most bits random, but likely to get past the first checks.
+            (request.op, request.cursor, request.end, request.pad) = (op, cursor, end, 0);
+            request.flags = if request.flags % 4 == 0 { request.flags } else { 0 };
+            // A mutation may be asked for in this build; that it does harm is shown elsewhere.
+            if op == Op::Share as u32 { request.flags &= 0xffff; }
+            let mut buffer = vec![0x5a; room];
+            for _ in 0..10_000 {
+                if session.operate(&mut guest, &mut request, &mut buffer) == Outcome::Finished { break; }
+            }
+            prop_assert!(Status::from_code(request.status).is_some());
+            prop_assert_eq!(guest.audit(), Ok(()));
+        }
+    }
+}
+
+#[test]
+fn a_soft_reset_ends_the_session() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    session.reset();
+    assert_eq!(session.state(), State::Ended);
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Ended);
+    assert_eq!(guest.zero_gfns(), 0);
+}
+
+#[test]
+fn statistics_say_what_happened() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    let page = guest.alloc(0, 0).unwrap();
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done);
+    assert_eq!(guest.stamp(0, page, 1), Access::Done);
+    let second = guest.alloc(0, 0).unwrap();
+    assert_eq!(guest.stamp(0, second, 2), Access::Done);
+    let s: Statistics = answer(&mut session, &mut guest, request(Op::Statistics));
+    assert_eq!(s.state, State::Admitted as u64);
+    assert_eq!(
+        (s.scans, s.scan_free, s.guest_free_before),
+        (1, guest.free_pages() + 2, guest.free_pages() + 2)
+    );
+    assert_eq!(s.rejected, 1, "the page allocated after the scan");
+    assert_eq!((s.unshared, s.zero_gfns), (1, guest.zero_gfns()));
+    assert_eq!(s.shared, guest.free_pages() + 1);
+    assert_eq!(s.shared, 512 * s.shared_superpages + s.shared_entries);
+    assert_eq!(s.released, s.shared);
+    assert!(s.slices > 1 && s.pauses > s.slices && s.pause_longest_ns * s.pauses >= s.pause_total_ns);
+    assert_eq!(s.bitmap_gfns, 8192);
+    assert_eq!(s.each().count() * 8, size_of::<Statistics>());
+    for needed in [0, size_of::<Statistics>() - 1] {
+        let mut request = request(Op::Statistics);
+        session.operate(&mut guest, &mut request, &mut vec![0; needed]);
+        assert_eq!(request.status, Status::BufferTooSmall.code());
+        assert_eq!(request.result[0], size_of::<Statistics>() as u64);
+    }
+}
+
+#[test]
+fn a_frame_is_explained() {
+    let config = Config::default();
+    let mut guest = MockGuest::new(&config);
+    let mut session = admitted(&mut guest);
+    let (head, order) = guest.free_blocks().into_iter().next_back().unwrap();
+    let gfn = head.get() + 3;
+    let frame = |cursor| Request {
+        cursor,
+        ..request(Op::Explain)
+    };
+    let told: Explanation = answer(&mut session, &mut guest, frame(gfn));
+    assert_eq!(
+        (told.verdict, told.value, told.order),
+        (0, head.get(), u64::from(order))
+    );
+    assert_eq!((told.nominated, told.zero_frame, told.count_info), (1, 0, 1));
+    status(&mut session, &mut guest, Op::Share);
+    let told: Explanation = answer(&mut session, &mut guest, frame(gfn));
+    assert_eq!((told.zero_frame, told.p2m_order, told.mfn), (1, 9, u64::MAX));
+    let told: Explanation = answer(&mut session, &mut guest, frame(0));
+    assert_eq!((told.verdict, told.reason), (1, 1));
+    assert_eq!(run(&mut session, &mut guest, frame(8192)).0, Status::OutOfRange);
+}
+
+#[test]
+fn registers_and_bitmap_are_copied_out() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    let registers: [VcpuRegisters; 2] = answer(&mut session, &mut guest, request(Op::Registers));
+    assert_eq!(registers[1], *guest.registers_mut(1));
+    assert_eq!(guest.audit(), Ok(()));
+    let mut ask = request(Op::Registers);
+    session.operate(&mut guest, &mut ask, &mut [0; 60]);
+    assert_eq!(
+        (ask.status, ask.buffer_size),
+        (Status::BufferTooSmall.code(), 112)
+    );
+
+    // In pieces of odd sizes.
+    let mut bits: Vec<u8> = Vec::new();
+    let mut ask = request(Op::ReadBitmap);
+    while bits.len() < 1024 {
+        let mut piece = [0; 37];
+        session.operate(&mut guest, &mut ask, &mut piece);
+        assert_eq!((ask.status, ask.result[0]), (0, 8192));
+        bits.extend(&piece[..ask.buffer_size as usize]);
+    }
+    for gfn in 0..8192_u64 {
+        let bit = bits[gfn as usize / 8] >> (gfn % 8) & 1 == 1;
+        assert_eq!(bit, guest.is_free(Gfn::new(gfn)), "frame {gfn:#x}");
+    }
+    for cursor in [1, 8200] {
+        let ask = Request {
+            cursor,
+            ..request(Op::ReadBitmap)
+        };
+        assert_eq!(run(&mut session, &mut guest, ask).0, Status::OutOfRange);
+    }
+}
