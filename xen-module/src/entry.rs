@@ -28,6 +28,11 @@ pub extern "C" fn lacuna_core_state_size() -> usize {
 /// `state` points to [`lacuna_core_state_size`] bytes, 16-byte aligned, that nobody else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lacuna_core_init(state: *mut Session) {
+    #[cfg(feature = "mutants")]
+    // SAFETY: an empty function. The call is there for the linker to refuse a release build.
+    unsafe {
+        crate::shim::lacuna_x_mutants_allowed();
+    }
     // SAFETY: the caller's promise; the old bytes are not a session and need no drop.
     unsafe { state.write(Session::new()) };
 }

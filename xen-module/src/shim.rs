@@ -35,4 +35,7 @@ unsafe extern "C" {
     pub(crate) fn lacuna_x_preempt(d: *mut Domain) -> bool;
     pub(crate) fn lacuna_x_gfn_info(d: *mut Domain, gfn: u64, out: *mut GfnInfo);
     pub(crate) fn lacuna_x_counters(d: *mut Domain, out: *mut ShimCounters);
+    /// Offered by debug builds of Xen alone: an object with the feature `mutants` does not link into a release.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn lacuna_x_mutants_allowed();
 }

@@ -8,6 +8,7 @@ mod image;
 mod kernels;
 mod key;
 mod live;
+mod module;
 mod process;
 mod product;
 mod programs;

@@ -10,7 +10,7 @@ use crate::image::{self, Images};
 use crate::sysroot::Sysroot;
 use crate::variant::{RELEASE, Variant};
 use crate::xen::{Hypervisor, Source, Tools};
-use crate::{kernels, programs, xen};
+use crate::{kernels, module, programs, xen};
 
 /// What is ready for booting and for taking away.
 pub(crate) struct Stage<'a> {
@@ -63,6 +63,7 @@ impl<'a> Stage<'a> {
 
     /// Makes one variant of the hypervisor.
     pub(crate) fn variant(&self, variant: Variant) -> Result<Hypervisor> {
-        xen::hypervisor(self.context, &self.sysroot, &self.source, variant, None)
+        let module = module::build(self.context, &self.sysroot, variant.module)?;
+        xen::hypervisor(self.context, &self.sysroot, &self.source, variant, &module)
     }
 }

@@ -1,5 +1,7 @@
 //! The kinds of hypervisor the lab builds. Each has a build tree of its own, so that none spoils another's objects.
 
+use crate::module::Kind;
+
 /// One kind of hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Variant {
@@ -7,13 +9,28 @@ pub(crate) struct Variant {
     pub(crate) name: &'static str,
     /// Kconfig lines on top of [`BASE_CONFIG`].
     pub(crate) config: &'static [&'static str],
+    /// The Rust object that goes into it.
+    pub(crate) module: Kind,
 }
 
 /// Kconfig lines that every variant has: sharing is an expert's, unsupported option in Xen 4.20.
-pub(crate) const BASE_CONFIG: &[&str] = &["CONFIG_EXPERT=y", "CONFIG_UNSUPPORTED=y", "CONFIG_MEM_SHARING=y"];
+pub(crate) const BASE_CONFIG: &[&str] = &[
+    "CONFIG_EXPERT=y",
+    "CONFIG_UNSUPPORTED=y",
+    "CONFIG_MEM_SHARING=y",
+    "CONFIG_LACUNA=y",
+];
 
 /// What a real host installs.
 pub(crate) const RELEASE: Variant = Variant {
     name: "release",
     config: &["# CONFIG_DEBUG is not set"],
+    module: Kind::Release,
+};
+
+/// A debug build, which checks its assertions, with the module that can leave a step of a share slice out.
+pub(crate) const MUTANTS: Variant = Variant {
+    name: "mutants",
+    config: &["CONFIG_DEBUG=y"],
+    module: Kind::Mutants,
 };

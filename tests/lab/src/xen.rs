@@ -113,22 +113,20 @@ pub(crate) fn source(context: &Context, sysroot: &Sysroot) -> Result<Source> {
     })
 }
 
-/// Builds one variant of the hypervisor. `module` is the Rust object to link in, once there is one.
+/// Builds one variant of the hypervisor, with `module`, the Rust object, linked in.
 pub(crate) fn hypervisor(
     context: &Context,
     sysroot: &Sysroot,
     source: &Source,
     variant: Variant,
-    module: Option<&Path>,
+    module: &Path,
 ) -> Result<Hypervisor> {
     let objects = context.cached("xen/hypervisor").join(variant.name);
     let name = format!("xen/hypervisor/{}", variant.name);
-    let mut config: Vec<&str> = [BASE_CONFIG, variant.config].concat();
-    let mut key = KeyBuilder::new(&name, 1).key(&source.hypervisor_key);
-    if let Some(module) = module {
-        config.push("CONFIG_LACUNA=y");
-        key = key.file(module)?;
-    }
+    let config: Vec<&str> = [BASE_CONFIG, variant.config].concat();
+    let mut key = KeyBuilder::new(&name, 1)
+        .key(&source.hypervisor_key)
+        .file(module)?;
     for line in &config {
         key = key.text(line);
     }
@@ -147,8 +145,8 @@ pub(crate) fn hypervisor(
         check_config(&settings, &config)?;
         let jobs = jobs();
         let mut build = vec!["make", &out, &jobs];
-        let module = module.map(|path| format!("LACUNA_MODULE={}", path.display()));
-        build.extend(module.as_deref());
+        let module = format!("LACUNA_MODULE={}", module.display());
+        build.push(&module);
         run_logged(sysroot.command(&tree, &build), &log, progress)?;
         for product in ["xen", "xen.gz", "xen-syms", "xen.efi"] {
             let path = objects.join(product);
