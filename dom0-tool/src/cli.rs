@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -119,7 +120,7 @@ pub enum ProfileCommand {
 #[derive(Debug, Args)]
 pub struct ProfileBuild {
     /// Number or name of the domain; without it, and without --dump, a layout is made
-    #[arg(conflicts_with = "dump")]
+    #[arg(conflicts_with = "dump", required_unless_present_any = ["dump", "headers"])]
     pub domain: Option<String>,
     /// Read a raw memory dump instead of a domain
     #[arg(long, value_name = "FILE", requires = "registers")]
@@ -187,8 +188,8 @@ pub struct Dedup {
     #[arg(long)]
     pub until_stable: bool,
     /// Seconds between two rounds
-    #[arg(long, default_value_t = 0.0)]
-    pub interval: f64,
+    #[arg(long, default_value = "0", value_parser = parse_seconds)]
+    pub interval: Duration,
 }
 
 /// `lacuna explain`.
@@ -199,6 +200,18 @@ pub struct Explain {
     /// Number of the page (guest frame), decimal or 0x...
     #[arg(value_parser = parse_gfn)]
     pub gfn: u64,
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|error| format!("not a number of seconds: {error}"))?;
+    // A day: more is a mistake, or a task for a timer.
+    if (0.0..=86_400.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("0 to 86400 seconds are possible".into())
+    }
 }
 
 fn parse_gfn(text: &str) -> Result<u64, String> {

@@ -3,8 +3,8 @@
 use lacuna_core::Status;
 use serde_json::{Value, json};
 
-use super::engine::PausedGuest;
 use super::guest::{Live, identify_kernel, open_domain};
+use super::paused::PausedGuest;
 use super::scan::{scanned_json, show_scanned};
 use super::{Out, identify, profile, progress};
 use crate::cli::Attach;
@@ -68,7 +68,7 @@ fn build(arguments: &Attach, live: &Live, out: Out) -> Result<Vec<u8>, Failure> 
             "the guest is still booting: try again",
         ));
     }
-    profile::show_built(&built, &kernel, out);
+    profile::show_built(&built, out);
     profile::encode(&built.profile)
 }
 

@@ -8,7 +8,7 @@ use lacuna_core::VcpuRegisters;
 use super::Out;
 use super::progress;
 use crate::cli::LayoutSource;
-use crate::linux::identify::{Identified, identify};
+use crate::linux::identify::{Identified, IdentifyError, identify};
 use crate::linux::layout::Layout;
 use crate::linux::stub::headers::HeaderTree;
 use crate::linux::stub::layout_from_headers;
@@ -81,7 +81,14 @@ pub(crate) fn identify_kernel<M: GuestSource>(
         bar.set_position(at);
     });
     bar.finish_and_clear();
-    Ok(found?)
+    match (found, memory.trouble()) {
+        (Err(IdentifyError::NothingFound { .. }), Some(trouble)) => Err(Failure::new(
+            Class::Failed,
+            format!("the guest's memory cannot be read: {trouble}"),
+            "see `xl dmesg`; with XSM, the policy has to allow Dom0 to map the guest's memory",
+        )),
+        (found, _) => Ok(found?),
+    }
 }
 
 /// The layout for `release`, and where it came from.

@@ -4,6 +4,7 @@ mod attach;
 mod engine;
 mod guest;
 mod identify;
+mod paused;
 mod profile;
 mod progress;
 mod scan;

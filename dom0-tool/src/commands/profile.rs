@@ -8,7 +8,7 @@ use lacuna_core::{GuestMemory, MAX_PROFILE_BYTES, Profile, VcpuRegisters};
 use serde_json::{Value, json};
 
 use super::guest::{from_headers, identify_kernel, layout_for, open_domain, open_dump};
-use super::{Out, pages};
+use super::{Out, identify, pages};
 use crate::cli::{LayoutSource, ProfileBuild, ProfileShow};
 use crate::linux::agreement::describe;
 use crate::linux::identify::Identified;
@@ -39,7 +39,8 @@ pub(super) fn build(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure
         }
         _ => return build_layout(arguments, out),
     };
-    show_built(&built, &kernel, out);
+    identify::show(&kernel, out);
+    show_built(&built, out);
     if let Some(file) = &arguments.out {
         fs::write(file, encode(&built.profile)?)
             .map_err(|error| Failure::plain(Class::Failed, format!("{}: {error}", file.display())))?;
@@ -93,9 +94,8 @@ pub(super) fn encode(profile: &Profile) -> Result<Vec<u8>, Failure> {
 }
 
 /// Shows what was built.
-pub(super) fn show_built(built: &Built, kernel: &Identified, out: Out) {
+pub(super) fn show_built(built: &Built, out: Out) {
     let profile = &built.profile;
-    out.line(format!("kernel      Linux {}", kernel.release));
     out.line(format!(
         "descriptors {} bytes each; free: {}",
         profile.descriptor_bytes,

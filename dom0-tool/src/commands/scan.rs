@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lacuna_core::{Bitmap, FreeCheck, Gfn, Scanner};
 use serde_json::{Value, json};
 
-use super::engine::PausedGuest;
 use super::guest::{identify_kernel, open_domain, open_dump};
+use super::paused::PausedGuest;
 use super::{Out, duration, pages, profile, progress};
 use crate::cli::Scan;
 use crate::memory::GuestSource;

@@ -14,4 +14,9 @@ pub trait GuestSource: GuestMemory {
     fn next_present(&mut self, from: Gfn) -> Option<Gfn> {
         (from < self.end()).then_some(from)
     }
+
+    /// Why memory that should be there could not be read, if something was in the way that concerns all of it.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }

@@ -50,6 +50,7 @@ pub struct DomainMemory {
     search: Option<Window>,
     search_was_empty: bool,
     seen: u64,
+    trouble: Option<PrivcmdError>,
 }
 
 impl DomainMemory {
@@ -68,6 +69,7 @@ impl DomainMemory {
             search: None,
             search_was_empty: false,
             seen: 0,
+            trouble: None,
         })
     }
 
@@ -152,6 +154,10 @@ impl GuestMemory for DomainMemory {
 impl GuestSource for DomainMemory {
     fn end(&self) -> Gfn {
         self.end
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.as_ref().map(ToString::to_string)
     }
 
     fn next_present(&mut self, from: Gfn) -> Option<Gfn> {
