@@ -196,7 +196,9 @@ impl From<IdentifyError> for Failure {
                 error,
                 "Lacuna knows Linux guests of x86-64 so far; wait until the guest has booted and try again",
             ),
-            IdentifyError::NoneConfirmed { .. } | IdentifyError::Ambiguous { .. } => Self::new(
+            IdentifyError::NoneConfirmed { .. }
+            | IdentifyError::TooMany { .. }
+            | IdentifyError::Ambiguous { .. } => Self::new(
                 Class::Refused,
                 error,
                 "the guest may be booting, or have changed its kernel by kexec: try again; if it lasts, the guest is lying",

@@ -88,6 +88,43 @@ fn a_forged_note_that_comes_first_is_not_believed() {
 }
 
 #[test]
+fn a_guest_that_floods_its_memory_with_notes_is_refused() {
+    let mut guest = FakeKernel::new();
+    let forged = FakeKernel::note_text().replace("SIZE(page)=64", "SIZE(page)=56");
+    for page in 1..=65 {
+        guest.note(page * 0x1000, &forged);
+    }
+    assert!(matches!(find(&mut guest), Err(IdentifyError::TooMany { rejected }) if rejected.len() == 65));
+}
+
+#[test]
+fn without_the_kernels_pointer_two_notes_that_differ_are_refused() {
+    let mut guest = FakeKernel::new();
+    guest.hide_symbol("vmcoreinfo_note");
+    let found = find(&mut guest).unwrap();
+    assert!(!found.pointed_at);
+    let refused = build(
+        &mut guest,
+        &found,
+        &FakeKernel::layout(),
+        None,
+        &FakeKernel::vcpus(),
+    );
+    assert!(
+        matches!(refused, Err(BuildError::NoSymbol("vmcoreinfo_note"))),
+        "{refused:?}"
+    );
+    // The same text twice (a kernel before a kexec leaves one behind) says nothing else.
+    guest.note(0x5000, &FakeKernel::note_text());
+    assert!(find(&mut guest).is_ok());
+    guest.note(
+        0x5000,
+        &FakeKernel::note_text().replace("SIZE(page)=64", "SIZE(page)=56"),
+    );
+    assert!(matches!(find(&mut guest), Err(IdentifyError::Ambiguous { at }) if at.len() == 2));
+}
+
+#[test]
 fn a_note_of_a_kernel_that_no_processor_runs_is_not_believed() {
     let mut guest = FakeKernel::new();
     let mut vcpus = FakeKernel::vcpus();

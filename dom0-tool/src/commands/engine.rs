@@ -139,16 +139,16 @@ pub(super) fn status(arguments: &OneDomain, out: Out) -> Result<Value, Failure> 
         "state                  {}: {words}",
         state_name(statistics.state)
     ));
-    if statistics.guard_check != 0 {
-        out.line(format!(
-            "last refusal           virtual CPU {}: {}",
-            statistics.guard_vcpu,
-            mismatch(
-                statistics.guard_check,
-                statistics.guard_found,
-                statistics.guard_expected
-            )
-        ));
+    let refusal = (statistics.guard_check != 0).then(|| {
+        let why = mismatch(
+            statistics.guard_check,
+            statistics.guard_found,
+            statistics.guard_expected,
+        );
+        format!("virtual CPU {}: {why}", statistics.guard_vcpu)
+    });
+    if let Some(refusal) = &refusal {
+        out.line(format!("last refusal           {refusal}"));
     }
     for (name, meaning, value) in statistics.each().filter(|(name, ..)| *name != "state") {
         let shown = if name.ends_with("_ns") {
@@ -159,6 +159,7 @@ pub(super) fn status(arguments: &OneDomain, out: Out) -> Result<Value, Failure> 
         out.line(format!("{name:22} {shown:>14}  {meaning}"));
     }
     let mut answer = statistics_json(&statistics);
+    answer["last_refusal"] = json!(refusal);
     answer["domain"] = json!(live.domain.id.get());
     Ok(answer)
 }

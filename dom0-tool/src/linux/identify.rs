@@ -34,8 +34,9 @@ const EFER_LMA: u64 = 1 << 10;
 const CR3_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bit of CR3 that tells the user from the kernel table under page-table isolation (`PTI_PGTABLE_SWITCH_BIT`).
 const PTI_SWITCH: u64 = 1 << 12;
-/// Most allegations kept. A guest can make as many as it has pages.
-const MAX_ALLEGATIONS: usize = 256;
+/// Most allegations looked into, each of which can cost the reading of a symbol table. A guest can make as many as it
+/// has pages; an ordinary one has one, and one more for each kernel before a kexec.
+const MAX_ALLEGATIONS: usize = 64;
 
 /// Symbols that later steps need. Looked up here in one pass, since the table is long.
 pub const WANTED: &[&str] = &[
@@ -150,6 +151,8 @@ pub struct Identified {
     pub space: AddressSpace,
     /// What of [`WANTED`] the symbol table holds; `None` when there is no table.
     pub symbols: Option<Symbols>,
+    /// Whether the kernel's own pointer leads to this note, so that no other can be meant.
+    pub pointed_at: bool,
     /// What was confirmed, for people.
     pub confirmed: Vec<String>,
     /// Other notes met on the way.
@@ -173,8 +176,17 @@ pub enum IdentifyError {
         /// Each, with the reason.
         rejected: Vec<Rejected>,
     },
+    /// More notes than any honest guest has.
+    #[error(
+        "more than {MAX_ALLEGATIONS} pages of the guest look like VMCOREINFO notes, none of them the kernel's own so far:{}",
+        list(rejected)
+    )]
+    TooMany {
+        /// Those looked into and not believed, with the reasons.
+        rejected: Vec<Rejected>,
+    },
     /// Several notes are confirmed as far as this kernel allows, and they differ.
-    #[error("{} VMCOREINFO notes look right and differ (at {}); this kernel offers no symbol table to tell them apart", at.len(), addresses(at))]
+    #[error("{} VMCOREINFO notes look right and differ (at {}); this kernel offers nothing to tell them apart by", at.len(), addresses(at))]
     Ambiguous {
         /// Where they are.
         at: Vec<GuestPhys>,
@@ -237,17 +249,19 @@ pub fn identify<M: GuestSource>(
             .and_then(|info| confirm(memory, info, base, vcpus))
         {
             // The kernel itself points at this note: there is no other.
-            Ok(found) if found.symbols.is_some() => {
+            Ok(found) if found.pointed_at => {
                 progress(end.get(), end.get());
                 return Ok(Identified { rejected, ..found });
             }
-            Ok(found) if plausible.len() < MAX_ALLEGATIONS => plausible.push(found),
-            Err(reason) if rejected.len() < MAX_ALLEGATIONS => rejected.push(Rejected {
+            Ok(found) => plausible.push(found),
+            Err(reason) => rejected.push(Rejected {
                 at: base,
                 release,
                 reason,
             }),
-            _ => {}
+        }
+        if rejected.len() + plausible.len() > MAX_ALLEGATIONS {
+            return Err(IdentifyError::TooMany { rejected });
         }
     }
     progress(end.get(), end.get());
@@ -391,8 +405,9 @@ fn confirm<M: GuestMemory>(
         Err(error) => return Err(error.into()),
     };
     let mut banner = None;
+    let mut pointed_at = false;
     if let Some(symbols) = &symbols {
-        confirm_by_symbols(&mut view, symbols, note_at, &online, &mut confirmed)?;
+        pointed_at = confirm_by_symbols(&mut view, symbols, note_at, &online, &mut confirmed)?;
         if let Some(at) = symbols.find("linux_banner") {
             banner = Some(view.text(at, 512)?.trim_end().to_owned());
         }
@@ -406,18 +421,20 @@ fn confirm<M: GuestMemory>(
         info,
         space,
         symbols,
+        pointed_at,
         confirmed,
         rejected: Vec::new(),
     })
 }
 
+/// Holds the symbol table against the registers and the note. True when the kernel's own pointer confirms the note.
 fn confirm_by_symbols<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     symbols: &Symbols,
     note_at: GuestPhys,
     online: &[(usize, &VcpuRegisters)],
     confirmed: &mut Vec<String>,
-) -> Result<(), Rejection> {
+) -> Result<bool, Rejection> {
     if let Some(entry) = symbols.find("entry_SYSCALL_64") {
         for (vcpu, cpu) in online {
             if cpu.lstar != 0 && cpu.lstar != entry.get() {
@@ -433,15 +450,16 @@ fn confirm_by_symbols<M: GuestMemory>(
             confirmed.push("LSTAR of every online virtual CPU is entry_SYSCALL_64".into());
         }
     }
-    if let Some(pointer) = symbols.find("vmcoreinfo_note") {
-        let own = GuestVirt::new(view.u64(pointer)?);
-        let own = view.translate(own)?;
-        if own != note_at {
-            return Err(Rejection::NotTheKernelsOwn { own: own.get() });
-        }
-        confirmed.push("vmcoreinfo_note points at this very note".into());
+    let Some(pointer) = symbols.find("vmcoreinfo_note") else {
+        return Ok(false);
+    };
+    let own = GuestVirt::new(view.u64(pointer)?);
+    let own = view.translate(own)?;
+    if own != note_at {
+        return Err(Rejection::NotTheKernelsOwn { own: own.get() });
     }
-    Ok(())
+    confirmed.push("vmcoreinfo_note points at this very note".into());
+    Ok(true)
 }
 
 fn in_image(info: &VmcoreInfo, symbol: &'static str) -> Result<GuestVirt, Rejection> {

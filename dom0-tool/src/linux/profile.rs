@@ -253,6 +253,10 @@ fn all_symbols<M: GuestMemory>(
     let by_file = system_map
         .map(|file| system_map::read(file, &kernel.info, WANTED))
         .transpose()?;
+    if kernel.symbols.is_some() && !kernel.pointed_at {
+        // Good enough to show which kernel it may be; a profile wants the kernel's own word for its note.
+        return Err(BuildError::NoSymbol("vmcoreinfo_note"));
+    }
     match (&kernel.symbols, by_file) {
         (Some(own), None) => Ok(own.clone()),
         (Some(own), Some(by_file)) => match own.differ(&by_file, WANTED) {

@@ -185,6 +185,17 @@ impl FakeKernel {
         }
     }
 
+    /// Renames a symbol in the table.
+    pub(crate) fn hide_symbol(&mut self, name: &str) {
+        let from = usize::try_from(IMAGE_AT + at::NAMES).unwrap();
+        let table = &mut self.memory[from..from + 0x800];
+        let place = table
+            .windows(name.len())
+            .position(|window| window == name.as_bytes())
+            .unwrap();
+        table[place] = b'~';
+    }
+
     fn sections(&mut self) {
         self.u64(SECTION_ROOTS, DIRECT + SECTIONS);
         // One section of 128 MiB: present, with a memory map, online, early.
