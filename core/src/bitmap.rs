@@ -1,7 +1,8 @@
 //! The free bitmap: one bit a frame, set where the last scan saw a free block.
 //!
 //! It is a hint. A scan writes it while the guest runs and others read it; every page is asked for again before it
-//! changes hands. So plain relaxed atomics suffice, and a reader may see a scan half done.
+//! changes hands. So plain relaxed atomics suffice, and a reader may see a scan half done. There is one writer at a time
+//! (the domain's Lacuna lock), so a change is a load and a store, without the bus lock of a read-modify-write.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -46,14 +47,14 @@ impl<'w> Bitmap<'w> {
     /// Marks `from..to` free. Frames past the end are left out.
     pub fn set_range(&self, from: Gfn, to: Gfn) {
         self.each_word(from, to, |word, bits| {
-            word.fetch_or(bits, Ordering::Relaxed);
+            word.store(word.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
         });
     }
 
     /// Marks `from..to` not free. Frames past the end are left out.
     pub fn clear_range(&self, from: Gfn, to: Gfn) {
         self.each_word(from, to, |word, bits| {
-            word.fetch_and(!bits, Ordering::Relaxed);
+            word.store(word.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
         });
     }
 

@@ -1,7 +1,7 @@
 //! The free check: what the guest kernel's own descriptors say of a page.
 
 use crate::memory_map::DescriptorError;
-use crate::{FreeRule, Gfn, GuestMemory, MemoryMapReader, Order, Profile};
+use crate::{FreeRule, Gfn, GuestMemory, MemoryMapReader, Order, PassedOver, Profile};
 
 /// What a page is. Only [`Verdict::Free`] is acted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,25 +72,45 @@ impl FreeCheck {
     /// One member is read of a page in use; three of a free block's head, and none of its interior.
     #[inline]
     pub fn head<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
-        match self.reader.read(memory, gfn, self.rule.predicate.field) {
-            Ok(value) if value & self.rule.predicate.mask == self.rule.predicate.expected => {
-                self.marked(memory, gfn)
-            }
+        let descriptor = self.reader.open(gfn);
+        match self.reader.member(memory, descriptor, self.rule.predicate.field) {
+            Ok(value) if self.rule.predicate.holds(value) => self.marked(memory, gfn),
             Ok(_) => Verdict::InUse(InUseReason::NotBuddy),
             Err(error) => Verdict::Unknown(error.into()),
         }
     }
 
+    /// Passes over pages that are not the first of a free block, from `gfn` on and `limit` at most, and then asks of the
+    /// next one if that carries the mark. Returns how many were passed over, and the verdict on the one after them if it
+    /// was asked for.
+    #[inline]
+    pub fn next_head<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        gfn: Gfn,
+        limit: u64,
+    ) -> (u64, Option<Verdict>) {
+        match self.reader.pass_over(memory, gfn, limit, &self.rule.predicate) {
+            Some(PassedOver {
+                count,
+                next_passes: true,
+            }) => (count, Some(self.marked(memory, gfn.saturating_add(count)))),
+            Some(PassedOver { count, .. }) if count > 0 => (count, None),
+            _ => (0, Some(self.head(memory, gfn))),
+        }
+    }
+
     /// The rest of the check for a descriptor that carries the mark.
     fn marked<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
-        let references = match self.reader.read(memory, gfn, self.rule.references) {
+        let descriptor = self.reader.open(gfn);
+        let references = match self.reader.member(memory, descriptor, self.rule.references) {
             Ok(value) => value,
             Err(error) => return Verdict::Unknown(error.into()),
         };
         if references != 0 {
             return Verdict::Unknown(UnknownReason::Referenced(references));
         }
-        let value = match self.reader.read(memory, gfn, self.rule.order) {
+        let value = match self.reader.member(memory, descriptor, self.rule.order) {
             Ok(value) => value,
             Err(error) => return Verdict::Unknown(error.into()),
         };

@@ -43,8 +43,8 @@ pub use bitmap::Bitmap;
 pub use explain::explain;
 pub use free::{FreeCheck, InUseReason, UnknownReason, Verdict};
 pub use guard::{GuardFailure, GuardMismatch, VcpuRegisters, check_guard};
-pub use memory::{GuestMemory, ReadError};
-pub use memory_map::{DescriptorAt, DescriptorError, MemoryMapReader};
+pub use memory::{GuestMemory, ReadError, Row};
+pub use memory_map::{Descriptor, DescriptorAt, DescriptorError, MemoryMapReader, PassedOver};
 pub use profile::{
     BytesRule, Contents, Field, FieldRule, FreeRule, Guard, Kernel, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS,
     MAX_ZONES, MemoryMap, PagingLevels, Predicate, Profile, ProfileError, RootSlot, ZoneCounter,

@@ -1,6 +1,6 @@
 //! Reading guest memory: bounded and copying. No reference to guest memory ever exists.
 
-use crate::{Gfn, GuestPhys, PAGE_SIZE};
+use crate::{Gfn, GuestPhys, PAGE_SIZE, Predicate};
 
 /// Why bytes of guest memory could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,4 +40,33 @@ pub trait GuestMemory {
         }
         Ok(u64::from_le_bytes(bytes))
     }
+
+    /// How many values of a row, from its first on, fail `test`: up to the first that passes, which is the one after them,
+    /// or all of them. The scan goes through descriptors in use with it, so an implementation that has the frame mapped
+    /// does well to look it up once.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`].
+    #[inline]
+    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+        let mut at = row.first;
+        for passed_over in 0..row.count {
+            if test.holds(self.read_value(at, test.field.width)?) {
+                return Ok(passed_over);
+            }
+            at = GuestPhys::new(at.get().wrapping_add(row.stride));
+        }
+        Ok(row.count)
+    }
+}
+
+/// Values at equal distances, all of them wholly within one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Where the first begins.
+    pub first: GuestPhys,
+    /// Bytes from one to the next.
+    pub stride: u64,
+    /// How many there are.
+    pub count: u64,
 }

@@ -1,8 +1,8 @@
 //! Finding and reading page descriptors: the memory models of the guest kernel.
 
 use crate::{
-    Field, Gfn, GuestMemory, GuestPhys, GuestVirt, Mapping, MemoryMap, PagingLevels, Profile, ReadError,
-    WalkError, walk,
+    Field, Gfn, GuestMemory, GuestPhys, GuestVirt, Mapping, MemoryMap, PAGE_SIZE, PagingLevels, Predicate,
+    Profile, ReadError, Row, WalkError, walk,
 };
 
 /// Where a descriptor begins.
@@ -14,6 +14,23 @@ impl DescriptorAt {
     pub const fn address(self) -> GuestVirt {
         self.0
     }
+}
+
+/// A descriptor to read from, found once for all its members. Good for as long as its reader makes no new translation.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptor {
+    gfn: Gfn,
+    /// Its first byte, where one page of the memory map holds all of it.
+    first: Option<GuestPhys>,
+}
+
+/// Descriptors that failed a test, in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassedOver {
+    /// How many.
+    pub count: u64,
+    /// Whether the one after them was seen to pass. Otherwise nothing is known of it.
+    pub next_passes: bool,
 }
 
 /// Why a descriptor, or a member of it, could not be read.
@@ -67,6 +84,48 @@ impl MemoryMapReader {
             .ok_or(DescriptorError::Unreadable)
     }
 
+    /// Where the descriptor of `gfn` begins, if the page translated last maps all of it. Nothing is read.
+    #[inline]
+    fn find(&self, gfn: Gfn) -> Option<GuestPhys> {
+        let mapping = self.last.as_ref()?;
+        let at = self.locate(gfn).ok()?.0;
+        let offset = at.get().wrapping_sub(mapping.start.get());
+        // A page is larger than any descriptor.
+        let last_start = (1_u64 << mapping.shift).saturating_sub(self.descriptor_bytes);
+        (offset <= last_start).then(|| GuestPhys::new(mapping.base.get() | offset))
+    }
+
+    /// Opens the descriptor of `gfn`, to read one or several members.
+    #[inline]
+    pub fn open(&self, gfn: Gfn) -> Descriptor {
+        Descriptor {
+            gfn,
+            first: self.find(gfn),
+        }
+    }
+
+    /// Reads one member of an open descriptor.
+    ///
+    /// # Errors
+    /// [`DescriptorError`].
+    #[inline]
+    pub fn member<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        descriptor: Descriptor,
+        field: Field,
+    ) -> Result<u64, DescriptorError> {
+        match descriptor.first {
+            Some(first) => memory
+                .read_value(
+                    GuestPhys::new(first.get().wrapping_add(u64::from(field.offset))),
+                    field.width,
+                )
+                .map_err(|_| DescriptorError::Unreadable),
+            None => self.member_elsewhere(memory, descriptor.gfn, field),
+        }
+    }
+
     /// Reads one member of the descriptor of `gfn`.
     ///
     /// # Errors
@@ -78,37 +137,66 @@ impl MemoryMapReader {
         gfn: Gfn,
         field: Field,
     ) -> Result<u64, DescriptorError> {
+        let descriptor = self.open(gfn);
+        self.member(memory, descriptor, field)
+    }
+
+    /// Passes over descriptors that fail `test`, from `gfn` on and `limit` at most, as far as one frame of the memory map
+    /// goes. `None`: not where the last translation leads, or unreadable; ask one by one.
+    #[inline]
+    pub fn pass_over<M: GuestMemory>(
+        &self,
+        memory: &mut M,
+        gfn: Gfn,
+        limit: u64,
+        test: &Predicate,
+    ) -> Option<PassedOver> {
+        let first = self.find(gfn)?;
+        let first = GuestPhys::new(first.get().wrapping_add(u64::from(test.field.offset)));
+        // From where the first member begins to the last place in its frame where one can begin.
+        let room = (PAGE_SIZE - usize::from(test.field.width)).checked_sub(first.offset())?;
+        let in_frame = (room as u64).checked_div(self.descriptor_bytes)? + 1;
+        let row = Row {
+            first,
+            stride: self.descriptor_bytes,
+            count: in_frame.min(limit),
+        };
+        let count = memory.failing(row, test).ok()?;
+        Some(PassedOver {
+            count,
+            next_passes: count < row.count,
+        })
+    }
+
+    /// The slow path: another page than last time, or a descriptor that straddles two of them.
+    #[cold]
+    fn member_elsewhere<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        gfn: Gfn,
+        field: Field,
+    ) -> Result<u64, DescriptorError> {
+        let width = field.width;
         let at = self
             .locate(gfn)?
             .0
             .checked_add(u64::from(field.offset))
             .ok_or(DescriptorError::Unreadable)?;
-        let width = u64::from(field.width);
-        if let Some(mapping) = &self.last {
-            if let (Some(first), Some(_)) = (
-                mapping.translate(at),
-                mapping.translate(GuestVirt::new(at.get() + (width - 1))),
-            ) {
-                return memory
-                    .read_value(first, field.width)
-                    .map_err(|_| DescriptorError::Unreadable);
-            }
+        let end = at
+            .checked_add(u64::from(width).saturating_sub(1))
+            .ok_or(DescriptorError::Unreadable)?;
+        let first = self
+            .translate(memory, at)
+            .map_err(|error| self.explain_miss(error, at, gfn))?;
+        // In one piece where one page holds all of it: byte by byte would tear a value that the guest changes under us.
+        if self.last.and_then(|mapping| mapping.translate(end)).is_some() {
+            return memory
+                .read_value(first, width)
+                .map_err(|_| DescriptorError::Unreadable);
         }
-        self.read_elsewhere(memory, gfn, at, field.width)
-    }
-
-    /// The slow path: another page than last time, or a member that straddles two of them.
-    #[cold]
-    fn read_elsewhere<M: GuestMemory>(
-        &mut self,
-        memory: &mut M,
-        gfn: Gfn,
-        at: GuestVirt,
-        width: u8,
-    ) -> Result<u64, DescriptorError> {
         let mut bytes = [0; 8];
-        for (index, byte) in bytes.iter_mut().take(usize::from(width)).enumerate() {
-            let address = at.checked_add(index as u64).ok_or(DescriptorError::Unreadable)?;
+        for (index, byte) in (0..u64::from(width)).zip(bytes.iter_mut()) {
+            let address = at.checked_add(index).ok_or(DescriptorError::Unreadable)?;
             let physical = self
                 .translate(memory, address)
                 .map_err(|error| self.explain_miss(error, address, gfn))?;
@@ -116,15 +204,6 @@ impl MemoryMapReader {
                 .read_value(physical, 1)
                 .map_err(|_| DescriptorError::Unreadable)?;
             *byte = value.to_le_bytes()[0];
-        }
-        // Byte by byte would tear a value that the guest changes under us: where one page holds all of it, read it
-        // in one piece.
-        if let (Some(mapping), Some(end)) = (self.last, at.checked_add(u64::from(width) - 1)) {
-            if let (Some(first), Some(_)) = (mapping.translate(at), mapping.translate(end)) {
-                return memory
-                    .read_value(first, width)
-                    .map_err(|_| DescriptorError::Unreadable);
-            }
         }
         Ok(u64::from_le_bytes(bytes))
     }
@@ -173,7 +252,7 @@ pub(crate) fn read_virtual<M: GuestMemory>(
     let physical = walk(memory, root, levels, at)?
         .translate(at)
         .ok_or(WalkError::NotCanonical(at))?;
-    if physical.offset() + usize::from(width) > crate::PAGE_SIZE {
+    if physical.offset() + usize::from(width) > PAGE_SIZE {
         return Err(WalkError::Read(ReadError::CrossesFrame(physical)));
     }
     Ok(memory.read_value(physical, width)?)

@@ -75,6 +75,14 @@ pub struct Predicate {
     pub expected: u64,
 }
 
+impl Predicate {
+    /// Whether a value of the field passes the test.
+    #[inline]
+    pub const fn holds(&self, value: u64) -> bool {
+        value & self.mask == self.expected
+    }
+}
+
 /// What makes a block free (Linux `mm/page_alloc.c`, `include/linux/page-flags.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FreeRule {
