@@ -26,19 +26,24 @@ pub struct Scenario {
 
 /// Every live scenario, in the order in which they run.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "boot/xl-6.12",
-        boot: Boot::Release,
-        limit: Duration::from_secs(300),
-        full_only: false,
-    },
-    Scenario {
-        name: "boot/xl-6.1",
-        boot: Boot::Release,
-        limit: Duration::from_secs(300),
-        full_only: false,
-    },
+    quick("boot/xl-6.12", 300),
+    quick("boot/xl-6.1", 300),
+    quick("boot/account-6.12", 300),
+    quick("boot/account-6.1", 300),
+    quick("reclaim/truth-6.12", 600),
+    quick("reclaim/truth-6.1", 600),
+    quick("reclaim/race", 900),
 ];
+
+/// A scenario of every run, on the release hypervisor.
+const fn quick(name: &'static str, seconds: u64) -> Scenario {
+    Scenario {
+        name,
+        boot: Boot::Release,
+        limit: Duration::from_secs(seconds),
+        full_only: false,
+    }
+}
 
 #[cfg(test)]
 mod tests {

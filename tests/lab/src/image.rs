@@ -31,6 +31,9 @@ const XEN_PROGRAMS: &[&str] = &[
 /// Loaded by name at run time, so no program's list of libraries has it: without it `pthread_cancel` aborts xl.
 const LOADED_BY_NAME: &str = "usr/lib/x86_64-linux-gnu/libgcc_s.so.1";
 
+/// Where `lacuna` looks for layouts by itself (`DEFAULT_FOLDER` in its `linux/layout.rs`).
+const LAYOUTS: &str = "var/lib/lacuna/layouts";
+
 /// Directories that Xen's programs expect.
 const DIRECTORIES: &[&str] = &[
     "proc",
@@ -60,6 +63,7 @@ pub(crate) fn build(
     programs: &Programs,
     dom0_kernel: &Kernel,
     guests: &[(&str, Kernel)],
+    layouts: &[PathBuf],
 ) -> Result<Images> {
     let image = context.cached("images/dom0.cpio");
     let mut key = KeyBuilder::new("images", 1)
@@ -71,6 +75,9 @@ pub(crate) fn build(
     }
     for (name, kernel) in guests {
         key = key.text(name).text(&kernel.release);
+    }
+    for layout in layouts {
+        key = key.file(layout)?;
     }
     context.step("images", &key.finish(), |_| {
         let agent = Staged::file(context.cached("images/guest.cpio"))?;
@@ -109,6 +116,10 @@ pub(crate) fn build(
             let arguments = ["sh", "-c", script, "sh", &from, &to];
             output(sysroot.command("/", &arguments), &context.step_log("images"))?;
             archive.file(&format!("modules/{place}-{module}.ko"), &plain)?;
+        }
+        for layout in layouts {
+            let name = layout.file_name().unwrap_or_default().to_string_lossy();
+            archive.file(&format!("{LAYOUTS}/{name}"), layout)?;
         }
         for (name, kernel) in guests {
             archive.file(&format!("guests/{name}/vmlinuz"), &kernel.image())?;

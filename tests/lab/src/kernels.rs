@@ -49,6 +49,13 @@ impl Kernel {
         self.root.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
+    /// The headers that belong to it, the generated half; the other half lies beside it.
+    pub(crate) fn headers(&self) -> PathBuf {
+        self.root
+            .join("usr/src")
+            .join(format!("linux-headers-{}", self.release))
+    }
+
     /// The compressed module `name`, wherever its package has it.
     pub(crate) fn module(&self, name: &str) -> Result<PathBuf> {
         let file = format!("{name}.ko.xz");

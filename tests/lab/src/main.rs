@@ -7,6 +7,7 @@ mod error;
 mod image;
 mod kernels;
 mod key;
+mod layouts;
 mod live;
 mod module;
 mod process;

@@ -40,6 +40,8 @@ pub(crate) fn build(context: &Context) -> Result<Programs> {
     fixed.arg(format!(
         "target.{TARGET}.rustflags=[\"-Ctarget-feature=+crt-static\"]"
     ));
+    // Nothing in them is hot, and optimising them across crates takes longer than the rest of their build.
+    fixed.args(["--config", "profile.release.lto=\"off\""]);
     fixed.args([
         "--package",
         "lacuna-guest",

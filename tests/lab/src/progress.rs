@@ -9,6 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// How often a line is printed where there is no terminal: CI logs should show life without drowning.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How much of a line of output is shown there: compilers' command lines have thousands of characters.
+const PLAIN_WIDTH: usize = 100;
+
 /// One piece of work in progress. Dropping it without [`Progress::done`] leaves no line: an error follows.
 pub(crate) struct Progress {
     name: String,
@@ -51,7 +54,7 @@ impl Progress {
                 "lab: {} … {} s: {}",
                 self.name,
                 self.started.elapsed().as_secs(),
-                detail()
+                detail().chars().take(PLAIN_WIDTH).collect::<String>()
             );
         }
     }

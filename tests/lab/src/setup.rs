@@ -10,7 +10,7 @@ use crate::image::{self, Images};
 use crate::sysroot::Sysroot;
 use crate::variant::{RELEASE, Variant};
 use crate::xen::{Hypervisor, Source, Tools};
-use crate::{kernels, module, programs, xen};
+use crate::{kernels, layouts, module, programs, xen};
 
 /// What is ready for booting and for taking away.
 pub(crate) struct Stage<'a> {
@@ -38,7 +38,19 @@ impl<'a> Stage<'a> {
             guests.push((wanted.series, kernels::kernel(context, &sysroot, *wanted)?));
         }
         let programs = programs::build(context)?;
-        let images = image::build(context, &sysroot, &tools, &programs, &dom0_kernel, &guests)?;
+        let mut layouts = Vec::new();
+        for (_, kernel) in &guests {
+            layouts.push(layouts::layout(context, &sysroot, &programs, kernel)?);
+        }
+        let images = image::build(
+            context,
+            &sysroot,
+            &tools,
+            &programs,
+            &dom0_kernel,
+            &guests,
+            &layouts,
+        )?;
         Ok(Self {
             context,
             sysroot,

@@ -5,8 +5,10 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use lacuna_guest::truth::Capture;
 use lacuna_guest::{MARK, Order, Reply, Report, Task};
 
+use crate::account;
 use crate::failure::{Failure, Result, differs};
 use crate::host::{Host, run, wait_until};
 use crate::services::xen;
@@ -55,12 +57,37 @@ impl Plan {
     }
 }
 
+/// A guest's own account of its free pages, kept in its memory.
+pub(crate) struct Account {
+    domain: u16,
+    gfns: Vec<u64>,
+}
+
+impl Account {
+    /// The latest capture, whatever the guest is doing.
+    pub(crate) fn read(&self) -> Result<Capture> {
+        account::read(self.domain, &self.gfns)
+    }
+
+    /// Waits until the guest is so still that `captures` captures in a row were the same.
+    pub(crate) fn wait_still(&self, captures: u64, limit: Duration) -> Result<()> {
+        wait_until("the guest's free pages stand still", limit, || {
+            // Until the first capture is over there is nothing to read.
+            Ok(self
+                .read()
+                .ok()
+                .filter(|capture| capture.same >= captures)
+                .map(drop))
+        })
+    }
+}
+
 /// A running guest.
 pub(crate) struct Guest {
     /// The domain's name.
     pub(crate) name: &'static str,
     /// The domain's number.
-    pub(crate) domain: u32,
+    pub(crate) domain: u16,
     /// What the agent said first: the kernel's release.
     pub(crate) release: String,
     log: PathBuf,
@@ -115,6 +142,21 @@ impl Guest {
         match self.next_report(id, limit, &what)? {
             Report::Failed { why } => Err(differs(&what, "an answer", &why)),
             report => Ok(report),
+        }
+    }
+
+    /// Starts the guest's own account of its free pages.
+    pub(crate) fn start_account(&mut self) -> Result<Account> {
+        match self.order(Task::TruthStart, Duration::from_secs(60))? {
+            Report::Truth { gfns } => Ok(Account {
+                domain: self.domain,
+                gfns,
+            }),
+            other => Err(differs(
+                "the agent's answer",
+                "the account's frames",
+                &format!("{other:?}"),
+            )),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::channel::Channel;
 use crate::failure::{Failure, Result, differs};
 use crate::guest::{CONSOLES, Guest, Plan};
 use crate::services::xen;
+use crate::tool::{self, Answer};
 
 /// How often something awaited is looked at.
 const POLL: Duration = Duration::from_millis(50);
@@ -51,6 +52,36 @@ impl<'a> Host<'a> {
             text,
         })?;
         run(&mut xen("sbin/xl", arguments))
+    }
+
+    /// Runs `lacuna --json`, which must succeed, and returns what it answered.
+    pub(crate) fn lacuna(&mut self, arguments: &[&str]) -> Result<Answer> {
+        let answer = self.ask_lacuna(arguments)?;
+        if answer.status == 0 {
+            return Ok(answer);
+        }
+        let seen = format!("exit status {}: {}", answer.status, answer.body);
+        Err(differs(
+            &format!("lacuna {}", arguments.join(" ")),
+            "success",
+            &seen,
+        ))
+    }
+
+    /// Runs `lacuna --json` and returns what it answered, a failure too.
+    pub(crate) fn ask_lacuna(&mut self, arguments: &[&str]) -> Result<Answer> {
+        let answer = tool::ask(arguments)?;
+        let text = format!(
+            "lacuna {}\n  {} {}\n",
+            arguments.join(" "),
+            answer.status,
+            answer.body
+        );
+        self.channel.send(&Event::Log {
+            file: "commands.log".to_owned(),
+            text,
+        })?;
+        Ok(answer)
     }
 
     /// The names of the domains that exist, dom0 included.

@@ -1,11 +1,13 @@
 //! The first process of the lab's dom0: brings Xen's services up, runs the scenarios it is ordered to, tells the lab.
 
+mod account;
 mod channel;
 mod failure;
 mod guest;
 mod host;
 mod scenario;
 mod services;
+mod tool;
 
 use std::process::Command;
 use std::time::Duration;

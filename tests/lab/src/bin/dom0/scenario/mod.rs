@@ -1,6 +1,7 @@
 //! The live scenarios. Each is a function that does something and fails with what it expected and saw.
 
 mod boot;
+mod reclaim;
 
 use crate::failure::{Result, differs};
 use crate::host::Host;
@@ -8,7 +9,15 @@ use crate::host::Host;
 type Body = fn(&mut Host) -> Result<()>;
 
 /// The code of each scenario in the catalogue.
-const BODIES: &[(&str, Body)] = &[("boot/xl-6.12", boot::xl_6_12), ("boot/xl-6.1", boot::xl_6_1)];
+const BODIES: &[(&str, Body)] = &[
+    ("boot/xl-6.12", boot::xl_6_12),
+    ("boot/xl-6.1", boot::xl_6_1),
+    ("boot/account-6.12", boot::account_6_12),
+    ("boot/account-6.1", boot::account_6_1),
+    ("reclaim/truth-6.12", reclaim::truth_6_12),
+    ("reclaim/truth-6.1", reclaim::truth_6_1),
+    ("reclaim/race", reclaim::race),
+];
 
 /// Runs the scenario called `name`.
 pub(crate) fn run(name: &str, host: &mut Host) -> Result<()> {

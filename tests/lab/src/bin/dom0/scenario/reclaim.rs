@@ -1,0 +1,200 @@
+//! The product's main job on a live guest: find its free pages, give them back, lose nothing.
+
+use std::fs;
+use std::time::Duration;
+
+use lacuna_guest::truth::Capture;
+use lacuna_guest::{Report, Task};
+
+use crate::failure::{Result, differs, ensure, equal};
+use crate::guest::{Guest, Plan};
+use crate::host::{Host, settled_free_mib};
+
+/// How long the agent may take for what touches all of the guest's memory.
+const AGENT_LIMIT: Duration = Duration::from_secs(180);
+/// The memory of the guest whose account is compared, in MiB.
+const PLAN_MIB: u32 = 640;
+/// Captures in a row that must agree before the guest counts as still: with less, a page on its way would be blamed on
+/// the scan.
+const STILL: u64 = 8;
+/// Where a scan's bitmap is written.
+const BITMAP: &str = "/tmp/bitmap";
+/// What must be given back of what is free: 99 %, by the issue that this scenario is for.
+const RECLAIMED_PER_MILLE: u64 = 990;
+/// Pages of 4 KiB in a MiB.
+const PAGES_PER_MIB: u64 = 256;
+
+pub(crate) fn truth_6_12(host: &mut Host) -> Result<()> {
+    truth(host, "6.12")
+}
+
+pub(crate) fn truth_6_1(host: &mut Host) -> Result<()> {
+    truth(host, "6.1")
+}
+
+/// A still guest: the scan agrees with the guest's own account page for page, the free pages come back to the host, and
+/// the guest gets zeroed memory when it wants it again.
+fn truth(host: &mut Host, series: &'static str) -> Result<()> {
+    let mut guest = host.create(&Plan {
+        mib: 640,
+        ..Plan::stock("truth", series)
+    })?;
+    host.note("filling the guest's free memory, so that free pages are not zero")?;
+    guest.order(Task::Fill, AGENT_LIMIT)?;
+    let account = guest.start_account()?;
+    host.lacuna(&["attach", guest.name])?;
+    account.wait_still(STILL, AGENT_LIMIT)?;
+
+    guest.pause(host)?;
+    let scanned = host.lacuna(&["scan", guest.name, "--bitmap", BITMAP])?;
+    let capture = account.read()?;
+    guest.unpause(host)?;
+    let comparison = Comparison::of(&capture, &fs::read(BITMAP)?);
+    let free_found = scanned.number("free")?;
+    host.figure("guest_pages", u64::from(PLAN_MIB) * PAGES_PER_MIB)?;
+    host.figure("free_truth", capture.free)?;
+    host.figure("free_found", free_found)?;
+    host.figure("wrongly_free", comparison.wrongly_free)?;
+    host.figure("missed", comparison.missed)?;
+    equal(
+        "pages called free that the guest says are not",
+        &0,
+        &comparison.wrongly_free,
+    )?;
+    equal(
+        "free pages of the guest that the scan missed",
+        &0,
+        &comparison.missed,
+    )?;
+
+    let before = settled_free_mib()?;
+    host.note("sharing")?;
+    let shared = host.lacuna(&["dedup", guest.name, "--until-stable"])?;
+    let pages = shared.number("shared")?;
+    let after = settled_free_mib()?;
+    host.figure("shared", pages)?;
+    host.figure("superpages", shared.number("superpages")?)?;
+    host.figure("held", shared.number("held")?)?;
+    host.figure("host_free_before", before)?;
+    host.figure("host_free_after", after)?;
+    ensure(
+        pages * 1000 >= capture.free * RECLAIMED_PER_MILLE,
+        "pages given back",
+        &format!("at least {RECLAIMED_PER_MILLE} of 1000 of {}", capture.free),
+        &pages.to_string(),
+    )?;
+    let risen = after.saturating_sub(before) * PAGES_PER_MIB;
+    ensure(
+        (risen + PAGES_PER_MIB) * 1000 >= pages * RECLAIMED_PER_MILLE,
+        "the rise of the host's free memory",
+        &format!("{pages} pages, less 1 % and what rounding to MiB takes"),
+        &format!("{risen} pages"),
+    )?;
+
+    guest.order(Task::TruthStop, AGENT_LIMIT)?;
+    let unshared = use_memory(host, &mut guest, capture.free)?;
+    host.figure("unshared", unshared)?;
+    guest.check_health()?;
+    host.figure("guest_ok", true)?;
+    let took = guest.destroy(host)?;
+    host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Lets the guest allocate half of what was free and looks that all of it is zero; returns the pages it got back.
+fn use_memory(host: &mut Host, guest: &mut Guest, free: u64) -> Result<u64> {
+    let before = host.lacuna(&["status", guest.name])?.number("unshared")?;
+    let mib = u32::try_from(free / 2 / PAGES_PER_MIB).unwrap_or(u32::MAX);
+    host.note(&format!("the guest takes {mib} MiB again"))?;
+    match guest.order(Task::Grow { mib }, AGENT_LIMIT)? {
+        Report::Grown { pages, dirty: 0 } if pages == u64::from(mib) * PAGES_PER_MIB => {}
+        other => {
+            return Err(differs(
+                "memory the guest allocates",
+                "all of it, all zero",
+                &format!("{other:?}"),
+            ));
+        }
+    }
+    let after = host.lacuna(&["status", guest.name])?.number("unshared")?;
+    Ok(after - before)
+}
+
+/// A guest that allocates, writes, checks and frees on two vCPUs without pause goes through share rounds unharmed.
+pub(crate) fn race(host: &mut Host) -> Result<()> {
+    const ROUNDS: &str = "200";
+    let mut guest = host.create(&Plan {
+        vcpus: 2,
+        ..Plan::stock("race", "6.12")
+    })?;
+    guest.order(Task::Fill, AGENT_LIMIT)?;
+    host.lacuna(&["attach", guest.name])?;
+    guest.order(
+        Task::WorkStart {
+            threads: 2,
+            mib: 200,
+            seed: 0x1ac4_14a0,
+        },
+        AGENT_LIMIT,
+    )?;
+    host.note(&format!("{ROUNDS} share rounds while the guest works"))?;
+    let shared = host.lacuna(&["dedup", guest.name, "--rounds", ROUNDS])?;
+    let report = guest.order(Task::WorkStop, AGENT_LIMIT)?;
+    let Report::Work {
+        blocks,
+        pages,
+        corrupt,
+    } = report
+    else {
+        return Err(differs(
+            "the workload's end",
+            "its counters",
+            &format!("{report:?}"),
+        ));
+    };
+    host.figure("shared", shared.number("shared")?)?;
+    host.figure("rejected", shared.number("rejected")?)?;
+    host.figure("blocks", blocks)?;
+    host.figure("pages_checked", pages)?;
+    host.figure("corrupt", corrupt)?;
+    equal("corrupt words in the guest", &0, &corrupt)?;
+    ensure(
+        blocks > 0,
+        "blocks the guest went through meanwhile",
+        "more than none",
+        "none",
+    )?;
+    guest.check_health()
+}
+
+/// How a scan's bitmap and the guest's account differ.
+struct Comparison {
+    wrongly_free: u64,
+    missed: u64,
+}
+
+impl Comparison {
+    /// Compares page by page, also beyond the end of the shorter one.
+    fn of(capture: &Capture, bitmap: &[u8]) -> Self {
+        let pages = capture.pages.max(bitmap.len() as u64 * 8);
+        let found = |gfn: u64| {
+            let byte = usize::try_from(gfn / 8)
+                .ok()
+                .and_then(|at| bitmap.get(at))
+                .copied()
+                .unwrap_or(0);
+            byte >> (gfn % 8) & 1 == 1
+        };
+        let mut comparison = Self {
+            wrongly_free: 0,
+            missed: 0,
+        };
+        for gfn in 0..pages {
+            match (found(gfn), capture.is_free(gfn)) {
+                (true, false) => comparison.wrongly_free += 1,
+                (false, true) => comparison.missed += 1,
+                _ => {}
+            }
+        }
+        comparison
+    }
+}

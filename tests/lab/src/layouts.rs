@@ -1,0 +1,46 @@
+//! The guests' kernels as `lacuna` knows them: layouts made from their headers where there is a compiler, for use in dom0,
+//! where there is none.
+
+use std::path::PathBuf;
+
+use crate::context::{Context, Staged};
+use crate::error::Result;
+use crate::kernels::Kernel;
+use crate::key::KeyBuilder;
+use crate::process::run_logged;
+use crate::programs::Programs;
+use crate::sysroot::Sysroot;
+
+/// Makes the layout of `kernel` and returns its file, which is named as `lacuna` looks for it.
+pub(crate) fn layout(
+    context: &Context,
+    sysroot: &Sysroot,
+    programs: &Programs,
+    kernel: &Kernel,
+) -> Result<PathBuf> {
+    let name = format!("layout/{}", kernel.release);
+    let file = context
+        .cached("layouts")
+        .join(format!("{}.layout.json", kernel.release));
+    let key = KeyBuilder::new(&name, 1)
+        .key(&sysroot.key)
+        .file(&programs.lacuna)?
+        .finish();
+    context.step(&name, &key, |progress| {
+        let staged = Staged::file(file.clone())?;
+        let (lacuna, headers) = (programs.lacuna.to_string_lossy(), kernel.headers());
+        let (headers, out) = (headers.to_string_lossy(), staged.path.to_string_lossy());
+        let line = [
+            &*lacuna,
+            "profile",
+            "build",
+            "--headers",
+            &*headers,
+            "--out",
+            &*out,
+        ];
+        run_logged(sysroot.command("/", &line), &context.step_log(&name), progress)?;
+        staged.commit()
+    })?;
+    Ok(file)
+}
