@@ -9,6 +9,8 @@ use std::time::Duration;
 pub enum Boot {
     /// The release hypervisor.
     Release,
+    /// The debug build whose share rounds can leave a step out.
+    Mutants,
 }
 
 /// One live scenario.
@@ -24,6 +26,14 @@ pub struct Scenario {
     pub full_only: bool,
 }
 
+/// The scenario that `cargo lab demo` shows.
+pub const DEMO: &str = "reclaim/truth-6.12";
+
+/// The scenario called `name`.
+pub fn find(name: &str) -> Option<Scenario> {
+    SCENARIOS.iter().copied().find(|scenario| scenario.name == name)
+}
+
 /// Every live scenario, in the order in which they run.
 pub const SCENARIOS: &[Scenario] = &[
     quick("boot/xl-6.12", 300),
@@ -32,7 +42,20 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("boot/account-6.1", 300),
     quick("reclaim/truth-6.12", 600),
     quick("reclaim/truth-6.1", 600),
+    quick("reclaim/destroy", 600),
     quick("reclaim/race", 900),
+    quick("reclaim/damaged-profiles", 300),
+    quick("reclaim/page-poison", 300),
+    quick("reclaim/no-guest", 60),
+    Scenario {
+        boot: Boot::Mutants,
+        ..quick("reclaim/race-without-recheck", 900)
+    },
+    Scenario {
+        boot: Boot::Mutants,
+        full_only: true,
+        ..quick("reclaim/race-without-flush", 900)
+    },
 ];
 
 /// A scenario of every run, on the release hypervisor.

@@ -1,7 +1,9 @@
 //! `cargo lab`: builds patched Xen, dom0 and guests, boots them under emulation and checks what they do.
 
+mod bench;
 mod context;
 mod cpio;
+mod demo;
 mod emulator;
 mod error;
 mod image;
@@ -57,6 +59,14 @@ enum Task {
         #[arg(long)]
         full: bool,
     },
+    /// Reclaim a live guest's free memory and show the figures
+    Demo {
+        /// Write the figures to this file as JSON, too
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Count instructions and hold the counts against the stored bounds
+    Bench,
     /// Boot Xen and get a shell in dom0 on this terminal; `poweroff -f` ends it
     Shell,
 }
@@ -80,6 +90,8 @@ fn run(task: Task) -> Result<()> {
             product::build(&stage, &out)
         }
         Task::Test { filter, full } => suite::run(&context, filter.as_deref(), full),
+        Task::Demo { json } => demo::run(&context, json.as_deref()),
+        Task::Bench => bench::run(&context),
         Task::Shell => {
             let stage = Stage::build(&context)?;
             let xen = stage.hypervisor(Boot::Release)?;

@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::image::{self, Images};
 use crate::sysroot::Sysroot;
-use crate::variant::{RELEASE, Variant};
+use crate::variant::{MUTANTS, RELEASE, Variant};
 use crate::xen::{Hypervisor, Source, Tools};
 use crate::{kernels, layouts, module, programs, xen};
 
@@ -70,6 +70,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn hypervisor(&self, boot: Boot) -> Result<Hypervisor> {
         self.variant(match boot {
             Boot::Release => RELEASE,
+            Boot::Mutants => MUTANTS,
         })
     }
 

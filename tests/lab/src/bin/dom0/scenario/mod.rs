@@ -1,6 +1,8 @@
 //! The live scenarios. Each is a function that does something and fails with what it expected and saw.
 
 mod boot;
+mod hostile;
+mod race;
 mod reclaim;
 
 use crate::failure::{Result, differs};
@@ -16,7 +18,13 @@ const BODIES: &[(&str, Body)] = &[
     ("boot/account-6.1", boot::account_6_1),
     ("reclaim/truth-6.12", reclaim::truth_6_12),
     ("reclaim/truth-6.1", reclaim::truth_6_1),
-    ("reclaim/race", reclaim::race),
+    ("reclaim/destroy", reclaim::destroy),
+    ("reclaim/race", race::complete),
+    ("reclaim/damaged-profiles", hostile::damaged_profiles),
+    ("reclaim/page-poison", hostile::poisoned),
+    ("reclaim/no-guest", hostile::no_guest),
+    ("reclaim/race-without-recheck", race::without_recheck),
+    ("reclaim/race-without-flush", race::without_flush),
 ];
 
 /// Runs the scenario called `name`.

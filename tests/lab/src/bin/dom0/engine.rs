@@ -1,0 +1,69 @@
+//! The engine inside Xen, asked without the product's command: what a hostile or broken caller could say.
+
+use std::rc::Rc;
+
+use lacuna::xen::engine::{Engine, EngineError};
+use lacuna::xen::privcmd::{DomainId, Privcmd};
+use lacuna_core::abi::{Op, Request, SHARE_MUTATION_SHIFT, VERSION};
+
+use crate::failure::{Failure, Result, differs};
+
+/// A step that a share round can be made to leave out, by the mutant hypervisor only; the numbers are those of
+/// `lacuna_core::Mutation` in a request's flags (`steps` in `core/src/session.rs`).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LeftOut {
+    /// C: the scan is trusted.
+    Recheck = 3,
+    /// The flush after the new entries are in.
+    Flush = 4,
+}
+
+/// The engine's side of one domain.
+pub(crate) struct Direct {
+    privcmd: Rc<Privcmd>,
+    domain: DomainId,
+    /// The product's own way of calling, without its command's checks.
+    pub(crate) engine: Engine,
+}
+
+impl Direct {
+    /// Opens the way to the engine for `domain`.
+    pub(crate) fn open(domain: u16) -> Result<Self> {
+        let domain = DomainId::new(domain).ok_or_else(|| unusable(&format!("domain {domain}")))?;
+        let privcmd = Rc::new(Privcmd::open().map_err(|error| unusable(&error.to_string()))?);
+        let engine = Engine::new(&privcmd, domain);
+        Ok(Self {
+            privcmd,
+            domain,
+            engine,
+        })
+    }
+
+    /// One share round with a step left out.
+    pub(crate) fn share_without(&self, step: LeftOut) -> Result<()> {
+        let flags = (step as u32) << SHARE_MUTATION_SHIFT;
+        let mut request = Request {
+            version: VERSION,
+            op: Op::Share as u32,
+            flags,
+            ..Request::default()
+        };
+        let outcome = self.privcmd.lacuna(self.domain, &mut request, &mut []);
+        outcome.map_err(|error| {
+            differs(
+                "a share round with a step left out",
+                "to be done",
+                &format!("{error}: {request:?}"),
+            )
+        })
+    }
+}
+
+/// A failed call of the engine where none should fail.
+pub(crate) fn refused(error: &EngineError) -> Failure {
+    unusable(&error.to_string())
+}
+
+fn unusable(seen: &str) -> Failure {
+    differs("the engine inside Xen", "an answer", seen)
+}
