@@ -296,6 +296,12 @@ impl MockGuest {
         self.poke_field(gfn.get(), field, value);
     }
 
+    /// Overwrites any memory of the guest with anything at all. What lies past the end of a frame is left out.
+    pub fn overwrite(&mut self, at: GuestPhys, bytes: &[u8]) {
+        let room = bytes.len().min(PAGE_SIZE - at.offset());
+        self.machine.poke(at.gfn().get(), at.offset(), &bytes[..room]);
+    }
+
     /// Changes what a zone's counter says, without a block changing hands.
     pub fn corrupt_counter(&mut self, zone: usize, order: u8, count: u64) {
         let at = counter_offset(zone as u64, order);

@@ -32,6 +32,7 @@ mod buddy;
 mod build;
 mod engine;
 mod faults;
+pub mod hostile;
 mod kernel;
 mod layout;
 mod machine;
