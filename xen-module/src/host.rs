@@ -4,7 +4,9 @@ use core::ptr;
 use core::sync::atomic::AtomicU64;
 
 use lacuna_core::abi::{GfnInfo, ShimCounters};
-use lacuna_core::{BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, ReadError, Skip, Status, VcpuRegisters};
+use lacuna_core::{
+    BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, Predicate, ReadError, Row, Skip, Status, VcpuRegisters,
+};
 
 use crate::mapped_frame::MappedFrame;
 use crate::shim::{self, Domain};
@@ -39,6 +41,19 @@ impl XenHost {
     }
 }
 
+impl XenHost {
+    /// A value that begins in one frame and ends in the next.
+    #[cold]
+    fn straddling_value(&mut self, at: GuestPhys, width: u8) -> Result<u64, ReadError> {
+        let mut bytes = [0; 8];
+        for (index, byte) in (0..u64::from(width)).zip(bytes.iter_mut()) {
+            let at = at.checked_add(index).ok_or(ReadError::CrossesFrame(at))?;
+            self.read(at, core::slice::from_mut(byte))?;
+        }
+        Ok(u64::from_le_bytes(bytes))
+    }
+}
+
 impl GuestMemory for XenHost {
     fn read(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<(), ReadError> {
         self.frame(at.gfn())?.copy(at.offset(), into).ok_or(ReadError::CrossesFrame(at))
@@ -46,7 +61,24 @@ impl GuestMemory for XenHost {
 
     #[inline]
     fn read_value(&mut self, at: GuestPhys, width: u8) -> Result<u64, ReadError> {
-        self.frame(at.gfn())?.value(at.offset(), width).ok_or(ReadError::CrossesFrame(at))
+        match self.frame(at.gfn())?.value(at.offset(), width) {
+            Some(value) => Ok(value),
+            None => self.straddling_value(at, width),
+        }
+    }
+
+    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+        if let Some(passed_over) = self.frame(row.first.gfn())?.failing(row, test) {
+            return Ok(passed_over);
+        }
+        let mut at = row.first;
+        for passed_over in 0..row.count {
+            if test.holds(self.read_value(at, test.field.width)?) {
+                return Ok(passed_over);
+            }
+            at = GuestPhys::new(at.get().wrapping_add(row.stride));
+        }
+        Ok(row.count)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::ptr;
 
-use lacuna_core::{Gfn, PAGE_SIZE};
+use lacuna_core::{Gfn, PAGE_SIZE, Predicate, Row};
 
 use crate::shim::{self, Domain};
 
@@ -52,6 +52,32 @@ impl MappedFrame {
         Some(value)
     }
 
+    /// As `GuestMemory::failing`; `None` where the row leaves the frame or is not aligned to the width of its values.
+    pub(crate) fn failing(&self, row: Row, test: &Predicate) -> Option<u64> {
+        let width = usize::from(test.field.width);
+        let stride = usize::try_from(row.stride).ok()?;
+        let offset = row.first.offset();
+        let count = usize::try_from(row.count).ok()?;
+        let last = stride.checked_mul(count.checked_sub(1)?)?.checked_add(offset)?;
+        if last.checked_add(width)? > PAGE_SIZE || (offset | stride) & width.wrapping_sub(1) != 0 {
+            return None;
+        }
+        let first = self.at.wrapping_add(offset);
+        let passed_over = match width {
+            // SAFETY: values of the width of the type lie at `first` and `stride` bytes apart, `count` of them; the last ends
+            // within the frame, and all are aligned: both checked above. The frame is mapped until `drop`.
+            1 => unsafe { failing::<u8>(first, stride, count, test) },
+            // SAFETY: as above.
+            2 => unsafe { failing::<u16>(first, stride, count, test) },
+            // SAFETY: as above.
+            4 => unsafe { failing::<u32>(first, stride, count, test) },
+            // SAFETY: as above.
+            8 => unsafe { failing::<u64>(first, stride, count, test) },
+            _ => return None,
+        };
+        Some(passed_over as u64)
+    }
+
     #[cold]
     fn unaligned(&self, offset: usize, width: u8) -> Option<u64> {
         let mut bytes = [0; 8];
@@ -70,6 +96,25 @@ impl MappedFrame {
         }
         Some(())
     }
+}
+
+/// How many of `count` values, `stride` bytes apart from `first` on, fail `test` before the first that passes.
+///
+/// # Safety
+///
+/// Each of the values lies in mapped memory and is aligned.
+unsafe fn failing<T: Copy + Into<u64>>(first: *const u8, stride: usize, count: usize, test: &Predicate) -> usize {
+    let mut at = first;
+    for passed_over in 0..count {
+        // SAFETY: this function's contract. Volatile, because the guest may write at once.
+        let value: T = unsafe { at.cast::<T>().read_volatile() };
+        if test.holds(value.into()) {
+            return passed_over;
+        }
+        // Past the last value it is not used.
+        at = at.wrapping_add(stride);
+    }
+    count
 }
 
 impl Drop for MappedFrame {
