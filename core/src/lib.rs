@@ -11,7 +11,8 @@
 //! * nothing here knows a kernel version. Offsets, masks and values come with the profile.
 //!
 //! The crate is generic over two traits: [`GuestMemory`] (bounded copying reads of guest frames) and [`P2m`] (pause,
-//! lock, share, flush, release). `xen-module` implements them on Xen, [`mock`] in ordinary memory.
+//! lock, share, flush, release). `xen-module` implements them on Xen, the module
+//! `mock` (feature `mock`, for tests) in ordinary memory.
 #![no_std]
 #![forbid(unsafe_code)]
 
