@@ -132,7 +132,7 @@ pub(super) fn status(arguments: &OneDomain, out: Out) -> Result<Value, Failure> 
         Some(State::Empty) => "no profile: `lacuna attach` gives it one",
         Some(State::Loaded) => "a profile is set, no scan has agreed with the guest's own counters yet",
         Some(State::Admitted) => "in use",
-        Some(State::Ended) => "ended: the guest runs another kernel than the profile's; attach again",
+        Some(State::Ended) => "the guest runs another kernel than the profile's; attach again",
         None => "unknown to this version of the tool",
     };
     out.line(format!(
