@@ -11,6 +11,8 @@ pub enum Boot {
     Release,
     /// The debug build whose share rounds can leave a step out.
     Mutants,
+    /// The release hypervisor on Intel's nested paging, EPT, which only Bochs emulates: one processor, and slow.
+    Ept,
 }
 
 /// One live scenario.
@@ -43,6 +45,8 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("reclaim/truth-6.12", 600),
     quick("reclaim/truth-6.1", 600),
     quick("reclaim/destroy", 600),
+    quick("reclaim/save", 600),
+    quick("reclaim/dump", 600),
     quick("reclaim/race", 900),
     quick("reclaim/damaged-profiles", 300),
     quick("reclaim/page-poison", 300),
@@ -55,6 +59,11 @@ pub const SCENARIOS: &[Scenario] = &[
         boot: Boot::Mutants,
         full_only: true,
         ..quick("reclaim/race-without-flush", 900)
+    },
+    Scenario {
+        boot: Boot::Ept,
+        full_only: true,
+        ..quick("reclaim/ept", 3600)
     },
 ];
 

@@ -1,14 +1,16 @@
 //! One emulated machine with Xen and dom0 on it: started, listened to within time limits, and always ended.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use lacuna_lab::wire::{Event, Order};
 
+use crate::bochs::{self, Disc};
 use crate::error::{Error, IoContext, Result};
 use crate::image::Images;
 use crate::process::{last_lines, start};
@@ -19,6 +21,8 @@ use crate::xen::Hypervisor;
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long the machine may take to go off.
 const OFF_LIMIT: Duration = Duration::from_secs(30);
+/// The emulator's own words, in a scenario's logs.
+const WORDS: &str = "emulator.log";
 /// Lines of Xen's console that go into an error.
 const CONSOLE_TAIL: usize = 12;
 
@@ -27,10 +31,10 @@ const CONSOLE_TAIL: usize = 12;
 const PROCESSOR: &str = "EPYC,-xsave,-monitor,-rdtscp";
 
 /// Xen's command line. One processor for dom0, and a simple scheduler: two emulated ones are all there are.
-const XEN_LINE: &str = "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all dom0_mem=1500M,max:1500M \
+pub(crate) const XEN_LINE: &str = "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all dom0_mem=1500M,max:1500M \
                         dom0_max_vcpus=1 sched=credit cpuidle=0 cpufreq=none";
 /// dom0's command line.
-const DOM0_LINE: &str = "console=hvc0 earlyprintk=xen loglevel=4 panic=1";
+pub(crate) const DOM0_LINE: &str = "console=hvc0 earlyprintk=xen loglevel=4 panic=1";
 
 /// Where the serial ports go.
 enum Ports {
@@ -43,7 +47,7 @@ enum Ports {
 /// A running machine.
 pub(crate) struct Emulator {
     child: Child,
-    orders: ChildStdin,
+    orders: Box<dyn Write>,
     events: Receiver<std::io::Result<String>>,
     logs: PathBuf,
 }
@@ -51,20 +55,47 @@ pub(crate) struct Emulator {
 impl Emulator {
     /// Boots and waits until dom0 takes orders. `logs` is made anew; Xen's console goes to `console.log` in it.
     pub(crate) fn boot(sysroot: &Sysroot, xen: &Hypervisor, images: &Images, logs: &Path) -> Result<Self> {
-        crate::context::remove(logs)?;
-        fs::create_dir_all(logs).on("create", logs)?;
-        let console = logs.join("console.log");
+        let (console, words) = fresh(logs)?;
         let mut command = machine(sysroot, xen, images, &Ports::Watched(console), "");
-        let errors = logs.join("qemu.log");
-        let errors = fs::File::create(&errors).on("create", &errors)?;
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(errors);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(words);
         let mut child = start(&mut command)?;
         let (Some(orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             unreachable!("both were asked for as pipes")
         };
+        Self::listen(child, Box::new(orders), output, logs, BOOT_LIMIT)
+    }
+
+    /// As [`Emulator::boot`], on a machine with EPT.
+    pub(crate) fn boot_bochs(sysroot: &Sysroot, disc: &Disc, logs: &Path) -> Result<Self> {
+        let (console, words) = fresh(logs)?;
+        let what = "a local port for the emulator";
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).on("open", what)?;
+        let port = listener.local_addr().on("ask for", what)?.port();
+        let mut command = disc.machine(sysroot, &console, port, logs)?;
+        let more = words.try_clone().on("duplicate", logs)?;
+        command.stdin(Stdio::null()).stdout(words).stderr(more);
+        let mut child = start(&mut command)?;
+        let stream = match accept(&listener, &mut child) {
+            Ok(stream) => stream,
+            Err(error) => {
+                // It may be up all the same; nobody else would end it.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        };
+        let orders = stream.try_clone().on("duplicate", what)?;
+        Self::listen(child, Box::new(orders), stream, logs, bochs::BOOT_LIMIT)
+    }
+
+    /// Waits until dom0 of the started machine takes orders.
+    fn listen(
+        child: Child,
+        orders: Box<dyn Write>,
+        output: impl Read + Send + 'static,
+        logs: &Path,
+        limit: Duration,
+    ) -> Result<Self> {
         let (sender, events) = channel();
         std::thread::spawn(move || {
             // Ends with the emulator, or when nobody listens any more.
@@ -80,7 +111,7 @@ impl Emulator {
             events,
             logs: logs.to_path_buf(),
         };
-        match emulator.next_event(Instant::now() + BOOT_LIMIT, "dom0 comes up")? {
+        match emulator.next_event(Instant::now() + limit, "dom0 comes up")? {
             Event::Ready { .. } => Ok(emulator),
             other => Err(emulator.broken(&format!("dom0 did not come up: {other:?}"))),
         }
@@ -133,7 +164,7 @@ impl Emulator {
 
     fn broken(&self, what: &str) -> Error {
         let console = last_lines(&self.logs.join("console.log"), CONSOLE_TAIL);
-        let errors = last_lines(&self.logs.join("qemu.log"), CONSOLE_TAIL);
+        let errors = last_lines(&self.logs.join(WORDS), CONSOLE_TAIL);
         // Said at every start for the processor's features that only real ones have.
         let errors: Vec<&str> = errors
             .lines()
@@ -152,6 +183,41 @@ impl Drop for Emulator {
         // Ends what runs inside as well: see the sysroot's namespaces. Both fail only when it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Makes the directory for a machine's logs anew, and opens those of the emulator: the console's path, its own words.
+fn fresh(logs: &Path) -> Result<(PathBuf, fs::File)> {
+    crate::context::remove(logs)?;
+    fs::create_dir_all(logs).on("create", logs)?;
+    let words = logs.join(WORDS);
+    let words = fs::File::create(&words).on("create", &words)?;
+    Ok((logs.join("console.log"), words))
+}
+
+/// Waits for the emulator to connect, which it does before anything else.
+fn accept(listener: &TcpListener, child: &mut Child) -> Result<TcpStream> {
+    let what = "the emulator's connection";
+    let deadline = Instant::now() + BOOT_LIMIT;
+    listener.set_nonblocking(true).on("prepare for", what)?;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).on("prepare", what)?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                if let Some(status) = child.try_wait().on("wait for", "the emulator")? {
+                    return Err(Error::Unexpected {
+                        what: "the emulator".to_owned(),
+                        expected: "to run".to_owned(),
+                        seen: format!("it ended with {status}"),
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => return Err(error).on("accept", what),
+        }
     }
 }
 

@@ -42,10 +42,7 @@ pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Result<
                     running.off()?;
                 }
                 // Each emulation's console lies with the scenario that it was booted for.
-                stage.hypervisor(scenario.boot).and_then(|xen| {
-                    progress.tick(|| "booting".to_owned());
-                    Emulator::boot(&stage.sysroot, &xen, &stage.images, &here)
-                })
+                boot(stage, scenario.boot, &here, &progress)
             }
         };
         let ended = match &mut running {
@@ -74,6 +71,19 @@ pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Result<
         running.off()?;
     }
     Ok(outcomes)
+}
+
+/// Makes what the machine needs, and starts it.
+fn boot(stage: &Stage, boot: Boot, logs: &Path, progress: &Progress) -> Result<Emulator> {
+    let booting = || progress.tick(|| "booting".to_owned());
+    if boot == Boot::Ept {
+        let disc = stage.disc()?;
+        booting();
+        return Emulator::boot_bochs(&stage.sysroot, &disc, logs);
+    }
+    let xen = stage.hypervisor(boot)?;
+    booting();
+    Emulator::boot(&stage.sysroot, &xen, &stage.images, logs)
 }
 
 /// Runs one scenario on a machine that is up. The inner text tells why it failed.

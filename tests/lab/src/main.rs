@@ -1,6 +1,7 @@
 //! `cargo lab`: builds patched Xen, dom0 and guests, boots them under emulation and checks what they do.
 
 mod bench;
+mod bochs;
 mod context;
 mod cpio;
 mod demo;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lacuna_lab::catalogue::Boot;
 
+use crate::bochs::Disc;
 use crate::context::Context;
 use crate::error::Result;
 use crate::image::{self, Images};
@@ -69,9 +70,15 @@ impl<'a> Stage<'a> {
     /// Makes the hypervisor that `boot` needs.
     pub(crate) fn hypervisor(&self, boot: Boot) -> Result<Hypervisor> {
         self.variant(match boot {
-            Boot::Release => RELEASE,
+            Boot::Release | Boot::Ept => RELEASE,
             Boot::Mutants => MUTANTS,
         })
+    }
+
+    /// Makes the CD from which the machine with EPT boots.
+    pub(crate) fn disc(&self) -> Result<Disc> {
+        let xen = self.hypervisor(Boot::Ept)?;
+        Disc::build(self.context, &self.sysroot, &xen, &self.images)
     }
 
     /// Makes one variant of the hypervisor.

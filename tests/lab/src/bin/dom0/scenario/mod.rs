@@ -1,9 +1,11 @@
 //! The live scenarios. Each is a function that does something and fails with what it expected and saw.
 
 mod boot;
+mod ept;
 mod hostile;
 mod race;
 mod reclaim;
+mod stored;
 
 use crate::failure::{Result, differs};
 use crate::host::Host;
@@ -19,12 +21,15 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/truth-6.12", reclaim::truth_6_12),
     ("reclaim/truth-6.1", reclaim::truth_6_1),
     ("reclaim/destroy", reclaim::destroy),
+    ("reclaim/save", stored::save),
+    ("reclaim/dump", stored::dump),
     ("reclaim/race", race::complete),
     ("reclaim/damaged-profiles", hostile::damaged_profiles),
     ("reclaim/page-poison", hostile::poisoned),
     ("reclaim/no-guest", hostile::no_guest),
     ("reclaim/race-without-recheck", race::without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
+    ("reclaim/ept", ept::ept),
 ];
 
 /// Runs the scenario called `name`.

@@ -103,7 +103,7 @@ fn truth(host: &mut Host, series: &'static str) -> Result<()> {
 }
 
 /// Lets the guest allocate half of what was free and looks that all of it is zero; returns the pages it got back.
-fn use_memory(host: &mut Host, guest: &mut Guest, free: u64) -> Result<u64> {
+pub(super) fn use_memory(host: &mut Host, guest: &mut Guest, free: u64) -> Result<u64> {
     let before = host.lacuna(&["status", guest.name])?.number("unshared")?;
     let mib = u32::try_from(free / 2 / PAGES_PER_MIB).unwrap_or(u32::MAX);
     host.note(&format!("the guest takes {mib} MiB again"))?;

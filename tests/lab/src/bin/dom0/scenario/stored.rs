@@ -1,0 +1,138 @@
+//! A guest on zero frames that is written to a file: saved and brought back, and dumped.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use lacuna_guest::{Report, Task};
+use object::{Object, ObjectSection};
+
+use crate::failure::{Result, differs, ensure, equal};
+use crate::guest::{Guest, Plan};
+use crate::host::Host;
+
+/// How long the agent may take for what touches all of the guest's memory.
+const AGENT_LIMIT: Duration = Duration::from_secs(180);
+/// Small: the files go into dom0's memory.
+const PLAN_MIB: u32 = 256;
+/// What the guest allocates when it is back.
+const AGAIN_MIB: u32 = 64;
+/// Where a file is put.
+const FILE: &str = "/root/stored";
+/// Where a scan's bitmap is written.
+const BITMAP: &str = "/tmp/bitmap";
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
+/// A guest whose free memory is on zero frames, filled beforehand so that free pages are not zero by themselves.
+fn shared_guest(host: &mut Host, name: &'static str) -> Result<Guest> {
+    let mut guest = host.create(&Plan {
+        mib: PLAN_MIB,
+        ..Plan::stock(name, "6.12")
+    })?;
+    guest.order(Task::Fill, AGENT_LIMIT)?;
+    host.lacuna(&["attach", guest.name])?;
+    let shared = host.lacuna(&["dedup", guest.name, "--until-stable"])?;
+    host.figure("shared", shared.number("shared")?)?;
+    Ok(guest)
+}
+
+/// Saving a guest on zero frames and restoring it: it goes on where it was, and has its memory.
+pub(crate) fn save(host: &mut Host) -> Result<()> {
+    let mut guest = shared_guest(host, "save")?;
+    host.note("saving")?;
+    host.xl(&["save", guest.name, FILE])?;
+    host.figure("saved_bytes", fs::metadata(FILE)?.len())?;
+    equal(
+        "domains while the guest is a file",
+        &vec!["Domain-0".to_owned()],
+        &host.domains()?,
+    )?;
+    host.note("restoring")?;
+    host.xl(&["restore", FILE])?;
+    fs::remove_file(FILE)?;
+    guest.domain = domain_number(host, guest.name)?;
+    match guest.order(Task::Grow { mib: AGAIN_MIB }, AGENT_LIMIT)? {
+        Report::Grown { dirty: 0, .. } => {}
+        other => {
+            return Err(differs(
+                "memory the guest allocates after the restore",
+                "all of it zero",
+                &format!("{other:?}"),
+            ));
+        }
+    }
+    guest.check_health()
+}
+
+/// A core dump of a guest on zero frames has every page, with zeroes where the zero frames are.
+pub(crate) fn dump(host: &mut Host) -> Result<()> {
+    let mut guest = shared_guest(host, "dump")?;
+    guest.pause(host)?;
+    host.lacuna(&["scan", guest.name, "--bitmap", BITMAP])?;
+    let on_zero_frames = host.lacuna(&["status", guest.name])?.number("zero_gfns")?;
+    host.note("dumping")?;
+    host.xl(&["dump-core", guest.name, FILE])?;
+    guest.unpause(host)?;
+    let dump = Dump::read(Path::new(FILE))?;
+    fs::remove_file(FILE)?;
+    let bitmap = fs::read(BITMAP)?;
+    let free = |gfn: &u64| {
+        let byte = usize::try_from(gfn / 8).ok().and_then(|at| bitmap.get(at));
+        byte.is_some_and(|byte| byte >> (gfn % 8) & 1 == 1)
+    };
+    let listed: u64 = bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum();
+    let dumped = dump.gfns.iter().filter(|gfn| free(gfn)).count() as u64;
+    host.figure("on_zero_frames", on_zero_frames)?;
+    host.figure("dumped_pages", dump.gfns.len() as u64)?;
+    host.figure("dumped_zero_pages", dump.zero)?;
+    // Stock Xen's tools cut the last pages off, as many as are shared.
+    equal("free pages in the dump", &listed, &dumped)?;
+    ensure(
+        dump.zero >= on_zero_frames,
+        "pages of zeroes in the dump",
+        &format!("at least the {on_zero_frames} on zero frames"),
+        &dump.zero.to_string(),
+    )?;
+    guest.check_health()
+}
+
+/// The number of the domain called `name`.
+fn domain_number(host: &mut Host, name: &str) -> Result<u16> {
+    let text = host.xl(&["domid", name])?;
+    text.trim()
+        .parse()
+        .map_err(|_| differs("`xl domid`", "a number", &text))
+}
+
+/// What a core dump holds (Xen's `docs/misc/dump-core-format.txt`).
+struct Dump {
+    /// The frame number of each page.
+    gfns: Vec<u64>,
+    /// How many pages are all zero.
+    zero: u64,
+}
+
+impl Dump {
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = fs::read(path)?;
+        let damaged = |seen: &str| differs("the core dump", "an ELF file with .xen_pfn and .xen_pages", seen);
+        let file = object::File::parse(&*bytes).map_err(|error| damaged(&error.to_string()))?;
+        let section = |name: &str| {
+            let section = file
+                .section_by_name(name)
+                .ok_or_else(|| damaged(&format!("no {name}")))?;
+            section.data().map_err(|error| damaged(&error.to_string()))
+        };
+        let gfns = section(".xen_pfn")?.chunks_exact(size_of::<u64>());
+        let pages = section(".xen_pages")?.chunks_exact(PAGE);
+        Ok(Self {
+            gfns: gfns
+                .filter_map(|gfn| gfn.try_into().ok().map(u64::from_le_bytes))
+                // Places that were not needed hold all ones.
+                .filter(|gfn| *gfn != u64::MAX)
+                .collect(),
+            zero: pages.filter(|page| page.iter().all(|byte| *byte == 0)).count() as u64,
+        })
+    }
+}
