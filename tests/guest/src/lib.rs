@@ -49,6 +49,9 @@ pub enum Task {
     },
     /// Free what [`Task::Grow`] took.
     Shrink,
+    /// Replace the kernel by the one in the image, with KASLR off, by kexec. Reply: [`Report::Done`], before the jump;
+    /// the new kernel's agent says [`Report::Ready`] again.
+    Kexec,
     /// What the kernel has logged, and its memory counters. Reply: [`Report::Health`].
     Health,
 }

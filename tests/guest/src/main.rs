@@ -3,6 +3,7 @@
 mod account;
 mod console;
 mod health;
+mod kexec;
 mod memory;
 mod workload;
 
@@ -83,7 +84,11 @@ fn serve() -> io::Result<()> {
                 let report = agent
                     .obey(&order.task, &console)
                     .unwrap_or_else(|why| Report::Failed { why });
+                let jump = order.task == Task::Kexec && report == Report::Done;
                 console.say(order.id, report);
+                if jump {
+                    kexec::jump()?;
+                }
             }
             Err(why) => console.say(0, Report::Failed { why }),
         }
@@ -132,6 +137,7 @@ impl Agent {
                 self.held.clear();
                 Ok(Report::Done)
             }
+            Task::Kexec => kexec::load().map(|()| Report::Done).map_err(text),
             Task::Health => health::report().map_err(text),
         }
     }

@@ -34,6 +34,9 @@ const LOADED_BY_NAME: &str = "usr/lib/x86_64-linux-gnu/libgcc_s.so.1";
 /// Where `lacuna` looks for layouts by itself (`DEFAULT_FOLDER` in its `linux/layout.rs`).
 const LAYOUTS: &str = "var/lib/lacuna/layouts";
 
+/// Debian's kexec, in the sysroot and in the guests that use it.
+const KEXEC: &str = "usr/sbin/kexec";
+
 /// Directories that Xen's programs expect.
 const DIRECTORIES: &[&str] = &[
     "proc",
@@ -66,7 +69,7 @@ pub(crate) fn build(
     layouts: &[PathBuf],
 ) -> Result<Images> {
     let image = context.cached("images/dom0.cpio");
-    let mut key = KeyBuilder::new("images", 1)
+    let mut key = KeyBuilder::new("images", 2)
         .key(&sysroot.key)
         .key(&tools.key)
         .text(&dom0_kernel.release);
@@ -125,6 +128,18 @@ pub(crate) fn build(
             archive.file(&format!("guests/{name}/vmlinuz"), &kernel.image())?;
         }
         archive.file("guests/initrd", &agent.path)?;
+        // One kernel is enough: what is shown is Lacuna's guard, not Linux' kexec.
+        let kexec = Staged::file(context.cached("images/kexec.cpio"))?;
+        kexec_guest(
+            context,
+            sysroot,
+            tools,
+            programs,
+            &kexec.path,
+            (dom0_kernel, &agent.path),
+        )?;
+        archive.file("guests/kexec.initrd", &kexec.path)?;
+        kexec.commit()?;
         archive.finish()?;
         agent.commit()?;
         staged.commit()
@@ -137,12 +152,37 @@ pub(crate) fn build(
 
 /// A guest's whole file system: the agent.
 fn guest(path: &Path, programs: &Programs) -> Result<()> {
+    start_guest(path, programs)?.finish()
+}
+
+/// The same for a guest that replaces its kernel: with kexec, and the next kernel and file system.
+fn kexec_guest(
+    context: &Context,
+    sysroot: &Sysroot,
+    tools: &Tools,
+    programs: &Programs,
+    path: &Path,
+    (kernel, initrd): (&Kernel, &Path),
+) -> Result<()> {
+    let mut archive = start_guest(path, programs)?;
+    archive.file(KEXEC, &sysroot.root.join(KEXEC))?;
+    for (name, from) in &libraries_of(context, sysroot, tools, &Path::new("/").join(KEXEC))? {
+        archive.file(name.trim_start_matches('/'), from)?;
+    }
+    archive.link("lib", "usr/lib")?;
+    archive.link("lib64", "usr/lib64")?;
+    archive.file("boot/vmlinuz", &kernel.image())?;
+    archive.file("boot/initrd", initrd)?;
+    archive.finish()
+}
+
+fn start_guest(path: &Path, programs: &Programs) -> Result<Archive> {
     let mut archive = Archive::create(path)?;
     for directory in ["proc", "sys", "dev", "tmp"] {
         archive.directory(directory)?;
     }
     archive.file("init", &programs.agent)?;
-    archive.finish()
+    Ok(archive)
 }
 
 /// The libraries that a program needs: their paths in dom0, and the files. As the sysroot's own loader finds them.

@@ -39,7 +39,7 @@ pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Result<
             Some((boot, running)) if boot == scenario.boot => Ok(running),
             other => {
                 if let Some((_, running)) = other {
-                    running.off()?;
+                    running.off();
                 }
                 // Each emulation's console lies with the scenario that it was booted for.
                 boot(stage, scenario.boot, &here, &progress)
@@ -68,7 +68,7 @@ pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Result<
         });
     }
     if let Some((_, running)) = machine {
-        running.off()?;
+        running.off();
     }
     Ok(outcomes)
 }

@@ -33,7 +33,7 @@ pub(super) fn offences(bytes: &[u8], exported: &[String]) -> Result<Vec<String>,
     {
         let code = section.data().map_err(|error| error.to_string())?;
         let name = section.name().unwrap_or("?");
-        for instruction in Decoder::with_ip(64, code, section.address(), DecoderOptions::NONE).iter() {
+        for instruction in &mut Decoder::with_ip(64, code, section.address(), DecoderOptions::NONE) {
             if let Some(offence) = offence(&instruction) {
                 found.push(format!(
                     "{name}+{:#x}: {offence}: {instruction}",

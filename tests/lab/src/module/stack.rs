@@ -113,7 +113,7 @@ fn functions(file: &object::File<'_>) -> Result<BTreeMap<u64, Function>, String>
                 frame: 8,
                 calls: Vec::new(),
             };
-            for instruction in Decoder::with_ip(64, body, start, DecoderOptions::NONE).iter() {
+            for instruction in &mut Decoder::with_ip(64, body, start, DecoderOptions::NONE) {
                 function.frame += pushed(&instruction);
                 function
                     .calls

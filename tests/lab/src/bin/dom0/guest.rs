@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) mib: u32,
     /// Virtual processors.
     pub(crate) vcpus: u32,
+    /// The initial file system, by its name in the image.
+    pub(crate) initrd: &'static str,
     /// Added to the kernel's command line.
     pub(crate) extra: &'static str,
 }
@@ -40,6 +42,7 @@ impl Plan {
             kernel,
             mib: 512,
             vcpus: 1,
+            initrd: "initrd",
             extra: "",
         }
     }
@@ -49,10 +52,10 @@ impl Plan {
         // Native time-stamps: emulating them costs an exit each, and the emulator has no other clock to offer.
         // Errors only on the console (loglevel=4): the agent's lines should stay whole, and it reads the log itself.
         format!(
-            "name=\"{}\"\ntype=\"pvh\"\nkernel=\"/guests/{}/vmlinuz\"\nramdisk=\"/guests/initrd\"\n\
+            "name=\"{}\"\ntype=\"pvh\"\nkernel=\"/guests/{}/vmlinuz\"\nramdisk=\"/guests/{}\"\n\
              extra=\"console=hvc0 loglevel=4 panic=1 {}\"\nmemory={}\nmaxmem={}\nvcpus={}\ntsc_mode=\"native\"\n\
              on_crash=\"preserve\"\non_reboot=\"preserve\"\non_poweroff=\"preserve\"\n",
-            self.name, self.kernel, self.extra, self.mib, self.mib, self.vcpus
+            self.name, self.kernel, self.initrd, self.extra, self.mib, self.mib, self.vcpus
         )
     }
 }
@@ -117,17 +120,23 @@ impl Guest {
             pending: String::new(),
             next_id: 1,
         };
-        match guest.next_report(0, BOOT_LIMIT, "the guest's agent speaks")? {
-            Report::Ready { release, .. } => guest.release = release,
-            other => {
-                return Err(differs(
-                    "the agent's first report",
-                    "ready",
-                    &format!("{other:?}"),
-                ));
-            }
-        }
+        guest.wait_ready()?;
         Ok(guest)
+    }
+
+    /// Waits until an agent says that it is there: at first, and again after a kexec.
+    pub(crate) fn wait_ready(&mut self) -> Result<()> {
+        match self.next_report(0, BOOT_LIMIT, "the guest's agent speaks")? {
+            Report::Ready { release, .. } => {
+                self.release = release;
+                Ok(())
+            }
+            other => Err(differs(
+                "the agent's first report",
+                "ready",
+                &format!("{other:?}"),
+            )),
+        }
     }
 
     /// Gives the agent an order and waits for its answer.

@@ -3,6 +3,7 @@
 mod boot;
 mod ept;
 mod hostile;
+mod kexec;
 mod race;
 mod reclaim;
 mod stored;
@@ -24,6 +25,7 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/save", stored::save),
     ("reclaim/dump", stored::dump),
     ("reclaim/race", race::complete),
+    ("reclaim/kexec", kexec::ends_sharing),
     ("reclaim/damaged-profiles", hostile::damaged_profiles),
     ("reclaim/page-poison", hostile::poisoned),
     ("reclaim/no-guest", hostile::no_guest),
