@@ -13,6 +13,8 @@ pub enum Boot {
     Mutants,
     /// The release hypervisor on Intel's nested paging, EPT, which only Bochs emulates: one processor, and slow.
     Ept,
+    /// The hypervisor with XSM and FLASK, enforcing.
+    Flask,
 }
 
 /// One live scenario.
@@ -65,6 +67,11 @@ pub const SCENARIOS: &[Scenario] = &[
         boot: Boot::Ept,
         full_only: true,
         ..quick("reclaim/ept", 3600)
+    },
+    Scenario {
+        boot: Boot::Flask,
+        full_only: true,
+        ..quick("flask/reclaim", 600)
     },
 ];
 

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::image::{self, Images};
 use crate::sysroot::Sysroot;
-use crate::variant::{MUTANTS, RELEASE, Variant};
+use crate::variant::{FLASK, MUTANTS, RELEASE, Variant};
 use crate::xen::{Hypervisor, Source, Tools};
 use crate::{kernels, layouts, module, programs, xen};
 
@@ -72,6 +72,7 @@ impl<'a> Stage<'a> {
         self.variant(match boot {
             Boot::Release | Boot::Ept => RELEASE,
             Boot::Mutants => MUTANTS,
+            Boot::Flask => FLASK,
         })
     }
 

@@ -62,7 +62,7 @@ pub(crate) fn run(context: &Context, filter: Option<&str>, full: bool) -> Result
             &stage,
             &scenarios,
             &context.repository.join("target/lab-logs"),
-        )?);
+        ));
     }
     print(&outcomes)
 }

@@ -34,3 +34,16 @@ pub(crate) const MUTANTS: Variant = Variant {
     config: &["CONFIG_DEBUG=y"],
     module: Kind::Mutants,
 };
+
+/// With mandatory access control: Xen's own policy, compiled in, decides who may call Lacuna.
+pub(crate) const FLASK: Variant = Variant {
+    name: "flask",
+    config: &[
+        "# CONFIG_DEBUG is not set",
+        "CONFIG_XSM=y",
+        "CONFIG_XSM_FLASK=y",
+        "CONFIG_XSM_FLASK_POLICY=y",
+        "CONFIG_XSM_FLASK_DEFAULT=y",
+    ],
+    module: Kind::Release,
+};

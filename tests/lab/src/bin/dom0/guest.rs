@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) vcpus: u32,
     /// The initial file system, by its name in the image.
     pub(crate) initrd: &'static str,
+    /// Added to xl's configuration, in lines.
+    pub(crate) configuration: &'static str,
     /// Added to the kernel's command line.
     pub(crate) extra: &'static str,
 }
@@ -43,6 +45,7 @@ impl Plan {
             mib: 512,
             vcpus: 1,
             initrd: "initrd",
+            configuration: "",
             extra: "",
         }
     }
@@ -54,8 +57,15 @@ impl Plan {
         format!(
             "name=\"{}\"\ntype=\"pvh\"\nkernel=\"/guests/{}/vmlinuz\"\nramdisk=\"/guests/{}\"\n\
              extra=\"console=hvc0 loglevel=4 panic=1 {}\"\nmemory={}\nmaxmem={}\nvcpus={}\ntsc_mode=\"native\"\n\
-             on_crash=\"preserve\"\non_reboot=\"preserve\"\non_poweroff=\"preserve\"\n",
-            self.name, self.kernel, self.initrd, self.extra, self.mib, self.mib, self.vcpus
+             on_crash=\"preserve\"\non_reboot=\"preserve\"\non_poweroff=\"preserve\"\n{}\n",
+            self.name,
+            self.kernel,
+            self.initrd,
+            self.extra,
+            self.mib,
+            self.mib,
+            self.vcpus,
+            self.configuration
         )
     }
 }

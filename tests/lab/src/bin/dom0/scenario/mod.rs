@@ -2,6 +2,7 @@
 
 mod boot;
 mod ept;
+mod flask;
 mod hostile;
 mod kexec;
 mod race;
@@ -32,6 +33,7 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/race-without-recheck", race::without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
     ("reclaim/ept", ept::ept),
+    ("flask/reclaim", flask::labelled),
 ];
 
 /// Runs the scenario called `name`.
