@@ -30,7 +30,9 @@ mod memory;
 mod memory_map;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
+mod nominees;
 mod profile;
+mod query;
 mod scan;
 mod session;
 mod share;

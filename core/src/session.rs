@@ -11,10 +11,12 @@ use zerocopy::IntoBytes;
 
 use crate::abi::{GfnInfo, Op, Request, ShimCounters, State, Statistics};
 use crate::admission::tolerance;
+use crate::nominees::{Search, first_to_share};
+use crate::query::{put, read_bitmap, registers};
 use crate::share::{identify_paused, mismatch_values};
 use crate::{
     Bitmap, FreeCheck, Gfn, MAX_PROFILE_BYTES, P2m, Profile, ProfileError, ScanStep, Scanner, Skip, SliceEnd,
-    SliceReport, Status, Steps, VcpuRegisters, explain, free_by_counters, share_slice,
+    SliceReport, Status, Steps, explain, free_by_counters, share_slice,
 };
 
 /// Descriptors looked at between two looks at the clock and at pending interrupts.
@@ -57,7 +59,7 @@ pub enum Outcome {
 }
 
 /// A refusal: status and its values.
-type Refusal = (Status, [u64; 4]);
+pub(crate) type Refusal = (Status, [u64; 4]);
 
 /// A scan of all memory under way, over several calls.
 #[derive(Clone, Copy, Debug, Default)]
@@ -250,10 +252,7 @@ impl Session {
 
     fn scan<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
         // Nobody is to act on, or be told of, the memory map of a kernel that is gone.
-        let (identified, stopped) = identify_paused(host, self.usable()?);
-        self.count_pause(stopped);
-        identified.map_err(|reason| self.guard_refused(reason))?;
-        self.guard_streak = 0;
+        self.identify(host)?;
         let profile = self.usable()?;
         let (from, end, gfns) = range(host, request)?;
         let words = host
@@ -367,10 +366,18 @@ impl Session {
         let bitmap = Bitmap::new(words.as_ref());
         let unlimited = request.budget == 0;
         let mut at = from;
+        let mut identified = false;
         while at < end {
             if at != from && host.preempted() {
                 request.cursor = at;
                 return Ok(Outcome::Again);
+            }
+            match first_to_share(host, &bitmap, Gfn::new(at), Gfn::new(end)) {
+                Search::Found(nominee) => at = nominee.get(),
+                Search::NothingBefore(next) => {
+                    at = next.get();
+                    continue;
+                }
             }
             // Asked before each slice: a device may be assigned, or a migration begin, between two.
             if let Some((status, value)) = host.blocker() {
@@ -397,6 +404,7 @@ impl Session {
             }
             if report.paused {
                 self.guard_streak = 0;
+                identified = true;
             }
             // A slice that stops where it began would loop for ever; none does, and if one did it ends here.
             at = report.next.max(at.saturating_add(1)).min(end);
@@ -417,7 +425,23 @@ impl Session {
             }
         }
         request.cursor = at;
+        if !identified {
+            // Nothing was left to share. The answer is still about this guest, running this kernel.
+            if let Some((status, value)) = host.blocker() {
+                return Err((status, [value, 0, 0, 0]));
+            }
+            self.identify(host)?;
+        }
         Ok(Outcome::Finished)
+    }
+
+    /// Guard I by itself.
+    fn identify<H: Host>(&mut self, host: &mut H) -> Result<(), Refusal> {
+        let (identified, stopped) = identify_paused(host, self.usable()?);
+        self.count_pause(stopped);
+        identified.map_err(|reason| self.guard_refused(reason))?;
+        self.guard_streak = 0;
+        Ok(())
     }
 
     fn count_slice(&mut self, report: &SliceReport) {
@@ -560,54 +584,4 @@ fn range<H: Host>(host: &mut H, request: &Request) -> Result<(u64, u64, u64), Re
         return Err((Status::OutOfRange, [request.cursor, end, 0, 0]));
     }
     Ok((request.cursor, end, gfns))
-}
-
-/// Copies an answer into the buffer.
-fn put(request: &mut Request, buffer: &mut [u8], answer: &[u8]) -> Result<(), Refusal> {
-    let needed = u32::try_from(answer.len()).unwrap_or(u32::MAX);
-    let Some(room) = buffer.get_mut(..answer.len()) else {
-        request.buffer_size = needed;
-        return Err((Status::BufferTooSmall, [u64::from(needed), 0, 0, 0]));
-    };
-    room.copy_from_slice(answer);
-    request.buffer_size = needed;
-    Ok(())
-}
-
-fn registers<H: Host>(host: &mut H, request: &mut Request, buffer: &mut [u8]) -> Result<(), Refusal> {
-    const EACH: usize = size_of::<VcpuRegisters>();
-    let needed = host.vcpus() as usize * EACH;
-    let needed_field = u32::try_from(needed).unwrap_or(u32::MAX);
-    let Some(room) = buffer.get_mut(..needed) else {
-        request.buffer_size = needed_field;
-        return Err((Status::BufferTooSmall, [needed as u64, 0, 0, 0]));
-    };
-    host.pause();
-    for (vcpu, slot) in (0..).zip(room.chunks_exact_mut(EACH)) {
-        slot.copy_from_slice(host.registers(vcpu).as_bytes());
-    }
-    host.unpause();
-    request.buffer_size = needed_field;
-    Ok(())
-}
-
-fn read_bitmap<H: Host>(host: &mut H, request: &mut Request, buffer: &mut [u8]) -> Result<(), Refusal> {
-    let words = host
-        .bitmap(0)
-        .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
-    let bitmap = Bitmap::new(words.as_ref());
-    let covered = bitmap.gfns();
-    if request.cursor % 8 != 0 || request.cursor > covered {
-        return Err((Status::OutOfRange, [request.cursor, covered, 0, 0]));
-    }
-    let available = usize::try_from((covered - request.cursor) / 8).unwrap_or(usize::MAX);
-    let used = available.min(buffer.len());
-    for (at, byte) in (request.cursor / 8..).zip(buffer.iter_mut().take(used)) {
-        let word = bitmap.word(at / 8).to_le_bytes();
-        *byte = word[usize::try_from(at % 8).unwrap_or(0)];
-    }
-    request.result[0] = covered;
-    request.cursor += used as u64 * 8;
-    request.buffer_size = u32::try_from(used).unwrap_or(u32::MAX);
-    Ok(())
 }

@@ -24,6 +24,9 @@
 //! each 2 MiB entry, and ends early once the guest has been stopped for [`MAX_SLICE_NS`]: the clock is asked before each
 //! region and before each page that the bitmap names, so what follows the limit is one look at a page or a region.
 
+// Where mutations do not exist, `mutated!` is the constant `false`.
+#![allow(clippy::nonminimal_bool)]
+
 use crate::guard::check_boot_value;
 use crate::profile::BytesRule;
 use crate::steps::{Steps, mutated};

@@ -700,3 +700,31 @@ fn registers_and_bitmap_are_copied_out() {
         assert_eq!(run(&mut session, &mut guest, ask).0, Status::OutOfRange);
     }
 }
+
+#[test]
+fn a_guest_is_not_stopped_for_pages_that_are_shared_already() {
+    let mut guest = MockGuest::new(&Config::default());
+    // A page in use in each of a few regions, so that there are 4 KiB entries too.
+    let used: Vec<Gfn> = (0..5).map(|_| guest.alloc(0, 9).unwrap()).collect();
+    let mut session = admitted(&mut guest);
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done);
+    let first = session.statistics(&mut guest);
+    assert!(first.slices > 0 && guest.zero_gfns() == guest.free_pages());
+
+    assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::Done);
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done);
+    let again = session.statistics(&mut guest);
+    assert_eq!((again.slices, again.shared), (first.slices, first.shared));
+    // One pause for each operation, to see which kernel runs.
+    assert_eq!(again.pauses, first.pauses + 2);
+
+    // Something new to share: one slice, which begins there.
+    guest.stamp(0, used[3], 1);
+    guest.free(0, used[3]);
+    assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::Done);
+    assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done);
+    let last = session.statistics(&mut guest);
+    assert_eq!((last.slices, last.shared), (first.slices + 1, first.shared + 512));
+    assert_eq!(guest.zero_gfns(), guest.free_pages());
+    assert_eq!((guest.audit(), guest.verify()), (Ok(()), Ok(())));
+}
