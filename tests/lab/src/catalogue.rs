@@ -15,6 +15,8 @@ pub enum Boot {
     Ept,
     /// The hypervisor with XSM and FLASK, enforcing.
     Flask,
+    /// The release hypervisor on a machine whose clock counts instructions: one is one nanosecond, to host and guest.
+    Counted,
 }
 
 /// One live scenario.
@@ -54,6 +56,10 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("reclaim/damaged-profiles", 300),
     quick("reclaim/page-poison", 300),
     quick("reclaim/no-guest", 60),
+    Scenario {
+        boot: Boot::Counted,
+        ..quick("reclaim/pause", 900)
+    },
     Scenario {
         boot: Boot::Mutants,
         ..quick("reclaim/race-without-recheck", 900)

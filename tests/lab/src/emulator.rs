@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use lacuna_lab::catalogue::Boot;
 use lacuna_lab::wire::{Event, Order};
 
 use crate::bochs::{self, Disc};
@@ -36,6 +37,25 @@ pub(crate) const XEN_LINE: &str = "console=com1 com1=115200,8n1 loglvl=all guest
 /// dom0's command line.
 pub(crate) const DOM0_LINE: &str = "console=hvc0 earlyprintk=xen loglevel=4 panic=1";
 
+/// What the emulated machine's clock goes by.
+#[derive(Clone, Copy)]
+pub(crate) enum Clock {
+    /// The time of the machine that emulates; two processors run side by side.
+    Time,
+    /// The instructions executed, one a nanosecond: figures do not depend on how fast or busy the emulating machine is.
+    /// One processor, so that only the work measured counts.
+    Instructions,
+}
+
+impl From<Boot> for Clock {
+    fn from(boot: Boot) -> Self {
+        match boot {
+            Boot::Release | Boot::Mutants | Boot::Flask | Boot::Ept => Self::Time,
+            Boot::Counted => Self::Instructions,
+        }
+    }
+}
+
 /// Where the serial ports go.
 enum Ports {
     /// Console into a file, channel to the lab.
@@ -54,9 +74,15 @@ pub(crate) struct Emulator {
 
 impl Emulator {
     /// Boots and waits until dom0 takes orders. `logs` is made anew; Xen's console goes to `console.log` in it.
-    pub(crate) fn boot(sysroot: &Sysroot, xen: &Hypervisor, images: &Images, logs: &Path) -> Result<Self> {
+    pub(crate) fn boot(
+        sysroot: &Sysroot,
+        xen: &Hypervisor,
+        images: &Images,
+        clock: Clock,
+        logs: &Path,
+    ) -> Result<Self> {
         let (console, words) = fresh(logs)?;
-        let mut command = machine(sysroot, xen, images, &Ports::Watched(console), "");
+        let mut command = machine(sysroot, xen, images, clock, &Ports::Watched(console), "");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(words);
         let mut child = start(&mut command)?;
         let (Some(orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
@@ -221,37 +247,40 @@ fn accept(listener: &TcpListener, child: &mut Child) -> Result<TcpStream> {
 
 /// Boots dom0 with a shell on the terminal, and returns when it is over.
 pub(crate) fn shell(sysroot: &Sysroot, xen: &Hypervisor, images: &Images) -> Result<()> {
-    let mut command = machine(sysroot, xen, images, &Ports::Terminal, "lab.shell");
+    let mut command = machine(sysroot, xen, images, Clock::Time, &Ports::Terminal, "lab.shell");
     start(&mut command)?
         .wait()
         .on("wait for", "the emulator")
         .map(drop)
 }
 
-fn machine(sysroot: &Sysroot, xen: &Hypervisor, images: &Images, ports: &Ports, dom0_extra: &str) -> Command {
+fn machine(
+    sysroot: &Sysroot,
+    xen: &Hypervisor,
+    images: &Images,
+    clock: Clock,
+    ports: &Ports,
+    dom0_extra: &str,
+) -> Command {
     let kernel = xen.directory.join("xen").to_string_lossy().into_owned();
     let modules = format!(
         "{} {DOM0_LINE} {dom0_extra},{}",
         images.kernel.display(),
         images.dom0.display()
     );
-    let mut line = vec![
-        "qemu-system-x86_64",
-        "-accel",
-        "tcg,thread=multi,tb-size=1024",
-        "-cpu",
-        PROCESSOR,
-    ];
-    line.extend([
-        "-smp",
-        "2",
-        "-m",
-        "4G",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-nodefaults",
-    ]);
+    let mut line = vec!["qemu-system-x86_64", "-cpu", PROCESSOR];
+    line.extend(match clock {
+        Clock::Time => ["-accel", "tcg,thread=multi,tb-size=1024", "-smp", "2"].as_slice(),
+        Clock::Instructions => &[
+            "-accel",
+            "tcg,thread=single,tb-size=1024",
+            "-smp",
+            "1",
+            "-icount",
+            "shift=0,sleep=off",
+        ],
+    });
+    line.extend(["-m", "4G", "-display", "none", "-no-reboot", "-nodefaults"]);
     line.extend(["-kernel", &kernel, "-append", XEN_LINE, "-initrd", &modules]);
     let console;
     match ports {

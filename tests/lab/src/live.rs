@@ -83,7 +83,7 @@ fn boot(stage: &Stage, boot: Boot, logs: &Path, progress: &Progress) -> Result<E
     }
     let xen = stage.hypervisor(boot)?;
     booting();
-    Emulator::boot(&stage.sysroot, &xen, &stage.images, logs)
+    Emulator::boot(&stage.sysroot, &xen, &stage.images, boot.into(), logs)
 }
 
 /// Runs one scenario on a machine that is up. The inner text tells why it failed.

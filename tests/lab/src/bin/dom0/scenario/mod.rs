@@ -5,6 +5,7 @@ mod ept;
 mod flask;
 mod hostile;
 mod kexec;
+mod pause;
 mod race;
 mod reclaim;
 mod stored;
@@ -30,6 +31,7 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/damaged-profiles", hostile::damaged_profiles),
     ("reclaim/page-poison", hostile::poisoned),
     ("reclaim/no-guest", hostile::no_guest),
+    ("reclaim/pause", pause::bounded),
     ("reclaim/race-without-recheck", race::without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
     ("reclaim/ept", ept::ept),
