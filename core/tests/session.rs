@@ -514,14 +514,17 @@ fn a_guard_that_keeps_failing_ends_the_session() {
     let mut guest = MockGuest::new(&Config::default());
     let mut session = admitted(&mut guest);
     let good = *guest.registers_mut(0);
-    for _ in 0..3 {
+    for op in [Op::Scan, Op::Share, Op::Scan] {
         guest.registers_mut(0).idt_limit = 0;
         for _ in 0..7 {
             assert_eq!(status(&mut session, &mut guest, Op::Share), Status::KernelChanged);
         }
-        // One pass in between, and the count begins anew.
+        // One pass in between, of either operation, and the count begins anew.
         *guest.registers_mut(0) = good;
-        assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::Done);
+        let page = guest.alloc(0, 0).unwrap();
+        guest.stamp(0, page, 1);
+        guest.free(0, page);
+        assert_eq!(status(&mut session, &mut guest, op), Status::Done);
     }
     guest.registers_mut(0).idt_limit = 0;
     for _ in 0..7 {
@@ -727,4 +730,51 @@ fn a_guest_is_not_stopped_for_pages_that_are_shared_already() {
     assert_eq!((last.slices, last.shared), (first.slices + 1, first.shared + 512));
     assert_eq!(guest.zero_gfns(), guest.free_pages());
     assert_eq!((guest.audit(), guest.verify()), (Ok(()), Ok(())));
+}
+
+#[test]
+fn a_scan_with_a_gap_admits_nothing() {
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = attached(&mut guest);
+    let first = Request {
+        budget: 50,
+        ..request(Op::Scan)
+    };
+    let (_, stopped, _) = run(&mut session, &mut guest, first);
+    // What lies in the gap is in use: the total would come out right.
+    let beyond = Request {
+        cursor: stopped.cursor + 1,
+        ..request(Op::Scan)
+    };
+    assert_eq!(run(&mut session, &mut guest, beyond).0, Status::Done);
+    assert_eq!(session.state(), State::Loaded);
+}
+
+#[test]
+fn a_share_of_a_part_stays_within_it() {
+    for (cursor, end) in [
+        (1024, 1300),
+        (1100, 1536),
+        (1100, 1500),
+        (1024, 1536),
+        (1000, 2100),
+    ] {
+        let mut guest = MockGuest::new(&Config::default());
+        let mut session = admitted(&mut guest);
+        let part = Request {
+            cursor,
+            end,
+            ..request(Op::Share)
+        };
+        let (status, done, _) = run(&mut session, &mut guest, part);
+        assert_eq!((status, done.result[0]), (Status::Done, end - cursor));
+        for gfn in 0..guest.pages() {
+            let zero = guest.gfn_info(Gfn::new(gfn)).zero_frame == 1;
+            assert_eq!(
+                zero,
+                (cursor..end).contains(&gfn),
+                "frame {gfn} of {cursor}..{end}"
+            );
+        }
+    }
 }
