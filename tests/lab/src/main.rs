@@ -83,7 +83,9 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup => {
             let stage = Stage::build(&context)?;
+            // The two that a plain `cargo lab test` boots.
             stage.hypervisor(Boot::Release)?;
+            stage.hypervisor(Boot::Mutants)?;
             Ok(())
         }
         Task::Build { out } => {
