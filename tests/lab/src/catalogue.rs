@@ -52,7 +52,10 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("reclaim/save", 600),
     quick("reclaim/dump", 600),
     quick("reclaim/race", 900),
-    quick("reclaim/kexec", 600),
+    Scenario {
+        full_only: true,
+        ..quick("reclaim/kexec", 600)
+    },
     quick("reclaim/damaged-profiles", 300),
     quick("reclaim/page-poison", 300),
     quick("reclaim/no-guest", 60),

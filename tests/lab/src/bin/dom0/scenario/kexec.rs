@@ -13,6 +13,9 @@ const AGENT_LIMIT: Duration = Duration::from_secs(180);
 
 /// A kexec into the same kernel, both without KASLR, ends sharing with a clear state, loses nothing, and the new kernel
 /// can be attached in its turn.
+///
+/// Runs under `--full` only, because it has not been seen to hold: libxl carries out a soft reset, through which a
+/// Xen-aware Linux goes on kexec, for HVM guests only, and destroys a PVH guest that asks for one.
 pub(crate) fn ends_sharing(host: &mut Host) -> Result<()> {
     let plan = Plan {
         initrd: "kexec.initrd",
