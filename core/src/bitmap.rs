@@ -113,7 +113,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ranges_do_what_single_bits_would(ops in prop::collection::vec((0_u64..300, 0_u64..300, any::<bool>()), 0..20)) {
+        fn ranges_do_what_single_bits_would(
+            ops in prop::collection::vec((0_u64..300, 0_u64..300, any::<bool>()), 0..20), from in 0_u64..300, to in 0_u64..300,
+        ) {
             let words: Vec<AtomicU64> = (0..4).map(|_| AtomicU64::new(0)).collect();
             let bitmap = Bitmap::new(&words);
             let mut model = [false; 256];
@@ -127,9 +129,10 @@ mod tests {
             for (at, expected) in model.iter().enumerate() {
                 prop_assert_eq!(bitmap.get(Gfn::new(at as u64)), *expected);
             }
-            prop_assert_eq!(bitmap.count(Gfn::new(3), Gfn::new(999)), model[3..].iter().filter(|bit| **bit).count() as u64);
-            let first = model.iter().skip(7).position(|bit| *bit).map(|at| Gfn::new(at as u64 + 7));
-            prop_assert_eq!(bitmap.next_set(Gfn::new(7), Gfn::new(256)), first);
+            let set = |at: &u64| model[usize::try_from(*at).unwrap()];
+            let (first, last) = (Gfn::new(from), Gfn::new(to));
+            prop_assert_eq!(bitmap.count(first, last), (from..to.min(256)).filter(set).count() as u64);
+            prop_assert_eq!(bitmap.next_set(first, last), (from..to.min(256)).find(set).map(Gfn::new));
         }
     }
 }

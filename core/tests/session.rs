@@ -378,6 +378,12 @@ fn a_scan_that_finds_nothing_or_little_admits_nothing() {
         // Another kernel's mark: this one's free blocks do not carry it, and some of its used pages do.
         let mut wrong = guest.profile();
         wrong.free.predicate.expected = 0xf100_0000;
+        let layout = Layout::modern();
+        for used in (600..600 + left / 6).map(Gfn::new) {
+            guest.corrupt(used, layout.predicate.field, 0xf100_0000);
+            guest.corrupt(used, layout.references, 0);
+            guest.corrupt(used, layout.order, 0);
+        }
         let mut session = Session::new();
         assert_eq!(
             set_profile(&mut session, &mut guest, &encoded(&wrong)),
