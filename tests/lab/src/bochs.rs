@@ -24,6 +24,7 @@ pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(1500);
 const PACKAGES: &[&str] = &[
     "bochs",
     "seabios",
+    "vgabios",
     "grub-pc-bin",
     "grub-common",
     "xorriso",
@@ -101,10 +102,10 @@ impl Disc {
         logs: &Path,
     ) -> Result<Command> {
         let settings = logs.join("bochsrc");
-        // SeaBIOS and not Bochs' own BIOS, with which GRUB crashes (Bochs 3.0). Haswell is its first processor with all
+        // All the memory that Bochs can hold; beyond it would swap to a file. SeaBIOS and not Bochs' own BIOS, with which GRUB crashes (Bochs 3.0). Haswell is its first processor with all
         // of EPT. The display is a VNC server that does not wait for anyone.
         let text = format!(
-            "memory: guest=3072, host=3072\n\
+            "memory: guest=2048, host=2048\n\
              romimage: file=/usr/share/seabios/bios.bin\n\
              vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
              cpu: model=corei7_haswell_4770, count=1, ips={INSTRUCTIONS_PER_SECOND}, \

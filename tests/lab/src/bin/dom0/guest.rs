@@ -198,11 +198,24 @@ impl Guest {
 
     /// Fails when the guest's kernel has logged trouble.
     pub(crate) fn check_health(&mut self) -> Result<()> {
+        let trouble = self.trouble()?;
+        if trouble.is_empty() {
+            return Ok(());
+        }
+        Err(differs(
+            &format!("the kernel log of {}", self.name),
+            "no trouble",
+            &format!("{trouble:?}"),
+        ))
+    }
+
+    /// What the guest's kernel has logged that sounds like trouble.
+    pub(crate) fn trouble(&mut self) -> Result<Vec<String>> {
         match self.order(Task::Health, Duration::from_secs(60))? {
-            Report::Health { trouble, .. } if trouble.is_empty() => Ok(()),
+            Report::Health { trouble, .. } => Ok(trouble),
             other => Err(differs(
-                &format!("the kernel log of {}", self.name),
-                "no trouble",
+                &format!("the answer of {}", self.name),
+                "its health",
                 &format!("{other:?}"),
             )),
         }
