@@ -58,6 +58,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     quick("reclaim/damaged-profiles", 300),
     quick("reclaim/page-poison", 300),
+    quick("reclaim/paging", 400),
     quick("reclaim/no-guest", 60),
     Scenario {
         boot: Boot::Counted,

@@ -39,6 +39,13 @@ impl Direct {
         })
     }
 
+    /// Lets the domain go on after it has shut itself down.
+    pub(crate) fn resume(&self) -> Result<()> {
+        self.privcmd
+            .resume(self.domain)
+            .map_err(|error| unusable(&error.to_string()))
+    }
+
     /// One share round with a step left out.
     pub(crate) fn share_without(&self, step: LeftOut) -> Result<()> {
         let flags = (step as u32) << SHARE_MUTATION_SHIFT;
