@@ -128,9 +128,10 @@ pub(crate) fn destroy(host: &mut Host) -> Result<()> {
         mib: 896,
         ..Plan::stock("destroy", "6.12")
     };
-    // How much longer it may take, as times of one run vary, in per cent and in milliseconds.
-    const SLACK_PER_CENT: u128 = 125;
-    const SLACK_MS: u128 = 300;
+    // Times on a busy machine differ severalfold from run to run; taking each page apart, as stock sharing does, takes
+    // minutes. The figures tell the ratio of this run.
+    const SLACK_PER_CENT: u128 = 300;
+    const SLACK_MS: u128 = 2000;
     let mut plain = host.create(&PLAN)?;
     plain.order(Task::Fill, AGENT_LIMIT)?;
     let without = plain.destroy(host)?.as_millis();
