@@ -25,7 +25,11 @@ pub(crate) fn jump() -> io::Result<()> {
 }
 
 fn run(arguments: &[&str]) -> io::Result<()> {
-    let ran = Command::new(KEXEC).args(arguments).output()?;
+    let ran = Command::new(KEXEC)
+        .args(arguments)
+        // Debian's kexec is linked with Xen's libraries, which the lab has from its own build of Xen.
+        .env("LD_LIBRARY_PATH", "/usr/local/lib")
+        .output()?;
     if ran.status.success() {
         return Ok(());
     }

@@ -52,13 +52,9 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("reclaim/save", 600),
     quick("reclaim/dump", 600),
     quick("reclaim/race", 900),
-    Scenario {
-        full_only: true,
-        ..quick("reclaim/kexec", 600)
-    },
+    quick("reclaim/kexec", 600),
     quick("reclaim/damaged-profiles", 300),
     quick("reclaim/page-poison", 300),
-    quick("reclaim/paging", 400),
     quick("reclaim/no-guest", 60),
     Scenario {
         boot: Boot::Counted,

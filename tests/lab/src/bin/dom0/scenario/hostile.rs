@@ -86,38 +86,6 @@ pub(crate) fn poisoned(host: &mut Host) -> Result<()> {
     guest.check_health()
 }
 
-/// Guests whose paging the engine is not made for: refused, and told why.
-pub(crate) fn paging(host: &mut Host) -> Result<()> {
-    for (name, configuration, word) in [("shadow", "hap=0", "paging"), ("nested", "nestedhvm=1", "nested")] {
-        let mut guest = host.create(&Plan {
-            configuration,
-            mib: 256,
-            ..Plan::stock(name, "6.12")
-        })?;
-        let answer = host.ask_lacuna(&["attach", guest.name])?;
-        equal(
-            &format!("exit status of `lacuna attach` for a guest with {configuration}"),
-            &REFUSED,
-            &answer.status,
-        )?;
-        let why = answer
-            .body
-            .get("error")
-            .and_then(|text| text.as_str())
-            .unwrap_or_default();
-        host.figure(&format!("refused_{name}"), why.to_owned())?;
-        ensure(
-            why.contains(word),
-            &format!("why a guest with {configuration} was refused"),
-            &format!("a word about {word}"),
-            why,
-        )?;
-        guest.check_health()?;
-        guest.destroy(host)?;
-    }
-    Ok(())
-}
-
 /// What has no engine: dom0 itself, and a domain that does not exist.
 pub(crate) fn no_guest(host: &mut Host) -> Result<()> {
     let own = host.ask_lacuna(&["attach", "0"])?;

@@ -30,7 +30,6 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/kexec", kexec::ends_sharing),
     ("reclaim/damaged-profiles", hostile::damaged_profiles),
     ("reclaim/page-poison", hostile::poisoned),
-    ("reclaim/paging", hostile::paging),
     ("reclaim/no-guest", hostile::no_guest),
     ("reclaim/pause", pause::bounded),
     ("reclaim/race-without-recheck", race::without_recheck),
