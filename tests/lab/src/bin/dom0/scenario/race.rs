@@ -76,6 +76,10 @@ pub(crate) fn complete(host: &mut Host) -> Result<()> {
 }
 
 /// The re-check left out: the workload must lose data, or this test could not see a loss at all.
+///
+/// Runs under `--full` only, because it has not been seen to hold: in its one run 100 rounds went by without a loss,
+/// though rounds with the re-check reject 28 pages each. Why is not known yet; the model of the engine (`lacuna-core`)
+/// does lose data with the same step left out.
 pub(crate) fn without_recheck(host: &mut Host) -> Result<()> {
     let harm = harm_without(host, LeftOut::Recheck)?;
     host.figure("harm", harm.clone().unwrap_or_default())?;

@@ -123,6 +123,9 @@ pub(super) fn use_memory(host: &mut Host, guest: &mut Guest, free: u64) -> Resul
 
 /// Destroying a guest whose memory is on zero frames takes no longer than destroying the same guest without, and sharing
 /// costs next to nothing in metadata.
+///
+/// Runs under `--full` only, because it has not been seen to hold: `lacuna attach` finds no VMCOREINFO note in a guest of
+/// 896 MiB, twice of two times, while guests of 256 to 640 MiB are found. Why is not known yet.
 pub(crate) fn destroy(host: &mut Host) -> Result<()> {
     const PLAN: Plan = Plan {
         mib: 896,
