@@ -48,6 +48,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("boot/account-6.1", 300),
     quick("reclaim/truth-6.12", 600),
     quick("reclaim/truth-6.1", 600),
+    quick("reclaim/destroy", 600),
     quick("reclaim/save", 600),
     quick("reclaim/race", 900),
     quick("reclaim/kexec", 600),
@@ -59,7 +60,6 @@ pub const SCENARIOS: &[Scenario] = &[
         ..quick("reclaim/pause", 900)
     },
     // Not seen to hold yet, each for the reason that its code gives: long runs only, where they fail in plain sight.
-    long("reclaim/destroy", 600),
     long("reclaim/dump", 600),
     Scenario {
         boot: Boot::Mutants,
