@@ -124,15 +124,15 @@ pub(super) fn use_memory(host: &mut Host, guest: &mut Guest, free: u64) -> Resul
 /// Destroying a guest whose memory is on zero frames takes no longer than destroying the same guest without, and sharing
 /// costs next to nothing in metadata.
 pub(crate) fn destroy(host: &mut Host) -> Result<()> {
+    // Times on a busy machine differ severalfold from run to run; taking each page apart, as stock sharing does, takes
+    // minutes. The figures tell the ratio of this run.
+    const SLACK_PER_CENT: u128 = 300;
+    const SLACK_MS: u128 = 2000;
     // Two names: a guest's console log goes by its name, and the first one's must not pass for the second's.
     let plan = |name| Plan {
         mib: 896,
         ..Plan::stock(name, "6.12")
     };
-    // Times on a busy machine differ severalfold from run to run; taking each page apart, as stock sharing does, takes
-    // minutes. The figures tell the ratio of this run.
-    const SLACK_PER_CENT: u128 = 300;
-    const SLACK_MS: u128 = 2000;
     let mut plain = host.create(&plan("plain"))?;
     plain.order(Task::Fill, AGENT_LIMIT)?;
     let without = plain.destroy(host)?.as_millis();
