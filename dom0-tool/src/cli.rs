@@ -71,12 +71,30 @@ pub struct Guest {
     /// Number or name of the domain
     #[arg(required_unless_present = "dump", conflicts_with = "dump")]
     pub domain: Option<String>,
-    /// Read a raw memory dump instead of a domain: byte N of the file is guest-physical byte N
-    #[arg(long, value_name = "FILE", requires = "registers")]
+    /// What of a dump
+    #[command(flatten)]
+    pub dump: DumpSource,
+}
+
+/// A dump, and what completes its registers.
+#[derive(Debug, Args)]
+pub struct DumpSource {
+    /// Read guest memory from a file: raw (byte N is guest-physical byte N), an ELF core (QEMU's dump-guest-memory), or a
+    /// Xen core (xl dump-core)
+    #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
-    /// The virtual CPUs' registers of the dump, JSON (docs/profile.md)
+    /// The virtual CPUs' registers: the text of QEMU's `info registers -a`, or JSON (docs/profile.md)
     #[arg(long, value_name = "FILE", requires = "dump")]
     pub registers: Option<PathBuf>,
+    /// CR3 of the first virtual CPU, hexadecimal
+    #[arg(long, value_name = "HEX", requires = "dump", value_parser = parse_hexadecimal)]
+    pub cr3: Option<u64>,
+    /// Base of the first virtual CPU's IDT, hexadecimal
+    #[arg(long, value_name = "HEX", requires = "dump", value_parser = parse_hexadecimal)]
+    pub idt: Option<u64>,
+    /// `IA32_LSTAR` of the first virtual CPU, hexadecimal
+    #[arg(long, value_name = "HEX", requires = "dump", value_parser = parse_hexadecimal)]
+    pub lstar: Option<u64>,
 }
 
 /// Where the layout comes from.
@@ -105,6 +123,7 @@ pub struct Identify {
 }
 
 /// `lacuna profile ...`.
+#[allow(clippy::large_enum_variant)] // there is one, parsed once
 #[derive(Debug, Subcommand)]
 pub enum ProfileCommand {
     /// Build a profile of a guest, or, with --headers alone, a layout of a kernel
@@ -122,12 +141,9 @@ pub struct ProfileBuild {
     /// Number or name of the domain; without it, and without --dump, a layout is made
     #[arg(conflicts_with = "dump", required_unless_present_any = ["dump", "headers"])]
     pub domain: Option<String>,
-    /// Read a raw memory dump instead of a domain
-    #[arg(long, value_name = "FILE", requires = "registers")]
-    pub dump: Option<PathBuf>,
-    /// The virtual CPUs' registers of the dump, JSON (docs/profile.md)
-    #[arg(long, value_name = "FILE", requires = "dump")]
-    pub registers: Option<PathBuf>,
+    /// What of a dump
+    #[command(flatten)]
+    pub dump: DumpSource,
     /// Where the layout comes from
     #[command(flatten)]
     pub layout: LayoutSource,
@@ -214,6 +230,11 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn parse_hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
+        .map_err(|error| format!("not a hexadecimal number: {error}"))
+}
+
 fn parse_gfn(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
@@ -233,12 +254,17 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_is_a_domain_or_a_dump_with_registers() {
+    fn a_guest_is_a_domain_or_a_dump() {
         assert!(Cli::try_parse_from(["lacuna", "identify", "web1"]).is_ok());
         assert!(Cli::try_parse_from(["lacuna", "identify", "--dump", "m", "--registers", "r"]).is_ok());
+        assert!(
+            Cli::try_parse_from(["lacuna", "scan", "--dump", "m", "--cr3", "0x1000", "--idt", "f"]).is_ok()
+        );
         for wrong in [
             &["lacuna", "identify"][..],
-            &["lacuna", "identify", "--dump", "m"],
+            &["lacuna", "identify", "web1", "--dump", "m"],
+            &["lacuna", "identify", "web1", "--cr3", "1000"],
+            &["lacuna", "identify", "--dump", "m", "--cr3", "there"],
         ] {
             let error = Cli::try_parse_from(wrong).map(|_| ()).expect_err("usage");
             assert_eq!(error.exit_code(), 2);

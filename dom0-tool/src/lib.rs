@@ -1,13 +1,14 @@
 //! The Dom0 tool: finds out where a guest's kernel keeps its free pages, and drives the engine inside Xen.
 //!
 //! * [`linux`] identifies a Linux kernel and makes its profile;
-//! * [`memory`] is where guest memory comes from, [`xen`] the hypervisor;
+//! * [`dump`] is guest memory in a file, [`memory`] is where guest memory comes from, [`xen`] the hypervisor;
 //! * [`cli`] and [`commands`] are the command line; [`report`] is how failures look.
 //!
 //! Whatever comes out of a guest is hostile input: parsers are bounded, and nothing is believed on one source's word.
 
 pub mod cli;
 pub mod commands;
+pub mod dump;
 pub mod linux;
 pub mod memory;
 pub mod report;

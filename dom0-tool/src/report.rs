@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::dump::DumpError;
 use crate::linux::contents::ContentsError;
 use crate::linux::identify::IdentifyError;
 use crate::linux::layout::LayoutError;
@@ -9,7 +10,6 @@ use crate::linux::profile::BuildError;
 use crate::linux::stub::StubError;
 use crate::linux::stub::compile::CompileError;
 use crate::linux::stub::run::RunError;
-use crate::memory::dump::DumpError;
 use crate::xen::answer::explain_status;
 use crate::xen::domain::DomainError;
 use crate::xen::engine::EngineError;
@@ -182,6 +182,15 @@ impl From<DumpError> for Failure {
         match &error {
             DumpError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
                 Self::plain(Class::NotFound, error)
+            }
+            DumpError::OtherFormat { remedy, .. } => Self::new(Class::Failed, &error, *remedy),
+            DumpError::Registers { .. } => Self::new(
+                Class::Failed,
+                error,
+                "give the text that QEMU's monitor prints for `info registers -a`, or the JSON of docs/profile.md",
+            ),
+            DumpError::Truncated { .. } | DumpError::Impossible { .. } => {
+                Self::new(Class::Failed, error, "take the dump again, or copy it again")
             }
             _ => Self::plain(Class::Failed, error),
         }

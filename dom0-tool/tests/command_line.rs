@@ -25,7 +25,7 @@ fn wrong_usage_is_2() {
         &["dedup", "1", "--interval", "-1"],
         &["dedup", "1", "--rounds", "2", "--until-stable"],
         &["explain", "1", "0xnothing"],
-        &["scan", "--dump", "memory"],
+        &["scan", "--registers", "r"],
         &["nonsense"],
     ] {
         assert_eq!(status(wrong), 2, "{wrong:?}");
@@ -37,7 +37,7 @@ fn what_is_not_there_is_4() {
     assert_eq!(status(&["profile", "build", "--headers", "/nowhere/at/all"]), 4);
     let folder = tempfile::tempdir().unwrap();
     let registers = folder.path().join("registers.json");
-    fs::write(&registers, "[]").unwrap();
+    fs::write(&registers, "[{}]").unwrap();
     let arguments = [
         "identify",
         "--dump",

@@ -7,13 +7,13 @@ use lacuna_core::VcpuRegisters;
 
 use super::Out;
 use super::progress;
-use crate::cli::LayoutSource;
+use crate::cli::{DumpSource, LayoutSource};
+use crate::dump::{Cpu, Dump};
 use crate::linux::identify::{Identified, IdentifyError, identify};
 use crate::linux::layout::Layout;
 use crate::linux::stub::headers::HeaderTree;
 use crate::linux::stub::layout_from_headers;
 use crate::memory::GuestSource;
-use crate::memory::dump::{RawDump, read_registers};
 use crate::report::{Class, Failure};
 use crate::xen::domain::{Domain, find};
 use crate::xen::engine::Engine;
@@ -65,9 +65,28 @@ impl Live {
     }
 }
 
-/// Opens a dump and its registers.
-pub(crate) fn open_dump(dump: &Path, registers: &Path) -> Result<(RawDump, Vec<VcpuRegisters>), Failure> {
-    Ok((RawDump::open(dump)?, read_registers(registers)?))
+/// Opens a dump, with the registers that the command line adds.
+pub(crate) fn open_dump(file: &Path, source: &DumpSource, out: Out) -> Result<Dump, Failure> {
+    let mut dump = Dump::open(file)?;
+    if let Some(registers) = &source.registers {
+        dump.add_registers(registers)?;
+    }
+    dump.override_registers(source.cr3, source.idt, source.lstar);
+    out.line(format!(
+        "dump        {}, {} extents, registers of {} virtual CPU(s)",
+        dump.format().name(),
+        dump.extents().len(),
+        dump.cpus.len()
+    ));
+    for remark in &dump.remarks {
+        out.line(format!("note        {remark}"));
+    }
+    Ok(dump)
+}
+
+/// The registers that a dump has, as the core takes them.
+pub(crate) fn registers_of(dump: &Dump) -> Vec<VcpuRegisters> {
+    dump.cpus.iter().map(Cpu::registers).collect()
 }
 
 /// Identifies the guest's kernel, with progress.

@@ -3,24 +3,21 @@
 use serde_json::{Value, json};
 
 use super::Out;
-use super::guest::{identify_kernel, open_domain, open_dump};
+use super::guest::{identify_kernel, open_domain, open_dump, registers_of};
 use crate::cli::Identify;
 use crate::linux::identify::Identified;
 use crate::report::Failure;
 
 pub(super) fn run(arguments: &Identify, out: Out) -> Result<Value, Failure> {
-    let found = match (
-        &arguments.guest.domain,
-        &arguments.guest.dump,
-        &arguments.guest.registers,
-    ) {
-        (Some(domain), ..) => {
+    let found = match (&arguments.guest.domain, &arguments.guest.dump.dump) {
+        (Some(domain), _) => {
             let live = open_domain(domain)?;
             let vcpus = live.engine.registers()?;
             identify_kernel(&mut live.memory()?, &vcpus)?
         }
-        (None, Some(dump), Some(registers)) => {
-            let (mut memory, vcpus) = open_dump(dump, registers)?;
+        (None, Some(file)) => {
+            let mut memory = open_dump(file, &arguments.guest.dump, out)?;
+            let vcpus = registers_of(&memory);
             identify_kernel(&mut memory, &vcpus)?
         }
         // The command line's rules leave no other case.

@@ -7,7 +7,7 @@ use std::path::Path;
 use lacuna_core::{GuestMemory, MAX_PROFILE_BYTES, Profile, VcpuRegisters};
 use serde_json::{Value, json};
 
-use super::guest::{from_headers, identify_kernel, layout_for, open_domain, open_dump};
+use super::guest::{from_headers, identify_kernel, layout_for, open_domain, open_dump, registers_of};
 use super::{Out, identify, pages};
 use crate::cli::{LayoutSource, ProfileBuild, ProfileShow};
 use crate::linux::agreement::describe;
@@ -18,8 +18,8 @@ use crate::report::{Class, Failure, hexadecimal};
 
 /// `lacuna profile build`.
 pub(super) fn build(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
-    let (built, kernel) = match (&arguments.domain, &arguments.dump, &arguments.registers) {
-        (Some(domain), ..) => {
+    let (built, kernel) = match (&arguments.domain, &arguments.dump.dump) {
+        (Some(domain), _) => {
             let live = open_domain(domain)?;
             let vcpus = live.engine.registers()?;
             let mut memory = live.memory()?;
@@ -29,8 +29,9 @@ pub(super) fn build(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure
                 kernel,
             )
         }
-        (None, Some(dump), Some(registers)) => {
-            let (mut memory, vcpus) = open_dump(dump, registers)?;
+        (None, Some(file)) => {
+            let mut memory = open_dump(file, &arguments.dump, out)?;
+            let vcpus = registers_of(&memory);
             let kernel = identify_kernel(&mut memory, &vcpus)?;
             (
                 make(&mut memory, &kernel, &vcpus, &arguments.layout, out)?,

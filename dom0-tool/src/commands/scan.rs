@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lacuna_core::{Bitmap, FreeCheck, Gfn, Scanner};
 use serde_json::{Value, json};
 
-use super::guest::{identify_kernel, open_domain, open_dump};
+use super::guest::{identify_kernel, open_domain, open_dump, registers_of};
 use super::paused::PausedGuest;
 use super::{Out, duration, pages, profile, progress};
 use crate::cli::Scan;
@@ -20,13 +20,9 @@ use crate::xen::engine::Scanned;
 const CHUNK: u64 = 1 << 16;
 
 pub(super) fn run(arguments: &Scan, out: Out) -> Result<Value, Failure> {
-    match (
-        &arguments.guest.domain,
-        &arguments.guest.dump,
-        &arguments.guest.registers,
-    ) {
-        (Some(domain), ..) => of_domain(arguments, domain, out),
-        (None, Some(dump), Some(registers)) => of_dump(arguments, dump, registers, out),
+    match (&arguments.guest.domain, &arguments.guest.dump.dump) {
+        (Some(domain), _) => of_domain(arguments, domain, out),
+        (None, Some(file)) => of_dump(arguments, file, out),
         // The command line's rules leave no other case.
         _ => Err(Failure::plain(Class::Failed, "no guest was named")),
     }
@@ -60,8 +56,9 @@ fn of_domain(arguments: &Scan, domain: &str, out: Out) -> Result<Value, Failure>
     Ok(answer)
 }
 
-fn of_dump(arguments: &Scan, dump: &Path, registers: &Path, out: Out) -> Result<Value, Failure> {
-    let (mut memory, vcpus) = open_dump(dump, registers)?;
+fn of_dump(arguments: &Scan, file: &Path, out: Out) -> Result<Value, Failure> {
+    let mut memory = open_dump(file, &arguments.guest.dump, out)?;
+    let vcpus = registers_of(&memory);
     let kernel = identify_kernel(&mut memory, &vcpus)?;
     let built = profile::make(&mut memory, &kernel, &vcpus, &arguments.layout, out)?;
 

@@ -1,6 +1,4 @@
-//! Where guest memory comes from: a live domain (`xen::foreign`) or a file ([`dump`]).
-
-pub mod dump;
+//! Where guest memory comes from: a live domain (`xen::foreign`) or a file (`dump`).
 
 use lacuna_core::{Gfn, GuestMemory};
 

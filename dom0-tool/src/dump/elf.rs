@@ -1,0 +1,317 @@
+//! ELF cores: QEMU's `dump-guest-memory`, with or without `-p`, and `/proc/vmcore`.
+//!
+//! Segments are taken by physical address. Headers of both word sizes, little-endian, also with more program headers than
+//! 16 bits count (`PN_XNUM`: the number is then in the first section header, System V ABI, `elf(5)`).
+
+use super::extents::Extent;
+use super::file::MappedFile;
+use super::notes::{self, Note};
+use super::{DumpError, Parts};
+
+pub(super) const MAGIC: &[u8] = b"\x7fELF";
+/// `e_machine` of i386 and amd64.
+const EM_386: u16 = 3;
+const EM_X86_64: u16 = 62;
+/// `e_phnum` when the number does not fit.
+const PN_XNUM: u64 = 0xffff;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+/// Most bytes of notes read: one CPU has about 1 KiB of them.
+const MAX_NOTE_BYTES: u64 = 64 << 20;
+
+/// A segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    kind: u32,
+    offset: u64,
+    physical: u64,
+    file_bytes: u64,
+}
+
+/// A section.
+#[derive(Clone, Debug)]
+pub(super) struct Section {
+    name: String,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    pub(super) entry_bytes: u64,
+}
+
+/// The headers of an ELF file.
+#[derive(Debug)]
+pub(super) struct Elf {
+    pub(super) machine: u16,
+    pub(super) segments: Vec<Segment>,
+    sections: Vec<Section>,
+}
+
+impl Elf {
+    /// Reads the headers.
+    ///
+    /// # Errors
+    /// [`DumpError::Truncated`], [`DumpError::Impossible`].
+    pub(super) fn parse(file: &MappedFile) -> Result<Self, DumpError> {
+        let identity = file.bytes("ELF header", 0, 16)?;
+        let wide = match identity[4] {
+            1 => false,
+            2 => true,
+            class => return Err(impossible("ELF class", u64::from(class))),
+        };
+        if identity[5] != 1 {
+            return Err(impossible("ELF byte order", u64::from(identity[5])));
+        }
+        let header = file.bytes("ELF header", 0, if wide { 64 } else { 52 })?;
+        let header = Fields { bytes: &header, wide };
+        let machine = header.u16(18);
+        if machine != EM_386 && machine != EM_X86_64 {
+            return Err(impossible(
+                "ELF machine (only i386 and amd64 are known)",
+                u64::from(machine),
+            ));
+        }
+        // After e_entry: e_phoff, e_shoff, e_flags, e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx.
+        let (segments_at, sections_at, rest) = if wide {
+            (header.word(32), header.word(40), 52)
+        } else {
+            (header.word(28), header.word(32), 40)
+        };
+        let segment_bytes = u64::from(header.u16(rest + 2));
+        let mut segment_count = u64::from(header.u16(rest + 4));
+        let section_bytes = u64::from(header.u16(rest + 6));
+        let mut section_count = u64::from(header.u16(rest + 8));
+        let names = u64::from(header.u16(rest + 10));
+        let least_section = if wide { 64 } else { 40 };
+        let least_segment = if wide { 56 } else { 32 };
+        if sections_at != 0 && section_bytes >= least_section {
+            // Numbers that do not fit the header are in the first section header.
+            if segment_count == PN_XNUM || section_count == 0 {
+                let first = file.bytes("first section header", sections_at, section_bytes)?;
+                let first = Fields { bytes: &first, wide };
+                if segment_count == PN_XNUM {
+                    segment_count = u64::from(first.u32(if wide { 44 } else { 28 }));
+                }
+                if section_count == 0 {
+                    section_count = first.word(if wide { 32 } else { 20 });
+                }
+            }
+        } else if segment_count == PN_XNUM {
+            return Err(impossible(
+                "number of program headers without a section header",
+                segment_count,
+            ));
+        }
+        let mut segments = Vec::new();
+        if segment_count > 0 {
+            if segment_bytes < least_segment {
+                return Err(impossible("size of a program header", segment_bytes));
+            }
+            // At most as many as the file has room for.
+            let table = file.bytes(
+                "table of program headers",
+                segments_at,
+                segment_count.saturating_mul(segment_bytes),
+            )?;
+            for entry in table.chunks_exact(usize::try_from(segment_bytes).unwrap_or(usize::MAX)) {
+                let entry = Fields { bytes: entry, wide };
+                segments.push(if wide {
+                    Segment {
+                        kind: entry.u32(0),
+                        offset: entry.word(8),
+                        physical: entry.word(24),
+                        file_bytes: entry.word(32),
+                    }
+                } else {
+                    Segment {
+                        kind: entry.u32(0),
+                        offset: entry.word(4),
+                        physical: entry.word(12),
+                        file_bytes: entry.word(16),
+                    }
+                });
+            }
+        }
+        let sections = if sections_at != 0 && section_bytes >= least_section && section_count > 0 {
+            sections(file, wide, sections_at, section_bytes, section_count, names)
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            machine,
+            segments,
+            sections,
+        })
+    }
+
+    /// The section called `name`.
+    pub(super) fn section(&self, name: &str) -> Option<&Section> {
+        self.sections.iter().find(|section| section.name == name)
+    }
+
+    /// Whether 64-bit mode was active when QEMU wrote the file: it chooses the machine by `EFER.LMA`
+    /// (QEMU `target/i386/arch_dump.c`, `cpu_get_dump_info`).
+    pub(super) const fn long_mode(&self) -> bool {
+        self.machine == EM_X86_64
+    }
+}
+
+/// Sections are wanted of Xen cores only: a table that is damaged is left out, for an ELF core does not need it.
+fn sections(
+    file: &MappedFile,
+    wide: bool,
+    at: u64,
+    entry_bytes: u64,
+    count: u64,
+    names: u64,
+) -> Vec<Section> {
+    let Ok(table) = file.bytes("table of section headers", at, count.saturating_mul(entry_bytes)) else {
+        return Vec::new();
+    };
+    let entry_length = usize::try_from(entry_bytes).unwrap_or(usize::MAX);
+    let place = |index: u64| {
+        let start = usize::try_from(index).ok()?.checked_mul(entry_length)?;
+        let entry = Fields {
+            bytes: table.get(start..start.checked_add(entry_length)?)?,
+            wide,
+        };
+        Some(if wide {
+            (entry.u32(0), entry.word(24), entry.word(32), entry.word(56))
+        } else {
+            (entry.u32(0), entry.word(16), entry.word(20), entry.word(36))
+        })
+    };
+    let strings = place(names)
+        .filter(|(_, _, bytes, _)| *bytes <= 1 << 20)
+        .and_then(|(_, offset, bytes, _)| file.bytes("names of the sections", offset, bytes).ok())
+        .unwrap_or_default();
+    let mut found = Vec::new();
+    for index in 0..count {
+        let Some((name, offset, bytes, entry_bytes)) = place(index) else {
+            break;
+        };
+        let name = usize::try_from(name)
+            .ok()
+            .and_then(|start| strings.get(start..))
+            .and_then(|rest| rest.split(|byte| *byte == 0).next())
+            .map(|name| String::from_utf8_lossy(name).into_owned())
+            .unwrap_or_default();
+        if !name.is_empty() {
+            found.push(Section {
+                name,
+                offset,
+                bytes,
+                entry_bytes,
+            });
+        }
+    }
+    found
+}
+
+/// Takes memory and virtual CPUs out of an ELF core.
+///
+/// # Errors
+/// [`DumpError`].
+pub(super) fn read(file: &MappedFile, elf: &Elf) -> Result<Parts, DumpError> {
+    let mut parts = Parts::default();
+    let mut cut: u64 = 0;
+    for segment in elf.segments.iter().filter(|segment| segment.kind == PT_LOAD) {
+        let there = file
+            .length()
+            .saturating_sub(segment.offset)
+            .min(segment.file_bytes);
+        cut = cut.saturating_add(segment.file_bytes - there);
+        // A physical address that wraps belongs to a mapping without one (/proc/vmcore's kernel text has -1 there).
+        if there > 0 && segment.physical.checked_add(there).is_some() {
+            parts.extents.push(Extent {
+                start: segment.physical,
+                bytes: there,
+                offset: segment.offset,
+            });
+        }
+    }
+    if cut > 0 {
+        parts.remarks.push(format!(
+            "the file is cut short: {cut} bytes of guest memory that its headers promise are missing"
+        ));
+    }
+    let mut plain = Vec::new();
+    for segment in elf.segments.iter().filter(|segment| segment.kind == PT_NOTE) {
+        let bytes = segment.file_bytes.min(MAX_NOTE_BYTES);
+        let bytes = match file.bytes("notes", segment.offset, bytes) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                parts.remarks.push(error.to_string());
+                continue;
+            }
+        };
+        for note in notes::all(&bytes) {
+            match note {
+                Note {
+                    name: b"QEMU",
+                    kind: 0,
+                    ..
+                } => {
+                    parts.cpus.extend(notes::qemu_cpu(note.body, elf.long_mode()));
+                }
+                Note {
+                    name: b"CORE",
+                    kind: notes::NT_PRSTATUS,
+                    ..
+                } => {
+                    plain.extend(notes::prstatus(note.body, elf.long_mode()));
+                }
+                Note {
+                    name: b"VMCOREINFO", ..
+                } if parts.vmcoreinfo.is_none() => {
+                    parts.vmcoreinfo = Some(note.body.to_vec());
+                }
+                _ => {}
+            }
+        }
+    }
+    if parts.cpus.is_empty() {
+        if !plain.is_empty() {
+            parts.remarks.push(
+                "the file has no control registers (no QEMU note): only general registers of its virtual CPUs"
+                    .to_owned(),
+            );
+        }
+        parts.cpus = plain;
+    }
+    if parts.cpus.len() > super::MAX_CPUS {
+        return Err(impossible("number of virtual CPUs", parts.cpus.len() as u64));
+    }
+    Ok(parts)
+}
+
+pub(super) fn impossible(what: &'static str, value: u64) -> DumpError {
+    DumpError::Impossible { what, value }
+}
+
+/// Little-endian members of a header; out of bounds reads as 0, and sizes are checked before.
+pub(super) struct Fields<'b> {
+    pub(super) bytes: &'b [u8],
+    pub(super) wide: bool,
+}
+
+impl Fields<'_> {
+    pub(super) fn number(&self, at: usize, width: usize) -> u64 {
+        self.bytes
+            .get(at..at.saturating_add(width))
+            .unwrap_or_default()
+            .iter()
+            .rev()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+
+    fn u16(&self, at: usize) -> u16 {
+        u16::try_from(self.number(at, 2)).unwrap_or(0)
+    }
+
+    fn u32(&self, at: usize) -> u32 {
+        u32::try_from(self.number(at, 4)).unwrap_or(0)
+    }
+
+    fn word(&self, at: usize) -> u64 {
+        self.number(at, if self.wide { 8 } else { 4 })
+    }
+}

@@ -1,0 +1,302 @@
+//! Guest memory in a file: raw, an ELF core (QEMU's `dump-guest-memory`, `/proc/vmcore`) or a Xen core (`xl dump-core`).
+//!
+//! The file is mapped, not read in: what a command touches is what it costs. Nothing in it is trusted: a table that runs
+//! past the file's end is an error, a segment that does is cut there and said to be, and each loop is bounded by the size
+//! of the file.
+//!
+//! [`Dump`] is [`GuestMemory`] and [`GuestSource`]; [`Dump::cpus`] holds what the file says of the virtual CPUs, which
+//! [`Dump::add_registers`] and [`Dump::override_registers`] complete.
+
+mod cpu;
+mod elf;
+mod extents;
+mod file;
+mod notes;
+mod registers;
+mod xen;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use lacuna_core::{Gfn, GuestMemory, GuestPhys, PAGE_SIZE, ReadError};
+use thiserror::Error;
+
+pub use cpu::Cpu;
+pub use extents::Extent;
+pub use registers::{MAX_CPUS, parse_registers};
+
+use crate::memory::GuestSource;
+use extents::Extents;
+use file::MappedFile;
+
+/// How the file is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Byte N of the file is guest-physical byte N.
+    Raw,
+    /// ELF core: `PT_LOAD` segments by physical address.
+    Elf,
+    /// Xen core: pages in a section, their numbers in another.
+    Xen,
+}
+
+impl Format {
+    /// In a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Elf => "elf",
+            Self::Xen => "xen",
+        }
+    }
+}
+
+/// Why a dump cannot be used.
+#[derive(Debug, Error)]
+pub enum DumpError {
+    /// A file could not be opened or read.
+    #[error("{}: {cause}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// The registers are not what `docs/profile.md` describes.
+    #[error("{} does not hold virtual CPU registers: {why}", file.display())]
+    Registers {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The file is of a kind that is known and cannot be read.
+    #[error("the file is {what}, which holds guest memory in a form that cannot be read in place")]
+    OtherFormat {
+        /// What it is.
+        what: &'static str,
+        /// What makes a usable dump of it.
+        remedy: &'static str,
+    },
+    /// A part of the file lies past its end.
+    #[error(
+        "the file is cut short or damaged: its {what} would end at byte {needed:#x}, the file at {length:#x}"
+    )]
+    Truncated {
+        /// Which part.
+        what: &'static str,
+        /// Where it would end.
+        needed: u64,
+        /// Bytes in the file.
+        length: u64,
+    },
+    /// A number in a header is impossible.
+    #[error("the file is damaged: its {what} is {value:#x}, which is not possible")]
+    Impossible {
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// No page of guest memory is in the file.
+    #[error("the file holds no guest memory")]
+    Empty,
+}
+
+/// An open dump.
+#[derive(Debug)]
+pub struct Dump {
+    file: MappedFile,
+    format: Format,
+    extents: Extents,
+    end: Gfn,
+    /// What the file says of each virtual CPU, in its order.
+    pub cpus: Vec<Cpu>,
+    /// Text of a VMCOREINFO note in the file's own headers: as the dumper was told, so an allegation like any other.
+    pub vmcoreinfo: Option<Vec<u8>>,
+    /// What is odd about the file, for people.
+    pub remarks: Vec<String>,
+}
+
+/// What the reader of one format finds.
+#[derive(Debug, Default)]
+struct Parts {
+    extents: Vec<Extent>,
+    cpus: Vec<Cpu>,
+    vmcoreinfo: Option<Vec<u8>>,
+    remarks: Vec<String>,
+}
+
+/// Beginnings of files that are no dump in place, and what to do about each.
+const OTHER_FORMATS: &[(&[u8], &str, &str)] = &[
+    (
+        b"KDUMP   ",
+        "a kdump-compressed dump",
+        "take it as ELF: in QEMU `dump-guest-memory FILE` without -z; of an existing one `makedumpfile -E -d 0` or crash",
+    ),
+    (
+        b"makedumpfile\0",
+        "a flattened makedumpfile dump",
+        "rearrange it with `makedumpfile -R`, then make it ELF",
+    ),
+    (
+        b"QFI\xfb",
+        "a QEMU disk image (qcow2)",
+        "`dump-guest-memory FILE` in QEMU's monitor writes an ELF core",
+    ),
+    (
+        b"QEVM",
+        "a QEMU migration stream",
+        "`dump-guest-memory FILE` in QEMU's monitor writes an ELF core",
+    ),
+    (
+        b"EMiL",
+        "a LiME dump",
+        "take it with format=padded, which is a raw dump",
+    ),
+    (b"\x1f\x8b", "compressed (gzip)", "unpack it first"),
+    (b"\xfd7zXZ\0", "compressed (xz)", "unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "unpack it first"),
+    (b"BZh", "compressed (bzip2)", "unpack it first"),
+];
+
+impl Dump {
+    /// Opens the dump at `path`, of whichever format it is.
+    ///
+    /// # Errors
+    /// [`DumpError`].
+    pub fn open(path: &Path) -> Result<Self, DumpError> {
+        let file = MappedFile::open(path)?;
+        let mut head = [0; 16];
+        let length = usize::try_from(file.length())
+            .unwrap_or(usize::MAX)
+            .min(head.len());
+        file.read(0, &mut head[..length]);
+        let (format, parts) = if head.starts_with(elf::MAGIC) {
+            let elf = elf::Elf::parse(&file)?;
+            match xen::read(&file, &elf)? {
+                Some(parts) => (Format::Xen, parts),
+                None => (Format::Elf, elf::read(&file, &elf)?),
+            }
+        } else {
+            for (magic, what, remedy) in OTHER_FORMATS {
+                if head.starts_with(magic) {
+                    return Err(DumpError::OtherFormat { what, remedy });
+                }
+            }
+            (Format::Raw, raw(&file))
+        };
+        let extents = Extents::new(parts.extents);
+        // One past the last frame that is there in full or in part.
+        let end = Gfn::new(extents.end().div_ceil(PAGE_SIZE as u64));
+        if end.get() == 0 {
+            return Err(DumpError::Empty);
+        }
+        Ok(Self {
+            file,
+            format,
+            extents,
+            end,
+            cpus: parts.cpus,
+            vmcoreinfo: parts.vmcoreinfo,
+            remarks: parts.remarks,
+        })
+    }
+
+    /// How the file is laid out.
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Where guest memory is, lowest first, without overlap.
+    pub fn extents(&self) -> &[Extent] {
+        self.extents.as_slice()
+    }
+
+    /// Takes the virtual CPUs from a registers file in place of the dump's own: JSON, or the text of QEMU's
+    /// `info registers`.
+    ///
+    /// # Errors
+    /// [`DumpError::Io`], [`DumpError::Registers`].
+    pub fn add_registers(&mut self, path: &Path) -> Result<(), DumpError> {
+        let cpus = registers::read_registers(path)?;
+        if !self.cpus.is_empty() {
+            self.remarks.push(format!(
+                "the registers of {} virtual CPU(s) in the dump give way to those of {}",
+                self.cpus.len(),
+                path.display()
+            ));
+        }
+        self.cpus = cpus;
+        Ok(())
+    }
+
+    /// Sets single registers of the first virtual CPU, which is made if there is none.
+    pub fn override_registers(&mut self, cr3: Option<u64>, idt_base: Option<u64>, lstar: Option<u64>) {
+        if cr3.is_none() && idt_base.is_none() && lstar.is_none() {
+            return;
+        }
+        if self.cpus.is_empty() {
+            self.cpus.push(Cpu::default());
+        }
+        let cpu = &mut self.cpus[0];
+        cpu.cr3 = cr3.or(cpu.cr3);
+        cpu.idt_base = idt_base.or(cpu.idt_base);
+        cpu.lstar = lstar.or(cpu.lstar);
+    }
+}
+
+/// A raw dump is one extent. A last, partial frame is left out.
+fn raw(file: &MappedFile) -> Parts {
+    let whole = file.length() - file.length() % PAGE_SIZE as u64;
+    let mut parts = Parts::default();
+    parts.extents.push(Extent {
+        start: 0,
+        bytes: whole,
+        offset: 0,
+    });
+    if whole != file.length() {
+        parts.remarks.push(format!(
+            "the file's last {} bytes are less than a page and left out",
+            file.length() - whole
+        ));
+    }
+    parts
+}
+
+impl GuestMemory for Dump {
+    #[inline]
+    fn read(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<(), ReadError> {
+        if at.offset() + into.len() > PAGE_SIZE {
+            return Err(ReadError::CrossesFrame(at));
+        }
+        let absent = ReadError::Absent(at.gfn());
+        let mut done = 0;
+        // Once, but where two extents meet inside a frame.
+        while done < into.len() {
+            let here = at.get() + done as u64;
+            let (offset, room) = self.extents.find(here).ok_or(absent)?;
+            let length = usize::try_from(room).unwrap_or(usize::MAX).min(into.len() - done);
+            if !self.file.read(offset, &mut into[done..done + length]) {
+                return Err(absent);
+            }
+            done += length;
+        }
+        Ok(())
+    }
+}
+
+impl GuestSource for Dump {
+    fn end(&self) -> Gfn {
+        self.end
+    }
+
+    fn next_present(&mut self, from: Gfn) -> Option<Gfn> {
+        let at = from.base()?.get();
+        let next = self.extents.next(at)?;
+        Some(Gfn::new(next / PAGE_SIZE as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests;

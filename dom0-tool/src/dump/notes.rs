@@ -1,0 +1,90 @@
+//! ELF notes, and the two that hold registers.
+
+use super::cpu::Cpu;
+use super::elf::Fields;
+
+/// `NT_PRSTATUS` (`include/uapi/linux/elf.h`).
+pub(super) const NT_PRSTATUS: u32 = 1;
+/// Least bytes of QEMU's note: up to the control registers (QEMU `target/i386/arch_dump.c`, `QEMUCPUState`).
+const QEMU_STATE: usize = 432;
+
+/// A note.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Note<'b> {
+    /// Its owner, without the terminator.
+    pub(super) name: &'b [u8],
+    /// Its type.
+    pub(super) kind: u32,
+    /// Its contents.
+    pub(super) body: &'b [u8],
+}
+
+/// All notes of a segment or section, up to the first that is damaged.
+pub(super) fn all(bytes: &[u8]) -> impl Iterator<Item = Note<'_>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let head = Fields {
+            bytes: rest.get(..12)?,
+            wide: false,
+        };
+        let size = |at| usize::try_from(head.number(at, 4)).unwrap_or(usize::MAX);
+        let (name_bytes, body_bytes) = (size(0), size(4));
+        let kind = u32::try_from(head.number(8, 4)).unwrap_or(0);
+        let padded = |bytes: usize| bytes.checked_next_multiple_of(4);
+        let body_at = 12_usize.checked_add(padded(name_bytes)?)?;
+        let name = rest.get(12..12_usize.checked_add(name_bytes)?)?;
+        let name = name.strip_suffix(b"\0").unwrap_or(name);
+        let body = rest.get(body_at..body_at.checked_add(body_bytes)?)?;
+        let next = body_at.checked_add(padded(body_bytes)?)?;
+        rest = rest.get(next..).unwrap_or_default();
+        Some(Note { name, kind, body })
+    })
+}
+
+/// A virtual CPU as QEMU notes it. The note has no EFER and no LSTAR; whether 64-bit mode is active shows in the file's
+/// machine.
+pub(super) fn qemu_cpu(body: &[u8], long_mode: bool) -> Option<Cpu> {
+    if body.len() < QEMU_STATE {
+        return None;
+    }
+    let state = Fields {
+        bytes: body,
+        wide: true,
+    };
+    let word = |at| Some(state.number(at, 8));
+    // Segments of 24 bytes from 152 on: selector, limit, flags, padding, base; cs ds es fs gs ss ldt tr gdt idt; then cr0..4.
+    Some(Cpu {
+        cr0: word(392),
+        cr3: word(416),
+        cr4: word(424),
+        idt_base: word(368 + 16),
+        idt_limit: Some(state.number(368 + 4, 4)),
+        fs_base: word(224 + 16),
+        gs_base: word(248 + 16),
+        kernel_gs_base: (body.len() >= QEMU_STATE + 8).then(|| state.number(QEMU_STATE, 8)),
+        rip: word(136),
+        rsp: word(56),
+        long_mode: Some(long_mode),
+        ..Cpu::default()
+    })
+}
+
+/// A CPU of a core that has nothing but general registers (`struct elf_prstatus`, `struct user_regs_struct`).
+pub(super) fn prstatus(body: &[u8], long_mode: bool) -> Option<Cpu> {
+    let state = Fields {
+        bytes: body,
+        wide: long_mode,
+    };
+    // The registers begin after signal numbers, process numbers and times: at 112 on amd64, 72 on i386.
+    let (rip, rsp, width, least) = if long_mode {
+        (112 + 16 * 8, 112 + 19 * 8, 8, 336)
+    } else {
+        (72 + 12 * 4, 72 + 15 * 4, 4, 144)
+    };
+    (body.len() >= least).then(|| Cpu {
+        rip: Some(state.number(rip, width)),
+        rsp: Some(state.number(rsp, width)),
+        long_mode: Some(long_mode),
+        ..Cpu::default()
+    })
+}
