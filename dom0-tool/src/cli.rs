@@ -84,16 +84,19 @@ pub struct DumpSource {
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
     /// The virtual CPUs' registers: the text of QEMU's `info registers -a`, or JSON (docs/profile.md)
-    #[arg(long, value_name = "FILE", requires = "dump")]
+    #[arg(long, value_name = "FILE", requires = "dump", conflicts_with = "domain")]
     pub registers: Option<PathBuf>,
     /// CR3 of the first virtual CPU, hexadecimal
-    #[arg(long, value_name = "HEX", requires = "dump", value_parser = parse_hexadecimal)]
+    #[arg(long, value_name = "HEX", requires = "dump", conflicts_with = "domain",
+        value_parser = parse_hexadecimal)]
     pub cr3: Option<u64>,
     /// Base of the first virtual CPU's IDT, hexadecimal
-    #[arg(long, value_name = "HEX", requires = "dump", value_parser = parse_hexadecimal)]
+    #[arg(long, value_name = "HEX", requires = "dump", conflicts_with = "domain",
+        value_parser = parse_hexadecimal)]
     pub idt: Option<u64>,
     /// `IA32_LSTAR` of the first virtual CPU, hexadecimal
-    #[arg(long, value_name = "HEX", requires = "dump", value_parser = parse_hexadecimal)]
+    #[arg(long, value_name = "HEX", requires = "dump", conflicts_with = "domain",
+        value_parser = parse_hexadecimal)]
     pub lstar: Option<u64>,
 }
 
