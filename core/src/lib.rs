@@ -31,6 +31,7 @@ mod memory_map;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
 mod nominees;
+mod p2m;
 mod profile;
 mod query;
 mod scan;
@@ -46,8 +47,9 @@ pub use bitmap::Bitmap;
 pub use explain::explain;
 pub use free::{FreeCheck, InUseReason, UnknownReason, Verdict};
 pub use guard::{GuardFailure, GuardMismatch, VcpuRegisters, check_guard};
-pub use memory::{GuestMemory, ReadError, Row};
+pub use memory::{GuestMemory, ReadError, Row, failing_one_by_one, value_by_bytes};
 pub use memory_map::{Descriptor, DescriptorAt, DescriptorError, MemoryMapReader, PassedOver};
+pub use p2m::{P2m, Protect, Skip};
 pub use profile::{
     BytesRule, Contents, Field, FieldRule, FreeRule, Guard, Kernel, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS,
     MAX_ZONES, MemoryMap, PagingLevels, Predicate, Profile, ProfileError, RootSlot, ZoneCounter,
@@ -55,8 +57,7 @@ pub use profile::{
 pub use scan::{ScanStep, Scanner};
 pub use session::{Host, Outcome, Session};
 pub use share::{
-    MAX_SLICE_NS, MAX_SLICE_UNITS, P2m, Protect, SUPERPAGE_UNITS, Skip, SliceEnd, SliceReport, share_slice,
-    share_slice_protected,
+    MAX_SLICE_NS, MAX_SLICE_UNITS, SUPERPAGE_UNITS, SliceEnd, SliceReport, share_slice, share_slice_protected,
 };
 pub use status::Status;
 #[cfg(feature = "mutants")]

@@ -27,18 +27,7 @@ pub trait GuestMemory {
     /// As [`GuestMemory::read`].
     #[inline]
     fn read_value(&mut self, at: GuestPhys, width: u8) -> Result<u64, ReadError> {
-        let mut bytes = [0; 8];
-        let width = usize::from(width.min(8));
-        let room = PAGE_SIZE - at.offset();
-        let (first, second) = bytes[..width].split_at_mut(width.min(room));
-        self.read(at, first)?;
-        if !second.is_empty() {
-            let next = at
-                .checked_add(first.len() as u64)
-                .ok_or(ReadError::CrossesFrame(at))?;
-            self.read(next, second)?;
-        }
-        Ok(u64::from_le_bytes(bytes))
+        value_by_bytes(self, at, width)
     }
 
     /// How many values of a row, from its first on, fail `test`: up to the first that passes, which is the one after them,
@@ -49,15 +38,51 @@ pub trait GuestMemory {
     /// As [`GuestMemory::read`].
     #[inline]
     fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
-        let mut at = row.first;
-        for passed_over in 0..row.count {
-            if test.holds(self.read_value(at, test.field.width)?) {
-                return Ok(passed_over);
-            }
-            at = GuestPhys::new(at.get().wrapping_add(row.stride));
-        }
-        Ok(row.count)
+        failing_one_by_one(self, row, test)
     }
+}
+
+/// [`GuestMemory::read_value`] by [`GuestMemory::read`] alone: for memory that has no better way, or not for a value that
+/// straddles two frames.
+///
+/// # Errors
+/// As [`GuestMemory::read`].
+pub fn value_by_bytes<M: GuestMemory + ?Sized>(
+    memory: &mut M,
+    at: GuestPhys,
+    width: u8,
+) -> Result<u64, ReadError> {
+    let mut bytes = [0; 8];
+    let width = usize::from(width.min(8));
+    let room = PAGE_SIZE - at.offset();
+    let (first, second) = bytes[..width].split_at_mut(width.min(room));
+    memory.read(at, first)?;
+    if !second.is_empty() {
+        let next = at
+            .checked_add(first.len() as u64)
+            .ok_or(ReadError::CrossesFrame(at))?;
+        memory.read(next, second)?;
+    }
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// [`GuestMemory::failing`] by [`GuestMemory::read_value`] alone.
+///
+/// # Errors
+/// As [`GuestMemory::read`].
+pub fn failing_one_by_one<M: GuestMemory + ?Sized>(
+    memory: &mut M,
+    row: Row,
+    test: &Predicate,
+) -> Result<u64, ReadError> {
+    let mut at = row.first;
+    for passed_over in 0..row.count {
+        if test.holds(memory.read_value(at, test.field.width)?) {
+            return Ok(passed_over);
+        }
+        at = GuestPhys::new(at.get().wrapping_add(row.stride));
+    }
+    Ok(row.count)
 }
 
 /// Values at equal distances, all of them wholly within one frame.

@@ -235,7 +235,8 @@ pub enum FieldRule {
     Zones = 8,
     /// A zone's array lies in the kernel's half, its stride is 8 to 4096 and its count lies inside an element.
     ZonePlace = 9,
-    /// The guard has at least one root slot, each in the kernel's half and present, none twice.
+    /// The guard has at least one root slot, each in the kernel's half and present, none twice; those that map the boot
+    /// value and the start of the memory map are among them.
     RootSlots = 10,
     /// The guard's addresses lie in the kernel's half.
     GuardAddress = 11,
@@ -544,12 +545,33 @@ impl Profile {
         for address in [guard.idt_base, guard.lstar, guard.boot_value_at.get()] {
             require(self.in_kernel_half(address), FieldRule::GuardAddress, address)?;
         }
+        let MemoryMap::Vmemmap { base } = self.memory_map;
+        // Both are read through the reference table: only where every virtual CPU has its entries is what is read there
+        // the running kernel's.
+        for address in [guard.boot_value_at, base] {
+            let index = self.root_index(address);
+            require(
+                guard.root_slots.iter().any(|slot| slot.index == index),
+                FieldRule::RootSlots,
+                u64::from(index),
+            )?;
+        }
         require(
             (32 * 16 - 1..=256 * 16 - 1).contains(&guard.idt_limit),
             FieldRule::GuardIdtLimit,
             u64::from(guard.idt_limit),
         )?;
         require(guard.boot_value != 0, FieldRule::GuardBootValue, 0)
+    }
+
+    /// Index of the top-level entry that maps `address`.
+    const fn root_index(&self, address: GuestVirt) -> u16 {
+        let shift = match self.levels {
+            PagingLevels::Four => 39,
+            PagingLevels::Five => 48,
+        };
+        // Nine bits.
+        (address.get() >> shift & 0x1ff) as u16
     }
 
     /// Whether `address` is canonical and belongs to the upper half, where amd64 kernels live.

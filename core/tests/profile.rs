@@ -50,7 +50,7 @@ prop_compose! {
         max_order in 1_u64..=18,
         zones in 1_usize..=128,
         boot_value in 1_u64..,
-        slots in prop::collection::btree_set(256_u16..512, 1..=8),
+        more_slots in prop::collection::btree_set(256_u16..512, 0..=6),
     ) -> Profile {
         let levels = if five { PagingLevels::Five } else { PagingLevels::Four };
         let mut profile = MockGuest::new(&Config { layout, levels, map_pages, ..Config::default() }).profile();
@@ -62,7 +62,11 @@ prop_compose! {
         let zone = profile.zones[0];
         profile.zones = (0..zones).map(|_| zone).collect();
         profile.guard.boot_value = boot_value;
-        profile.guard.root_slots = slots.into_iter().map(|index| RootSlot { index, entry: 0x1001 }).collect();
+        for index in more_slots {
+            if profile.guard.root_slots.iter().all(|slot| slot.index != index) {
+                profile.guard.root_slots.push(RootSlot { index, entry: 0x1001 }).unwrap();
+            }
+        }
         profile
     }
 }
@@ -261,6 +265,12 @@ fn broken() -> Vec<(FieldRule, Profile)> {
     with(FieldRule::RootSlots, &|p| {
         p.guard.root_slots[1] = p.guard.root_slots[0];
     });
+    // Without the entry that maps the boot value, or the memory map.
+    for position in 0..2 {
+        with(FieldRule::RootSlots, &|p| {
+            p.guard.root_slots.remove(position);
+        });
+    }
     with(FieldRule::GuardAddress, &|p| p.guard.idt_base = 0);
     with(FieldRule::GuardAddress, &|p| p.guard.lstar = 0x40_0000);
     with(FieldRule::GuardAddress, &|p| {

@@ -6,6 +6,7 @@ use core::sync::atomic::AtomicU64;
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::{
     BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, Predicate, ReadError, Row, Skip, Status, VcpuRegisters,
+    failing_one_by_one, value_by_bytes,
 };
 
 use crate::mapped_frame::MappedFrame;
@@ -41,19 +42,6 @@ impl XenHost {
     }
 }
 
-impl XenHost {
-    /// A value that begins in one frame and ends in the next.
-    #[cold]
-    fn straddling_value(&mut self, at: GuestPhys, width: u8) -> Result<u64, ReadError> {
-        let mut bytes = [0; 8];
-        for (index, byte) in (0..u64::from(width)).zip(bytes.iter_mut()) {
-            let at = at.checked_add(index).ok_or(ReadError::CrossesFrame(at))?;
-            self.read(at, core::slice::from_mut(byte))?;
-        }
-        Ok(u64::from_le_bytes(bytes))
-    }
-}
-
 impl GuestMemory for XenHost {
     fn read(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<(), ReadError> {
         self.frame(at.gfn())?.copy(at.offset(), into).ok_or(ReadError::CrossesFrame(at))
@@ -63,7 +51,7 @@ impl GuestMemory for XenHost {
     fn read_value(&mut self, at: GuestPhys, width: u8) -> Result<u64, ReadError> {
         match self.frame(at.gfn())?.value(at.offset(), width) {
             Some(value) => Ok(value),
-            None => self.straddling_value(at, width),
+            None => value_by_bytes(self, at, width),
         }
     }
 
@@ -71,14 +59,7 @@ impl GuestMemory for XenHost {
         if let Some(passed_over) = self.frame(row.first.gfn())?.failing(row, test) {
             return Ok(passed_over);
         }
-        let mut at = row.first;
-        for passed_over in 0..row.count {
-            if test.holds(self.read_value(at, test.field.width)?) {
-                return Ok(passed_over);
-            }
-            at = GuestPhys::new(at.get().wrapping_add(row.stride));
-        }
-        Ok(row.count)
+        failing_one_by_one(self, row, test)
     }
 }
 

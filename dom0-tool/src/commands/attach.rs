@@ -11,8 +11,9 @@ use crate::cli::Attach;
 use crate::report::{Class, Failure};
 use crate::xen::engine::{EngineError, Scanned};
 
-/// Scans tried before a disagreement is believed: a guest that allocates gigabytes between two readings of its
-/// counters is outside the tolerance once, hardly three times.
+/// Scans tried before a disagreement is believed. A guest that allocates gigabytes between two readings of its counters is
+/// outside the tolerance once, hardly three times; and one that was stopped between taking a block off its list and
+/// counting that, for which a stopped guest gets no tolerance, is elsewhere at the next try.
 const ADMISSION_TRIES: u32 = 3;
 
 pub(super) fn run(arguments: &Attach, out: Out) -> Result<Value, Failure> {
@@ -74,9 +75,10 @@ fn build(arguments: &Attach, live: &Live, out: Out) -> Result<Vec<u8>, Failure> 
 
 fn admit(arguments: &Attach, live: &Live) -> Result<Scanned, Failure> {
     let spinner = progress::spinner("scanning");
-    let _paused = arguments.paused.then(|| PausedGuest::pause(live)).transpose()?;
     let mut tries = 1;
     let outcome = loop {
+        // Anew for each try: it goes on for a moment between two.
+        let _paused = arguments.paused.then(|| PausedGuest::pause(live)).transpose()?;
         match live.engine.scan() {
             Err(EngineError::Refused {
                 status: Status::CountsDisagree,

@@ -5,22 +5,24 @@
 //! progress, and the caller may be interrupted, or the domain change, before it comes back. Nothing is assumed across
 //! that gap but what is checked again.
 
+mod scanning;
+
 use core::sync::atomic::AtomicU64;
 
 use zerocopy::IntoBytes;
 
+use self::scanning::FullScan;
 use crate::abi::{GfnInfo, Op, Request, ShimCounters, State, Statistics};
-use crate::admission::tolerance;
 use crate::nominees::{Search, first_to_share};
 use crate::query::{put, read_bitmap, registers};
 use crate::share::{identify_paused, mismatch_values};
 use crate::{
-    Bitmap, FreeCheck, Gfn, MAX_PROFILE_BYTES, P2m, Profile, ProfileError, ScanStep, Scanner, Skip, SliceEnd,
-    SliceReport, Status, Steps, explain, free_by_counters, share_slice,
+    Bitmap, Gfn, MAX_PROFILE_BYTES, P2m, Profile, ProfileError, Skip, SliceEnd, SliceReport, Status, Steps,
+    explain, share_slice,
 };
 
-/// Descriptors looked at between two looks at the clock and at pending interrupts.
-const SCAN_CHUNK: u64 = 4096;
+/// Frames whose nominations are cleared between two looks at pending interrupts: 256 KiB of bitmap.
+const CLEAR_CHUNK: u64 = 1 << 21;
 /// Guard failures in a row, none of them final, after which the profile is dropped all the same.
 const GUARD_PATIENCE: u64 = 8;
 /// Most frames that a bitmap covers: 16 TiB of guest-physical space, 512 MiB of bitmap.
@@ -60,19 +62,6 @@ pub enum Outcome {
 
 /// A refusal: status and its values.
 pub(crate) type Refusal = (Status, [u64; 4]);
-
-/// A scan of all memory under way, over several calls.
-#[derive(Clone, Copy, Debug, Default)]
-struct FullScan {
-    /// Where the next step begins.
-    next: u64,
-    /// Added up so far.
-    total: ScanStep,
-    guest_free_before: u64,
-    elapsed_ns: u64,
-    /// Whether the toolstack kept the guest paused at every step.
-    paused: bool,
-}
 
 /// One of the two places of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +157,7 @@ impl Session {
             return Err(bad(request.flags));
         }
         match op {
-            Op::SetProfile => self.set_profile(host, buffer).map(|()| Outcome::Finished),
+            Op::SetProfile => self.set_profile(host, request, buffer),
             Op::GetProfile => self.get_profile(request, buffer).map(|()| Outcome::Finished),
             Op::ClearProfile => {
                 self.clear_profile();
@@ -186,7 +175,13 @@ impl Session {
         }
     }
 
-    fn set_profile<H: Host>(&mut self, host: &mut H, bytes: &[u8]) -> Result<(), Refusal> {
+    /// Each call checks the bytes anew; the profile in use stays so until the last one.
+    fn set_profile<H: Host>(
+        &mut self,
+        host: &mut H,
+        request: &mut Request,
+        bytes: &[u8],
+    ) -> Result<Outcome, Refusal> {
         let [first, second] = &mut self.places;
         let (spare, place) = match self.current {
             Some(Place::First) => (second, Place::Second),
@@ -199,13 +194,15 @@ impl Session {
                 return Err((status, [value, 0, 0, 0]));
             }
         }
-        forget_nominations(host);
+        if forget_nominations(host, &mut request.cursor) == Outcome::Again {
+            return Ok(Outcome::Again);
+        }
         self.current = Some(place);
         self.state = State::Loaded;
         self.scan = None;
         self.guard_streak = 0;
         self.statistics.generation += 1;
-        Ok(())
+        Ok(Outcome::Finished)
     }
 
     fn get_profile(&self, request: &mut Request, buffer: &mut [u8]) -> Result<(), Refusal> {
@@ -248,109 +245,6 @@ impl Session {
             (Some(profile), _) => Ok(profile),
             (None, _) => Err((Status::NoProfile, [0; 4])),
         }
-    }
-
-    fn scan<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
-        // Nobody is to act on, or be told of, the memory map of a kernel that is gone.
-        self.identify(host)?;
-        let profile = self.usable()?;
-        let (from, end, gfns) = range(host, request)?;
-        let words = host
-            .bitmap(gfns)
-            .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
-        let bitmap = Bitmap::new(words.as_ref());
-
-        let counters = |host: &mut H| {
-            free_by_counters(host, profile)
-                .map(|reading| reading.pages)
-                .map_err(|error| (Status::CountersUnreadable, [error.zone, error.at.get(), 0, 0]))
-        };
-        // A scan from 0 to the end counts as one of all memory, over however many calls.
-        let everything = end == gfns;
-        let mut full = match self.scan {
-            Some(full) if everything && full.next == from && from != 0 => Some(full),
-            _ if everything && from == 0 => Some(FullScan {
-                guest_free_before: counters(host)?,
-                paused: true,
-                ..FullScan::default()
-            }),
-            _ => None,
-        };
-
-        let unlimited = request.budget == 0;
-        let mut scanner = Scanner::new(FreeCheck::new(profile));
-        let mut at = from;
-        let outcome = loop {
-            if at >= end || (!unlimited && request.budget == 0) {
-                break Outcome::Finished;
-            }
-            if at != from && host.preempted() {
-                break Outcome::Again;
-            }
-            let paused = host.paused_by_toolstack();
-            let chunk = if unlimited {
-                SCAN_CHUNK
-            } else {
-                SCAN_CHUNK.min(request.budget)
-            };
-            let before = host.now();
-            let step = scanner.step(host, &bitmap, Gfn::new(at), Gfn::new(end), chunk);
-            if let Some(full) = &mut full {
-                add(&mut full.total, &step);
-                full.next = step.next;
-                full.elapsed_ns += host.now().saturating_sub(before);
-                full.paused &= paused;
-            }
-            for (sum, pages) in
-                request
-                    .result
-                    .iter_mut()
-                    .zip([step.free, step.in_use, step.no_descriptor, step.unknown])
-            {
-                *sum = sum.wrapping_add(pages);
-            }
-            if !unlimited {
-                request.budget -= step.descriptors.min(request.budget);
-            }
-            at = step.next;
-        };
-        request.cursor = at;
-        if at < end || full.is_none() {
-            self.scan = full;
-            return Ok(outcome);
-        }
-        let after = counters(host)?;
-        self.scan = None;
-        if let Some(full) = full {
-            self.complete_scan(&full, after)?;
-        }
-        Ok(Outcome::Finished)
-    }
-
-    /// A scan of all memory is complete: account for it and admit the profile, or refuse it.
-    fn complete_scan(&mut self, full: &FullScan, guest_free_after: u64) -> Result<(), Refusal> {
-        let s = &mut self.statistics;
-        s.scans += 1;
-        s.scan_descriptors = full.total.descriptors;
-        s.scan_free = full.total.free;
-        s.scan_in_use = full.total.in_use;
-        s.scan_no_descriptor = full.total.no_descriptor;
-        s.scan_unknown = full.total.unknown;
-        s.scan_ns = full.elapsed_ns;
-        s.guest_free_before = full.guest_free_before;
-        s.guest_free_after = guest_free_after;
-        let low = full.guest_free_before.min(guest_free_after);
-        let high = full.guest_free_before.max(guest_free_after);
-        let slack = tolerance(low, high, full.paused);
-        let found = full.total.free;
-        // A scan that finds nothing proves nothing, even where the guest has nothing free.
-        if found == 0 || found.saturating_add(slack) < low || found > high.saturating_add(slack) {
-            // The nominations of a profile that is not believed are never acted on: it stays, or falls back to, loaded.
-            self.state = State::Loaded;
-            return Err((Status::CountsDisagree, [found, low, high, slack]));
-        }
-        self.state = State::Admitted;
-        Ok(())
     }
 
     fn share<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
@@ -529,20 +423,24 @@ impl Session {
     }
 }
 
-/// What an earlier profile nominated means nothing under another one.
-fn forget_nominations<H: Host>(host: &mut H) {
-    if let Ok(words) = host.bitmap(0) {
-        let bitmap = Bitmap::new(words.as_ref());
-        bitmap.clear_range(Gfn::new(0), Gfn::new(bitmap.gfns()));
+/// What an earlier profile nominated means nothing under another one: clears the bitmap from `cursor` on.
+///
+/// Nothing is shared on what a caller makes this pass over: until a profile is admitted nothing is shared, and the scan
+/// that admits it writes every bit.
+fn forget_nominations<H: Host>(host: &mut H, cursor: &mut u64) -> Outcome {
+    let Ok(words) = host.bitmap(0) else {
+        return Outcome::Finished;
+    };
+    let bitmap = Bitmap::new(words.as_ref());
+    while *cursor < bitmap.gfns() {
+        let next = cursor.saturating_add(CLEAR_CHUNK).min(bitmap.gfns());
+        bitmap.clear_range(Gfn::new(*cursor), Gfn::new(next));
+        *cursor = next;
+        if next < bitmap.gfns() && host.preempted() {
+            return Outcome::Again;
+        }
     }
-}
-
-fn add(total: &mut ScanStep, step: &ScanStep) {
-    total.free += step.free;
-    total.in_use += step.in_use;
-    total.no_descriptor += step.no_descriptor;
-    total.unknown += step.unknown;
-    total.descriptors += step.descriptors;
+    Outcome::Finished
 }
 
 /// The steps that a share request asks for: all, but for the test-only feature `mutants`.

@@ -1,0 +1,142 @@
+//! The scan operation: all memory or a part, over as many calls as it takes, and what a complete one proves.
+
+use super::{Host, Outcome, Refusal, Session, range};
+use crate::abi::{Request, State};
+use crate::admission::tolerance;
+use crate::{Bitmap, FreeCheck, Gfn, ScanStep, Scanner, Status, free_by_counters};
+
+/// Descriptors looked at between two looks at the clock and at pending interrupts.
+const SCAN_CHUNK: u64 = 4096;
+
+/// A scan of all memory under way, over several calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct FullScan {
+    /// Where the next step begins.
+    next: u64,
+    /// Added up so far.
+    total: ScanStep,
+    guest_free_before: u64,
+    elapsed_ns: u64,
+    /// Whether the toolstack kept the guest paused at every step.
+    paused: bool,
+}
+
+impl Session {
+    pub(super) fn scan<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
+        let (from, end, gfns) = range(host, request)?;
+        // Nobody is to act on, or be told of, the memory map of a kernel that is gone. A scan of all memory asks at its
+        // first call and again at its last: a kernel once replaced does not come back, so the one that runs at both ran
+        // all the while. Calls between need not stop the guest again.
+        let goes_on = end == gfns && from != 0 && self.scan.is_some_and(|full| full.next == from);
+        if !goes_on {
+            self.identify(host)?;
+        }
+        let profile = self.usable()?;
+        let words = host
+            .bitmap(gfns)
+            .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
+        let bitmap = Bitmap::new(words.as_ref());
+
+        let counters = |host: &mut H| {
+            free_by_counters(host, profile)
+                .map(|reading| reading.pages)
+                .map_err(|error| (Status::CountersUnreadable, [error.zone, error.at.get(), 0, 0]))
+        };
+        // A scan from 0 to the end counts as one of all memory, over however many calls.
+        let everything = end == gfns;
+        let mut full = match self.scan {
+            Some(full) if goes_on => Some(full),
+            _ if everything && from == 0 => Some(FullScan {
+                guest_free_before: counters(host)?,
+                paused: true,
+                ..FullScan::default()
+            }),
+            _ => None,
+        };
+
+        let unlimited = request.budget == 0;
+        let mut scanner = Scanner::new(FreeCheck::new(profile));
+        let mut at = from;
+        let outcome = loop {
+            if at >= end || (!unlimited && request.budget == 0) {
+                break Outcome::Finished;
+            }
+            if at != from && host.preempted() {
+                break Outcome::Again;
+            }
+            let paused = host.paused_by_toolstack();
+            let chunk = if unlimited {
+                SCAN_CHUNK
+            } else {
+                SCAN_CHUNK.min(request.budget)
+            };
+            let before = host.now();
+            let step = scanner.step(host, &bitmap, Gfn::new(at), Gfn::new(end), chunk);
+            if let Some(full) = &mut full {
+                add(&mut full.total, &step);
+                full.next = step.next;
+                full.elapsed_ns += host.now().saturating_sub(before);
+                full.paused &= paused;
+            }
+            for (sum, pages) in
+                request
+                    .result
+                    .iter_mut()
+                    .zip([step.free, step.in_use, step.no_descriptor, step.unknown])
+            {
+                *sum = sum.wrapping_add(pages);
+            }
+            if !unlimited {
+                request.budget -= step.descriptors.min(request.budget);
+            }
+            at = step.next;
+        };
+        request.cursor = at;
+        if at < end || full.is_none() {
+            self.scan = full;
+            return Ok(outcome);
+        }
+        let after = counters(host);
+        self.scan = None;
+        // Before the counters: if they are another kernel's, that is what is wrong.
+        self.identify(host)?;
+        if let Some(full) = full {
+            self.complete_scan(&full, after?)?;
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// A scan of all memory is complete: account for it and admit the profile, or refuse it.
+    fn complete_scan(&mut self, full: &FullScan, guest_free_after: u64) -> Result<(), Refusal> {
+        let s = &mut self.statistics;
+        s.scans += 1;
+        s.scan_descriptors = full.total.descriptors;
+        s.scan_free = full.total.free;
+        s.scan_in_use = full.total.in_use;
+        s.scan_no_descriptor = full.total.no_descriptor;
+        s.scan_unknown = full.total.unknown;
+        s.scan_ns = full.elapsed_ns;
+        s.guest_free_before = full.guest_free_before;
+        s.guest_free_after = guest_free_after;
+        let low = full.guest_free_before.min(guest_free_after);
+        let high = full.guest_free_before.max(guest_free_after);
+        let slack = tolerance(low, high, full.paused);
+        let found = full.total.free;
+        // A scan that finds nothing proves nothing, even where the guest has nothing free.
+        if found == 0 || found.saturating_add(slack) < low || found > high.saturating_add(slack) {
+            // The nominations of a profile that is not believed are never acted on: it stays, or falls back to, loaded.
+            self.state = State::Loaded;
+            return Err((Status::CountsDisagree, [found, low, high, slack]));
+        }
+        self.state = State::Admitted;
+        Ok(())
+    }
+}
+
+fn add(total: &mut ScanStep, step: &ScanStep) {
+    total.free += step.free;
+    total.in_use += step.in_use;
+    total.no_descriptor += step.no_descriptor;
+    total.unknown += step.unknown;
+    total.descriptors += step.descriptors;
+}
