@@ -46,6 +46,11 @@ pub enum Command {
     Status(OneDomain),
     /// Explain one page of a guest
     Explain(Explain),
+    /// Show what a Windows kernel's executable or PDB says
+    ///
+    /// Of an executable: which PDB belongs to it, and under which path symbol stores keep that. Of a PDB: which build
+    /// it belongs to, how an entry of the page-frame database is laid out, and where the kernel's variables are.
+    Inspect(Inspect),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -219,6 +224,13 @@ pub struct Explain {
     /// Number of the page (guest frame), decimal or 0x...
     #[arg(value_parser = parse_gfn)]
     pub gfn: u64,
+}
+
+/// `lacuna inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A PE executable or a PDB
+    pub file: PathBuf,
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -1,6 +1,7 @@
 //! The Dom0 tool: finds out where a guest's kernel keeps its free pages, and drives the engine inside Xen.
 //!
 //! * [`linux`] identifies a Linux kernel and makes its profile;
+//! * [`windows`] reads what there is to know about a Windows kernel;
 //! * [`dump`] is guest memory in a file, [`memory`] is where guest memory comes from, [`xen`] the hypervisor;
 //! * [`cli`] and [`commands`] are the command line; [`report`] is how failures look.
 //!
@@ -12,4 +13,5 @@ pub mod dump;
 pub mod linux;
 pub mod memory;
 pub mod report;
+pub mod windows;
 pub mod xen;

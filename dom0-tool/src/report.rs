@@ -10,6 +10,8 @@ use crate::linux::profile::BuildError;
 use crate::linux::stub::StubError;
 use crate::linux::stub::compile::CompileError;
 use crate::linux::stub::run::RunError;
+use crate::windows::pdb::PdbError;
+use crate::windows::pe::PeError;
 use crate::xen::answer::explain_status;
 use crate::xen::domain::DomainError;
 use crate::xen::engine::EngineError;
@@ -174,6 +176,29 @@ impl From<EngineError> for Failure {
                 other => Self::plain(Class::Failed, other),
             },
         }
+    }
+}
+
+impl From<PdbError> for Failure {
+    fn from(error: PdbError) -> Self {
+        match error {
+            PdbError::Io(_) => Self::plain(Class::Failed, error),
+            _ => Self::new(
+                Class::Refused,
+                error,
+                "fetch the PDB again from a symbol store; nothing of a damaged one is used",
+            ),
+        }
+    }
+}
+
+impl From<PeError> for Failure {
+    fn from(error: PeError) -> Self {
+        Self::new(
+            Class::Refused,
+            error,
+            "only whole PE images of x86 and x64 can be inspected",
+        )
     }
 }
 

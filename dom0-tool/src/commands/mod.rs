@@ -4,6 +4,7 @@ mod attach;
 mod engine;
 mod guest;
 mod identify;
+mod inspect;
 mod paused;
 mod profile;
 mod progress;
@@ -63,6 +64,7 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Dedup(arguments) => engine::dedup(arguments, out),
         Command::Status(arguments) => engine::status(arguments, out),
         Command::Explain(arguments) => engine::explain(arguments, out),
+        Command::Inspect(arguments) => inspect::run(arguments, out),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "lacuna", &mut std::io::stdout());
             Ok(Value::Null)

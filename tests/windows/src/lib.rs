@@ -1,0 +1,14 @@
+//! Files and memory in the shapes of Windows kernels, made from facts, so that no file of Microsoft's is needed.
+//!
+//! * [`layouts`]: how 48 kernels lay `_MMPFN` out, and the keys of 1,894 kernels' PDBs;
+//! * [`types`], [`msf`], [`pdb`]: writers for PDBs, old and new;
+//! * [`pe`]: a writer for executables.
+
+// What makes fixtures may stop a test at once when it is used wrongly.
+#![allow(clippy::expect_used, clippy::panic)]
+
+pub mod layouts;
+pub mod msf;
+pub mod pdb;
+pub mod pe;
+pub mod types;
