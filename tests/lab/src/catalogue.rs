@@ -59,8 +59,26 @@ pub const SCENARIOS: &[Scenario] = &[
         boot: Boot::Counted,
         ..quick("reclaim/pause", 900)
     },
+    quick("migration/stock", 300),
     // Not seen to hold yet, each for the reason that its code gives: long runs only, where they fail in plain sight.
     long("reclaim/dump", 600),
+    // These wait for the patches to libxenguest and libxl.
+    long("migration/one-host", 600),
+    long("migration/busy", 600),
+    long("migration/save-restore", 600),
+    long("migration/stock-receiver", 600),
+    long("migration/init-on-free", 600),
+    long("migration/page-poison", 600),
+    long("migration/killed", 600),
+    long("migration/busy-long", 3600),
+    Scenario {
+        boot: Boot::Mutants,
+        ..long("migration/debug", 900)
+    },
+    Scenario {
+        boot: Boot::Mutants,
+        ..long("migration/scan-before-clean", 900)
+    },
     Scenario {
         boot: Boot::Mutants,
         ..long("reclaim/race-without-recheck", 900)

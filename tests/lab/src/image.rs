@@ -1,11 +1,12 @@
 //! The initial file systems of dom0 and of the guests.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::context::{Context, Staged};
 use crate::cpio::Archive;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::kernels::Kernel;
 use crate::key::KeyBuilder;
 use crate::process::output;
@@ -27,6 +28,15 @@ const XEN_PROGRAMS: &[&str] = &[
     "usr/local/lib/xen/bin/libxl-save-helper",
     "usr/local/lib/xen/bin/xenctx",
 ];
+
+/// Xen's own checker of migration streams, and the modules that it is made of, below the tools' root.
+const CHECKER: &str = "usr/local/lib/xen/bin/verify-stream-v2";
+const CHECKER_MODULES: &[&str] = &["__init__.py", "util.py", "migration"];
+
+/// Lists the files of the smallest Python that Debian has, in the version that the sysroot has. The packages' own list
+/// leaves out what Python makes when it runs.
+const PYTHON_FILES: &str = "version=$(basename $(readlink -f /usr/bin/python3)) && \
+    dpkg-query --listfiles lib$version-minimal $version-minimal | grep -E \"^/usr/(bin|lib)/$version(/|\\$)\"";
 
 /// Loaded by name at run time, so no program's list of libraries has it: without it `pthread_cancel` aborts xl.
 const LOADED_BY_NAME: &str = "usr/lib/x86_64-linux-gnu/libgcc_s.so.1";
@@ -69,7 +79,7 @@ pub(crate) fn build(
     layouts: &[PathBuf],
 ) -> Result<Images> {
     let image = context.cached("images/dom0.cpio");
-    let mut key = KeyBuilder::new("images", 2)
+    let mut key = KeyBuilder::new("images", 3)
         .key(&sysroot.key)
         .key(&tools.key)
         .text(&dom0_kernel.release);
@@ -104,6 +114,12 @@ pub(crate) fn build(
             libraries.extend(libraries_of(context, sysroot, tools, &path)?);
         }
         libraries.extend(libraries_of(context, sysroot, tools, &programs.lacuna)?);
+        libraries.extend(libraries_of(
+            context,
+            sysroot,
+            tools,
+            Path::new("/usr/bin/python3"),
+        )?);
         libraries.insert(format!("/{LOADED_BY_NAME}"), sysroot.root.join(LOADED_BY_NAME));
         for (name, from) in &libraries {
             archive.file(name.trim_start_matches('/'), from)?;
@@ -111,6 +127,7 @@ pub(crate) fn build(
         // Where the loader looks first; the packages have their libraries below /usr.
         archive.link("lib", "usr/lib")?;
         archive.link("lib64", "usr/lib64")?;
+        checker(context, sysroot, tools, &mut archive)?;
         for (place, module) in MODULES.iter().enumerate() {
             let packed = dom0_kernel.module(module)?;
             let plain = context.cached("images").join(format!("{module}.ko"));
@@ -148,6 +165,44 @@ pub(crate) fn build(
         dom0: image,
         kernel: dom0_kernel.image(),
     })
+}
+
+/// Xen's checker of migration streams, as `/usr/local/lib/xen/bin/verify-stream-v2`, with the Python that runs it.
+fn checker(context: &Context, sysroot: &Sysroot, tools: &Tools, archive: &mut Archive) -> Result<()> {
+    let log = context.step_log("images");
+    let listing = output(sysroot.command("/", &["sh", "-c", PYTHON_FILES]), &log)?;
+    let mut packages = String::new();
+    for name in listing.lines().map(|name| name.trim_start_matches('/')) {
+        let from = sysroot.root.join(name);
+        if !from.is_file() {
+            continue;
+        }
+        archive.file(name, &from)?;
+        if let Some(program) = name.strip_prefix("usr/bin/") {
+            archive.link("usr/bin/python3", program)?;
+            packages = format!("usr/local/lib/{program}/dist-packages/xen");
+        }
+    }
+    archive.file(CHECKER, &tools.root.join(CHECKER))?;
+    for module in CHECKER_MODULES {
+        let path = tools.root.join(&packages).join(module);
+        let files = if path.is_dir() {
+            let entries = fs::read_dir(&path).on("list", &path)?;
+            let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+            files.sort();
+            files
+        } else {
+            vec![path]
+        };
+        for file in files
+            .iter()
+            .filter(|file| file.extension().is_some_and(|kind| kind == "py"))
+        {
+            let name = file.strip_prefix(&tools.root).unwrap_or(file).to_string_lossy();
+            archive.file(&name, file)?;
+        }
+    }
+    Ok(())
 }
 
 /// A guest's whole file system: the agent.

@@ -82,6 +82,16 @@ impl Account {
         account::read(self.domain, &self.gfns)
     }
 
+    /// The frames that hold the account.
+    pub(crate) fn gfns(&self) -> &[u64] {
+        &self.gfns
+    }
+
+    /// Goes on reading the account where a migration has brought the guest.
+    pub(crate) fn moved(&mut self, guest: &Guest) {
+        self.domain = guest.domain;
+    }
+
     /// Waits until the guest is so still that `captures` captures in a row were the same.
     pub(crate) fn wait_still(&self, captures: u64, limit: Duration) -> Result<()> {
         wait_until("the guest's free pages stand still", limit, || {
@@ -132,6 +142,19 @@ impl Guest {
         };
         guest.wait_ready()?;
         Ok(guest)
+    }
+
+    /// The guest goes on as `domain`, where a migration has brought it.
+    pub(crate) fn arrived(&mut self, domain: u16) {
+        self.domain = domain;
+        // xenconsoled names the log when the domain is made, and xl gives it its own name only on arrival. Each later
+        // migration adds to the same file.
+        let log = PathBuf::from(CONSOLES).join(format!("guest-{}--incoming.log", self.name));
+        if self.log != log {
+            self.log = log;
+            self.read = 0;
+        }
+        self.pending.clear();
     }
 
     /// Waits until an agent says that it is there: at first, and again after a kexec.

@@ -46,12 +46,21 @@ impl<'a> Host<'a> {
 
     /// Runs xl and returns what it wrote. The lab's log of the scenario names each call.
     pub(crate) fn xl(&mut self, arguments: &[&str]) -> Result<String> {
-        let text = format!("xl {}\n", arguments.join(" "));
-        self.channel.send(&Event::Log {
-            file: "commands.log".to_owned(),
-            text,
-        })?;
+        self.log("commands.log", &format!("xl {}\n", arguments.join(" ")))?;
         run(&mut xen("sbin/xl", arguments))
+    }
+
+    /// Adds `text` to a log of the scenario on the lab's side.
+    pub(crate) fn log(&mut self, file: &str, text: &str) -> Result<()> {
+        // Whole lines would be nice to have; whole serial writes of bounded size are needed.
+        let characters: Vec<char> = text.chars().collect();
+        for chunk in characters.chunks(2048) {
+            self.channel.send(&Event::Log {
+                file: file.to_owned(),
+                text: chunk.iter().collect(),
+            })?;
+        }
+        Ok(())
     }
 
     /// Runs `lacuna --json`, which must succeed, and returns what it answered.
@@ -77,10 +86,7 @@ impl<'a> Host<'a> {
             answer.status,
             answer.body
         );
-        self.channel.send(&Event::Log {
-            file: "commands.log".to_owned(),
-            text,
-        })?;
+        self.log("commands.log", &text)?;
         Ok(answer)
     }
 
@@ -119,14 +125,7 @@ impl<'a> Host<'a> {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            // Whole lines would be nice to have; whole serial writes of bounded size are needed.
-            let characters: Vec<char> = text.chars().collect();
-            for chunk in characters.chunks(2048) {
-                self.channel.send(&Event::Log {
-                    file: file.clone(),
-                    text: chunk.iter().collect(),
-                })?;
-            }
+            self.log(&file, &text)?;
             fs::remove_file(&path)?;
         }
         Ok(())

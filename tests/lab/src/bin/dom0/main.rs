@@ -6,11 +6,14 @@ mod engine;
 mod failure;
 mod guest;
 mod host;
+mod migration;
 mod scenario;
 mod services;
+mod stream;
 mod tool;
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use lacuna_lab::wire::{Event, Order};
@@ -19,7 +22,19 @@ use rustix::system::RebootCommand;
 use crate::channel::Channel;
 use crate::host::Host;
 
-fn main() {
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, task, folder] = &*arguments
+        && task == "tap"
+    {
+        return match stream::tap::run(Path::new(folder)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("lab-dom0 tap: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if let Err(failure) = live() {
         eprintln!("lab-dom0: {failure}");
     }

@@ -5,6 +5,7 @@ mod ept;
 mod flask;
 mod hostile;
 mod kexec;
+mod migration;
 mod pause;
 mod race;
 mod reclaim;
@@ -31,7 +32,18 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/page-poison", hostile::poisoned),
     ("reclaim/no-guest", hostile::no_guest),
     ("reclaim/pause", pause::bounded),
+    ("migration/stock", migration::stock),
     ("reclaim/dump", stored::dump),
+    ("migration/one-host", migration::one_host),
+    ("migration/busy", migration::busy),
+    ("migration/save-restore", migration::save_restore),
+    ("migration/stock-receiver", migration::stock_receiver),
+    ("migration/init-on-free", migration::init_on_free),
+    ("migration/page-poison", migration::page_poison),
+    ("migration/killed", migration::killed),
+    ("migration/busy-long", migration::busy_long),
+    ("migration/debug", migration::debug),
+    ("migration/scan-before-clean", migration::scan_before_clean),
     ("reclaim/race-without-recheck", race::without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
     ("reclaim/ept", ept::ept),

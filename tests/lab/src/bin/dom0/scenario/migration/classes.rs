@@ -1,0 +1,116 @@
+//! Guests that care what their free pages hold, and a receiver that knows nothing of Lacuna.
+
+use lacuna_guest::Task;
+
+use super::{
+    AGENT_LIMIT, KNOWN_RECEIVER, PAGES_PER_MIB, PLAIN_RECEIVER, healthy, intact, nothing_lost, tell, words,
+    zeroed,
+};
+use crate::failure::{Result, ensure, equal};
+use crate::guest::{Guest, Plan};
+use crate::host::Host;
+use crate::migration::{Journey, compare, migrate};
+use crate::stream::tap;
+
+/// The guests' memory in MiB.
+const MIB: u32 = 256;
+/// What a guest must be able to take at once after its arrival, in MiB: nearly all that is free.
+const PRESSURE_MIB: u64 = 128;
+/// `lacuna`'s exit status for "refused as unsafe".
+const REFUSED: i32 = 3;
+
+fn guest(host: &mut Host, name: &'static str, extra: &'static str) -> Result<Guest> {
+    let mut guest = host.create(&Plan {
+        mib: MIB,
+        extra,
+        ..Plan::stock(name, "6.12")
+    })?;
+    guest.order(Task::Fill, AGENT_LIMIT)?;
+    Ok(guest)
+}
+
+/// A migration that must bring over all that is in use, with zeroes for what was skipped; returns how much was.
+fn moved(host: &mut Host, guest: &mut Guest, side: &str, journey: Journey) -> Result<u64> {
+    let mut skipped = 0;
+    let arrival = migrate(host, guest, journey, |host, still| {
+        tell(host, side, &still.report)?;
+        let differences = compare(still, u64::from(MIB) * PAGES_PER_MIB)?;
+        skipped = differences.skipped;
+        intact(&differences)?;
+        zeroed(&differences)?;
+        nothing_lost(host, still, &differences)
+    })?;
+    for line in words(&arrival) {
+        host.note(line)?;
+    }
+    Ok(skipped)
+}
+
+/// A guest whose free pages must be zero: sent in full to a receiver that may not zero them, skipped for one that does,
+/// and healthy under memory pressure after both.
+pub(crate) fn init_on_free(host: &mut Host) -> Result<()> {
+    let mut guest = guest(host, "zeroing", "init_on_free=1")?;
+    host.lacuna(&["attach", guest.name])?;
+    let unknown = moved(host, &mut guest, "unknown_receiver", Journey::default())?;
+    host.figure("skipped_unknown_receiver", unknown)?;
+    equal(
+        "pages skipped for a receiver that may not zero them",
+        &0,
+        &unknown,
+    )?;
+    healthy(&mut guest, PRESSURE_MIB)?;
+    host.lacuna(&["attach", guest.name])?;
+    let journey = Journey {
+        sender: KNOWN_RECEIVER,
+        ..Journey::default()
+    };
+    let known = moved(host, &mut guest, "known_receiver", journey)?;
+    host.figure("skipped_known_receiver", known)?;
+    ensure(
+        known > PRESSURE_MIB * PAGES_PER_MIB,
+        "pages skipped for a receiver that zeroes them",
+        &format!("more than {PRESSURE_MIB} MiB"),
+        &format!("{known} pages"),
+    )?;
+    healthy(&mut guest, PRESSURE_MIB)
+}
+
+/// A guest that checks its free pages for a pattern: moved the ordinary way, and the log says why.
+pub(crate) fn page_poison(host: &mut Host) -> Result<()> {
+    let mut guest = guest(host, "poison", "page_poison=1")?;
+    let refused = host.ask_lacuna(&["attach", guest.name])?;
+    equal("exit status of `lacuna attach`", &REFUSED, &refused.status)?;
+    let arrival = migrate(host, &mut guest, Journey::default(), |host, still| {
+        tell(host, "poison", &still.report)?;
+        let differences = compare(still, u64::from(MIB) * PAGES_PER_MIB)?;
+        equal("frames skipped", &0, &differences.skipped)?;
+        intact(&differences)
+    })?;
+    let said = words(&arrival).join(" | ");
+    ensure(
+        said.contains("everything is sent") && said.contains("poison"),
+        "the sender's log",
+        "that everything is sent, and a word about poisoning",
+        &said,
+    )?;
+    healthy(&mut guest, PRESSURE_MIB)
+}
+
+/// A receiver that puts nothing on zero frames restores a correct guest all the same.
+pub(crate) fn stock_receiver(host: &mut Host) -> Result<()> {
+    let mut guest = guest(host, "plain", "")?;
+    host.lacuna(&["attach", guest.name])?;
+    let journey = Journey {
+        tap: tap::Plan {
+            receiver: PLAIN_RECEIVER
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
+            ..tap::Plan::default()
+        },
+        ..Journey::default()
+    };
+    let skipped = moved(host, &mut guest, "plain_receiver", journey)?;
+    host.figure("skipped", skipped)?;
+    ensure(skipped > 0, "pages skipped", "more than none", "none")?;
+    healthy(&mut guest, PRESSURE_MIB)
+}
