@@ -51,6 +51,9 @@ pub enum Command {
     /// Of an executable: which PDB belongs to it, and under which path symbol stores keep that. Of a PDB: which build
     /// it belongs to, how an entry of the page-frame database is laid out, and where the kernel's variables are.
     Inspect(Inspect),
+    /// Find PDBs in symbol stores
+    #[command(subcommand)]
+    Symbols(SymbolsCommand),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -120,6 +123,24 @@ pub struct LayoutSource {
     /// Folder in which to look for RELEASE.layout.json
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
     pub layouts: PathBuf,
+    /// Where a Windows kernel's PDB comes from
+    #[command(flatten)]
+    pub symbols: SymbolSource,
+}
+
+/// Where a Windows kernel's PDB comes from.
+#[derive(Debug, Args)]
+pub struct SymbolSource {
+    /// A Windows kernel's PDB
+    #[arg(long, value_name = "FILE")]
+    pub pdb: Option<PathBuf>,
+    /// Where to look for PDBs: folders and servers, as in `srv*CACHE*URL;FOLDER` [default: `$_NT_SYMBOL_PATH`, then
+    /// Microsoft's public server behind a cache of ours]
+    #[arg(long, value_name = "PATH")]
+    pub symbols: Option<String>,
+    /// Ask no server, only folders
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// `lacuna identify`.
@@ -141,6 +162,10 @@ pub enum ProfileCommand {
     Build(ProfileBuild),
     /// Show a profile or a layout: a file, or what a domain has
     Show(ProfileShow),
+    /// Write what a Windows kernel's PDB says to a small file, for a host without network
+    Export(ProfileExport),
+    /// Keep what `export` wrote elsewhere, so that the kernel's PDB is not needed here
+    Import(ProfileImport),
 }
 
 /// `lacuna profile build`.
@@ -158,6 +183,46 @@ pub struct ProfileBuild {
     /// File to write
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+/// `lacuna profile export`.
+#[derive(Debug, Args)]
+pub struct ProfileExport {
+    /// A PDB, a kernel's executable, or a PDB's path in a symbol store (NAME/GUIDAGE/NAME)
+    pub what: String,
+    /// Where a PDB comes from that is only named
+    #[command(flatten)]
+    pub symbols: SymbolSource,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// `lacuna profile import`.
+#[derive(Debug, Args)]
+pub struct ProfileImport {
+    /// A file that `lacuna profile export` wrote
+    pub file: PathBuf,
+    /// Folder to keep it in, where later commands look
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
+    pub layouts: PathBuf,
+}
+
+/// `lacuna symbols ...`.
+#[derive(Debug, Subcommand)]
+pub enum SymbolsCommand {
+    /// Find the PDB of an executable, fetching it if need be, and say where it is
+    Fetch(SymbolsFetch),
+}
+
+/// `lacuna symbols fetch`.
+#[derive(Debug, Args)]
+pub struct SymbolsFetch {
+    /// A kernel's executable, or a PDB's path in a symbol store (NAME/GUIDAGE/NAME)
+    pub what: String,
+    /// Where to look
+    #[command(flatten)]
+    pub symbols: SymbolSource,
 }
 
 /// `lacuna profile show`.

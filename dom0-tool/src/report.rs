@@ -10,6 +10,7 @@ use crate::linux::profile::BuildError;
 use crate::linux::stub::StubError;
 use crate::linux::stub::compile::CompileError;
 use crate::linux::stub::run::RunError;
+use crate::windows::facts::FactsError;
 use crate::windows::pdb::PdbError;
 use crate::windows::pe::PeError;
 use crate::xen::answer::explain_status;
@@ -187,6 +188,22 @@ impl From<PdbError> for Failure {
                 Class::Refused,
                 error,
                 "fetch the PDB again from a symbol store; nothing of a damaged one is used",
+            ),
+        }
+    }
+}
+
+impl From<FactsError> for Failure {
+    fn from(error: FactsError) -> Self {
+        match &error {
+            FactsError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+                Self::plain(Class::NotFound, error)
+            }
+            FactsError::Io { .. } => Self::plain(Class::Failed, error),
+            FactsError::Malformed { .. } => Self::new(
+                Class::Refused,
+                error,
+                "export it again with this version of lacuna",
             ),
         }
     }

@@ -9,6 +9,7 @@ mod paused;
 mod profile;
 mod progress;
 mod scan;
+mod symbols;
 
 use std::io::Write;
 use std::path::Path;
@@ -16,7 +17,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use serde_json::Value;
 
-use crate::cli::{Cli, Command, ProfileCommand};
+use crate::cli::{Cli, Command, ProfileCommand, SymbolsCommand};
 use crate::report::{Class, Failure};
 
 /// Where text goes while a command runs: nowhere with `--json`.
@@ -58,6 +59,9 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Identify(arguments) => identify::run(arguments, out),
         Command::Profile(ProfileCommand::Build(arguments)) => profile::build(arguments, out),
         Command::Profile(ProfileCommand::Show(arguments)) => profile::show(arguments, out),
+        Command::Profile(ProfileCommand::Export(arguments)) => symbols::export(arguments, out),
+        Command::Profile(ProfileCommand::Import(arguments)) => symbols::import(arguments, out),
+        Command::Symbols(SymbolsCommand::Fetch(arguments)) => symbols::fetch(arguments, out),
         Command::Attach(arguments) => attach::run(arguments, out),
         Command::Detach(arguments) => engine::detach(arguments, out),
         Command::Scan(arguments) => scan::run(arguments, out),

@@ -15,6 +15,16 @@ pub(crate) fn over_memory(what: &'static str) -> ProgressBar {
     bar
 }
 
+/// A bar over the bytes of a download.
+pub(crate) fn over_download() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, target());
+    let template = "fetching {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// A spinner beside a step whose length is not known.
 pub(crate) fn spinner(what: impl Into<String>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());

@@ -2,10 +2,15 @@
 //!
 //! * [`pe`] reads the executable's headers, from a file or from a guest's memory;
 //! * [`symbol_key`] names a PDB as symbol stores do;
-//! * [`pdb`] reads what a PDB says about the page-frame database.
+//! * [`pdb`] reads what a PDB says about the page-frame database;
+//! * [`facts`] keeps that in a small file;
+//! * [`store`] finds a PDB, in folders and on symbol servers.
 //!
 //! No live Windows has been tried: see `docs/windows.md` for what was.
 
+pub mod contained;
+pub mod facts;
 pub mod pdb;
 pub mod pe;
+pub mod store;
 pub mod symbol_key;

@@ -6,6 +6,7 @@
 use object::LittleEndian as LE;
 use object::pe;
 use object::pod::{Pod, from_bytes};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::symbol_key::{Guid, NameError, PdbName, Signature, SymbolKey};
@@ -103,7 +104,8 @@ pub enum PeError {
 }
 
 /// Processor of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Machine {
     /// 32-bit; whether with PAE, the executable's name tells (`ntkrnlpa`, `ntkrpamp`), and CR4 does.
     X86,

@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Longest name of a PDB. A file system takes no longer ones (`NAME_MAX`), and kernels' have 12 characters.
 const MAX_NAME: usize = 255;
 
 /// A globally unique identifier in the byte order of its structure: the first three parts little-endian.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Guid([u8; 16]);
 
 impl Guid {
@@ -51,6 +53,20 @@ impl fmt::Display for Guid {
 impl fmt::Debug for Guid {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, formatter)
+    }
+}
+
+impl TryFrom<String> for Guid {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::from_text(&text).ok_or("a GUID has 32 hexadecimal digits")
+    }
+}
+
+impl From<Guid> for String {
+    fn from(guid: Guid) -> Self {
+        guid.to_string()
     }
 }
 
@@ -128,6 +144,21 @@ impl SymbolKey {
             Signature::Guid(guid) => format!("{guid}{:x}", self.age),
             Signature::TimeStamp(stamp) => format!("{stamp:08X}{:x}", self.age),
         }
+    }
+
+    /// Reads `NAME/GUIDAGE/NAME`, with or without the last part.
+    pub fn from_path(path: &str) -> Option<Self> {
+        let mut parts = path.split('/');
+        let (name, id) = (parts.next()?, parts.next()?);
+        if parts.next().is_some_and(|again| again != name) || parts.next().is_some() {
+            return None;
+        }
+        let (guid, age) = id.split_at_checked(32)?;
+        Some(Self {
+            name: PdbName::from_path(name).ok()?,
+            signature: Signature::Guid(Guid::from_text(guid)?),
+            age: u32::from_str_radix(age, 16).ok()?,
+        })
     }
 
     /// `NAME/GUIDAGE/NAME`.

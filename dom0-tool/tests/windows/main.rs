@@ -1,7 +1,10 @@
 //! Windows: files and memory images in the layouts of real kernels, made by `lacuna-windows-fixtures`, read by `lacuna`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod carried;
 mod command;
 mod hostile_pdb;
 mod layouts;
 mod second_reader;
+mod server;
+mod store;

@@ -12,18 +12,18 @@ pub mod container;
 pub mod symbols;
 pub mod types;
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io::{Read, Seek};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::panic::AssertUnwindSafe;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::addresses::AddressMap;
 use self::container::{Container, u32_at};
 use self::types::{Field, TypeError, TypeFacts};
+use super::contained::contained;
 use super::pe::Machine;
 use super::symbol_key::Guid;
 
@@ -110,7 +110,8 @@ pub enum PdbError {
 }
 
 /// Identity of a PDB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PdbIdentity {
     /// Its GUID.
     pub guid: Guid,
@@ -122,7 +123,8 @@ pub struct PdbIdentity {
 }
 
 /// What was learnt from a PDB.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PdbFacts {
     /// Which build it belongs to.
     pub identity: PdbIdentity,
@@ -149,6 +151,7 @@ where
     S: Read + Seek + Debug + Send,
 {
     contained(AssertUnwindSafe(|| read_uncontained(&mut file)))
+        .unwrap_or_else(|panic| Err(PdbError::Panicked(panic)))
 }
 
 /// Reads only which build a PDB belongs to. Cheap: a few blocks.
@@ -241,43 +244,4 @@ fn check_types(container: &Container, file: &mut (impl Read + Seek)) -> Result<u
         return Err(PdbError::Malformed("the type stream is shorter than its header"));
     }
     Ok(version)
-}
-
-thread_local! {
-    /// Whether a panic on this thread is going to be caught and told as an error.
-    static CONTAINED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs `parse`; a panic in it becomes [`PdbError::Panicked`], and is not printed.
-fn contained<T>(parse: AssertUnwindSafe<impl FnOnce() -> Result<T, PdbError>>) -> Result<T, PdbError> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !CONTAINED.get() {
-                before(panic);
-            }
-        }));
-    });
-    CONTAINED.set(true);
-    let result = catch_unwind(parse);
-    CONTAINED.set(false);
-    result.unwrap_or_else(|panic| {
-        let said = panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Err(PdbError::Panicked(said.unwrap_or_default()))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_of_the_parser_is_an_error() {
-        let result: Result<(), _> = contained(AssertUnwindSafe(|| panic!("index {}", 7)));
-        assert!(matches!(result, Err(PdbError::Panicked(said)) if said == "index 7"));
-    }
 }

@@ -9,6 +9,7 @@ use pdb2::{
     FallibleIterator, Indirection, PrimitiveKind, RawString, TypeData, TypeFinder, TypeIndex,
     TypeInformation, Variant,
 };
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::PdbError;
@@ -93,7 +94,8 @@ pub enum TypeError {
 }
 
 /// A member of `_MMPFN`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Field {
     /// The names that lead to it, the last one its own.
     pub path: Vec<String>,
