@@ -17,6 +17,7 @@ use crate::xen::answer::explain_status;
 use crate::xen::domain::DomainError;
 use crate::xen::engine::EngineError;
 use crate::xen::privcmd::PrivcmdError;
+use lacuna_core::Status;
 
 /// Exit statuses, besides 0 (done) and 2 (usage, given by the command line parser).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,72 @@ impl Class {
     }
 }
 
+/// Why a guest is left alone, where that has a name of its own: an event's and a metric's `reason`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cause {
+    /// None of the below.
+    #[default]
+    Other,
+    /// A PV guest, or the domain that asks.
+    NotHvm,
+    /// No kernel that this version knows was found; the guest may be booting.
+    UnknownKernel,
+    /// Neither a layout nor the headers of the guest's kernel are here.
+    NoLayout,
+    /// The kernel writes a pattern into free pages and checks it.
+    PagePoison,
+    /// What the guest's memory says contradicts itself.
+    Contradiction,
+    /// The scan and the guest's own counters disagree.
+    CountsDisagree,
+    /// The guest has a feature with which sharing is refused, or is being migrated.
+    Blocked,
+    /// Another operation runs on the domain.
+    Busy,
+    /// The domain does not exist any more.
+    Gone,
+}
+
+impl Cause {
+    /// The name, which does not change.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Other => "other",
+            Self::NotHvm => "not_hvm",
+            Self::UnknownKernel => "unknown_kernel",
+            Self::NoLayout => "no_layout",
+            Self::PagePoison => "page_poison",
+            Self::Contradiction => "contradiction",
+            Self::CountsDisagree => "counts_disagree",
+            Self::Blocked => "blocked",
+            Self::Busy => "busy",
+            Self::Gone => "gone",
+        }
+    }
+
+    /// Why the engine refused with `status`.
+    fn of_status(status: Status) -> Self {
+        match status {
+            Status::NotHap
+            | Status::Passthrough
+            | Status::Altp2m
+            | Status::Nested
+            | Status::LogDirty
+            | Status::MemEvents
+            | Status::PvhDom0
+            | Status::PopulateOnDemand
+            | Status::NoZeroFrames
+            | Status::Blocked => Self::Blocked,
+            Status::Dying => Self::Gone,
+            Status::CountsDisagree => Self::CountsDisagree,
+            Status::KernelChanged | Status::NoVcpuOnline | Status::Ended | Status::CountersUnreadable => {
+                Self::Contradiction
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
 /// A failure, ready to be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -49,6 +116,8 @@ pub struct Failure {
     pub what: String,
     /// What to do, where there is something to do.
     pub remedy: Option<String>,
+    /// Why, as one word.
+    pub cause: Cause,
 }
 
 impl Failure {
@@ -58,6 +127,7 @@ impl Failure {
             class,
             what: what.to_string(),
             remedy: Some(remedy.into()),
+            cause: Cause::Other,
         }
     }
 
@@ -67,7 +137,14 @@ impl Failure {
             class,
             what: what.to_string(),
             remedy: None,
+            cause: Cause::Other,
         }
+    }
+
+    /// The same failure, with its cause named.
+    #[must_use]
+    pub fn because(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 
     /// The failure as `--json` prints it.
@@ -127,6 +204,7 @@ impl From<DomainError> for Failure {
         match error {
             DomainError::NotFound(_) => {
                 Self::new(Class::NotFound, error, "`xl list` shows the domains there are")
+                    .because(Cause::Gone)
             }
             DomainError::Ambiguous { .. } => Self::new(Class::Failed, error, "name the domain by its number"),
             DomainError::Xenstore(_) => Self::new(
@@ -148,6 +226,7 @@ impl From<EngineError> for Failure {
                     class: answer.class,
                     what: answer.what,
                     remedy: Some(answer.remedy),
+                    cause: Cause::of_status(*status),
                 }
             }
             EngineError::NotThere => Self::new(
@@ -164,14 +243,17 @@ impl From<EngineError> for Failure {
                 Class::Refused,
                 error,
                 "only HVM and PVH guests other than this domain can be worked on",
-            ),
+            )
+            .because(Cause::NotHvm),
             EngineError::Forbidden { .. } => Self::new(
                 Class::Failed,
                 error,
                 "allow the domctl to this domain in the FLASK policy, or use Dom0",
             ),
-            EngineError::Busy { .. } => Self::new(Class::Failed, error, "wait for it to end and try again"),
-            EngineError::Gone { .. } => Self::plain(Class::NotFound, error),
+            EngineError::Busy { .. } => {
+                Self::new(Class::Failed, error, "wait for it to end and try again").because(Cause::Busy)
+            }
+            EngineError::Gone { .. } => Self::plain(Class::NotFound, error).because(Cause::Gone),
             EngineError::Privcmd(_) => match error {
                 EngineError::Privcmd(inner) => inner.into(),
                 other => Self::plain(Class::Failed, other),
@@ -246,21 +328,23 @@ impl From<IdentifyError> for Failure {
                 Class::NotFound,
                 error,
                 "Lacuna knows Linux guests of x86-64 so far; wait until the guest has booted and try again",
-            ),
+            )
+            .because(Cause::UnknownKernel),
             IdentifyError::NoneConfirmed { .. }
             | IdentifyError::TooMany { .. }
             | IdentifyError::Ambiguous { .. } => Self::new(
                 Class::Refused,
                 error,
                 "the guest may be booting, or have changed its kernel by kexec: try again; if it lasts, the guest is lying",
-            ),
+            )
+            .because(Cause::Contradiction),
         }
     }
 }
 
 impl From<LayoutError> for Failure {
     fn from(error: LayoutError) -> Self {
-        match &error {
+        let failure = match &error {
             LayoutError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
                 Self::plain(Class::NotFound, error)
             }
@@ -272,13 +356,14 @@ impl From<LayoutError> for Failure {
                     "make the layout again with this version: `lacuna profile build --headers DIR --out FILE`",
                 )
             }
-        }
+        };
+        failure.because(Cause::NoLayout)
     }
 }
 
 impl From<StubError> for Failure {
     fn from(error: StubError) -> Self {
-        match &error {
+        let failure = match &error {
             StubError::Headers(_) => Self::new(
                 Class::NotFound,
                 error,
@@ -305,7 +390,8 @@ impl From<StubError> for Failure {
                 "this kernel's descriptors are not understood: nothing is done with such a guest (docs/adding-a-guest-kernel.md)",
             ),
             StubError::Compile(_) | StubError::Run(_) => Self::plain(Class::Failed, error),
-        }
+        };
+        failure.because(Cause::NoLayout)
     }
 }
 
@@ -339,6 +425,14 @@ impl From<BuildError> for Failure {
                 "the guest may have been changing its memory map, or be lying: try again; nothing was changed"
             }
         };
-        Self::new(Class::Refused, &error, remedy)
+        let cause = match &error {
+            BuildError::OtherKernel { .. } | BuildError::NoSymbols | BuildError::NoSymbol(_) => {
+                Cause::NoLayout
+            }
+            BuildError::Contents(ContentsError::Poisoned { .. }) => Cause::PagePoison,
+            BuildError::MemoryModel | BuildError::NoBootValue => Cause::UnknownKernel,
+            _ => Cause::Contradiction,
+        };
+        Self::new(Class::Refused, &error, remedy).because(cause)
     }
 }

@@ -17,7 +17,11 @@ use crate::xen::engine::{EngineError, Scanned};
 const ADMISSION_TRIES: u32 = 3;
 
 pub(super) fn run(arguments: &Attach, out: Out) -> Result<Value, Failure> {
-    let live = open_domain(&arguments.domain)?;
+    attach(arguments, &open_domain(&arguments.domain)?, out)
+}
+
+/// Attaches a domain that is open. It has no profile when this fails.
+pub(crate) fn attach(arguments: &Attach, live: &Live, out: Out) -> Result<Value, Failure> {
     out.line(format!("guest       {}", live.title()));
     let encoded = match &arguments.profile {
         Some(file) => {
@@ -26,10 +30,10 @@ pub(super) fn run(arguments: &Attach, out: Out) -> Result<Value, Failure> {
             profile::decode(&bytes)?;
             bytes
         }
-        None => build(arguments, &live, out)?,
+        None => build(arguments, live, out)?,
     };
     live.engine.set_profile(&encoded)?;
-    let scanned = match admit(arguments, &live) {
+    let scanned = match admit(arguments, live) {
         Ok(scanned) => scanned,
         Err(error) => {
             // A profile that was refused is of no use: take it away. The refusal is what matters.

@@ -14,7 +14,7 @@ use crate::linux::layout::Layout;
 use crate::linux::stub::headers::HeaderTree;
 use crate::linux::stub::layout_from_headers;
 use crate::memory::GuestSource;
-use crate::report::{Class, Failure};
+use crate::report::{Cause, Class, Failure};
 use crate::xen::domain::{Domain, find};
 use crate::xen::engine::Engine;
 use crate::xen::foreign::DomainMemory;
@@ -31,15 +31,19 @@ pub(crate) struct Live {
 pub(crate) fn open_domain(text: &str) -> Result<Live, Failure> {
     let privcmd = Rc::new(Privcmd::open()?);
     let domain = find(&privcmd, text)?;
-    let engine = Engine::new(&privcmd, domain.id);
-    Ok(Live {
-        privcmd,
-        domain,
-        engine,
-    })
+    Ok(Live::new(&privcmd, domain))
 }
 
 impl Live {
+    /// A domain that was found before.
+    pub(crate) fn new(privcmd: &Rc<Privcmd>, domain: Domain) -> Self {
+        Self {
+            privcmd: Rc::clone(privcmd),
+            engine: Engine::new(privcmd, domain.id),
+            domain,
+        }
+    }
+
     /// The domain's memory. Drop it before sharing: it holds references on what it has mapped.
     pub(crate) fn memory(&self) -> Result<DomainMemory, Failure> {
         if self.domain.info.flags & DomainInfo::HVM == 0 {
@@ -47,7 +51,8 @@ impl Live {
                 Class::Refused,
                 format!("domain {} is a PV guest", self.domain.id.get()),
                 "only HVM and PVH guests have memory that can be shared",
-            ));
+            )
+            .because(Cause::NotHvm));
         }
         Ok(DomainMemory::open(
             &self.privcmd,
@@ -140,7 +145,8 @@ pub(crate) fn layout_for(
                 "install linux-headers-{release}, or make the layout elsewhere with `lacuna profile build --headers DIR --out {release}.layout.json` and put it into {}",
                 source.layouts.display()
             ),
-        ));
+        )
+        .because(Cause::NoLayout));
     };
     let layout = from_headers(headers)?;
     match layout.save(&file) {

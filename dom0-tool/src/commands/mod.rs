@@ -1,8 +1,8 @@
 //! What each subcommand does.
 
-mod attach;
+pub(crate) mod attach;
 mod engine;
-mod guest;
+pub(crate) mod guest;
 mod identify;
 mod inspect;
 mod paused;
@@ -27,6 +27,9 @@ pub(crate) struct Out {
 }
 
 impl Out {
+    /// Nowhere: for callers that are no command.
+    pub(crate) const NOWHERE: Self = Self { json: true };
+
     /// Prints a line of text at once.
     pub(crate) fn line(self, text: impl AsRef<str>) {
         if !self.json {

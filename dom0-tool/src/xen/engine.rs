@@ -104,6 +104,23 @@ pub struct Shared {
     pub held: u64,
 }
 
+/// A part of an operation over all of a domain's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part<T> {
+    /// What this part came to.
+    pub figures: T,
+    /// The frame at which the next part begins; `None` when there is none.
+    pub next: Option<u64>,
+}
+
+impl<T> Part<T> {
+    fn of(figures: T, answer: &Request) -> Self {
+        // The engine takes what it did off the budget: what is left says that it came to the end.
+        let next = (answer.budget == 0).then_some(answer.cursor);
+        Self { figures, next }
+    }
+}
+
 /// The engine, as far as it concerns one domain.
 #[derive(Clone, Debug)]
 pub struct Engine {
@@ -225,6 +242,49 @@ impl Engine {
             rejected,
             held,
         })
+    }
+
+    /// Scans frames from `from` on, about `descriptors` descriptors (not 0). Parts that follow one another from frame 0
+    /// to the end count as one scan, which admits the profile.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn scan_part(&self, from: u64, descriptors: u64) -> Result<Part<Scanned>, EngineError> {
+        let request = Request {
+            cursor: from,
+            budget: descriptors.max(1),
+            ..Request::default()
+        };
+        let answer = self.call_request(Op::Scan, request, &mut [])?;
+        let [free, in_use, no_descriptor, unknown] = answer.result;
+        let figures = Scanned {
+            free,
+            in_use,
+            no_descriptor,
+            unknown,
+        };
+        Ok(Part::of(figures, &answer))
+    }
+
+    /// Shares nominated pages from frame `from` on, about `pages` of them (not 0).
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn share_part(&self, from: u64, pages: u64) -> Result<Part<Shared>, EngineError> {
+        let request = Request {
+            cursor: from,
+            budget: pages.max(1),
+            ..Request::default()
+        };
+        let answer = self.call_request(Op::Share, request, &mut [])?;
+        let [pages, superpages, rejected, held] = answer.result;
+        let figures = Shared {
+            pages,
+            superpages,
+            rejected,
+            held,
+        };
+        Ok(Part::of(figures, &answer))
     }
 
     /// The domain's counters.

@@ -27,6 +27,12 @@ const IOCTL_MMAPBATCH_V2: libc::c_ulong = 32 << 16 | 0x5004;
 /// `__HYPERVISOR_memory_op` and `__HYPERVISOR_domctl` (`xen.h`).
 const MEMORY_OP: u64 = 12;
 const DOMCTL: u64 = 36;
+/// `__HYPERVISOR_sysctl` (`xen.h`), its interface version in Xen 4.20, and `XEN_SYSCTL_physinfo` (`sysctl.h`).
+const SYSCTL: u64 = 35;
+const SYSCTL_VERSION: u32 = 0x15;
+const SYSCTL_PHYSINFO: u32 = 3;
+/// `sizeof(struct xen_sysctl)`: an 8-byte head and a union of 128.
+const SYSCTL_BYTES: usize = 136;
 /// `XENMEM_maximum_gpfn` (`memory.h`).
 const MAXIMUM_GPFN: u64 = 14;
 /// `XEN_DOMCTL_INTERFACE_VERSION` of Xen 4.20 (`domctl.h`).
@@ -106,12 +112,25 @@ pub struct DomainInfo {
 }
 
 impl DomainInfo {
+    /// `XEN_DOMINF_dying`: being destroyed.
+    pub const DYING: u32 = 1 << 0;
     /// `XEN_DOMINF_hvm_guest`: HVM or PVH.
     pub const HVM: u32 = 1 << 1;
     /// `XEN_DOMINF_paused`: by the toolstack.
     pub const PAUSED: u32 = 1 << 3;
     /// `XEN_DOMINF_hap`: hardware-assisted paging.
     pub const HAP: u32 = 1 << 8;
+}
+
+/// The host's memory (`XEN_SYSCTL_physinfo`), in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostMemory {
+    /// All of it.
+    pub total: u64,
+    /// Free, frames that are still to be scrubbed included: Xen scrubs them when they are wanted.
+    pub free: u64,
+    /// Free, but promised to domains that are being built (claims).
+    pub claimed: u64,
 }
 
 /// The open driver.
@@ -187,6 +206,25 @@ impl Privcmd {
             max_pages: long(16),
             online_vcpus: word(64),
         }))
+    }
+
+    /// The host's memory.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn host_memory(&self) -> Result<HostMemory, PrivcmdError> {
+        let mut bytes = [0; SYSCTL_BYTES];
+        bytes[..4].copy_from_slice(&SYSCTL_PHYSINFO.to_le_bytes());
+        bytes[4..8].copy_from_slice(&SYSCTL_VERSION.to_le_bytes());
+        self.hypercall("XEN_SYSCTL_physinfo", SYSCTL, 0, &mut bytes, &mut [], None)?;
+        // struct xen_sysctl_physinfo, after the head of 8: ten members of 4 bytes, then total_pages, free_pages,
+        // scrub_pages, outstanding_pages. Xen counts frames to be scrubbed among the free ones as well.
+        let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| bytes[8 + at + index]));
+        Ok(HostMemory {
+            total: long(40),
+            free: long(48),
+            claimed: long(64),
+        })
     }
 
     /// Pauses `domain`, or takes one pause back. Pauses are counted.

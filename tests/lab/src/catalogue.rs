@@ -55,6 +55,8 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("reclaim/damaged-profiles", 300),
     quick("reclaim/page-poison", 300),
     quick("reclaim/no-guest", 60),
+    // Not run yet.
+    long("policy/daemon", 600),
     Scenario {
         boot: Boot::Counted,
         ..quick("reclaim/pause", 900)

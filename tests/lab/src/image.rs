@@ -83,7 +83,12 @@ pub(crate) fn build(
         .key(&sysroot.key)
         .key(&tools.key)
         .text(&dom0_kernel.release);
-    for program in [&programs.driver, &programs.agent, &programs.lacuna] {
+    for program in [
+        &programs.driver,
+        &programs.agent,
+        &programs.lacuna,
+        &programs.lacunad,
+    ] {
         key = key.file(program)?;
     }
     for (name, kernel) in guests {
@@ -104,6 +109,7 @@ pub(crate) fn build(
         archive.link("var/lock", "/run/lock")?;
         archive.file("init", &programs.driver)?;
         archive.file("usr/bin/lacuna", &programs.lacuna)?;
+        archive.file("usr/bin/lacunad", &programs.lacunad)?;
         archive.file("bin/busybox", &sysroot.root.join("usr/bin/busybox"))?;
         archive.bytes("etc/xen/xl.conf", b"autoballoon=\"off\"\n", 0o644)?;
         archive.bytes("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", 0o644)?;

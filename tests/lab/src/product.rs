@@ -23,6 +23,10 @@ pub(crate) fn build(stage: &Stage, out: &Path) -> Result<()> {
         copy(&xen.directory.join(name), &out.join(name))?;
     }
     copy(&stage.lacuna, &out.join("lacuna"))?;
+    copy(&stage.lacunad, &out.join("lacunad"))?;
+    for name in ["lacunad.toml", "lacunad.service"] {
+        copy(&stage.repository().join("dom0-tool").join(name), &out.join(name))?;
+    }
     let progress = Progress::begin("tools archive");
     let archive = Staged::file(out.join("xen-tools.tar.gz"))?;
     // Owned by root whoever unpacks the cache, and without the lab's own directory in the names.
@@ -34,7 +38,7 @@ pub(crate) fn build(stage: &Stage, out: &Path) -> Result<()> {
     archive.commit()?;
     progress.done();
     println!(
-        "{} holds {}, lacuna and xen-tools.tar.gz",
+        "{} holds {}, lacuna, lacunad with its configuration and unit, and xen-tools.tar.gz",
         out.display(),
         HYPERVISOR.join(", ")
     );

@@ -19,6 +19,8 @@ pub(crate) struct Programs {
     pub(crate) agent: PathBuf,
     /// The product's command, linked as on a real host.
     pub(crate) lacuna: PathBuf,
+    /// The product's daemon, likewise.
+    pub(crate) lacunad: PathBuf,
 }
 
 /// Builds them. cargo itself knows what is up to date.
@@ -54,7 +56,7 @@ pub(crate) fn build(context: &Context) -> Result<Programs> {
     ]);
     run_logged(fixed, &log, &progress)?;
     let mut product = cargo();
-    product.args(["--package", "lacuna", "--bin", "lacuna"]);
+    product.args(["--package", "lacuna", "--bin", "lacuna", "--bin", "lacunad"]);
     run_logged(product, &log, &progress)?;
     progress.done();
     let fixed = target.join(TARGET).join("release");
@@ -62,5 +64,6 @@ pub(crate) fn build(context: &Context) -> Result<Programs> {
         driver: fixed.join("lab-dom0"),
         agent: fixed.join("lacuna-guest"),
         lacuna: target.join("release/lacuna"),
+        lacunad: target.join("release/lacunad"),
     })
 }

@@ -1,6 +1,6 @@
 //! Everything a run needs, made in order; what is there and up to date is kept.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lacuna_lab::catalogue::Boot;
 
@@ -23,6 +23,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) tools: Tools,
     /// The product's command.
     pub(crate) lacuna: PathBuf,
+    /// The product's daemon.
+    pub(crate) lacunad: PathBuf,
     /// dom0's kernel and file system.
     pub(crate) images: Images,
 }
@@ -58,8 +60,14 @@ impl<'a> Stage<'a> {
             source,
             tools,
             lacuna: programs.lacuna,
+            lacunad: programs.lacunad,
             images,
         })
+    }
+
+    /// The checkout.
+    pub(crate) fn repository(&self) -> &Path {
+        &self.context.repository
     }
 
     /// Where the output of the work called `name` is kept.

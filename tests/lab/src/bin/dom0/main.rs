@@ -2,6 +2,7 @@
 
 mod account;
 mod channel;
+mod daemon;
 mod engine;
 mod failure;
 mod guest;

@@ -1,6 +1,7 @@
 //! The live scenarios. Each is a function that does something and fails with what it expected and saw.
 
 mod boot;
+mod daemon;
 mod ept;
 mod flask;
 mod hostile;
@@ -31,6 +32,7 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/damaged-profiles", hostile::damaged_profiles),
     ("reclaim/page-poison", hostile::poisoned),
     ("reclaim/no-guest", hostile::no_guest),
+    ("policy/daemon", daemon::unattended),
     ("reclaim/pause", pause::bounded),
     ("migration/stock", migration::stock),
     ("reclaim/dump", stored::dump),

@@ -1,0 +1,509 @@
+//! The daemon's configuration file, TOML. `docs/daemon.md` describes it for operators.
+//!
+//! Nothing unknown is passed over: a misspelt key would otherwise be a setting that silently does nothing. What is wrong is
+//! said with the line, what stands there, and what may stand there.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use thiserror::Error;
+use toml::Spanned;
+
+use crate::linux::layout::DEFAULT_FOLDER;
+
+/// Where the file is unless the command line says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/lacuna/lacunad.toml";
+/// Where metrics are served unless the file says otherwise.
+const DEFAULT_SOCKET: &str = "/run/lacuna/metrics.sock";
+
+/// Why the configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{file}: {cause}")]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// A line of it is wrong.
+    #[error("{file}:{line}: {what}\n  {line:>4} | {text}\n  allowed: {allowed}")]
+    Line {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What stands there.
+        text: String,
+        /// What is wrong with it.
+        what: String,
+        /// What may stand there.
+        allowed: String,
+    },
+}
+
+/// What the daemon does with a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Nothing at all. What was given back before stays so until the guest writes to it.
+    Off,
+    /// Attach it and look for free pages, to see what could be given back.
+    Observe,
+    /// Give free pages back.
+    #[default]
+    Free,
+}
+
+impl Mode {
+    /// The mode as the file has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Observe => "observe",
+            Self::Free => "free",
+        }
+    }
+}
+
+/// How events are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Which events are written: those of this level and graver ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What needs the operator.
+    Error,
+    /// What the operator may want to look into.
+    Warn,
+    /// What was done, one event for each guest that comes, goes or changes.
+    #[default]
+    Info,
+    /// Every round.
+    Debug,
+}
+
+/// Where metrics are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Off,
+    /// On a Unix socket.
+    Unix(PathBuf),
+    /// On a port of the loopback interface.
+    Tcp(SocketAddr),
+}
+
+/// How one guest is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Treatment {
+    /// What is done.
+    pub mode: Mode,
+    /// Between the beginnings of two rounds.
+    pub interval: Duration,
+}
+
+/// The configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Between two looks at which domains there are.
+    pub poll: Duration,
+    /// Most of one CPU that the daemon uses in the long run, hypercalls included, in per cent.
+    pub cpu_percent: u32,
+    /// After the first failure to attach a guest, until the next try.
+    pub retry_first: Duration,
+    /// Longest time between two tries.
+    pub retry_longest: Duration,
+    /// Folder of layouts.
+    pub layouts: PathBuf,
+    /// How events are written.
+    pub log_format: LogFormat,
+    /// Which.
+    pub log_level: LogLevel,
+    /// Where metrics are served.
+    pub listen: Listen,
+    /// Free memory of the host, in MiB, below which nothing more is given back.
+    pub reserve_mib: u64,
+    defaults: Treatment,
+    domains: BTreeMap<String, Treatment>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        // An empty file is a whole configuration; `an_empty_file_is_the_default` keeps this from failing.
+        match Self::parse("", Path::new(DEFAULT_FILE)) {
+            Ok(config) => config,
+            Err(error) => unreachable!("an empty configuration is refused: {error}"),
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file`.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|cause| ConfigError::Io {
+            file: file.to_owned(),
+            cause,
+        })?;
+        Self::parse(&text, file)
+    }
+
+    /// Reads a configuration from `text`; `file` is for messages.
+    ///
+    /// # Errors
+    /// [`ConfigError::Line`].
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        let source = Source { text, file };
+        let raw: Raw = toml::from_str(text).map_err(|error| source.of_toml(&error))?;
+        let daemon = raw.daemon;
+        let defaults = Treatment {
+            mode: raw.defaults.mode.unwrap_or_default(),
+            interval: source.interval(raw.defaults.interval_seconds.as_ref(), Duration::from_secs(60))?,
+        };
+        let mut domains = BTreeMap::new();
+        for (name, domain) in raw.domain {
+            let treatment = Treatment {
+                mode: domain.mode.unwrap_or(defaults.mode),
+                interval: source.interval(domain.interval_seconds.as_ref(), defaults.interval)?,
+            };
+            domains.insert(name, treatment);
+        }
+        let retry_first = source.seconds(daemon.retry_first_seconds.as_ref(), 5, 1..=3600)?;
+        let retry_longest = source.seconds(daemon.retry_longest_seconds.as_ref(), 600, 1..=86_400)?;
+        let listen = match raw.metrics.listen {
+            None => Listen::Unix(DEFAULT_SOCKET.into()),
+            Some(listen) => source.listen(&listen)?,
+        };
+        let percent = source.number(daemon.cpu_percent.as_ref(), 5, 1..=100)?;
+        Ok(Self {
+            poll: source.seconds(daemon.poll_seconds.as_ref(), 2, 1..=3600)?,
+            // At most 100.
+            cpu_percent: u32::try_from(percent).unwrap_or(100),
+            retry_first,
+            retry_longest: retry_longest.max(retry_first),
+            layouts: daemon.layouts.unwrap_or_else(|| DEFAULT_FOLDER.into()),
+            log_format: raw.log.format.unwrap_or_default(),
+            log_level: raw.log.level.unwrap_or_default(),
+            listen,
+            reserve_mib: source.number(raw.host.reserve_mib.as_ref(), 256, 0..=1 << 30)?,
+            defaults,
+            domains,
+        })
+    }
+
+    /// How the guest called `name` is treated; one without a name as the defaults say.
+    pub fn treatment(&self, name: Option<&str>) -> Treatment {
+        name.and_then(|name| self.domains.get(name))
+            .copied()
+            .unwrap_or(self.defaults)
+    }
+
+    /// The settings in force, for people.
+    pub fn describe(&self) -> String {
+        use std::fmt::Write;
+        let listen = match &self.listen {
+            Listen::Off => "off".to_owned(),
+            Listen::Unix(path) => format!("unix:{}", path.display()),
+            Listen::Tcp(address) => format!("tcp:{address}"),
+        };
+        let mut text = format!(
+            "poll every {} s, at most {} % of a CPU, retries after {} to {} s, layouts in {}\nmetrics on {listen}, reserve of {} MiB\n",
+            self.poll.as_secs(),
+            self.cpu_percent,
+            self.retry_first.as_secs(),
+            self.retry_longest.as_secs(),
+            self.layouts.display(),
+            self.reserve_mib,
+        );
+        let each = self
+            .domains
+            .iter()
+            .map(|(name, treatment)| (name.as_str(), treatment));
+        for (name, treatment) in std::iter::once(("(any other)", &self.defaults)).chain(each) {
+            let _ = writeln!(
+                text,
+                "guest {name}: {}, a round every {} s",
+                treatment.mode.name(),
+                treatment.interval.as_secs_f64()
+            );
+        }
+        text
+    }
+}
+
+/// The file as it stands, before ranges are looked at.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    daemon: RawDaemon,
+    log: RawLog,
+    metrics: RawMetrics,
+    host: RawHost,
+    defaults: RawTreatment,
+    domain: BTreeMap<String, RawTreatment>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDaemon {
+    poll_seconds: Option<Spanned<u64>>,
+    cpu_percent: Option<Spanned<u64>>,
+    retry_first_seconds: Option<Spanned<u64>>,
+    retry_longest_seconds: Option<Spanned<u64>>,
+    layouts: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    format: Option<LogFormat>,
+    level: Option<LogLevel>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMetrics {
+    listen: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHost {
+    reserve_mib: Option<Spanned<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTreatment {
+    mode: Option<Mode>,
+    interval_seconds: Option<Spanned<f64>>,
+}
+
+/// The text that messages point into.
+struct Source<'t> {
+    text: &'t str,
+    file: &'t Path,
+}
+
+impl Source<'_> {
+    fn wrong(&self, at: usize, what: String, allowed: String) -> ConfigError {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        let text = self.text.lines().nth(line - 1).unwrap_or_default();
+        ConfigError::Line {
+            file: self.file.to_owned(),
+            line,
+            text: text.trim_end().to_owned(),
+            what,
+            allowed,
+        }
+    }
+
+    /// An error of the parser, which names what it expected after a comma.
+    fn of_toml(&self, error: &toml::de::Error) -> ConfigError {
+        let at = error.span().map_or(0, |span| span.start);
+        let message = error.message().trim();
+        let (what, allowed) = match message.split_once(", expected ") {
+            Some((what, allowed)) => (what, allowed.trim_start_matches("one of ")),
+            None => (message, "TOML as docs/daemon.md describes it"),
+        };
+        self.wrong(at, what.to_owned(), allowed.to_owned())
+    }
+
+    fn number(
+        &self,
+        given: Option<&Spanned<u64>>,
+        default: u64,
+        allowed: std::ops::RangeInclusive<u64>,
+    ) -> Result<u64, ConfigError> {
+        let Some(given) = given else { return Ok(default) };
+        let value = *given.get_ref();
+        if allowed.contains(&value) {
+            return Ok(value);
+        }
+        Err(self.wrong(
+            given.span().start,
+            format!("{value} is out of range"),
+            format!("{} to {}", allowed.start(), allowed.end()),
+        ))
+    }
+
+    fn seconds(
+        &self,
+        given: Option<&Spanned<u64>>,
+        default: u64,
+        allowed: std::ops::RangeInclusive<u64>,
+    ) -> Result<Duration, ConfigError> {
+        self.number(given, default, allowed).map(Duration::from_secs)
+    }
+
+    fn interval(&self, given: Option<&Spanned<f64>>, default: Duration) -> Result<Duration, ConfigError> {
+        let Some(given) = given else { return Ok(default) };
+        let value = *given.get_ref();
+        if (0.1..=86_400.0).contains(&value) {
+            return Ok(Duration::from_secs_f64(value));
+        }
+        Err(self.wrong(
+            given.span().start,
+            format!("{value} is out of range"),
+            "0.1 to 86400.0".to_owned(),
+        ))
+    }
+
+    fn listen(&self, given: &Spanned<String>) -> Result<Listen, ConfigError> {
+        let text = given.get_ref().as_str();
+        let parsed = match text.split_once(':') {
+            None if text == "off" => Some(Listen::Off),
+            Some(("unix", path)) if path.starts_with('/') => Some(Listen::Unix(path.into())),
+            Some(("tcp", address)) => address.parse::<SocketAddr>().ok().map(Listen::Tcp),
+            _ => None,
+        };
+        let what = match parsed {
+            // Metrics name guests and tell what they use: nobody else's business.
+            Some(Listen::Tcp(address)) if !is_loopback(address.ip()) => {
+                format!("{} is not an address of the loopback interface", address.ip())
+            }
+            Some(listen) => return Ok(listen),
+            None => format!("{text:?} names no place to listen"),
+        };
+        Err(self.wrong(
+            given.span().start,
+            what,
+            "\"off\", \"unix:/path\", \"tcp:127.0.0.1:PORT\" or \"tcp:[::1]:PORT\"".to_owned(),
+        ))
+    }
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("lacunad.toml"))
+    }
+
+    fn refusal(text: &str) -> String {
+        match parse(text) {
+            Ok(config) => panic!("accepted: {config:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        let config = parse("").unwrap();
+        assert_eq!(config, Config::default());
+        assert_eq!(config.treatment(Some("anyone")).mode, Mode::Free);
+        assert_eq!(config.cpu_percent, 5);
+    }
+
+    #[test]
+    fn the_file_that_is_shipped_says_what_the_defaults_are() {
+        let shipped = parse(include_str!("../../lacunad.toml")).unwrap();
+        assert_eq!(shipped, Config::default());
+    }
+
+    #[test]
+    fn a_domain_takes_from_the_defaults_what_it_does_not_say() {
+        let config = parse(
+            "[defaults]\nmode = \"observe\"\ninterval_seconds = 30.0\n[domain.db]\nmode = \"free\"\n[domain.\"old one\"]\ninterval_seconds = 0.5\n",
+        )
+        .unwrap();
+        let seconds = Duration::from_secs_f64;
+        let treat = |mode, interval| Treatment { mode, interval };
+        assert_eq!(config.treatment(Some("db")), treat(Mode::Free, seconds(30.0)));
+        assert_eq!(
+            config.treatment(Some("old one")),
+            treat(Mode::Observe, seconds(0.5))
+        );
+        assert_eq!(config.treatment(Some("web")), treat(Mode::Observe, seconds(30.0)));
+        assert_eq!(config.treatment(None), treat(Mode::Observe, seconds(30.0)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_line_text_and_allowed_values() {
+        for (text, expected) in [
+            (
+                "\n[daemon]\ncpu_percent = 500\n",
+                &["lacunad.toml:3", "cpu_percent = 500", "out of range", "1 to 100"][..],
+            ),
+            (
+                "[defaults]\nmode = \"fre\"",
+                &[
+                    "lacunad.toml:2",
+                    "unknown variant `fre`",
+                    "`off`, `observe`, `free`",
+                ],
+            ),
+            (
+                "[domain.web]\nmod = \"free\"",
+                &[
+                    "lacunad.toml:2",
+                    "unknown field `mod`",
+                    "`mode`",
+                    "`interval_seconds`",
+                ],
+            ),
+            (
+                "[deamon]\n",
+                &["lacunad.toml:1", "unknown field `deamon`", "`daemon`"],
+            ),
+            (
+                "[daemon]\npoll_seconds = \"often\"\n",
+                &["lacunad.toml:2", "poll_seconds = \"often\"", "u64"],
+            ),
+            ("[daemon\n", &["lacunad.toml:1", "[daemon"]),
+            (
+                "[metrics]\nlisten = \"tcp:0.0.0.0:9\"\n",
+                &["lacunad.toml:2", "0.0.0.0", "loopback", "tcp:127.0.0.1:PORT"],
+            ),
+            (
+                "[metrics]\nlisten = \"/tmp/x\"\n",
+                &["lacunad.toml:2", "unix:/path"],
+            ),
+            (
+                "[defaults]\ninterval_seconds = 0.0\n",
+                &["lacunad.toml:2", "0.1 to 86400"],
+            ),
+        ] {
+            let refused = refusal(text);
+            for part in expected {
+                assert!(refused.contains(part), "{part:?} is not in:\n{refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn places_to_listen_are_read() {
+        for (text, expected) in [
+            ("off", Listen::Off),
+            ("unix:/run/m", Listen::Unix("/run/m".into())),
+            ("tcp:127.0.0.1:9", Listen::Tcp(([127, 0, 0, 1], 9).into())),
+        ] {
+            assert_eq!(
+                parse(&format!("[metrics]\nlisten = \"{text}\"")).unwrap().listen,
+                expected
+            );
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The daemon's life: configuration, lock, server, and the loop.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use rustix::fs::{FlockOperation, flock};
+use tracing::{error, info};
+
+use crate::daemon::config::{Config, ConfigError, DEFAULT_FILE};
+use crate::daemon::log;
+use crate::daemon::metrics::Snapshot;
+use crate::daemon::server::{Board, Server};
+use crate::daemon::signals::{Signals, Wake};
+use crate::daemon::supervisor::Supervisor;
+use crate::daemon::xen::{ThisHost, Xen};
+use crate::report::{Class, Failure};
+
+/// Held by the daemon that runs. Two would do no harm, but all work twice.
+const LOCK: &str = "/run/lacuna/lacunad.lock";
+/// Longest wait at once; nothing depends on it but how soon a wrong computation would mend.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How often metrics are rendered at most.
+const PUBLISH: Duration = Duration::from_millis(250);
+
+/// Attaches guests as they come, gives their free memory back to the host, and tells how that goes.
+#[derive(Debug, Parser)]
+#[command(name = "lacunad", version, max_term_width = 100)]
+#[command(after_help = "SIGTERM ends it, SIGHUP has it read its configuration again. \
+    Exit status: 0 done, 1 failed, 2 wrong usage.")]
+pub struct Arguments {
+    /// Configuration; without this option and without the file, the defaults are used
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Say whether the configuration is right, and end
+    #[arg(long)]
+    pub check_config: bool,
+    /// Attach every guest, do one round with each, and end
+    #[arg(long, conflicts_with = "check_config")]
+    pub once: bool,
+}
+
+/// Runs the daemon to its end. Returns the exit status.
+pub fn run(arguments: &Arguments) -> u8 {
+    let config = match load(arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("lacunad: {error}");
+            return 1;
+        }
+    };
+    if arguments.check_config {
+        println!("{}", config.describe().trim_end());
+        return 0;
+    }
+    match serve(arguments, config) {
+        Ok(()) => 0,
+        Err(failure) => {
+            eprintln!("lacunad: {failure}");
+            failure.class.exit_status()
+        }
+    }
+}
+
+/// The configuration in `file`, or in the usual one, which need not be there.
+fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+    match Config::load(file.unwrap_or(Path::new(DEFAULT_FILE))) {
+        Err(ConfigError::Io { cause, .. }) if file.is_none() && cause.kind() == io::ErrorKind::NotFound => {
+            Ok(Config::default())
+        }
+        other => other,
+    }
+}
+
+fn serve(arguments: &Arguments, config: Config) -> Result<(), Failure> {
+    let _lock = lock(Path::new(LOCK))?;
+    let mut signals = Signals::take()?;
+    log::start(config.log_format, config.log_level).map_err(|error| Failure::plain(Class::Failed, error))?;
+    let board = Board::default();
+    let server = Server::start(&config.listen, &board).map_err(|error| {
+        Failure::new(
+            Class::Failed,
+            format!("metrics cannot be served on {:?}: {error}", config.listen),
+            "choose another place under [metrics], or \"off\"",
+        )
+    })?;
+    let mut supervisor = Supervisor::new(ThisHost::open()?, config);
+    info!(event = "daemon.started", version = env!("CARGO_PKG_VERSION"));
+    tend(arguments, &mut supervisor, &mut signals, &board);
+    info!(event = "daemon.stopped", guests = supervisor.guests().len());
+    drop(server);
+    Ok(())
+}
+
+fn tend<X: Xen>(arguments: &Arguments, supervisor: &mut Supervisor<X>, signals: &mut Signals, board: &Board) {
+    let mut published = None;
+    loop {
+        let idle = supervisor.tick();
+        let now = supervisor.now();
+        // Between two parts of a long piece of work nobody needs the text at each.
+        if !idle.is_zero() || published.is_none_or(|at: Duration| now.saturating_sub(at) >= PUBLISH) {
+            board.publish(Snapshot::of(supervisor).text());
+            published = Some(now);
+        }
+        if arguments.once && supervisor.all_served() {
+            return;
+        }
+        match signals.wait(idle.min(LONGEST_WAIT)) {
+            Wake::Time => {}
+            Wake::Stop => return,
+            Wake::Reload => reload(arguments, supervisor),
+        }
+    }
+}
+
+/// Reads the configuration again; one that is wrong changes nothing.
+fn reload<X: Xen>(arguments: &Arguments, supervisor: &mut Supervisor<X>) {
+    match load(arguments.config.as_deref()) {
+        Ok(config) => {
+            let old = supervisor.config();
+            // Where it listens and how it logs is settled when it starts.
+            let restart = old.listen != config.listen
+                || old.log_format != config.log_format
+                || old.log_level != config.log_level;
+            info!(event = "config.reloaded", needs_restart = restart);
+            supervisor.configure(config);
+        }
+        Err(error) => error!(
+            event = "config.refused",
+            what = %error,
+            remedy = "the configuration from before stays in force; see `lacunad --check-config`",
+        ),
+    }
+}
+
+/// Takes the lock, which the system gives back when the process ends, however it ends.
+fn lock(path: &Path) -> Result<File, Failure> {
+    let failed = |error: io::Error| Failure::plain(Class::Failed, format!("{}: {error}", path.display()));
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+        Failure::new(
+            Class::Failed,
+            format!("{}: {}", path.display(), io::Error::from(error)),
+            "another lacunad runs on this host",
+        )
+    })?;
+    Ok(file)
+}

@@ -1,0 +1,423 @@
+//! Decides what is done next, and does it: one bounded piece of work for one guest at a time.
+//!
+//! Nothing that it remembers matters for safety or is needed after a restart: each piece of work for a guest begins with the
+//! state that the hypervisor reports for it, and the hypervisor refuses what is not safe. A guest without a profile is
+//! attached, one whose kernel has changed is attached anew, one that another daemon attached goes on with a round.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lacuna_core::abi::State;
+use tracing::{debug, error, info, warn};
+
+use crate::daemon::budget::Budget;
+use crate::daemon::config::{Config, Mode};
+use crate::daemon::reserve::{Change, Reserve};
+use crate::daemon::watched::{Exclusion, Watched, Work};
+use crate::daemon::xen::Xen;
+use crate::report::{Cause, Failure};
+
+/// Disagreeing scans in a row after which a profile is believed to be wrong, not the guest to be busy.
+const MOST_DISAGREEMENTS: u32 = 3;
+/// Until the next try when somebody else works on the domain.
+const BUSY_WAIT: Duration = Duration::from_secs(1);
+
+/// The supervisor of all guests of a host.
+#[derive(Debug)]
+pub struct Supervisor<X> {
+    xen: X,
+    config: Config,
+    guests: BTreeMap<u16, Watched>,
+    budget: Budget,
+    reserve: Reserve,
+    poll_due: Duration,
+    /// What the last attempt to list guests failed with: told once.
+    poll_trouble: Option<String>,
+}
+
+impl<X: Xen> Supervisor<X> {
+    /// A supervisor that knows no guest yet.
+    pub fn new(xen: X, config: Config) -> Self {
+        let now = xen.now();
+        Self {
+            budget: Budget::new(config.cpu_percent, now),
+            reserve: Reserve::new(config.reserve_mib),
+            poll_due: now,
+            poll_trouble: None,
+            guests: BTreeMap::new(),
+            xen,
+            config,
+        }
+    }
+
+    /// Another configuration, from now on.
+    pub fn configure(&mut self, config: Config) {
+        let now = self.xen.now();
+        self.budget.set_percent(config.cpu_percent, now);
+        self.reserve.set_mib(config.reserve_mib);
+        self.config = config;
+        self.poll_due = now;
+        for watched in self.guests.values_mut() {
+            watched.configure(&self.config, now);
+        }
+    }
+
+    /// The guests, by domain number.
+    pub const fn guests(&self) -> &BTreeMap<u16, Watched> {
+        &self.guests
+    }
+
+    /// The host's memory.
+    pub const fn reserve(&self) -> &Reserve {
+        &self.reserve
+    }
+
+    /// The configuration in force.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Time since the supervisor's fixed moment.
+    pub fn now(&self) -> Duration {
+        self.xen.now()
+    }
+
+    /// CPU time used by this process.
+    pub fn cpu_time(&self) -> Duration {
+        self.xen.cpu_time()
+    }
+
+    /// Whether every guest has had a round, or is left alone.
+    pub fn all_served(&self) -> bool {
+        self.guests.values().all(|watched| {
+            watched.deeds.rounds > 0 || watched.exclusion.is_some() || watched.treatment.mode == Mode::Off
+        })
+    }
+
+    /// Does what is most overdue, if anything is and the CPU budget allows it. Returns how long nothing needs doing then.
+    pub fn tick(&mut self) -> Duration {
+        let now = self.xen.now();
+        let before = self.xen.cpu_time();
+        if now >= self.poll_due {
+            self.poll(now);
+        }
+        let next = self
+            .guests
+            .iter()
+            .filter(|(_, watched)| watched.treatment.mode != Mode::Off)
+            .min_by_key(|(_, watched)| watched.due)
+            .map(|(domain, watched)| (*domain, watched.due));
+        let wait = self.budget.wait(now);
+        if let Some((domain, due)) = next
+            && due <= now
+            && wait.is_zero()
+        {
+            self.work_on(domain, now);
+        }
+        let cost = self.xen.cpu_time().saturating_sub(before);
+        let now = self.xen.now();
+        self.budget.spend(cost, now);
+        let due = self
+            .guests
+            .values()
+            .filter(|watched| watched.treatment.mode != Mode::Off)
+            .map(|watched| watched.due.saturating_sub(now))
+            .min()
+            .map(|due| due.max(self.budget.wait(now)));
+        let poll = self.poll_due.saturating_sub(now);
+        due.map_or(poll, |due| due.min(poll))
+    }
+
+    /// Looks which guests there are, and at the host's memory.
+    fn poll(&mut self, now: Duration) {
+        self.poll_due = now + self.config.poll;
+        match self.xen.guests() {
+            Ok(seen) => {
+                self.poll_trouble = None;
+                let gone: Vec<u16> = self
+                    .guests
+                    .keys()
+                    .copied()
+                    .filter(|known| !seen.iter().any(|guest| guest.domain == *known))
+                    .collect();
+                for domain in gone {
+                    self.forget(domain);
+                }
+                for guest in seen {
+                    let watched = self.guests.entry(guest.domain).or_insert_with(|| {
+                        info!(
+                            event = "guest.appeared",
+                            domain = guest.domain,
+                            name = guest.name.as_deref()
+                        );
+                        Watched::new(guest.name.clone(), &self.config, now)
+                    });
+                    // The toolstack names a domain after it has made it, and may rename it.
+                    if watched.name != guest.name {
+                        watched.name = guest.name;
+                        watched.configure(&self.config, now);
+                    }
+                }
+            }
+            Err(failure) => {
+                let text = failure.what.clone();
+                if self.poll_trouble.as_ref() != Some(&text) {
+                    error!(
+                        event = "guests.unknown",
+                        what = text,
+                        remedy = failure.remedy.as_deref()
+                    );
+                    self.poll_trouble = Some(text);
+                }
+            }
+        }
+        // Reading counters touches no guest: done for those that are otherwise left alone as well, since what they can take
+        // back counts, and metrics are to be fresh.
+        for (domain, watched) in &mut self.guests {
+            if let Ok(look) = self.xen.look(*domain) {
+                watched.look = Some(look);
+            }
+        }
+        self.look_at_host();
+    }
+
+    fn look_at_host(&mut self) {
+        let promised = self.guests.values().map(Watched::given_back).sum();
+        let memory = match self.xen.memory() {
+            Ok(memory) => memory,
+            Err(failure) => {
+                warn!(event = "host.unknown", what = failure.what);
+                return;
+            }
+        };
+        let mib = |pages: u64| pages / 256;
+        match self.reserve.look(memory, promised) {
+            Some(Change::Low) => error!(
+                event = "host.low",
+                free_mib = mib(memory.free),
+                reserve_mib = mib(self.reserve.pages()),
+                promised_mib = mib(promised),
+                remedy = "destroy, move or balloon down a guest; until then guests give back no more than they have taken",
+            ),
+            Some(Change::Recovered) => info!(
+                event = "host.recovered",
+                free_mib = mib(memory.free),
+                reserve_mib = mib(self.reserve.pages()),
+                promised_mib = mib(promised),
+            ),
+            None => {}
+        }
+    }
+
+    fn forget(&mut self, domain: u16) {
+        if let Some(watched) = self.guests.remove(&domain) {
+            info!(
+                event = "guest.gone",
+                domain,
+                name = watched.name.as_deref(),
+                rounds = watched.deeds.rounds,
+            );
+        }
+    }
+
+    fn work_on(&mut self, domain: u16, now: Duration) {
+        let before = self.xen.cpu_time();
+        let outcome = self.step(domain, now);
+        let cost = self.xen.cpu_time().saturating_sub(before);
+        if let Some(watched) = self.guests.get_mut(&domain) {
+            watched.deeds.cpu += cost;
+        }
+        match outcome {
+            Ok(()) => {}
+            Err(failure) if failure.cause == Cause::Gone => self.forget(domain),
+            Err(failure) => self.failed(domain, failure, now),
+        }
+    }
+
+    /// The next step for a guest.
+    fn step(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
+        let look = self.xen.look(domain)?;
+        let Some(watched) = self.guests.get_mut(&domain) else {
+            return Ok(());
+        };
+        watched.look = Some(look);
+        match State::from_code(look.statistics.state) {
+            // A profile of which no scan is believed is given as many scans as a new one would get.
+            Some(State::Loaded) if watched.disagreeing < MOST_DISAGREEMENTS => {
+                if !matches!(watched.work, Work::Scan(_)) {
+                    watched.work = Work::Scan(0);
+                    watched.round_began = now;
+                }
+                self.scan(domain, now)
+            }
+            Some(State::Admitted) => match watched.work {
+                Work::Look => {
+                    watched.round_began = now;
+                    watched.work = Work::Scan(0);
+                    self.scan(domain, now)
+                }
+                Work::Scan(_) => self.scan(domain, now),
+                Work::Share(_) => self.share(domain, now),
+            },
+            state => {
+                watched.work = Work::Look;
+                if state == Some(State::Ended) {
+                    info!(
+                        event = "guest.changed",
+                        domain,
+                        name = watched.name.as_deref(),
+                        what = "the guest runs another kernel than the profile's; it is attached anew",
+                    );
+                }
+                self.attach(domain, now)
+            }
+        }
+    }
+
+    fn attach(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
+        let outcome = self.xen.attach(domain, &self.config.layouts);
+        let Some(watched) = self.guests.get_mut(&domain) else {
+            return Ok(());
+        };
+        watched.disagreeing = 0;
+        if let Err(failure) = outcome {
+            watched.deeds.attach_failures += 1;
+            return Err(failure);
+        }
+        watched.deeds.attached += 1;
+        watched.due = now;
+        info!(
+            event = "guest.attached",
+            domain,
+            name = watched.name.as_deref(),
+            mode = watched.treatment.mode.name(),
+        );
+        self.succeeded(domain);
+        Ok(())
+    }
+
+    fn scan(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
+        let Some(Work::Scan(from)) = self.guests.get(&domain).map(|watched| watched.work) else {
+            return Ok(());
+        };
+        let outcome = self.xen.scan(domain, from);
+        let Some(watched) = self.guests.get_mut(&domain) else {
+            return Ok(());
+        };
+        let part = match outcome {
+            Err(failure) if failure.cause == Cause::CountsDisagree => {
+                // A guest that allocates fast between two readings of its counters is outside the tolerance now and then.
+                watched.disagreeing += 1;
+                watched.deeds.disagreements += 1;
+                watched.work = Work::Look;
+                watched.due = now + self.config.retry_first;
+                debug!(event = "scan.disagreed", domain, what = failure.what);
+                return Ok(());
+            }
+            outcome => outcome?,
+        };
+        if let Some(next) = part.next {
+            // At once: the scan is held against counters of the guest, which move on.
+            watched.work = Work::Scan(next);
+            watched.due = now;
+            return Ok(());
+        }
+        watched.disagreeing = 0;
+        if watched.treatment.mode == Mode::Free {
+            watched.work = Work::Share(0);
+            watched.due = now;
+        } else {
+            self.end_round(domain, now);
+        }
+        Ok(())
+    }
+
+    fn share(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
+        let Some(Work::Share(from)) = self.guests.get(&domain).map(|watched| watched.work) else {
+            return Ok(());
+        };
+        self.look_at_host();
+        let allowance = self.reserve.allowance();
+        if allowance == 0 {
+            self.end_round(domain, now);
+            return Ok(());
+        }
+        let part = self.xen.share(domain, from, allowance)?;
+        self.reserve.gave_back(part.figures.pages);
+        let low = self.reserve.is_low();
+        match (part.next, self.guests.get_mut(&domain)) {
+            (Some(next), Some(watched)) if !low => {
+                watched.work = Work::Share(next);
+                watched.due = now;
+            }
+            _ => self.end_round(domain, now),
+        }
+        Ok(())
+    }
+
+    fn end_round(&mut self, domain: u16, now: Duration) {
+        let look = self.xen.look(domain).ok();
+        let Some(watched) = self.guests.get_mut(&domain) else {
+            return;
+        };
+        watched.look = look.or(watched.look);
+        watched.deeds.rounds += 1;
+        watched.work = Work::Look;
+        // A round that takes longer than the interval is followed by the next one, after the other guests.
+        watched.due = (watched.round_began + watched.treatment.interval).max(now);
+        let statistics = watched.look.map(|look| look.statistics).unwrap_or_default();
+        debug!(
+            event = "round.ended",
+            domain,
+            name = watched.name.as_deref(),
+            free_pages = statistics.scan_free,
+            given_back_pages = statistics.zero_gfns,
+            unshared_pages = statistics.unshared,
+        );
+        self.succeeded(domain);
+    }
+
+    fn succeeded(&mut self, domain: u16) {
+        let Some(watched) = self.guests.get_mut(&domain) else {
+            return;
+        };
+        watched.backoff.succeeded();
+        if let Some(exclusion) = watched.exclusion.take() {
+            info!(
+                event = "guest.included",
+                domain,
+                name = watched.name.as_deref(),
+                reason = exclusion.cause.name(),
+            );
+        }
+    }
+
+    fn failed(&mut self, domain: u16, failure: Failure, now: Duration) {
+        let Some(watched) = self.guests.get_mut(&domain) else {
+            return;
+        };
+        watched.work = Work::Look;
+        match failure.cause {
+            Cause::Busy => {
+                watched.due = now + BUSY_WAIT;
+                return;
+            }
+            // A PV guest does not become another kind of guest; that it goes is noticed by the poll.
+            Cause::NotHvm => watched.due = now + self.config.retry_longest,
+            _ => watched.due = now + watched.backoff.failed(),
+        }
+        let exclusion = Exclusion::from(failure);
+        if watched.exclusion.as_ref() != Some(&exclusion) {
+            warn!(
+                event = "guest.excluded",
+                domain,
+                name = watched.name.as_deref(),
+                reason = exclusion.cause.name(),
+                what = exclusion.what,
+                remedy = exclusion.remedy.as_deref(),
+                retry_seconds = watched.due.saturating_sub(now).as_secs(),
+            );
+        }
+        watched.exclusion = Some(exclusion);
+    }
+}

@@ -1,0 +1,120 @@
+//! What the daemon knows of one guest.
+
+use std::time::Duration;
+
+use crate::daemon::backoff::Backoff;
+use crate::daemon::config::{Config, Treatment};
+use crate::daemon::xen::Look;
+use crate::report::{Cause, Failure};
+
+/// Where the work on a guest stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A look at its state, and what that calls for.
+    Look,
+    /// A scan, from this frame on.
+    Scan(u64),
+    /// A share round, from this frame on.
+    Share(u64),
+}
+
+/// Why nothing is done with a guest for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exclusion {
+    /// As one word.
+    pub cause: Cause,
+    /// What happened.
+    pub what: String,
+    /// What to do, where there is something to do.
+    pub remedy: Option<String>,
+}
+
+impl From<Failure> for Exclusion {
+    fn from(failure: Failure) -> Self {
+        Self {
+            cause: failure.cause,
+            what: failure.what,
+            remedy: failure.remedy,
+        }
+    }
+}
+
+/// What the daemon has done for a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deeds {
+    /// Times its profile was made and admitted.
+    pub attached: u64,
+    /// Times that failed.
+    pub attach_failures: u64,
+    /// Rounds completed.
+    pub rounds: u64,
+    /// Scans that disagreed with the guest's own counters.
+    pub disagreements: u64,
+    /// CPU time spent on it, hypercalls included.
+    pub cpu: Duration,
+}
+
+/// One guest.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// Its name, where it has one.
+    pub name: Option<String>,
+    /// What the configuration wants done.
+    pub treatment: Treatment,
+    /// When it is next to be looked at.
+    pub due: Duration,
+    /// What is to be done then.
+    pub work: Work,
+    /// When the round under way began.
+    pub round_began: Duration,
+    /// What the hypervisor said last.
+    pub look: Option<Look>,
+    /// Why nothing is done with it, if so.
+    pub exclusion: Option<Exclusion>,
+    /// When to try again after a failure.
+    pub backoff: Backoff,
+    /// Disagreeing scans in a row.
+    pub disagreeing: u32,
+    /// What was done.
+    pub deeds: Deeds,
+}
+
+impl Watched {
+    /// A guest that has just been seen.
+    pub fn new(name: Option<String>, config: &Config, now: Duration) -> Self {
+        Self {
+            treatment: config.treatment(name.as_deref()),
+            name,
+            due: now,
+            work: Work::Look,
+            round_began: now,
+            look: None,
+            exclusion: None,
+            backoff: Backoff::new(config.retry_first, config.retry_longest),
+            disagreeing: 0,
+            deeds: Deeds::default(),
+        }
+    }
+
+    /// Another configuration is in force.
+    pub fn configure(&mut self, config: &Config, now: Duration) {
+        self.backoff = Backoff::new(config.retry_first, config.retry_longest);
+        let treatment = config.treatment(self.name.as_deref());
+        if treatment == self.treatment {
+            return;
+        }
+        self.treatment = treatment;
+        self.work = Work::Look;
+        self.due = now;
+    }
+
+    /// The name for people.
+    pub fn title(&self) -> &str {
+        self.name.as_deref().unwrap_or("")
+    }
+
+    /// Pages on zero frames, by the last look.
+    pub fn given_back(&self) -> u64 {
+        self.look.map_or(0, |look| look.statistics.zero_gfns)
+    }
+}

@@ -1,0 +1,210 @@
+//! What the daemon asks of the host, and the host's answers by hypercall and xenstore.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use lacuna_core::abi::Statistics;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::cli::{Cli, Command};
+use crate::commands::Out;
+use crate::commands::attach::attach;
+use crate::commands::guest::Live;
+use crate::report::{Cause, Class, Failure};
+use crate::xen::domain::{Domain, find};
+use crate::xen::engine::{Engine, Part, Scanned, Shared};
+use crate::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd};
+use crate::xen::xenstore::{Xenstore, XenstoreError};
+
+/// Descriptors of one part of a scan: those of 4 GiB of memory in use. A part is what a stop signal waits for.
+const SCAN_PART: u64 = 1 << 20;
+/// Pages of one part of a share round: 256 MiB, a quarter of a second's work at 1 ms a slice.
+const SHARE_PART: u64 = 1 << 16;
+
+/// A guest that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its number.
+    pub domain: u16,
+    /// Its name, where xenstore knows it.
+    pub name: Option<String>,
+}
+
+/// What the hypervisor says of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Pages that it owns.
+    pub pages: u64,
+    /// Most pages that it may own.
+    pub max_pages: u64,
+    /// The engine's counters.
+    pub statistics: Statistics,
+}
+
+/// What the daemon asks of the host.
+pub trait Xen {
+    /// Time since some fixed moment; never steps back.
+    fn now(&self) -> Duration;
+    /// CPU time that this process has used, hypercalls included.
+    fn cpu_time(&self) -> Duration;
+    /// The guests there are, dom0 left out.
+    ///
+    /// # Errors
+    /// xenstore could not be asked.
+    fn guests(&mut self) -> Result<Vec<Seen>, Failure>;
+    /// The host's memory.
+    ///
+    /// # Errors
+    /// The hypervisor could not be asked.
+    fn memory(&mut self) -> Result<HostMemory, Failure>;
+    /// What the hypervisor says of a guest.
+    ///
+    /// # Errors
+    /// Why it does not; [`Cause::Gone`] for a guest that is not there.
+    fn look(&mut self, domain: u16) -> Result<Look, Failure>;
+    /// Makes a guest's profile and has the hypervisor admit it.
+    ///
+    /// # Errors
+    /// Why that is not possible; the guest has no profile then.
+    fn attach(&mut self, domain: u16, layouts: &Path) -> Result<(), Failure>;
+    /// Scans a part of a guest's memory.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    fn scan(&mut self, domain: u16, from: u64) -> Result<Part<Scanned>, Failure>;
+    /// Gives back free pages of a part of a guest's memory, about `most` at most.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    fn share(&mut self, domain: u16, from: u64, most: u64) -> Result<Part<Shared>, Failure>;
+}
+
+/// The host that this runs on.
+#[derive(Debug)]
+pub struct ThisHost {
+    privcmd: Rc<Privcmd>,
+    began: Instant,
+}
+
+impl ThisHost {
+    /// Opens the way to the hypervisor.
+    ///
+    /// # Errors
+    /// Not a Xen dom0, or not root.
+    pub fn open() -> Result<Self, Failure> {
+        Ok(Self {
+            privcmd: Rc::new(Privcmd::open()?),
+            began: Instant::now(),
+        })
+    }
+
+    fn domain(&self, number: u16) -> Result<(DomainId, DomainInfo), Failure> {
+        let gone =
+            || Failure::plain(Class::NotFound, format!("domain {number} is gone")).because(Cause::Gone);
+        let id = DomainId::new(number).ok_or_else(gone)?;
+        let info = self.privcmd.domain_info(id)?.ok_or_else(gone)?;
+        if info.flags & DomainInfo::DYING != 0 {
+            return Err(gone());
+        }
+        Ok((id, info))
+    }
+
+    fn engine(&self, number: u16) -> Result<Engine, Failure> {
+        Ok(Engine::new(&self.privcmd, self.domain(number)?.0))
+    }
+}
+
+impl Xen for ThisHost {
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn cpu_time(&self) -> Duration {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        // A process' CPU time is not negative, nor is a fraction of a second.
+        Duration::new(
+            u64::try_from(time.tv_sec).unwrap_or(0),
+            u32::try_from(time.tv_nsec).unwrap_or(0),
+        )
+    }
+
+    fn guests(&mut self) -> Result<Vec<Seen>, Failure> {
+        let unreachable = |error: XenstoreError| {
+            Failure::new(
+                Class::Failed,
+                error,
+                "is xenstored running? Guests that are known go on being looked after",
+            )
+        };
+        let mut store = Xenstore::connect().map_err(unreachable)?;
+        let mut seen = Vec::new();
+        for entry in store.list("/local/domain").map_err(unreachable)? {
+            let Some(domain) = entry.parse::<u16>().ok().filter(|domain| *domain != 0) else {
+                continue;
+            };
+            // xenstore keeps a domain's directory for a while after its end.
+            if self.domain(domain).is_err() {
+                continue;
+            }
+            let name = match store.read(&format!("/local/domain/{domain}/name")) {
+                Ok(name) => Some(name),
+                Err(XenstoreError::Refused { .. }) => None,
+                Err(error) => return Err(unreachable(error)),
+            };
+            seen.push(Seen { domain, name });
+        }
+        Ok(seen)
+    }
+
+    fn memory(&mut self) -> Result<HostMemory, Failure> {
+        Ok(self.privcmd.host_memory()?)
+    }
+
+    fn look(&mut self, domain: u16) -> Result<Look, Failure> {
+        let (id, info) = self.domain(domain)?;
+        Ok(Look {
+            pages: info.pages,
+            max_pages: info.max_pages,
+            statistics: Engine::new(&self.privcmd, id).statistics()?,
+        })
+    }
+
+    fn attach(&mut self, domain: u16, layouts: &Path) -> Result<(), Failure> {
+        let found: Domain = find(&self.privcmd, &domain.to_string())?;
+        // What the command does when nothing is said, without asking any server.
+        let mut layouts_option = OsString::from("--layouts=");
+        layouts_option.push(layouts);
+        let line = [
+            "lacuna".into(),
+            "attach".into(),
+            domain.to_string().into(),
+            layouts_option,
+            "--offline".into(),
+        ];
+        let arguments = match Cli::try_parse_from(line) {
+            Ok(Cli {
+                command: Command::Attach(arguments),
+                ..
+            }) => arguments,
+            Ok(_) => {
+                return Err(Failure::plain(
+                    Class::Failed,
+                    "the command line of `attach` has changed",
+                ));
+            }
+            Err(error) => return Err(Failure::plain(Class::Failed, error)),
+        };
+        attach(&arguments, &Live::new(&self.privcmd, found), Out::NOWHERE).map(drop)
+    }
+
+    fn scan(&mut self, domain: u16, from: u64) -> Result<Part<Scanned>, Failure> {
+        Ok(self.engine(domain)?.scan_part(from, SCAN_PART)?)
+    }
+
+    fn share(&mut self, domain: u16, from: u64, most: u64) -> Result<Part<Shared>, Failure> {
+        Ok(self.engine(domain)?.share_part(from, most.min(SHARE_PART))?)
+    }
+}

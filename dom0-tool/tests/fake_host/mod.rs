@@ -1,0 +1,211 @@
+//! A host of a few numbers: guests that are attached, scanned and shared, and a clock that moves when told.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use lacuna::daemon::xen::{Look, Seen, Xen};
+use lacuna::report::{Cause, Class, Failure};
+use lacuna::xen::engine::{Part, Scanned, Shared};
+use lacuna::xen::privcmd::HostMemory;
+use lacuna_core::abi::{State, Statistics};
+
+/// Pages of one part of an operation.
+const PART: u64 = 1000;
+
+/// A guest of the fake host.
+#[derive(Clone, Debug)]
+pub(crate) struct FakeGuest {
+    pub(crate) name: Option<String>,
+    pub(crate) state: State,
+    pub(crate) pages: u64,
+    pub(crate) free: u64,
+    pub(crate) zero: u64,
+    /// What the next attempts to attach fail with.
+    pub(crate) attach_fails: Vec<Cause>,
+    /// How many of the next scans disagree with its counters.
+    pub(crate) disagrees: u32,
+    /// Fails every operation.
+    pub(crate) always: Option<Cause>,
+    pub(crate) scans: u64,
+}
+
+impl FakeGuest {
+    /// A guest of 10,000 pages, 6,000 of them free.
+    pub(crate) fn named(name: &str) -> Self {
+        Self {
+            name: Some(name.to_owned()),
+            state: State::Empty,
+            pages: 10_000,
+            free: 6_000,
+            zero: 0,
+            attach_fails: Vec::new(),
+            disagrees: 0,
+            always: None,
+            scans: 0,
+        }
+    }
+}
+
+/// What the fake host is and has seen.
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    pub(crate) now: Duration,
+    pub(crate) cpu: Duration,
+    /// CPU time of one operation.
+    pub(crate) cost: Duration,
+    pub(crate) free: u64,
+    pub(crate) guests: BTreeMap<u16, FakeGuest>,
+    /// Operations in their order, without looks.
+    pub(crate) log: Vec<String>,
+}
+
+/// A handle on the world, of which there may be several.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FakeHost(pub(crate) Rc<RefCell<World>>);
+
+impl FakeHost {
+    /// A host with a gibibyte free.
+    pub(crate) fn new() -> Self {
+        let host = Self::default();
+        host.0.borrow_mut().free = 1 << 18;
+        host
+    }
+
+    /// Adds or replaces a guest.
+    pub(crate) fn put(&self, domain: u16, guest: FakeGuest) {
+        self.0.borrow_mut().guests.insert(domain, guest);
+    }
+
+    /// The operations since the last call.
+    pub(crate) fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.borrow_mut().log)
+    }
+
+    /// Changes a guest.
+    pub(crate) fn change(&self, domain: u16, change: impl FnOnce(&mut FakeGuest)) {
+        change(self.0.borrow_mut().guests.get_mut(&domain).unwrap());
+    }
+
+    fn operate<T>(
+        &self,
+        domain: u16,
+        what: &str,
+        act: impl FnOnce(&mut FakeGuest, &mut u64) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let world = &mut *self.0.borrow_mut();
+        world.now += world.cost;
+        world.cpu += world.cost;
+        world.log.push(format!("{what} {domain}"));
+        let guest = world.guests.get_mut(&domain).ok_or_else(|| fail(Cause::Gone))?;
+        if let Some(cause) = guest.always {
+            return Err(fail(cause));
+        }
+        act(guest, &mut world.free)
+    }
+}
+
+fn fail(cause: Cause) -> Failure {
+    Failure::plain(Class::Refused, format!("{cause:?}")).because(cause)
+}
+
+impl Xen for FakeHost {
+    fn now(&self) -> Duration {
+        self.0.borrow().now
+    }
+
+    fn cpu_time(&self) -> Duration {
+        self.0.borrow().cpu
+    }
+
+    fn guests(&mut self) -> Result<Vec<Seen>, Failure> {
+        let world = self.0.borrow();
+        Ok(world
+            .guests
+            .iter()
+            .map(|(domain, guest)| Seen {
+                domain: *domain,
+                name: guest.name.clone(),
+            })
+            .collect())
+    }
+
+    fn memory(&mut self) -> Result<HostMemory, Failure> {
+        Ok(HostMemory {
+            total: 1 << 20,
+            free: self.0.borrow().free,
+            claimed: 0,
+        })
+    }
+
+    fn look(&mut self, domain: u16) -> Result<Look, Failure> {
+        let world = self.0.borrow();
+        let guest = world.guests.get(&domain).ok_or_else(|| fail(Cause::Gone))?;
+        if let Some(cause) = guest.always {
+            return Err(fail(cause));
+        }
+        Ok(Look {
+            pages: guest.pages - guest.zero,
+            max_pages: guest.pages,
+            statistics: Statistics {
+                state: guest.state as u64,
+                scan_free: guest.free,
+                zero_gfns: guest.zero,
+                shared: guest.zero,
+                scans: guest.scans,
+                pause_total_ns: 1_500_000,
+                ..Statistics::default()
+            },
+        })
+    }
+
+    fn attach(&mut self, domain: u16, _layouts: &Path) -> Result<(), Failure> {
+        self.operate(domain, "attach", |guest, _| {
+            if !guest.attach_fails.is_empty() {
+                return Err(fail(guest.attach_fails.remove(0)));
+            }
+            guest.state = State::Admitted;
+            Ok(())
+        })
+    }
+
+    fn scan(&mut self, domain: u16, from: u64) -> Result<Part<Scanned>, Failure> {
+        self.operate(domain, "scan", |guest, _| {
+            let next = (from + PART * 5 < guest.pages).then_some(from + PART * 5);
+            if next.is_none() {
+                if guest.disagrees > 0 {
+                    guest.disagrees -= 1;
+                    guest.state = State::Loaded;
+                    return Err(fail(Cause::CountsDisagree));
+                }
+                guest.scans += 1;
+                guest.state = State::Admitted;
+            }
+            Ok(Part {
+                figures: Scanned::default(),
+                next,
+            })
+        })
+    }
+
+    fn share(&mut self, domain: u16, _from: u64, most: u64) -> Result<Part<Shared>, Failure> {
+        self.operate(domain, "share", |guest, free| {
+            if guest.state != State::Admitted {
+                return Err(fail(Cause::Contradiction));
+            }
+            let wanted = guest.free.saturating_sub(guest.zero);
+            let pages = wanted.min(PART).min(most);
+            guest.zero += pages;
+            *free += pages;
+            Ok(Part {
+                figures: Shared {
+                    pages,
+                    ..Shared::default()
+                },
+                next: (pages < wanted).then_some(0),
+            })
+        })
+    }
+}
