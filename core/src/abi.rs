@@ -11,7 +11,7 @@ use crate::VcpuRegisters;
 /// The domctl's number, `XEN_DOMCTL_lacuna`: "LA", far above what Xen allots in sequence.
 pub const DOMCTL_LACUNA: u32 = 0x4c41;
 /// Version of this interface.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What is asked of the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,12 +222,12 @@ statistics! {
 pub struct Explanation {
     /// The verdict of the descriptors: 0 free, 1 in use, 2 unknown, 3 not asked (no profile).
     pub verdict: u64,
-    /// Free: 0. In use: 1 not in a free block, 2 past the end of one. Unknown: 1 no descriptor, 2 unreadable, 3 bad order,
-    /// 4 misaligned, 5 referenced.
+    /// Free: 0. In use: 1 not in a free block, 2 past the end of one, 3 marked free but for a condition. Unknown:
+    /// 1 no descriptor, 2 unreadable, 3 bad order, 4 misaligned, 5 the head of a block, but for a condition (referenced).
     pub reason: u64,
-    /// Free: first frame of the block. Unknown: the value found.
+    /// Free: first frame of the block. Unknown, or a condition: the value found.
     pub value: u64,
-    /// Free: order of the block.
+    /// Free: order of the block. A condition: its position in the rule.
     pub order: u64,
     /// Virtual address of the frame's own descriptor, 0 without a profile.
     pub descriptor: u64,
@@ -292,7 +292,7 @@ pub struct ShimCounters {
 }
 
 static_assertions::const_assert_eq!(size_of::<Request>(), 88);
-static_assertions::const_assert_eq!(size_of::<VcpuRegisters>(), 56);
+static_assertions::const_assert_eq!(size_of::<VcpuRegisters>(), 64);
 static_assertions::const_assert_eq!(size_of::<GfnInfo>(), 40);
 static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 64);
 static_assertions::const_assert_eq!(size_of::<Explanation>(), 96);
@@ -319,7 +319,7 @@ mod tests {
         };
         let mut golden = [0_u8; 88];
         for (at, value) in [
-            (0, 1),
+            (0, 2),
             (4, 4),
             (8, 2),
             (12, 3),

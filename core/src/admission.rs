@@ -1,7 +1,13 @@
 //! Admission: the scanned total against the guest's own counters, before a page is shared on a profile's word.
 
 use crate::memory_map::read_virtual;
-use crate::{GuestMemory, GuestVirt, Profile};
+use crate::{Bitmap, BytesRule, Gfn, GuestMemory, GuestVirt, Profile};
+
+/// Pages that a scan may find beyond the kernel's own count of its list, where the bytes are looked at; or a quarter of that
+/// count, if it is more.
+const SURPLUS: u64 = 256;
+/// Most pages whose bytes a scan looks at in the hypervisor.
+const SAMPLE: u64 = 64;
 
 /// The guest's own count of its free pages, read once. The guest may be running, so two readings differ by what it
 /// allocated and freed between them.
@@ -30,15 +36,15 @@ pub fn free_by_counters<M: GuestMemory>(
 ) -> Result<CounterReading, CounterError> {
     let mut pages = 0_u64;
     for (index, zone) in profile.zones.iter().enumerate() {
-        for order in 0..=u64::from(profile.free.max_order.get()) {
+        for order in 0..=u64::from(profile.free.max_order().get()) {
             let offset = order * u64::from(zone.stride) + u64::from(zone.count_offset);
             let unreadable = |at| CounterError {
                 zone: index as u64,
                 at,
             };
             let at = zone.array.checked_add(offset).ok_or(unreadable(zone.array))?;
-            let count =
-                read_virtual(memory, profile.root, profile.levels, at, 8).map_err(|_| unreadable(at))?;
+            let count = read_virtual(memory, profile.root, profile.levels, at, zone.count_bytes)
+                .map_err(|_| unreadable(at))?;
             // A hostile guest can claim any number: keep the sum defined, the comparison refuses it.
             pages = pages.saturating_add(count.saturating_mul(1 << order));
         }
@@ -58,4 +64,66 @@ pub(crate) fn tolerance(low: u64, high: u64, paused: bool) -> u64 {
             .saturating_add((high / 128).max(256))
             .min(low / 4)
     }
+}
+
+/// Whether a scan that found `found` free pages is borne out by counters that said from `low` to `high`, `slack` pages more
+/// or less.
+///
+/// Where a mark is proof, both count the same thing. Where the bytes are looked at, the mark also stays on pages that were
+/// taken off the list a moment ago (GUESTS.md, "Windows"): some more than the counter says are no contradiction, and none of
+/// them is acted on before its bytes were seen. A scan that finds nothing proves nothing, even where the guest has nothing
+/// free.
+///
+/// # Errors
+/// It is not.
+pub(crate) const fn compare(bytes: BytesRule, found: u64, low: u64, high: u64, slack: u64) -> Result<(), ()> {
+    let surplus = match bytes {
+        BytesRule::Any => 0,
+        BytesRule::Zero if high / 4 > SURPLUS => high / 4,
+        BytesRule::Zero => SURPLUS,
+    };
+    let most = high.saturating_add(slack).saturating_add(surplus);
+    if found > 0 && found.saturating_add(slack) >= low && found <= most {
+        Ok(())
+    } else {
+        Err(())
+    }
+}
+
+/// A look at some of the pages that a scan nominated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sample {
+    /// Pages looked at.
+    pub(crate) looked_at: u64,
+    /// Of those, pages all of whose bytes are zero.
+    pub(crate) zero: u64,
+}
+
+impl Sample {
+    /// Whether the pages are what the profile says they are, but for a few that the guest took meanwhile. A wrong layout
+    /// nominates pages of any kind, few of which are zero.
+    pub(crate) const fn bears_out(self) -> bool {
+        self.looked_at > 0 && self.zero >= self.looked_at - self.looked_at / 16
+    }
+}
+
+/// Looks at [`SAMPLE`] of the `found` pages that the bitmap nominates, at equal distances.
+pub(crate) fn sample<M: GuestMemory>(memory: &mut M, bitmap: &Bitmap<'_>, found: u64) -> Sample {
+    let mut sample = Sample {
+        looked_at: 0,
+        zero: 0,
+    };
+    let end = Gfn::new(bitmap.gfns());
+    // Distances in frames: nominated pages lie in runs, and counting them off would mean going through the bitmap.
+    let stride = (bitmap.gfns() / SAMPLE).max(1);
+    let mut at = Gfn::new(0);
+    while sample.looked_at < SAMPLE.min(found) {
+        let Some(nominee) = bitmap.next_set(at, end) else {
+            break;
+        };
+        sample.looked_at += 1;
+        sample.zero += u64::from(memory.is_zero(nominee) == Ok(true));
+        at = nominee.saturating_add(stride);
+    }
+    sample
 }

@@ -25,7 +25,7 @@ pub fn explain<M: GuestMemory>(
     };
     let Some(profile) = profile else { return answer };
     let mut reader = MemoryMapReader::new(profile);
-    answer.descriptor = reader.locate(gfn).map_or(0, |at| at.address().get());
+    answer.descriptor = reader.locate(memory, gfn).map_or(0, |at| at.address().get());
     answer.predicate = reader
         .read(memory, gfn, profile.free.predicate.field)
         .unwrap_or(u64::MAX);
@@ -34,11 +34,12 @@ pub fn explain<M: GuestMemory>(
             Verdict::Free { head, order } => (0, 0, head.get(), u64::from(order.get())),
             Verdict::InUse(InUseReason::NotBuddy) => (1, 1, 0, 0),
             Verdict::InUse(InUseReason::OutsideBlock) => (1, 2, 0, 0),
+            Verdict::InUse(InUseReason::Condition { index, value }) => (1, 3, value, u64::from(index)),
             Verdict::Unknown(UnknownReason::NoDescriptor { next }) => (2, 1, next.get(), 0),
             Verdict::Unknown(UnknownReason::Unreadable) => (2, 2, 0, 0),
             Verdict::Unknown(UnknownReason::BadOrder(value)) => (2, 3, value, 0),
             Verdict::Unknown(UnknownReason::Misaligned(order)) => (2, 4, 0, u64::from(order.get())),
-            Verdict::Unknown(UnknownReason::Referenced(count)) => (2, 5, count, 0),
+            Verdict::Unknown(UnknownReason::Condition { index, value }) => (2, 5, value, u64::from(index)),
         };
     answer
 }

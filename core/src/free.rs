@@ -26,6 +26,14 @@ pub enum InUseReason {
     NotBuddy,
     /// A free block begins before it, but ends before it, too.
     OutsideBlock,
+    /// It is marked free, but a condition of its own says otherwise: ordinary where there are no blocks (Windows: a page
+    /// just taken off the zeroed list, a ROM page).
+    Condition {
+        /// Position of the condition in the rule.
+        index: u8,
+        /// The value found.
+        value: u64,
+    },
 }
 
 /// Why a page's state cannot be told.
@@ -42,34 +50,39 @@ pub enum UnknownReason {
     BadOrder(u64),
     /// A head is marked free at a frame that its order does not allow.
     Misaligned(Order),
-    /// A head is marked free but referenced: the count found.
-    Referenced(u64),
+    /// A block's head is marked free, but a condition does not hold: it is referenced.
+    Condition {
+        /// Position of the condition in the rule.
+        index: u8,
+        /// The value found.
+        value: u64,
+    },
 }
 
 /// Asks descriptors by the rule of a profile.
 #[derive(Clone, Debug)]
-pub struct FreeCheck {
-    rule: FreeRule,
-    reader: MemoryMapReader,
+pub struct FreeCheck<'p> {
+    rule: &'p FreeRule,
+    reader: MemoryMapReader<'p>,
 }
 
-impl FreeCheck {
+impl<'p> FreeCheck<'p> {
     /// A check for `profile`. It remembers translations: use one for one pass, and make a new one for each slice.
-    pub fn new(profile: &Profile) -> Self {
+    pub fn new(profile: &'p Profile) -> Self {
         Self {
-            rule: profile.free,
+            rule: &profile.free,
             reader: MemoryMapReader::new(profile),
         }
     }
 
     /// The largest order a block can have.
     pub const fn max_order(&self) -> Order {
-        self.rule.max_order
+        self.rule.max_order()
     }
 
-    /// Whether a free block *begins* at `gfn`.
+    /// Whether a free block *begins* at `gfn`. Where there are no blocks: whether it is free.
     ///
-    /// One member is read of a page in use; three of a free block's head, and none of its interior.
+    /// One member is read of a page in use; the others of a free block's head, and none of its interior.
     #[inline]
     pub fn head<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
         let descriptor = self.reader.open(gfn);
@@ -101,21 +114,36 @@ impl FreeCheck {
     }
 
     /// The rest of the check for a descriptor that carries the mark.
+    ///
+    /// The descriptor is opened once: a member that lies on another page makes a new translation, and is found by itself.
     fn marked<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
+        let rule = self.rule;
         let descriptor = self.reader.open(gfn);
-        let references = match self.reader.member(memory, descriptor, self.rule.references) {
-            Ok(value) => value,
-            Err(error) => return Verdict::Unknown(error.into()),
-        };
-        if references != 0 {
-            return Verdict::Unknown(UnknownReason::Referenced(references));
+        for (index, condition) in (0..).zip(&rule.conditions) {
+            let value = match self.reader.member(memory, descriptor, condition.field) {
+                Ok(value) => value,
+                Err(error) => return Verdict::Unknown(error.into()),
+            };
+            if !condition.holds(value) {
+                return if rule.blocks.is_some() {
+                    Verdict::Unknown(UnknownReason::Condition { index, value })
+                } else {
+                    Verdict::InUse(InUseReason::Condition { index, value })
+                };
+            }
         }
-        let value = match self.reader.member(memory, descriptor, self.rule.order) {
+        let Some(blocks) = rule.blocks else {
+            return Verdict::Free {
+                head: gfn,
+                order: Order::PAGE,
+            };
+        };
+        let value = match self.reader.member(memory, descriptor, blocks.order) {
             Ok(value) => value,
             Err(error) => return Verdict::Unknown(error.into()),
         };
         match Order::new(value) {
-            Some(order) if order <= self.rule.max_order => {
+            Some(order) if order <= blocks.max_order => {
                 if gfn.is_aligned(order) {
                     Verdict::Free { head: gfn, order }
                 } else {
@@ -130,8 +158,11 @@ impl FreeCheck {
     ///
     /// Only a frame aligned to the block's order can be its head, so at most `max_order + 1` descriptors are read.
     pub fn page<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
+        if self.rule.blocks.is_none() {
+            return self.head(memory, gfn);
+        }
         let mut previous = None;
-        for exponent in 0..=self.rule.max_order.get() {
+        for exponent in 0..=self.max_order().get() {
             let Some(order) = Order::new(u64::from(exponent)) else {
                 break;
             };

@@ -5,11 +5,16 @@
 //! safety argument): Linux' IDT lies at the same address in every kernel, and the same kernel started again without
 //! KASLR has the same `LSTAR` and the same page tables; the value drawn at random at each boot tells those apart, and
 //! the IDT limit of 0 covers the time in which kexec copies.
+//!
+//! Kernels differ in what identifies them. 64-bit Linux has one IDT for all processors, and processes whose top-level
+//! tables share the kernel's entries: both are compared as they are. Windows has an IDT for each processor: a gate of it
+//! is compared. The processes of 32-bit kernels have page directories of their own, and under Windows' KVA shadow user
+//! programs run on tables that hold little of the kernel: what must agree there is where an address leads.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::memory_map::read_virtual;
-use crate::{GuestMemory, GuestPhys, Profile};
+use crate::{Gate, GuestMemory, GuestPhys, GuestVirt, PagingLevels, Profile, walk};
 
 /// Accessed (bit 5) and dirty (bit 6) of a page-table entry: set by the processor, so never compared.
 pub(crate) const ACCESSED_DIRTY: u64 = 0x60;
@@ -19,8 +24,12 @@ const COMPARED: u64 = 0x000f_ffff_ffff_f001;
 const CR0_PAGED: u64 = 0x8000_0001;
 /// `EFER.LMA`: 64-bit mode is active.
 const EFER_LMA: u64 = 1 << 10;
+/// `CR4.PAE`.
+const CR4_PAE: u64 = 1 << 5;
 /// `CR4.LA57`.
 const CR4_LA57: u64 = 1 << 12;
+/// Bits of CR3 that hold the address of the top-level table.
+const ROOT: u64 = 0x000f_ffff_ffff_f000;
 /// With page-table isolation the user half of a pair of top-level tables has this bit of its address set
 /// (Linux `arch/x86/include/asm/pgtable.h`, `PTI_PGTABLE_SWITCH_BIT`).
 const PTI_SWITCH: u64 = 1 << 12;
@@ -41,6 +50,8 @@ pub struct VcpuRegisters {
     pub idt_base: u64,
     /// `IA32_LSTAR`.
     pub lstar: u64,
+    /// `IA32_SYSENTER_EIP`.
+    pub sysenter_eip: u64,
     /// Limit of the interrupt descriptor table, in bytes minus one.
     pub idt_limit: u32,
     /// Bit 0: the virtual CPU is online (it has been brought up and not taken down).
@@ -55,7 +66,7 @@ impl VcpuRegisters {
 /// Which check failed. The numbers cross the hypercall (`result[1]` of `Status::KernelChanged`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuardFailure {
-    /// Not in 64-bit mode with paging.
+    /// Not in 64-bit mode with paging, or, for a 32-bit kernel, not in 32-bit mode.
     Mode,
     /// The number of page-table levels.
     Levels,
@@ -71,6 +82,12 @@ pub enum GuardFailure {
     BootValue,
     /// The boot value, or a page table, could not be read.
     Unreadable,
+    /// `SYSENTER_EIP`.
+    SysenterEip,
+    /// Where a gate of the IDT leads.
+    Gate,
+    /// Where an address of the kernel leads.
+    Anchor,
 }
 
 impl GuardFailure {
@@ -85,6 +102,9 @@ impl GuardFailure {
             Self::RootSlot => 6,
             Self::BootValue => 7,
             Self::Unreadable => 8,
+            Self::SysenterEip => 9,
+            Self::Gate => 10,
+            Self::Anchor => 11,
         }
     }
 
@@ -99,6 +119,9 @@ impl GuardFailure {
             6 => Self::RootSlot,
             7 => Self::BootValue,
             8 => Self::Unreadable,
+            9 => Self::SysenterEip,
+            10 => Self::Gate,
+            11 => Self::Anchor,
             _ => return None,
         })
     }
@@ -119,12 +142,12 @@ pub struct GuardMismatch {
 
 impl GuardMismatch {
     /// Whether another kernel certainly runs, so that the profile can never become true again. The other checks, and
-    /// an `LSTAR` that is still 0, can fail for a moment in a healthy guest (a virtual CPU on its way up, a firmware
+    /// an entry point that is still 0, can fail for a moment in a healthy guest (a virtual CPU on its way up, a firmware
     /// call).
     pub const fn is_final(&self) -> bool {
         match self.failure {
             GuardFailure::BootValue => true,
-            GuardFailure::Lstar => self.found != 0,
+            GuardFailure::Lstar | GuardFailure::SysenterEip => self.found != 0,
             _ => false,
         }
     }
@@ -164,7 +187,7 @@ pub fn check_guard<M: GuestMemory>(
         u64::from(guard.idt_limit),
     )?;
     require(
-        registers.idt_base == guard.idt_base,
+        guard.idt_base == 0 || registers.idt_base == guard.idt_base,
         GuardFailure::IdtBase,
         registers.idt_base,
         guard.idt_base,
@@ -175,63 +198,119 @@ pub fn check_guard<M: GuestMemory>(
         registers.cr0,
         CR0_PAGED,
     )?;
+    let long = if profile.levels.is_32_bit() { 0 } else { EFER_LMA };
     require(
-        registers.efer & EFER_LMA != 0,
+        registers.efer & EFER_LMA == long,
         GuardFailure::Mode,
         registers.efer,
-        EFER_LMA,
+        long,
     )?;
-    let five = u64::from(profile.levels == crate::PagingLevels::Five);
+    let levels = match profile.levels {
+        PagingLevels::Four | PagingLevels::Pae => CR4_PAE,
+        PagingLevels::Five => CR4_PAE | CR4_LA57,
+        PagingLevels::Two => 0,
+    };
     require(
-        (registers.cr4 & CR4_LA57) >> 12 == five,
+        registers.cr4 & (CR4_PAE | CR4_LA57) == levels,
         GuardFailure::Levels,
         registers.cr4,
-        five << 12,
+        levels,
     )?;
     require(
-        registers.lstar == guard.lstar,
+        guard.lstar == 0 || registers.lstar == guard.lstar,
         GuardFailure::Lstar,
         registers.lstar,
         guard.lstar,
     )?;
+    require(
+        guard.sysenter_eip == 0 || registers.sysenter_eip == guard.sysenter_eip,
+        GuardFailure::SysenterEip,
+        registers.sysenter_eip,
+        guard.sysenter_eip,
+    )?;
 
-    let root = registers.cr3 & 0x000f_ffff_ffff_f000;
-    match check_root(memory, profile, vcpu, root) {
-        Err(first) if root & PTI_SWITCH != 0 => {
+    match check_tables(memory, profile, vcpu, registers, registers.cr3) {
+        Err(first) if registers.cr3 & PTI_SWITCH != 0 => {
             // A virtual CPU stopped in user mode under page-table isolation: its kernel table is the other of the pair.
-            check_root(memory, profile, vcpu, root & !PTI_SWITCH).map_err(|_| first)
+            check_tables(memory, profile, vcpu, registers, registers.cr3 & !PTI_SWITCH).map_err(|_| first)
         }
         other => other,
     }
 }
 
-fn check_root<M: GuestMemory>(
+/// What the page tables that `cr3` names say of the kernel.
+fn check_tables<M: GuestMemory>(
     memory: &mut M,
     profile: &Profile,
     vcpu: u32,
-    root: u64,
+    registers: &VcpuRegisters,
+    cr3: u64,
 ) -> Result<(), GuardMismatch> {
+    let mismatch = |failure, found, expected| GuardMismatch {
+        vcpu,
+        failure,
+        found,
+        expected,
+    };
     for slot in &profile.guard.root_slots {
-        let at = GuestPhys::new(root + u64::from(slot.index) * 8);
-        let found = memory.read_value(at, 8).map_err(|_| GuardMismatch {
-            vcpu,
-            failure: GuardFailure::Unreadable,
-            found: at.get(),
-            expected: slot.entry,
-        })?;
+        let at = GuestPhys::new((cr3 & ROOT) + u64::from(slot.index) * 8);
+        let found = memory
+            .read_value(at, 8)
+            .map_err(|_| mismatch(GuardFailure::Unreadable, at.get(), slot.entry))?;
         if found & COMPARED != slot.entry & COMPARED {
-            return Err(GuardMismatch {
-                vcpu,
-                failure: GuardFailure::RootSlot,
-                found,
-                expected: slot.entry,
-            });
+            return Err(mismatch(GuardFailure::RootSlot, found, slot.entry));
+        }
+    }
+    for anchor in &profile.guard.anchors {
+        let expected = anchor.physical.get();
+        let found = walk(memory, GuestPhys::new(cr3), profile.levels, anchor.at)
+            .ok()
+            .and_then(|mapping| mapping.translate(anchor.at))
+            .ok_or(mismatch(GuardFailure::Unreadable, anchor.at.get(), expected))?;
+        if found != anchor.physical {
+            return Err(mismatch(GuardFailure::Anchor, found.get(), expected));
+        }
+    }
+    if let Some(gate) = profile.guard.gate {
+        let expected = gate.handler.get();
+        let found = handler(memory, profile.levels, registers.idt_base, gate, cr3).ok_or(mismatch(
+            GuardFailure::Unreadable,
+            registers.idt_base,
+            expected,
+        ))?;
+        if found != expected {
+            return Err(mismatch(GuardFailure::Gate, found, expected));
         }
     }
     Ok(())
 }
 
-/// Checks the value that the kernel draws at each boot.
+/// Where a gate of the interrupt descriptor table at `idt` leads (Intel SDM volume 3, figures 6-2 and 6-8); `None` where it
+/// cannot be read. A gate that is not present leads nowhere: 0.
+fn handler<M: GuestMemory>(
+    memory: &mut M,
+    levels: PagingLevels,
+    idt: u64,
+    gate: Gate,
+    cr3: u64,
+) -> Option<u64> {
+    const PRESENT: u64 = 1 << 47;
+    let bytes = if levels.is_32_bit() { 8 } else { 16 };
+    let at = GuestVirt::new(idt).checked_add(u64::from(gate.vector) * bytes)?;
+    let root = GuestPhys::new(cr3);
+    let low = read_virtual(memory, root, levels, at, 8).ok()?;
+    let high = if levels.is_32_bit() {
+        0
+    } else {
+        read_virtual(memory, root, levels, at.checked_add(8)?, 8).ok()? & 0xffff_ffff
+    };
+    if low & PRESENT == 0 {
+        return Some(0);
+    }
+    Some(high << 32 | (low >> 32 & 0xffff_0000) | (low & 0xffff))
+}
+
+/// Checks the value that the kernel draws at each boot, where the profile has one.
 ///
 /// # Errors
 /// A [`GuardMismatch`] for virtual CPU 0.
@@ -239,16 +318,18 @@ pub(crate) fn check_boot_value<M: GuestMemory>(
     memory: &mut M,
     profile: &Profile,
 ) -> Result<(), GuardMismatch> {
-    let guard = &profile.guard;
+    let Some(drawn) = profile.guard.boot_value else {
+        return Ok(());
+    };
     let mismatch = |failure, found| GuardMismatch {
         vcpu: 0,
         failure,
         found,
-        expected: guard.boot_value,
+        expected: drawn.value,
     };
-    let found = read_virtual(memory, profile.root, profile.levels, guard.boot_value_at, 8)
-        .map_err(|_| mismatch(GuardFailure::Unreadable, guard.boot_value_at.get()))?;
-    if found == guard.boot_value {
+    let found = read_virtual(memory, profile.root, profile.levels, drawn.at, drawn.bytes)
+        .map_err(|_| mismatch(GuardFailure::Unreadable, drawn.at.get()))?;
+    if found == drawn.value {
         Ok(())
     } else {
         Err(mismatch(GuardFailure::BootValue, found))

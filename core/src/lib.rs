@@ -24,6 +24,7 @@ mod addr;
 mod admission;
 mod bitmap;
 mod explain;
+mod frame_copies;
 mod free;
 mod guard;
 mod memory;
@@ -31,6 +32,7 @@ mod memory_map;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
 mod nominees;
+mod offline;
 mod p2m;
 mod profile;
 mod query;
@@ -45,14 +47,17 @@ pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
 pub use admission::{CounterError, CounterReading, free_by_counters};
 pub use bitmap::Bitmap;
 pub use explain::explain;
+pub use frame_copies::FrameCopies;
 pub use free::{FreeCheck, InUseReason, UnknownReason, Verdict};
 pub use guard::{GuardFailure, GuardMismatch, VcpuRegisters, check_guard};
 pub use memory::{GuestMemory, ReadError, Row, failing_one_by_one, value_by_bytes};
 pub use memory_map::{Descriptor, DescriptorAt, DescriptorError, MemoryMapReader, PassedOver};
+pub use offline::{Agreement, OfflineScan, confirm_zero, scan_offline};
 pub use p2m::{P2m, Protect, Skip};
 pub use profile::{
-    BytesRule, Contents, Field, FieldRule, FreeRule, Guard, Kernel, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS,
-    MAX_ZONES, MemoryMap, PagingLevels, Predicate, Profile, ProfileError, RootSlot, ZoneCounter,
+    Anchor, Blocks, BootValue, BytesRule, Contents, Extent, Field, FieldRule, FreeRule, Gate, Guard, Kernel,
+    MAX_ANCHORS, MAX_CONDITIONS, MAX_EXTENTS, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS, MAX_ZONES, MemoryMap,
+    PagingLevels, Predicate, Profile, ProfileError, RootSlot, Sections, ZoneCounter,
 };
 pub use scan::{ScanStep, Scanner};
 pub use session::{Host, Outcome, Session};

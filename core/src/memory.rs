@@ -40,6 +40,24 @@ pub trait GuestMemory {
     fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
         failing_one_by_one(self, row, test)
     }
+
+    /// Whether all bytes of a frame are zero.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`].
+    fn is_zero(&mut self, gfn: Gfn) -> Result<bool, ReadError> {
+        // Small enough for the hypervisor's stack.
+        let mut bytes = [0; 256];
+        let mut at = gfn.base().ok_or(ReadError::Absent(gfn))?;
+        for _ in 0..PAGE_SIZE / bytes.len() {
+            self.read(at, &mut bytes)?;
+            if bytes.iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+            at = GuestPhys::new(at.get().wrapping_add(bytes.len() as u64));
+        }
+        Ok(true)
+    }
 }
 
 /// [`GuestMemory::read_value`] by [`GuestMemory::read`] alone: for memory that has no better way, or not for a value that

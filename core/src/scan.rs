@@ -22,15 +22,27 @@ pub struct ScanStep {
     pub descriptors: u64,
 }
 
-/// Walks a range of frames.
-#[derive(Clone, Debug)]
-pub struct Scanner {
-    check: FreeCheck,
+impl ScanStep {
+    /// Goes on with what the next step did.
+    pub const fn add(&mut self, step: &Self) {
+        self.next = step.next;
+        self.free += step.free;
+        self.in_use += step.in_use;
+        self.no_descriptor += step.no_descriptor;
+        self.unknown += step.unknown;
+        self.descriptors += step.descriptors;
+    }
 }
 
-impl Scanner {
+/// Walks a range of frames.
+#[derive(Clone, Debug)]
+pub struct Scanner<'p> {
+    check: FreeCheck<'p>,
+}
+
+impl<'p> Scanner<'p> {
     /// A scanner that asks `check`.
-    pub const fn new(check: FreeCheck) -> Self {
+    pub const fn new(check: FreeCheck<'p>) -> Self {
         Self { check }
     }
 
@@ -50,25 +62,28 @@ impl Scanner {
         let end = to.get().min(bitmap.gfns());
         let mut step = ScanStep::default();
         let mut at = from.get();
-        // Frames from here to `at` are not free and still to be cleared: runs are cleared at once.
-        let mut used_from = at;
+        let mut run = Run {
+            from: at,
+            free: false,
+        };
         while at < end && step.descriptors < budget {
             // Most descriptors are those of pages in use: through them in one go.
             let limit = (end - at).min(budget - step.descriptors);
             let (in_use, verdict) = self.check.next_head(memory, Gfn::new(at), limit);
-            step.descriptors += in_use;
-            step.in_use += in_use;
-            at += in_use;
+            if in_use > 0 {
+                run.turn(bitmap, at, false);
+                step.descriptors += in_use;
+                step.in_use += in_use;
+                at += in_use;
+            }
             let Some(verdict) = verdict else { continue };
             step.descriptors += 1;
+            run.turn(bitmap, at, matches!(verdict, Verdict::Free { .. }));
             match verdict {
                 Verdict::Free { order, .. } => {
                     let stop = at.saturating_add(order.pages()).min(end);
-                    bitmap.clear_range(Gfn::new(used_from), Gfn::new(at));
-                    bitmap.set_range(Gfn::new(at), Gfn::new(stop));
                     step.free += stop - at;
                     at = stop;
-                    used_from = at;
                 }
                 Verdict::InUse(_) => {
                     step.in_use += 1;
@@ -85,8 +100,35 @@ impl Scanner {
                 }
             }
         }
-        bitmap.clear_range(Gfn::new(used_from), Gfn::new(at));
+        run.end(bitmap, at);
         step.next = at;
         step
+    }
+}
+
+/// Frames alike in a row, whose bits are still to be written: a run is written at once.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    from: u64,
+    free: bool,
+}
+
+impl Run {
+    /// What comes from frame `at` on is free, or not.
+    #[inline]
+    fn turn(&mut self, bitmap: &Bitmap<'_>, at: u64, free: bool) {
+        if free != self.free {
+            self.end(bitmap, at);
+            *self = Self { from: at, free };
+        }
+    }
+
+    fn end(&self, bitmap: &Bitmap<'_>, at: u64) {
+        let (from, to) = (Gfn::new(self.from), Gfn::new(at));
+        if self.free {
+            bitmap.set_range(from, to);
+        } else {
+            bitmap.clear_range(from, to);
+        }
     }
 }

@@ -330,7 +330,13 @@ fn share_pages<P: P2m>(
                     report.shared += pages;
                     report.entries += 1;
                 }
-                Err(skip) => report.skipped[skip.index()] += 1,
+                Err(skip) => {
+                    report.skipped[skip.index()] += 1;
+                    if skip == Skip::NotZero {
+                        // What the descriptor says is not so: the guest is not stopped for it again before the next scan.
+                        bitmap.clear_range(at, at.saturating_add(1));
+                    }
+                }
             }
             at = at.saturating_add(1);
         }

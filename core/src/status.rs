@@ -66,6 +66,9 @@ pub enum Status {
     CountsDisagree = 400,
     /// The guest's counters could not be read. `result`: zone number, virtual address.
     CountersUnreadable = 401,
+    /// The profile names no counter, and the pages that the scan found are not zero, as they should be. `result`: pages by
+    /// the scan, pages looked at, of them zero.
+    ContentsDisagree = 402,
 
     /// The hypervisor has no memory for the bitmap. `result`: bytes wanted.
     NoMemory = 500,
@@ -79,7 +82,7 @@ pub enum Status {
 
 impl Status {
     /// Every answer, in the order of their numbers.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Done,
         Self::ProfileTruncated,
         Self::ProfileMagic,
@@ -106,6 +109,7 @@ impl Status {
         Self::Ended,
         Self::CountsDisagree,
         Self::CountersUnreadable,
+        Self::ContentsDisagree,
         Self::NoMemory,
         Self::BufferTooSmall,
         Self::OutOfRange,

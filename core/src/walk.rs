@@ -1,4 +1,5 @@
-//! The guest's page tables: 4- and 5-level paging of amd64 (Intel SDM volume 3, 4.5; AMD APM volume 2, 5.3).
+//! The guest's page tables: 4- and 5-level paging of amd64, PAE and two-level paging of 32-bit kernels (Intel SDM
+//! volume 3, chapter 4; AMD APM volume 2, chapter 5).
 //!
 //! Only the kernel's own view is wanted, so access rights are not checked: a page that the kernel can reach is read.
 
@@ -8,6 +9,12 @@ const PRESENT: u64 = 1 << 0;
 const LARGE: u64 = 1 << 7;
 /// Bits 12 to 51 of an entry: the physical address. Bit 51 downwards, so neither NX (63) nor the protection key.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// CR3 of a 32-bit kernel with PAE: the table of four entries is aligned to 32 bytes.
+const PAE_ROOT: u64 = 0xffff_ffe0;
+/// Bits 12 to 31 of a two-level entry.
+const ADDRESS_32: u64 = 0xffff_f000;
+/// Bits 22 to 31 of an entry that maps 4 MiB.
+const ADDRESS_4M: u64 = 0xffc0_0000;
 
 /// Where a virtual address lies in guest-physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +23,7 @@ pub struct Mapping {
     pub base: GuestPhys,
     /// First byte of the page, virtually.
     pub start: GuestVirt,
-    /// log2 of the page's size in bytes: 12, 21 or 30.
+    /// log2 of the page's size in bytes: 12, 21, 22 or 30.
     pub shift: u32,
 }
 
@@ -31,12 +38,21 @@ impl Mapping {
             None
         }
     }
+
+    /// The page of 2^`shift` bytes at physical `base` in which `va` lies.
+    const fn page(base: u64, va: GuestVirt, shift: u32) -> Self {
+        Self {
+            base: GuestPhys::new(base),
+            start: GuestVirt::new(va.get() & !((1 << shift) - 1)),
+            shift,
+        }
+    }
 }
 
 /// Why a virtual address has no physical one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkError {
-    /// The address is not canonical for this number of levels.
+    /// The address is not canonical for this number of levels, or has more than 32 bits with a 32-bit kernel.
     NotCanonical(GuestVirt),
     /// An entry is not present. Nothing in the 2^`shift` bytes around the address is mapped.
     NotPresent {
@@ -70,17 +86,22 @@ pub fn walk<M: GuestMemory + ?Sized>(
     levels: PagingLevels,
     va: GuestVirt,
 ) -> Result<Mapping, WalkError> {
-    let top_shift = match levels {
-        PagingLevels::Four => 39,
-        PagingLevels::Five => 48,
+    let (table, shift, significant) = match levels {
+        PagingLevels::Two => return walk_two(memory, root, va),
+        PagingLevels::Pae => (root.get() & PAE_ROOT, 30, 32),
+        PagingLevels::Four => (root.get() & ADDRESS, 39, 48),
+        PagingLevels::Five => (root.get() & ADDRESS, 48, 57),
     };
-    let sign = top_shift + 8;
-    let upper = va.get() >> sign;
-    if upper != 0 && upper != u64::MAX >> sign {
+    let canonical = if levels.is_32_bit() {
+        va.get() >> significant == 0
+    } else {
+        let upper = va.get() >> (significant - 1);
+        upper == 0 || upper == u64::MAX >> (significant - 1)
+    };
+    if !canonical {
         return Err(WalkError::NotCanonical(va));
     }
-    let mut table = root.get() & ADDRESS;
-    let mut shift = top_shift;
+    let (mut table, mut shift) = (table, shift);
     loop {
         let index = (va.get() >> shift) & 0x1ff;
         let entry = memory.read_value(GuestPhys::new(table + index * 8), 8)?;
@@ -89,19 +110,42 @@ pub fn walk<M: GuestMemory + ?Sized>(
         }
         let leaf = shift == 12 || entry & LARGE != 0;
         if leaf {
-            if shift > 30 {
+            // With PAE the top level has no large pages: bit 7 is reserved there (SDM, table 4-8).
+            if shift > 30 || (shift == 30 && levels == PagingLevels::Pae) {
                 return Err(WalkError::Malformed { shift });
             }
-            let size = 1_u64 << shift;
             // Bit 12 of a large page is PAT, and the bits above it up to the page's size must be zero: masked off.
-            let base = entry & ADDRESS & !(size - 1);
-            return Ok(Mapping {
-                base: GuestPhys::new(base),
-                start: GuestVirt::new(va.get() & !(size - 1)),
-                shift,
-            });
+            return Ok(Mapping::page(entry & ADDRESS & !((1 << shift) - 1), va, shift));
         }
         table = entry & ADDRESS;
         shift -= 9;
     }
+}
+
+/// Two levels of 1,024 entries of 4 bytes (SDM volume 3, 4.3). Page-size extensions are taken for granted: without
+/// `CR4.PSE` no kernel sets the bit.
+fn walk_two<M: GuestMemory + ?Sized>(
+    memory: &mut M,
+    root: GuestPhys,
+    va: GuestVirt,
+) -> Result<Mapping, WalkError> {
+    if va.get() >> 32 != 0 {
+        return Err(WalkError::NotCanonical(va));
+    }
+    let directory = root.get() & ADDRESS_32;
+    let entry = memory.read_value(GuestPhys::new(directory + (va.get() >> 22) * 4), 4)?;
+    if entry & PRESENT == 0 {
+        return Err(WalkError::NotPresent { shift: 22 });
+    }
+    if entry & LARGE != 0 {
+        // PSE-36: bits 13 to 20 are bits 32 to 39 of the address (SDM, table 4-4).
+        let high = (entry >> 13 & 0xff) << 32;
+        return Ok(Mapping::page(entry & ADDRESS_4M | high, va, 22));
+    }
+    let table = entry & ADDRESS_32;
+    let entry = memory.read_value(GuestPhys::new(table + (va.get() >> 12 & 0x3ff) * 4), 4)?;
+    if entry & PRESENT == 0 {
+        return Err(WalkError::NotPresent { shift: 12 });
+    }
+    Ok(Mapping::page(entry & ADDRESS_32, va, 12))
 }

@@ -5,8 +5,9 @@ use std::fmt::Write;
 
 use lacuna_core::mock::{Config, Layout, MapPages, MockGuest, profile};
 use lacuna_core::{
-    BytesRule, Contents, Field, FieldRule, GuestPhys, GuestVirt, MAX_PROFILE_BYTES, MemoryMap, Order,
-    PagingLevels, Profile, ProfileError, RootSlot, Status, ZoneCounter,
+    Anchor, Blocks, BootValue, BytesRule, Contents, Extent, Field, FieldRule, FreeRule, Gate, Gfn, GuestPhys,
+    GuestVirt, MAX_PROFILE_BYTES, MemoryMap, Order, PagingLevels, Predicate, Profile, ProfileError, RootSlot,
+    Sections, Status, ZoneCounter,
 };
 use proptest::prelude::*;
 
@@ -26,7 +27,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 /// A header with the right magic, version, length and checksum around any body.
 fn framed(body: &[u8]) -> Vec<u8> {
-    let mut bytes = b"LCNA\x01\0\0\0".to_vec();
+    let mut bytes = b"LCNA\x02\0\0\0".to_vec();
     bytes.extend(u32::try_from(body.len()).unwrap().to_le_bytes());
     bytes.extend(crc32c(body).to_le_bytes());
     bytes.extend(body);
@@ -58,10 +59,10 @@ prop_compose! {
         profile.kernel.layout = hash;
         profile.contents = if zeroed.0 { Contents::Zero } else { Contents::DontCare };
         profile.free.bytes = if zeroed.1 { BytesRule::Zero } else { BytesRule::Any };
-        profile.free.max_order = Order::new(max_order).unwrap();
+        profile.free.blocks.as_mut().unwrap().max_order = Order::new(max_order).unwrap();
         let zone = profile.zones[0];
         profile.zones = (0..zones).map(|_| zone).collect();
-        profile.guard.boot_value = boot_value;
+        profile.guard.boot_value.as_mut().unwrap().value = boot_value;
         for index in more_slots {
             if profile.guard.root_slots.iter().all(|slot| slot.index != index) {
                 profile.guard.root_slots.push(RootSlot { index, entry: 0x1001 }).unwrap();
@@ -152,8 +153,8 @@ fn size_magic_and_version_are_refused_by_name() {
         Err(ProfileError::TooLarge(MAX_PROFILE_BYTES + 1))
     );
     let mut bytes = encoded(&profile());
-    bytes[4] = 2;
-    assert_eq!(Profile::decode(&bytes), Err(ProfileError::Version(2)));
+    bytes[4] = 1;
+    assert_eq!(Profile::decode(&bytes), Err(ProfileError::Version(1)));
     bytes[0] = b'X';
     assert_eq!(
         Profile::decode(&bytes).unwrap_err().status().0,
@@ -213,18 +214,31 @@ fn broken() -> Vec<(FieldRule, Profile)> {
         },
     ] {
         with(FieldRule::FieldPlace, &|p| p.free.predicate.field = field);
-        with(FieldRule::FieldPlace, &|p| p.free.order = field);
-        with(FieldRule::FieldPlace, &|p| p.free.references = field);
+        with(FieldRule::FieldPlace, &|p| blocks(p).order = field);
+        with(FieldRule::FieldPlace, &|p| p.free.conditions[0].field = field);
     }
-    with(FieldRule::FieldOverlap, &|p| p.free.order.offset = 44);
+    with(FieldRule::FieldOverlap, &|p| blocks(p).order.offset = 44);
     with(FieldRule::FieldOverlap, &|p| {
-        p.free.references = p.free.predicate.field;
+        blocks(p).order = p.free.conditions[0].field;
     });
+    with(FieldRule::PredicateMask, &|p| p.free.conditions[0].mask = 0);
+    with(FieldRule::PredicateMask, &|p| {
+        p.free.conditions[0].mask = 1 << 32;
+    });
+    with(FieldRule::PredicateValue, &|p| {
+        p.free.conditions[0] = Predicate {
+            mask: 1,
+            expected: 2,
+            ..p.free.conditions[0]
+        };
+    });
+    with(FieldRule::Conditions, &|p| p.free.conditions.clear());
+    with(FieldRule::BytesRule, &|p| p.free.blocks = None);
     with(FieldRule::PredicateMask, &|p| p.free.predicate.mask = 0);
     with(FieldRule::PredicateMask, &|p| p.free.predicate.mask = 1 << 32);
     with(FieldRule::PredicateValue, &|p| p.free.predicate.expected = 0);
     with(FieldRule::PredicateValue, &|p| p.free.predicate.expected |= 1);
-    with(FieldRule::MaxOrder, &|p| p.free.max_order = Order::PAGE);
+    with(FieldRule::MaxOrder, &|p| blocks(p).max_order = Order::PAGE);
     with(FieldRule::Zones, &|p| p.zones.clear());
     let zone = good.zones[0];
     for bad in [
@@ -234,6 +248,10 @@ fn broken() -> Vec<(FieldRule, Profile)> {
         },
         ZoneCounter {
             array: GuestVirt::new(zone.array.get() + 4),
+            ..zone
+        },
+        ZoneCounter {
+            count_bytes: 2,
             ..zone
         },
         ZoneCounter { stride: 0, ..zone },
@@ -271,22 +289,290 @@ fn broken() -> Vec<(FieldRule, Profile)> {
             p.guard.root_slots.remove(position);
         });
     }
-    with(FieldRule::GuardAddress, &|p| p.guard.idt_base = 0);
+    with(FieldRule::GuardAddress, &|p| p.guard.idt_base = 0x1000);
     with(FieldRule::GuardAddress, &|p| p.guard.lstar = 0x40_0000);
+    with(FieldRule::GuardAddress, &|p| p.guard.sysenter_eip = 0x40_0000);
     with(FieldRule::GuardAddress, &|p| {
-        p.guard.boot_value_at = GuestVirt::new(1 << 47);
+        drawn(p).at = GuestVirt::new(1 << 47);
     });
+    with(FieldRule::GuardAddress, &|p| {
+        p.guard.gate = Some(Gate {
+            vector: 14,
+            handler: GuestVirt::new(0x1000),
+        });
+    });
+    with(FieldRule::GuardAddress, &|p| {
+        p.guard
+            .anchors
+            .push(Anchor {
+                at: GuestVirt::new(0x1000),
+                physical: GuestPhys::new(0x1000),
+            })
+            .unwrap();
+    });
+    with(FieldRule::GuardIdentity, &|p| p.guard.idt_base = 0);
+    with(FieldRule::GuardIdentity, &|p| p.guard.lstar = 0);
     for limit in [0, 510, 4096] {
         with(FieldRule::GuardIdtLimit, &|p| p.guard.idt_limit = limit);
     }
-    with(FieldRule::GuardBootValue, &|p| p.guard.boot_value = 0);
+    with(FieldRule::GuardBootValue, &|p| drawn(p).value = 0);
+    with(FieldRule::GuardBootValue, &|p| drawn(p).bytes = 2);
+    with(FieldRule::GuardBootValue, &|p| drawn(p).bytes = 4);
+    with(FieldRule::GuardBootValue, &|p| p.guard.boot_value = None);
+    all.extend(broken_memory_maps(&good));
+    all.extend(broken_32_bit(&good));
     all
+}
+
+fn blocks(profile: &mut Profile) -> &mut Blocks {
+    profile.free.blocks.as_mut().unwrap()
+}
+
+fn drawn(profile: &mut Profile) -> &mut BootValue {
+    profile.guard.boot_value.as_mut().unwrap()
+}
+
+/// Sections as 64-bit Linux 5.10 has them without a virtual memory map.
+fn sections() -> Sections {
+    Sections {
+        table: GuestVirt::new(0xffff_8880_0100_0000),
+        per_root: 256,
+        count: 1 << 19,
+        section_bits: 27,
+        section_bytes: 16,
+        map_offset: 0,
+        flag_mask: 0x1f,
+        required: 0x6,
+        refused: 0x10,
+    }
+}
+
+fn extent(first: u64, count: u64, array: u64) -> Extent {
+    Extent {
+        first: Gfn::new(first),
+        count,
+        array: GuestVirt::new(array),
+    }
+}
+
+/// An anchor on the page of `address`.
+fn anchor(address: u64) -> Anchor {
+    Anchor {
+        at: GuestVirt::new(address & !0xfff),
+        physical: GuestPhys::new(0x100_0000),
+    }
+}
+
+/// One profile for each way to break the rules of the other memory models.
+fn broken_memory_maps(good: &Profile) -> Vec<(FieldRule, Profile)> {
+    const ARRAY: u64 = 0xffff_8880_0100_0000;
+    let mut all = Vec::new();
+    let with_sections = |sections| {
+        let mut profile = good.clone();
+        profile.memory_map = MemoryMap::Sections(sections);
+        profile.guard.anchors.push(anchor(sections.table.get())).unwrap();
+        profile
+    };
+    let right = sections();
+    assert_eq!(with_sections(right).check(), Ok(()));
+    let flat = Sections { per_root: 0, ..right };
+    assert_eq!(with_sections(flat).check(), Ok(()));
+    for wrong in [
+        Sections {
+            table: GuestVirt::new(0x1000),
+            ..right
+        },
+        Sections {
+            table: GuestVirt::new(right.table.get() + 4),
+            ..right
+        },
+        Sections {
+            per_root: 257,
+            ..right
+        },
+        Sections { count: 0, ..right },
+        Sections {
+            count: (1 << 25) + 1,
+            ..right
+        },
+        Sections {
+            section_bits: 12,
+            ..right
+        },
+        Sections {
+            section_bits: 41,
+            count: 1,
+            ..right
+        },
+        Sections {
+            section_bytes: 20,
+            ..right
+        },
+        Sections {
+            section_bytes: 136,
+            per_root: 0,
+            ..right
+        },
+        Sections {
+            map_offset: 16,
+            ..right
+        },
+        Sections {
+            map_offset: 4,
+            ..right
+        },
+        Sections {
+            flag_mask: 0x101f,
+            ..right
+        },
+        Sections { required: 0, ..right },
+        Sections {
+            required: 0x26,
+            ..right
+        },
+        Sections {
+            refused: 0x4,
+            ..right
+        },
+    ] {
+        all.push((FieldRule::Sections, with_sections(wrong)));
+    }
+    let with_extents = |extents: &[Extent]| {
+        let mut profile = good.clone();
+        profile.memory_map = MemoryMap::Extents;
+        profile.extents.extend_from_slice(extents).unwrap();
+        for extent in extents.iter().take(1) {
+            profile.guard.anchors.push(anchor(extent.array.get())).unwrap();
+        }
+        profile
+    };
+    let one = extent(16, 240, ARRAY);
+    for right in [&[one][..], &[one, extent(256, 1, ARRAY)], &[one; 1]] {
+        assert_eq!(with_extents(right).check(), Ok(()));
+    }
+    for wrong in [
+        &[][..],
+        &[one, one],
+        &[one, extent(255, 16, ARRAY)],
+        &[one, extent(0, 16, ARRAY)],
+        &[extent(16, 0, ARRAY)],
+        &[extent(16, Gfn::LIMIT - 15, ARRAY)],
+        &[extent(16, u64::MAX, ARRAY)],
+        &[extent(16, 240, ARRAY + 2)],
+        &[extent(16, 240, 0x1000)],
+        &[extent(16, 240, u64::MAX - 4095)],
+    ] {
+        all.push((FieldRule::Extents, with_extents(wrong)));
+    }
+    let mut surplus = good.clone();
+    surplus.extents.push(one).unwrap();
+    all.push((FieldRule::Extents, surplus));
+    all
+}
+
+/// One profile for each way in which a 32-bit kernel's rules differ.
+fn broken_32_bit(good: &Profile) -> Vec<(FieldRule, Profile)> {
+    let mut right = good.clone();
+    right.levels = PagingLevels::Pae;
+    right.root = GuestPhys::new(0x1234_5660);
+    right.memory_map = MemoryMap::Extents;
+    right.extents.push(extent(0, 0x1000, 0xf700_0000)).unwrap();
+    right.zones.truncate(1);
+    right.zones[0] = ZoneCounter {
+        array: GuestVirt::new(0xc1a0_0004),
+        stride: 44,
+        count_offset: 40,
+        count_bytes: 4,
+    };
+    right.guard.idt_base = 0xfffb_9000;
+    right.guard.idt_limit = 0x7ff;
+    right.guard.lstar = 0;
+    right.guard.sysenter_eip = 0xc17d_1234;
+    right.guard.root_slots.clear();
+    right.guard.anchors = [0xc17d_1000, 0xc1b0_0004, 0xf700_0000]
+        .into_iter()
+        .map(anchor)
+        .collect();
+    drawn(&mut right).at = GuestVirt::new(0xc1b0_0004);
+    drawn(&mut right).bytes = 4;
+    drawn(&mut right).value = 0xdead_beef;
+    assert_eq!(right.check(), Ok(()));
+    let mut all = Vec::new();
+    let mut with = |rule, change: &dyn Fn(&mut Profile)| {
+        let mut profile = right.clone();
+        change(&mut profile);
+        all.push((rule, profile));
+    };
+    with(FieldRule::RootAligned, &|p| p.root = GuestPhys::new(0x1234_5670));
+    with(FieldRule::RootAligned, &|p| p.levels = PagingLevels::Two);
+    with(FieldRule::RootAligned, &|p| p.root = GuestPhys::new(1 << 32));
+    with(FieldRule::MemoryMapBase, &|p| {
+        p.memory_map = MemoryMap::Vmemmap {
+            base: GuestVirt::new(0xf700_0000),
+        };
+    });
+    with(FieldRule::Extents, &|p| {
+        p.extents[0].array = GuestVirt::new(0xffff_8880_0100_0000);
+    });
+    with(FieldRule::Extents, &|p| p.extents[0].count = 0x90_0000);
+    with(FieldRule::ZonePlace, &|p| {
+        p.zones[0].array = GuestVirt::new(0x1_c1a0_0004);
+    });
+    with(FieldRule::ZonePlace, &|p| p.zones[0].count_bytes = 8);
+    with(FieldRule::RootSlots, &|p| p.guard.anchors.clear());
+    // Without the one on the boot value's page, or on the memory map's.
+    for position in 1..3 {
+        with(FieldRule::RootSlots, &|p| {
+            p.guard.anchors.remove(position);
+        });
+    }
+    with(FieldRule::RootSlots, &|p| {
+        p.guard
+            .root_slots
+            .push(RootSlot {
+                index: 300,
+                entry: 0x1001,
+            })
+            .unwrap();
+    });
+    with(FieldRule::GuardIdtLimit, &|p| p.guard.idt_limit = 0xfff);
+    with(FieldRule::GuardIdentity, &|p| p.guard.sysenter_eip = 0);
+    all
+}
+
+/// Windows' rule: a page for itself, no counter, no boot value. Its bytes are looked at, which is what allows all that.
+#[test]
+fn a_rule_that_looks_at_the_bytes_may_lean_on_less() {
+    let mut profile = profile();
+    profile.free = FreeRule {
+        predicate: Predicate {
+            field: Field {
+                offset: 0x22,
+                width: 1,
+            },
+            mask: 7,
+            expected: 0,
+        },
+        conditions: std::iter::once(Predicate::zero(Field {
+            offset: 0x20,
+            width: 2,
+        }))
+        .collect(),
+        blocks: None,
+        bytes: BytesRule::Zero,
+    };
+    profile.zones.clear();
+    profile.guard.boot_value = None;
+    assert_eq!(profile.check(), Ok(()));
+    assert_eq!(Profile::decode(&encoded(&profile)), Ok(profile.clone()));
+    profile.free.bytes = BytesRule::Any;
+    assert!(profile.check().is_err());
 }
 
 #[test]
 fn each_broken_rule_is_refused_by_its_number() {
     let all = broken();
-    for rule in 1..=14_u64 {
+    for rule in 1..=19_u64 {
         assert!(
             all.iter().any(|(broken, _)| *broken as u64 == rule),
             "rule {rule} has no case"
@@ -319,12 +605,12 @@ fn a_buffer_too_small_is_no_panic() {
     assert!(profile.encode(&mut vec![0; length]).is_ok());
 }
 
-/// The bytes of version 1. They change only together with the version.
+/// The bytes of version 2. They change only together with the version.
 #[test]
-fn version_one_has_these_bytes() {
+fn version_two_has_these_bytes() {
     let mut hex = String::new();
     for byte in encoded(&profile()) {
         write!(hex, "{byte:02x}").unwrap();
     }
-    assert_eq!(hex, include_str!("golden/profile-v1.hex").trim());
+    assert_eq!(hex, include_str!("golden/profile-v2.hex").trim());
 }

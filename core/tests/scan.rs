@@ -66,7 +66,8 @@ fn words(guest: &MockGuest) -> Vec<AtomicU64> {
 
 /// Scans everything in steps of `budget` descriptors.
 fn scan(guest: &mut MockGuest, words: &[AtomicU64], budget: u64) -> ScanStep {
-    let mut scanner = Scanner::new(FreeCheck::new(&guest.profile()));
+    let profile = guest.profile();
+    let mut scanner = Scanner::new(FreeCheck::new(&profile));
     let end = guest.pages();
     let mut total = ScanStep::default();
     while total.next < end {
@@ -139,7 +140,8 @@ proptest! {
     fn the_check_finds_the_block_of_any_page(config in config(), actions in prop::collection::vec(action(), 0..100)) {
         let mut guest = MockGuest::new(&config);
         for action in &actions { act(&mut guest, action); }
-        let mut check = FreeCheck::new(&guest.profile());
+        let profile = guest.profile();
+    let mut check = FreeCheck::new(&profile);
         for gfn in (0..guest.pages()).map(Gfn::new) {
             let verdict = check.page(&mut guest, gfn);
             match guest.free_block_of(gfn) {
@@ -171,7 +173,8 @@ proptest! {
         let words = words(&guest);
         let total = scan(&mut guest, &words, 64);
         prop_assert_eq!(total.free + total.in_use + total.no_descriptor + total.unknown, guest.pages());
-        let mut check = FreeCheck::new(&guest.profile());
+        let profile = guest.profile();
+    let mut check = FreeCheck::new(&profile);
         for gfn in (0..guest.pages()).map(Gfn::new) {
             let before = guest.reads();
             let verdict = check.page(&mut guest, gfn);
@@ -219,7 +222,8 @@ fn a_step_marks_only_its_range() {
     let mut guest = MockGuest::new(&Config::default());
     let words: Vec<AtomicU64> = (0..128).map(|_| AtomicU64::new(0)).collect();
     let bitmap = Bitmap::new(&words);
-    let mut scanner = Scanner::new(FreeCheck::new(&guest.profile()));
+    let profile = guest.profile();
+    let mut scanner = Scanner::new(FreeCheck::new(&profile));
     let step = scanner.step(&mut guest, &bitmap, Gfn::new(1024), Gfn::new(1500), 10);
     assert_eq!(
         (step.next, step.free, step.descriptors),
@@ -243,7 +247,8 @@ fn each_contradiction_has_its_reason() {
         .into_iter()
         .find(|(_, order)| *order == 10)
         .unwrap();
-    let mut check = FreeCheck::new(&guest.profile());
+    let profile = guest.profile();
+    let mut check = FreeCheck::new(&profile);
     let unknown = |reason| Verdict::Unknown(reason);
 
     guest.corrupt(head, layout.order, 11);
@@ -257,7 +262,7 @@ fn each_contradiction_has_its_reason() {
     guest.corrupt(head, layout.references, 1);
     assert_eq!(
         check.head(&mut guest, head),
-        unknown(UnknownReason::Referenced(1))
+        unknown(UnknownReason::Condition { index: 0, value: 1 })
     );
     guest.corrupt(head, layout.references, 0);
     // A block of two that begins at an odd frame.
@@ -286,7 +291,8 @@ fn descriptors_that_are_not_mapped_end_with_the_hole() {
         ..Config::default()
     };
     let mut guest = MockGuest::new(&config);
-    let mut check = FreeCheck::new(&guest.profile());
+    let profile = guest.profile();
+    let mut check = FreeCheck::new(&profile);
     assert_eq!(
         check.head(&mut guest, Gfn::new(2050)),
         Verdict::Unknown(UnknownReason::NoDescriptor { next: Gfn::new(2112) })

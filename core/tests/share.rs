@@ -526,7 +526,7 @@ fn a_slice_is_bounded_whatever_the_descriptors_say() {
     };
     let mut guest = MockGuest::new(&config);
     let mut profile = guest.profile();
-    profile.free.max_order = Order::MAX;
+    profile.free.blocks.as_mut().unwrap().max_order = Order::MAX;
     // The bitmap nominates everything; not one descriptor agrees.
     for gfn in 0..guest.pages() {
         guest.corrupt(

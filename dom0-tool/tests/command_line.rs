@@ -73,7 +73,7 @@ fn a_failure_is_json_when_asked_for() {
 fn a_damaged_profile_is_explained() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("profile");
-    fs::write(&file, b"LCNA\x01\0\0\0\x40\0\0\0 and then nothing").unwrap();
+    fs::write(&file, b"LCNA\x02\0\0\0\x40\0\0\0 and then nothing").unwrap();
     let output = lacuna(&["profile", "show", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();

@@ -60,7 +60,8 @@ fn a_profile_says_what_the_kernel_says_and_counts_what_it_counts() {
     assert_eq!(base.get(), VMEMMAP);
     assert_eq!(built.profile.contents, Contents::DontCare);
     assert_eq!(built.profile.guard.lstar, IMAGE + at::ENTRY);
-    assert_eq!(built.profile.guard.boot_value, 0x1234_5678_9abc_de00);
+    let drawn = built.profile.guard.boot_value.unwrap();
+    assert_eq!((drawn.value, drawn.bytes), (0x1234_5678_9abc_de00, 8));
     assert_eq!(built.counted.pages, FakeKernel::FREE_PAGES);
     assert!(built.usable);
 

@@ -12,7 +12,7 @@ use lacuna::linux::stub::headers::HeadersError;
 use lacuna::linux::stub::learn::LearnError;
 use lacuna::linux::stub::run::RunError;
 use lacuna::linux::stub::{StubError, layout_from_headers};
-use lacuna_core::{Field, Predicate};
+use lacuna_core::{Blocks, Field, Order, Predicate};
 use tempfile::TempDir;
 
 /// What every tree has in common: just enough of a kernel for `stub.c`.
@@ -173,21 +173,17 @@ fn the_rule_of_each_era_is_learnt() {
     for (page, predicate, order, references) in cases {
         let layout = learnt(page);
         assert_eq!(layout.free.predicate, predicate);
-        assert_eq!(
-            layout.free.order,
-            Field {
-                offset: order,
-                width: 8
-            }
-        );
-        assert_eq!(
-            layout.free.references,
-            Field {
-                offset: references,
-                width: 4
-            }
-        );
-        assert_eq!(layout.free.max_order.get(), 10);
+        let order = Field {
+            offset: order,
+            width: 8,
+        };
+        let references = Field {
+            offset: references,
+            width: 4,
+        };
+        let max_order = Order::new(10).unwrap();
+        assert_eq!(layout.free.blocks, Some(Blocks { order, max_order }));
+        assert_eq!(layout.free.conditions, [Predicate::zero(references)]);
         assert_eq!(layout.release, "6.12.0-made");
         assert!(layout.proof.descriptors >= 100_000, "{:?}", layout.proof);
         assert!(layout.fact("offsetof(struct task_struct,stack_canary)").unwrap() == 8);

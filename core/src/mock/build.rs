@@ -114,10 +114,12 @@ impl MockGuest {
             cr4: match config.levels {
                 PagingLevels::Four => 0x20,
                 PagingLevels::Five => 0x1020,
+                other => panic!("no mock kernel with {other:?}"),
             },
             efer: 0xd01,
             idt_base: IDT_BASE,
             lstar: LSTAR,
+            sysenter_eip: 0,
             idt_limit: IDT_LIMIT,
             flags: VcpuRegisters::ONLINE,
         };
@@ -193,6 +195,7 @@ fn map_memory_map(config: &Config, tables: &mut Tables, map_frames: u64) -> MapP
     let region = match config.levels {
         PagingLevels::Four => 0xffff_ea00_0000_0000,
         PagingLevels::Five => 0xffd4_0000_0000_0000_u64,
+        other => panic!("no mock kernel with {other:?}"),
     };
     let physical = MAP_FIRST << PAGE_SHIFT;
     let size = u64::from(config.layout.descriptor_bytes);

@@ -8,8 +8,8 @@ use std::vec;
 use super::{Config, Layout, MapPages, MockGuest, Primitive};
 use crate::abi::{Op, Request};
 use crate::{
-    BytesRule, Field, GuestPhys, GuestVirt, MAX_PROFILE_BYTES, Order, Outcome, PAGE_SIZE, PagingLevels,
-    Profile, Session, Status,
+    Blocks, BytesRule, Field, GuestPhys, GuestVirt, MAX_PROFILE_BYTES, Order, Outcome, PAGE_SIZE,
+    PagingLevels, Profile, Session, Status,
 };
 
 /// Most reads of guest memory that one call of [`Session::operate`] may make, whatever the guest holds: a slice judges
@@ -76,7 +76,7 @@ pub fn any_profile(bytes: &[u8]) -> bool {
 /// As [`any_profile`].
 pub fn any_profile_body(body: &[u8]) -> bool {
     // The profile's own encoder makes the header; only the length and the checksum belong to the body.
-    let mut bytes = b"LCNA\x01\0\0\0".to_vec();
+    let mut bytes = b"LCNA\x02\0\0\0".to_vec();
     bytes.extend((body.len() as u32).to_le_bytes());
     let checksum = body.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
@@ -188,15 +188,24 @@ fn bent_profile(guest: &MockGuest, input: &mut Input<'_>) -> Profile {
             1 => profile.descriptor_bytes = (input.below(128) * 4) as u16,
             2 => profile.memory_map = crate::MemoryMap::Vmemmap { base: high },
             3 => profile.free.predicate.field = field,
-            4 => profile.free.order = field,
-            5 => profile.free.references = field,
+            4 => bend_blocks(&mut profile, |blocks| blocks.order = field),
+            5 => {
+                for condition in &mut profile.free.conditions {
+                    condition.field = field;
+                }
+            }
             6 => (profile.free.predicate.mask, profile.free.predicate.expected) = (value, value),
             7 => {
-                profile.free.max_order = Order::new(1 + input.below(18)).unwrap_or(Order::MAX);
+                let order = Order::new(1 + input.below(18)).unwrap_or(Order::MAX);
+                bend_blocks(&mut profile, |blocks| blocks.max_order = order);
             }
             8 => profile.zones[0].array = high,
             9 => profile.zones[0].stride = (input.below(513) * 8) as u16,
-            10 => profile.guard.boot_value_at = high,
+            10 => {
+                if let Some(drawn) = &mut profile.guard.boot_value {
+                    drawn.at = high;
+                }
+            }
             11 => profile.free.bytes = BytesRule::Zero,
             12 => {
                 profile.levels = if input.flag() {
@@ -216,4 +225,10 @@ fn bent_profile(guest: &MockGuest, input: &mut Input<'_>) -> Profile {
         }
     }
     profile
+}
+
+fn bend_blocks(profile: &mut Profile, change: impl FnOnce(&mut Blocks)) {
+    if let Some(blocks) = &mut profile.free.blocks {
+        change(blocks);
+    }
 }

@@ -14,8 +14,8 @@ use super::faults::{Faults, Primitive};
 use super::machine::{Access, Machine, Violation};
 use super::tables::Tables;
 use crate::{
-    BytesRule, Contents, Field, FreeRule, Gfn, Guard, GuestPhys, GuestVirt, Kernel, MemoryMap, PAGE_SHIFT,
-    PAGE_SIZE, Profile, RootSlot, VcpuRegisters, ZoneCounter,
+    BootValue, Contents, Field, Gfn, Guard, GuestPhys, GuestVirt, Kernel, MemoryMap, PAGE_SHIFT, PAGE_SIZE,
+    Profile, RootSlot, VcpuRegisters, ZoneCounter,
 };
 
 /// Where the memory map lies.
@@ -92,6 +92,7 @@ impl MockGuest {
             array: GuestVirt::new(DATA + ZONES_OFFSET + zone * ZONE_BYTES),
             stride: COUNTER_STRIDE,
             count_offset: COUNTER_OFFSET,
+            count_bytes: 8,
         });
         Profile {
             kernel: Kernel {
@@ -103,23 +104,24 @@ impl MockGuest {
             memory_map: MemoryMap::Vmemmap {
                 base: GuestVirt::new(self.place.base),
             },
+            extents: heapless::Vec::new(),
             descriptor_bytes: layout.descriptor_bytes,
-            free: FreeRule {
-                predicate: layout.predicate,
-                order: layout.order,
-                references: layout.references,
-                max_order: layout.max_order,
-                bytes: BytesRule::Any,
-            },
+            free: layout.free_rule(),
             contents: Contents::DontCare,
             zones: zones.collect(),
             guard: Guard {
                 idt_base: IDT_BASE,
                 idt_limit: IDT_LIMIT,
                 lstar: LSTAR,
+                sysenter_eip: 0,
+                gate: None,
                 root_slots: slots.into_iter().collect(),
-                boot_value_at: GuestVirt::new(DATA + BOOT_VALUE_OFFSET),
-                boot_value,
+                anchors: heapless::Vec::new(),
+                boot_value: Some(BootValue {
+                    at: GuestVirt::new(DATA + BOOT_VALUE_OFFSET),
+                    bytes: 8,
+                    value: boot_value,
+                }),
             },
         }
     }

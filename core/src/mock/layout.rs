@@ -1,6 +1,6 @@
 //! Descriptor layouts of real kernels (GUESTS.md, "Page descriptor").
 
-use crate::{Field, Order, Predicate};
+use crate::{Blocks, BytesRule, Field, FreeRule, Order, Predicate};
 
 /// How the mock kernel lays out a page descriptor and marks a free block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,19 @@ const ORDER_10: Order = match Order::new(10) {
 };
 
 impl Layout {
+    /// The rule by which a profile calls this kernel's pages free.
+    pub fn free_rule(&self) -> FreeRule {
+        FreeRule {
+            predicate: self.predicate,
+            conditions: core::iter::once(Predicate::zero(self.references)).collect(),
+            blocks: Some(Blocks {
+                order: self.order,
+                max_order: self.max_order,
+            }),
+            bytes: BytesRule::Any,
+        }
+    }
+
     /// Linux 6.11 and later, amd64: 64 bytes, the top byte of `page_type` is compared with 0xf0 (`PGTY_buddy`). Slab
     /// (0xf5), offline (0xf1) and unaccepted (0xf7) share bits with it.
     pub const fn modern() -> Self {

@@ -15,7 +15,8 @@
 //!
 //! let mut guest = MockGuest::new(&Config::default());
 //! let page = guest.alloc(0, 0).expect("a new guest has free memory");
-//! let mut check = FreeCheck::new(&guest.profile());
+//! let profile = guest.profile();
+//! let mut check = FreeCheck::new(&profile);
 //! assert!(matches!(check.page(&mut guest, page), Verdict::InUse(_)));
 //! guest.free(0, page);
 //! assert!(matches!(check.page(&mut guest, page), Verdict::Free { .. }));

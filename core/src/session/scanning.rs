@@ -2,7 +2,7 @@
 
 use super::{Host, Outcome, Refusal, Session, range};
 use crate::abi::{Request, State};
-use crate::admission::tolerance;
+use crate::admission::{Sample, compare, sample, tolerance};
 use crate::{Bitmap, FreeCheck, Gfn, ScanStep, Scanner, Status, free_by_counters};
 
 /// Descriptors looked at between two looks at the clock and at pending interrupts.
@@ -11,9 +11,7 @@ const SCAN_CHUNK: u64 = 4096;
 /// A scan of all memory under way, over several calls.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FullScan {
-    /// Where the next step begins.
-    next: u64,
-    /// Added up so far.
+    /// Added up so far; it also says where the next step begins.
     total: ScanStep,
     guest_free_before: u64,
     elapsed_ns: u64,
@@ -27,7 +25,7 @@ impl Session {
         // Nobody is to act on, or be told of, the memory map of a kernel that is gone. A scan of all memory asks at its
         // first call and again at its last: a kernel once replaced does not come back, so the one that runs at both ran
         // all the while. Calls between need not stop the guest again.
-        let goes_on = end == gfns && from != 0 && self.scan.is_some_and(|full| full.next == from);
+        let goes_on = end == gfns && from != 0 && self.scan.is_some_and(|full| full.total.next == from);
         if !goes_on {
             self.identify(host)?;
         }
@@ -36,6 +34,7 @@ impl Session {
             .bitmap(gfns)
             .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
         let bitmap = Bitmap::new(words.as_ref());
+        let uncounted = profile.zones.is_empty();
 
         let counters = |host: &mut H| {
             free_by_counters(host, profile)
@@ -73,8 +72,7 @@ impl Session {
             let before = host.now();
             let step = scanner.step(host, &bitmap, Gfn::new(at), Gfn::new(end), chunk);
             if let Some(full) = &mut full {
-                add(&mut full.total, &step);
-                full.next = step.next;
+                full.total.add(&step);
                 full.elapsed_ns += host.now().saturating_sub(before);
                 full.paused &= paused;
             }
@@ -101,13 +99,20 @@ impl Session {
         // Before the counters: if they are another kernel's, that is what is wrong.
         self.identify(host)?;
         if let Some(full) = full {
-            self.complete_scan(&full, after?)?;
+            let sample = uncounted.then(|| sample(host, &bitmap, full.total.free));
+            self.complete_scan(&full, after?, sample)?;
         }
         Ok(Outcome::Finished)
     }
 
     /// A scan of all memory is complete: account for it and admit the profile, or refuse it.
-    fn complete_scan(&mut self, full: &FullScan, guest_free_after: u64) -> Result<(), Refusal> {
+    fn complete_scan(
+        &mut self,
+        full: &FullScan,
+        guest_free_after: u64,
+        sample: Option<Sample>,
+    ) -> Result<(), Refusal> {
+        let bytes = self.usable()?.free.bytes;
         let s = &mut self.statistics;
         s.scans += 1;
         s.scan_descriptors = full.total.descriptors;
@@ -122,21 +127,22 @@ impl Session {
         let high = full.guest_free_before.max(guest_free_after);
         let slack = tolerance(low, high, full.paused);
         let found = full.total.free;
-        // A scan that finds nothing proves nothing, even where the guest has nothing free.
-        if found == 0 || found.saturating_add(slack) < low || found > high.saturating_add(slack) {
+        let refusal = match sample {
+            None => compare(bytes, found, low, high, slack)
+                .is_err()
+                .then_some((Status::CountsDisagree, [found, low, high, slack])),
+            // No counter to hold it against: the pages themselves.
+            Some(sample) => (!sample.bears_out()).then_some((
+                Status::ContentsDisagree,
+                [found, sample.looked_at, sample.zero, 0],
+            )),
+        };
+        if let Some(refusal) = refusal {
             // The nominations of a profile that is not believed are never acted on: it stays, or falls back to, loaded.
             self.state = State::Loaded;
-            return Err((Status::CountsDisagree, [found, low, high, slack]));
+            return Err(refusal);
         }
         self.state = State::Admitted;
         Ok(())
     }
-}
-
-fn add(total: &mut ScanStep, step: &ScanStep) {
-    total.free += step.free;
-    total.in_use += step.in_use;
-    total.no_descriptor += step.no_descriptor;
-    total.unknown += step.unknown;
-    total.descriptors += step.descriptors;
 }

@@ -76,6 +76,7 @@ impl P2m for Engine<'_> {
             efer: 0xd01,
             idt_base: guard.idt_base,
             lstar: guard.lstar,
+            sysenter_eip: guard.sysenter_eip,
             idt_limit,
             flags: VcpuRegisters::ONLINE,
         }

@@ -76,7 +76,7 @@ pub(crate) fn snapshot() -> &'static Snapshot {
             (single, Order::PAGE, mark(&mut guest, single)),
             (region, Order::SUPERPAGE, mark(&mut guest, region)),
         ];
-        let boot_value_at = physical(&mut guest, profile.guard.boot_value_at.get());
+        let boot_value_at = physical(&mut guest, profile.guard.boot_value.unwrap().at.get());
         let frames = (0..guest.pages())
             .filter_map(|gfn| {
                 let mut bytes = vec![0; PAGE_SIZE];
@@ -233,7 +233,7 @@ impl World {
                 cached: Some((Some(OWN), true)),
                 buffer: VecDeque::new(),
                 mark: snapshot.profile.free.predicate.expected,
-                boot_value: snapshot.profile.guard.boot_value,
+                boot_value: snapshot.profile.guard.boot_value.unwrap().value,
                 idt_limit: snapshot.profile.guard.idt_limit,
                 descriptors_settled: false,
                 wrong: None,

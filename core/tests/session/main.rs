@@ -150,7 +150,7 @@ fn a_bad_profile_does_not_cost_the_good_one() {
     // Decoded into the spare place up to its last member, and refused there.
     let mut other = good.clone();
     other.descriptor_bytes = 128;
-    other.guard.boot_value = 1;
+    other.guard.boot_value.as_mut().unwrap().value = 1;
     let mut bytes = encoded(&other);
     bytes.pop();
     assert_eq!(
@@ -375,7 +375,7 @@ fn registers_and_bitmap_are_copied_out() {
     session.operate(&mut guest, &mut ask, &mut [0; 60]);
     assert_eq!(
         (ask.status, ask.buffer_size),
-        (Status::BufferTooSmall.code(), 112)
+        (Status::BufferTooSmall.code(), 128)
     );
 
     // In pieces of odd sizes.

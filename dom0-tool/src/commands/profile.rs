@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use lacuna_core::{GuestMemory, MAX_PROFILE_BYTES, Profile, VcpuRegisters};
+use lacuna_core::{GuestMemory, MAX_PROFILE_BYTES, MemoryMap, Profile, VcpuRegisters};
 use serde_json::{Value, json};
 
 use super::guest::{from_headers, identify_kernel, layout_for, open_domain, open_dump, registers_of};
@@ -146,9 +146,6 @@ fn built_json(built: &Built) -> Value {
 
 /// A profile as JSON. Addresses are strings, since JSON numbers lose bits.
 pub(super) fn profile_json(profile: &Profile) -> Value {
-    let lacuna_core::MemoryMap::Vmemmap { base } = profile.memory_map else {
-        return Value::Null;
-    };
     let hex = |value: u64| format!("{value:#x}");
     let guard = &profile.guard;
     json!({
@@ -157,12 +154,15 @@ pub(super) fn profile_json(profile: &Profile) -> Value {
         "layout": hexadecimal(&profile.kernel.layout),
         "page_table_root": hex(profile.root.get()),
         "page_table_levels": format!("{:?}", profile.levels).to_lowercase(),
-        "memory_map": hex(base.get()),
+        "memory_map": memory_map_json(profile),
         "descriptor_bytes": profile.descriptor_bytes,
         "predicate": describe(&profile.free.predicate),
-        "order": { "offset": profile.free.order.offset, "width": profile.free.order.width },
-        "references": { "offset": profile.free.references.offset, "width": profile.free.references.width },
-        "max_order": profile.free.max_order.get(),
+        "conditions": profile.free.conditions.iter().map(describe).collect::<Vec<_>>(),
+        "order": profile.free.blocks.map(|blocks| json!({
+            "offset": blocks.order.offset, "width": blocks.order.width,
+        })),
+        "max_order": profile.free.max_order().get(),
+        "bytes": format!("{:?}", profile.free.bytes),
         "contents": format!("{:?}", profile.contents),
         "zones": profile.zones.iter().map(|zone| hex(zone.array.get())).collect::<Vec<_>>(),
         "guard": {
@@ -172,9 +172,36 @@ pub(super) fn profile_json(profile: &Profile) -> Value {
             "root_slots": guard.root_slots.iter().map(|slot| json!({
                 "index": slot.index, "entry": hex(slot.entry),
             })).collect::<Vec<_>>(),
-            "boot_value_at": hex(guard.boot_value_at.get()),
+            "sysenter_eip": hex(guard.sysenter_eip),
+            "gate": guard.gate.map(|gate| json!({ "vector": gate.vector, "handler": hex(gate.handler.get()) })),
+            "anchors": guard.anchors.iter().map(|anchor| json!({
+                "at": hex(anchor.at.get()), "physical": hex(anchor.physical.get()),
+            })).collect::<Vec<_>>(),
+            "boot_value_at": guard.boot_value.map(|drawn| hex(drawn.at.get())),
         },
     })
+}
+
+/// Where descriptors lie, as JSON.
+fn memory_map_json(profile: &Profile) -> Value {
+    let hex = |value: u64| format!("{value:#x}");
+    match profile.memory_map {
+        MemoryMap::Vmemmap { base } => json!({ "vmemmap": hex(base.get()) }),
+        MemoryMap::Extents => json!({
+            "extents": profile.extents.iter().map(|extent| json!({
+                "first": extent.first.get(), "count": extent.count, "array": hex(extent.array.get()),
+            })).collect::<Vec<_>>(),
+        }),
+        MemoryMap::Sections(sections) => json!({
+            "sections": {
+                "table": hex(sections.table.get()),
+                "per_root": sections.per_root,
+                "count": sections.count,
+                "section_bits": sections.section_bits,
+            },
+        }),
+        _ => Value::Null,
+    }
 }
 
 fn show_layout(layout: &Layout, out: Out) {
@@ -186,16 +213,17 @@ fn show_layout(layout: &Layout, out: Out) {
     out.line(format!("headers     {}", layout.headers));
     out.line(format!("descriptor  {} bytes", layout.descriptor_bytes));
     out.line(format!("free        {}", describe(&layout.free.predicate)));
-    out.line(format!(
-        "order       the {} byte(s) at {}, at most {}",
-        layout.free.order.width,
-        layout.free.order.offset,
-        layout.free.max_order.get()
-    ));
-    out.line(format!(
-        "references  the {} byte(s) at {}",
-        layout.free.references.width, layout.free.references.offset
-    ));
+    for condition in &layout.free.conditions {
+        out.line(format!("and         {}", describe(condition)));
+    }
+    if let Some(blocks) = layout.free.blocks {
+        out.line(format!(
+            "order       the {} byte(s) at {}, at most {}",
+            blocks.order.width,
+            blocks.order.offset,
+            blocks.max_order.get()
+        ));
+    }
     out.line(format!(
         "proof       never differed from the kernel's own PageBuddy on {} descriptors, {} of them free",
         layout.proof.descriptors, layout.proof.free

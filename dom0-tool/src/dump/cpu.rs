@@ -24,6 +24,8 @@ pub struct Cpu {
     pub idt_limit: Option<u64>,
     /// `IA32_LSTAR`.
     pub lstar: Option<u64>,
+    /// `IA32_SYSENTER_EIP`.
+    pub sysenter_eip: Option<u64>,
     /// Base of FS.
     pub fs_base: Option<u64>,
     /// Base of GS.
@@ -59,6 +61,7 @@ impl Cpu {
                 .unwrap_or(if self.long_mode == Some(true) { EFER_LMA } else { 0 }),
             idt_base: or_zero(self.idt_base),
             lstar: or_zero(self.lstar),
+            sysenter_eip: or_zero(self.sysenter_eip),
             idt_limit: u32::try_from(or_zero(self.idt_limit)).unwrap_or(u32::MAX),
             flags: if self.offline { 0 } else { VcpuRegisters::ONLINE },
         }
@@ -74,6 +77,7 @@ impl Cpu {
             idt_base: Some(registers.idt_base),
             idt_limit: Some(u64::from(registers.idt_limit)),
             lstar: Some(registers.lstar).filter(|lstar| *lstar != 0),
+            sysenter_eip: Some(registers.sysenter_eip).filter(|entry| *entry != 0),
             offline: registers.flags & VcpuRegisters::ONLINE == 0,
             ..Self::default()
         }

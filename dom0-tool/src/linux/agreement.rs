@@ -55,20 +55,25 @@ pub(super) fn compare(layout: &Layout, info: &VmcoreInfo) -> Result<Vec<String>,
     let references = info
         .unsigned(Kind::Offset, "page._refcount")
         .or_else(|_| info.unsigned(Kind::Offset, "page._count"))?;
-    require(
-        "offset of the reference count",
-        u64::from(layout.free.references.offset),
-        references,
-    )?;
-    require(
-        "offset of the order",
-        u64::from(layout.free.order.offset),
-        info.unsigned(Kind::Offset, "page.private")?,
-    )?;
+    // The stub's rule has one condition, the reference count, and an order.
+    for condition in &layout.free.conditions {
+        require(
+            "offset of the reference count",
+            u64::from(condition.field.offset),
+            references,
+        )?;
+    }
+    if let Some(blocks) = layout.free.blocks {
+        require(
+            "offset of the order",
+            u64::from(blocks.order.offset),
+            info.unsigned(Kind::Offset, "page.private")?,
+        )?;
+    }
     let orders = info.unsigned(Kind::Length, "zone.free_area")?;
     require(
         "orders of the allocator",
-        u64::from(layout.free.max_order.get()) + 1,
+        u64::from(layout.free.max_order().get()) + 1,
         orders,
     )?;
     for (expression, kind, name) in [

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Version of the file format.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Largest layout file read, in bytes. One has about 8 KiB.
 const MAX_FILE: u64 = 1 << 20;
 /// Where layouts are looked for by default.

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use lacuna_core::{
-    CounterReading, Guard, GuardMismatch, GuestMemory, GuestVirt, Kernel, MAX_ROOT_SLOTS, MemoryMap,
-    PagingLevels, Profile, ProfileError, RootSlot, VcpuRegisters, check_guard, free_by_counters,
+    BootValue, CounterReading, Guard, GuardMismatch, GuestMemory, GuestVirt, Kernel, MAX_ROOT_SLOTS,
+    MemoryMap, PagingLevels, Profile, ProfileError, RootSlot, VcpuRegisters, check_guard, free_by_counters,
 };
 use thiserror::Error;
 
@@ -208,8 +208,9 @@ pub fn build<M: GuestMemory>(
         root: kernel.space.root,
         levels: kernel.space.levels,
         memory_map: MemoryMap::Vmemmap { base: sections.base },
+        extents: heapless::Vec::new(),
         descriptor_bytes: layout.descriptor_bytes,
-        free: layout.free,
+        free: layout.free.clone(),
         contents: contents.contents,
         zones: zones.iter().map(|zone| zone.counter).collect(),
         guard: Guard {
@@ -217,8 +218,14 @@ pub fn build<M: GuestMemory>(
             idt_limit: first.idt_limit,
             lstar,
             root_slots,
-            boot_value_at,
-            boot_value,
+            sysenter_eip: 0,
+            gate: None,
+            anchors: heapless::Vec::new(),
+            boot_value: Some(BootValue {
+                at: boot_value_at,
+                bytes: 8,
+                value: boot_value,
+            }),
         },
     };
     profile.check().map_err(BuildError::Profile)?;
@@ -296,8 +303,9 @@ fn root_slots<M: GuestMemory>(
 ) -> Result<heapless::Vec<RootSlot, MAX_ROOT_SLOTS>, BuildError> {
     let space = view.space();
     let shift = match space.levels {
-        PagingLevels::Four => 39,
         PagingLevels::Five => 48,
+        // Identification admits no 32-bit kernel.
+        PagingLevels::Four | PagingLevels::Pae | PagingLevels::Two => 39,
     };
     let mut slots: heapless::Vec<RootSlot, MAX_ROOT_SLOTS> = heapless::Vec::new();
     for at in needed {

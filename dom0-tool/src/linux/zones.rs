@@ -101,6 +101,7 @@ pub fn find_zones<M: GuestMemory>(
                     array,
                     stride,
                     count_offset,
+                    count_bytes: 8,
                 },
             });
         }

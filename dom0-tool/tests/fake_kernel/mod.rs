@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use lacuna::linux::layout::{FORMAT, Known, Layout, Proof};
 use lacuna::memory::GuestSource;
 use lacuna_core::{
-    BytesRule, Field, FreeRule, Gfn, GuestMemory, GuestPhys, Order, PAGE_SIZE, Predicate, ReadError,
+    Blocks, BytesRule, Field, FreeRule, Gfn, GuestMemory, GuestPhys, Order, PAGE_SIZE, Predicate, ReadError,
     VcpuRegisters,
 };
 
@@ -277,6 +277,7 @@ impl FakeKernel {
             efer: 0xd01,
             idt_base: 0xffff_fe00_0000_0000,
             lstar: IMAGE + at::ENTRY,
+            sysenter_eip: 0,
             idt_limit: 0xfff,
             flags: VcpuRegisters::ONLINE,
         };
@@ -327,9 +328,11 @@ impl FakeKernel {
                     mask: 0xff,
                     expected: 0xf0,
                 },
-                order: Field { offset: 40, width: 8 },
-                references: Field { offset: 52, width: 4 },
-                max_order: Order::new(10).unwrap(),
+                conditions: std::iter::once(Predicate::zero(Field { offset: 52, width: 4 })).collect(),
+                blocks: Some(Blocks {
+                    order: Field { offset: 40, width: 8 },
+                    max_order: Order::new(10).unwrap(),
+                }),
                 bytes: BytesRule::Any,
             },
             free_source: "made by hand".into(),

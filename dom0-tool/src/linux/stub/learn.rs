@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use lacuna_core::{BytesRule, Field, FreeRule, Order, Predicate};
+use lacuna_core::{Blocks, BytesRule, Field, FreeRule, Order, Predicate};
 use thiserror::Error;
 
 use super::headers::HeaderTree;
@@ -182,9 +182,8 @@ pub fn learn(stub: &mut Stub, tree: &HeaderTree) -> Result<Layout, LearnError> {
         descriptor_bytes,
         free: FreeRule {
             predicate,
-            order,
-            references,
-            max_order,
+            conditions: std::iter::once(Predicate::zero(references)).collect(),
+            blocks: Some(Blocks { order, max_order }),
             bytes: BytesRule::Any,
         },
         free_source: format!("PageBuddy and __SetPageBuddy run from the {compiled}"),
