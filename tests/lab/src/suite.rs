@@ -5,18 +5,31 @@ use std::time::Instant;
 
 use lacuna_lab::catalogue::{SCENARIOS, Scenario};
 
+use crate::bench;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::live::{self, Outcome};
 use crate::process::start;
 use crate::setup::Stage;
 
-/// The tests that need no emulation: name, program and arguments. They run in the checkout.
-const HOST: &[(&str, &[&str])] = &[
-    ("host/format", &["cargo", "fmt", "--all", "--check"]),
+/// A test that needs no emulation.
+#[derive(Clone, Copy)]
+enum HostTest {
+    /// A program with its arguments, in the checkout.
+    Program(&'static [&'static str]),
+    /// The instruction counts, against their stored bounds.
+    Bench,
+}
+
+/// The tests that need no emulation, by name.
+const HOST: &[(&str, HostTest)] = &[
+    (
+        "host/format",
+        HostTest::Program(&["cargo", "fmt", "--all", "--check"]),
+    ),
     (
         "host/lint",
-        &[
+        HostTest::Program(&[
             "cargo",
             "clippy",
             "--locked",
@@ -25,9 +38,13 @@ const HOST: &[(&str, &[&str])] = &[
             "--",
             "--deny",
             "warnings",
-        ],
+        ]),
     ),
-    ("host/test", &["cargo", "test", "--locked", "--workspace"]),
+    (
+        "host/test",
+        HostTest::Program(&["cargo", "test", "--locked", "--workspace"]),
+    ),
+    ("host/bench", HostTest::Bench),
 ];
 
 /// Runs what `filter` selects; `full` adds the long ones. Fails when any test does.
@@ -53,8 +70,8 @@ pub(crate) fn run(context: &Context, filter: Option<&str>, full: bool) -> Result
         });
     }
     let mut outcomes = Vec::new();
-    for (name, line) in hosts {
-        outcomes.push(host(context, name, line)?);
+    for (name, test) in hosts {
+        outcomes.push(host(context, name, *test)?);
     }
     if !scenarios.is_empty() {
         let stage = Stage::build(context)?;
@@ -68,14 +85,22 @@ pub(crate) fn run(context: &Context, filter: Option<&str>, full: bool) -> Result
 }
 
 /// Runs one of the host's own tests on the terminal: its output is its report.
-fn host(context: &Context, name: &str, line: &[&str]) -> Result<Outcome> {
+fn host(context: &Context, name: &str, test: HostTest) -> Result<Outcome> {
     let started = Instant::now();
-    println!("lab: {name}: {}", line.join(" "));
-    let mut command = Command::new(line[0]);
-    command.args(&line[1..]).current_dir(&context.repository);
-    let status = start(&mut command)?.wait().on("wait for", line[0])?;
-    let failure = (!status.success())
-        .then(|| format!("  expected: success\n  saw:      {status}, and the output above"));
+    let seen = match test {
+        HostTest::Program(line) => {
+            println!("lab: {name}: {}", line.join(" "));
+            let mut command = Command::new(line[0]);
+            command.args(&line[1..]).current_dir(&context.repository);
+            let status = start(&mut command)?.wait().on("wait for", line[0])?;
+            (!status.success()).then(|| status.to_string())
+        }
+        HostTest::Bench => {
+            println!("lab: {name}: cargo bench, under valgrind");
+            bench::run(context).err().map(|error| error.to_string())
+        }
+    };
+    let failure = seen.map(|seen| format!("  expected: success\n  saw:      {seen}, and the output above"));
     Ok(Outcome {
         name: name.to_owned(),
         failure,

@@ -69,10 +69,18 @@ pub(crate) fn build(context: &Context, sysroot: &Sysroot, kind: Kind) -> Result<
     }
     context.step(&name, &key.finish(), |progress| {
         fs::create_dir_all(&directory).on("create", &directory)?;
-        compile(context, sysroot, kind, &directory, progress)?;
-        link(context, sysroot, kind, &directory, progress)?;
-        let exported = exported_symbols(repository)?;
-        inspect_object(&object, &exported)
+        let work = Work {
+            repository,
+            sysroot,
+            kind,
+            directory: &directory,
+            exported: exported_symbols(repository)?,
+            log: context.step_log(&name),
+            progress,
+        };
+        work.compile()?;
+        work.link()?;
+        inspect_object(&object, &work.exported)
     })?;
     Ok(object)
 }
@@ -97,70 +105,71 @@ pub(crate) fn inspect_object(object: &Path, exported: &[String]) -> Result<()> {
     })
 }
 
-fn compile(
-    context: &Context,
-    sysroot: &Sysroot,
+/// One build of the object.
+struct Work<'a> {
+    repository: &'a Path,
+    sysroot: &'a Sysroot,
     kind: Kind,
-    directory: &Path,
-    progress: &Progress,
-) -> Result<()> {
-    let log = context.step_log(&format!("module/{}", kind.name()));
-    let flags = format!("RUSTFLAGS={FLAGS}");
-    let target_directory = directory.join("target");
-    let target_directory = target_directory.to_string_lossy();
-    // RUSTC_BOOTSTRAP: `build-std` and the -Z flags are unstable, and Debian's compiler is a stable one.
-    let cargo = [
-        "env",
-        "RUSTC_BOOTSTRAP=1",
-        &flags,
-        "cargo",
-        "build",
-        "--locked",
-        "--release",
-        "-Z",
-        "build-std=core",
-        "--target",
-        TARGET,
-        "--target-dir",
-        &target_directory,
-        "--features",
-        kind.features(),
-    ];
-    run_logged(
-        sysroot.command(context.repository.join("xen-module"), &cargo),
-        &log,
-        progress,
-    )
+    directory: &'a Path,
+    exported: Vec<String>,
+    log: PathBuf,
+    progress: &'a Progress,
 }
 
-fn link(
-    context: &Context,
-    sysroot: &Sysroot,
-    kind: Kind,
-    directory: &Path,
-    progress: &Progress,
-) -> Result<()> {
-    let log = context.step_log(&format!("module/{}", kind.name()));
-    let linker = context.repository.join("linker");
-    let script = linker.join("module.ld");
-    let script = script.to_string_lossy();
-    let archive = format!("target/{TARGET}/release/liblacuna_xen.a");
-    let exported = exported_symbols(&context.repository)?;
-    // With -r, --gc-sections keeps what these roots reach.
-    let roots: Vec<String> = exported
-        .iter()
-        .map(|symbol| format!("--undefined={symbol}"))
-        .collect();
-    let mut ld = vec!["ld", "-r", "-T", &script, "--gc-sections"];
-    ld.extend(roots.iter().map(String::as_str));
-    ld.extend(["-o", "whole.o", &archive]);
-    run_logged(sysroot.command(directory, &ld), &log, progress)?;
-    let keep = format!(
-        "--keep-global-symbols={}",
-        linker.join("exported-symbols").display()
-    );
-    let objcopy = ["objcopy", "--strip-debug", &keep, "whole.o", "lacuna.o"];
-    run_logged(sysroot.command(directory, &objcopy), &log, progress)
+impl Work<'_> {
+    /// The static library.
+    fn compile(&self) -> Result<()> {
+        let flags = format!("RUSTFLAGS={FLAGS}");
+        let target_directory = self.directory.join("target");
+        let target_directory = target_directory.to_string_lossy();
+        // RUSTC_BOOTSTRAP: `build-std` and the -Z flags are unstable, and Debian's compiler is a stable one.
+        let cargo = [
+            "env",
+            "RUSTC_BOOTSTRAP=1",
+            &flags,
+            "cargo",
+            "build",
+            "--locked",
+            "--release",
+            "-Z",
+            "build-std=core",
+            "--target",
+            TARGET,
+            "--target-dir",
+            &target_directory,
+            "--features",
+            self.kind.features(),
+        ];
+        self.run(&self.repository.join("xen-module"), &cargo)
+    }
+
+    /// One object of it, with the exported symbols and what they reach.
+    fn link(&self) -> Result<()> {
+        let linker = self.repository.join("linker");
+        let script = linker.join("module.ld");
+        let script = script.to_string_lossy();
+        let archive = format!("target/{TARGET}/release/liblacuna_xen.a");
+        // With -r, --gc-sections keeps what these roots reach.
+        let roots: Vec<String> = self
+            .exported
+            .iter()
+            .map(|symbol| format!("--undefined={symbol}"))
+            .collect();
+        let mut ld = vec!["ld", "-r", "-T", &script, "--gc-sections"];
+        ld.extend(roots.iter().map(String::as_str));
+        ld.extend(["-o", "whole.o", &archive]);
+        self.run(self.directory, &ld)?;
+        let keep = format!(
+            "--keep-global-symbols={}",
+            linker.join("exported-symbols").display()
+        );
+        let objcopy = ["objcopy", "--strip-debug", &keep, "whole.o", "lacuna.o"];
+        self.run(self.directory, &objcopy)
+    }
+
+    fn run(&self, directory: &Path, line: &[&str]) -> Result<()> {
+        run_logged(self.sysroot.command(directory, line), &self.log, self.progress)
+    }
 }
 
 fn exported_symbols(repository: &Path) -> Result<Vec<String>> {
