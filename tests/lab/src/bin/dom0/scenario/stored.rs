@@ -66,9 +66,6 @@ pub(crate) fn save(host: &mut Host) -> Result<()> {
 }
 
 /// A core dump of a guest on zero frames has every page, with zeroes where the zero frames are.
-///
-/// Runs under `--full` only, because it has not been seen to hold: in its one run `xl dump-core` did not end in four
-/// minutes; dom0's file system is in memory, which may be too small for the dump.
 pub(crate) fn dump(host: &mut Host) -> Result<()> {
     let mut guest = shared_guest(host, "dump")?;
     guest.pause(host)?;
