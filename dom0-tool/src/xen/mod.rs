@@ -4,6 +4,7 @@
 
 pub mod answer;
 pub mod domain;
+pub mod domain_info;
 pub mod engine;
 pub mod foreign;
 pub mod privcmd;

@@ -20,12 +20,15 @@ use lacuna_core::{Gfn, PAGE_SIZE};
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
+pub use super::domain_info::{DomainId, DomainInfo};
+
 /// `_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))`.
 const IOCTL_HYPERCALL: libc::c_ulong = 48 << 16 | 0x5000;
 /// `_IOC(_IOC_NONE, 'P', 4, sizeof(struct privcmd_mmapbatch_v2))`.
 const IOCTL_MMAPBATCH_V2: libc::c_ulong = 32 << 16 | 0x5004;
-/// `__HYPERVISOR_memory_op` and `__HYPERVISOR_domctl` (`xen.h`).
+/// `__HYPERVISOR_memory_op`, `__HYPERVISOR_hvm_op` and `__HYPERVISOR_domctl` (`xen.h`).
 const MEMORY_OP: u64 = 12;
+const HVM_OP: u64 = 34;
 const DOMCTL: u64 = 36;
 /// `__HYPERVISOR_sysctl` (`xen.h`), its interface version in Xen 4.20, and `XEN_SYSCTL_physinfo` (`sysctl.h`).
 const SYSCTL: u64 = 35;
@@ -41,32 +44,20 @@ const DOMCTL_VERSION: u32 = 0x17;
 const DOMCTL_PAUSE: u32 = 3;
 const DOMCTL_UNPAUSE: u32 = 4;
 const DOMCTL_GETDOMAININFO: u32 = 5;
+const DOMCTL_SHADOW_OP: u32 = 10;
 const DOMCTL_RESUME: u32 = 27;
+/// `XEN_DOMCTL_SHADOW_OP_OFF` and `_ENABLE_LOGDIRTY` (`domctl.h`).
+const SHADOW_OP_OFF: u32 = 0;
+const SHADOW_OP_ENABLE_LOGDIRTY: u32 = 2;
+/// `HVMOP_altp2m`, and its command to set a domain's state (`hvm/hvm_op.h`).
+const HVMOP_ALTP2M: u64 = 25;
+const ALTP2M_SET_DOMAIN_STATE: u32 = 2;
 /// `sizeof(struct xen_domctl)`: a 16-byte head and a union of 128.
 const DOMCTL_BYTES: usize = 144;
 /// Where the union begins.
 const UNION: usize = 16;
 /// Where the guest handle of the payload is in [`Request`].
 const HANDLE_IN_REQUEST: usize = std::mem::offset_of!(Request, buffer);
-
-/// A domain's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DomainId(u16);
-
-impl DomainId {
-    /// `DOMID_FIRST_RESERVED` (`xen.h`): no domain has this number or a higher one.
-    const LIMIT: u16 = 0x7ff0;
-
-    /// Domain `number`; `None` for a reserved one.
-    pub fn new(number: u16) -> Option<Self> {
-        (number < Self::LIMIT).then_some(Self(number))
-    }
-
-    /// The number.
-    pub fn get(self) -> u16 {
-        self.0
-    }
-}
 
 /// Why the driver cannot be used.
 #[derive(Debug, Error)]
@@ -96,30 +87,6 @@ impl PrivcmdError {
             Self::Open { cause, .. } | Self::Call { cause, .. } => cause.raw_os_error(),
         }
     }
-}
-
-/// What Xen knows of a domain (`XEN_DOMCTL_getdomaininfo`), as far as it is used here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DomainInfo {
-    /// `XEN_DOMINF_*` flags.
-    pub flags: u32,
-    /// Pages that the domain owns.
-    pub pages: u64,
-    /// Most pages that it may own.
-    pub max_pages: u64,
-    /// Virtual CPUs online.
-    pub online_vcpus: u32,
-}
-
-impl DomainInfo {
-    /// `XEN_DOMINF_dying`: being destroyed.
-    pub const DYING: u32 = 1 << 0;
-    /// `XEN_DOMINF_hvm_guest`: HVM or PVH.
-    pub const HVM: u32 = 1 << 1;
-    /// `XEN_DOMINF_paused`: by the toolstack.
-    pub const PAUSED: u32 = 1 << 3;
-    /// `XEN_DOMINF_hap`: hardware-assisted paging.
-    pub const HAP: u32 = 1 << 8;
 }
 
 /// The host's memory (`XEN_SYSCTL_physinfo`), in pages of 4 KiB.
@@ -193,19 +160,7 @@ impl Privcmd {
             Err(error) if error.errno() == Some(libc::ESRCH) => return Ok(None),
             Err(error) => return Err(error),
         }
-        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|index| bytes[UNION + at + index]));
-        let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| bytes[UNION + at + index]));
-        // struct xen_domctl_getdomaininfo: domain, pad1, flags, tot_pages, max_pages, five more of 8 bytes,
-        // nr_online_vcpus. Older interfaces answer for the next domain when there is none: not the one asked for.
-        if u16::from_le_bytes([bytes[UNION], bytes[UNION + 1]]) != domain.get() {
-            return Ok(None);
-        }
-        Ok(Some(DomainInfo {
-            flags: word(4),
-            pages: long(8),
-            max_pages: long(16),
-            online_vcpus: word(64),
-        }))
+        Ok(DomainInfo::read(&bytes[UNION..], domain))
     }
 
     /// The host's memory.
@@ -252,6 +207,38 @@ impl Privcmd {
             .map(|_| ())
     }
 
+    /// Has Xen track the writes of `domain`, as a live migration does, or stop it. The lab shows with it that sharing is
+    /// refused meanwhile.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn set_log_dirty(&self, domain: DomainId, mode: LogDirty) -> Result<(), PrivcmdError> {
+        let mut bytes = domctl(DOMCTL_SHADOW_OP, domain);
+        let op = match mode {
+            LogDirty::On => SHADOW_OP_ENABLE_LOGDIRTY,
+            LogDirty::Off => SHADOW_OP_OFF,
+        };
+        bytes[UNION..UNION + 4].copy_from_slice(&op.to_le_bytes());
+        self.hypercall("XEN_DOMCTL_shadow_op", DOMCTL, 0, &mut bytes, &mut [], None)
+            .map(|_| ())
+    }
+
+    /// Turns altp2m on for `domain`, which must have been created with it. The lab shows with it that sharing is refused
+    /// then.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn enable_altp2m(&self, domain: DomainId) -> Result<(), PrivcmdError> {
+        // struct xen_hvm_altp2m_op: version, cmd, domain, padding, and a union of 64 bytes whose first is the state.
+        let mut bytes = [0; 80];
+        bytes[..4].copy_from_slice(&1_u32.to_le_bytes());
+        bytes[4..8].copy_from_slice(&ALTP2M_SET_DOMAIN_STATE.to_le_bytes());
+        bytes[8..10].copy_from_slice(&domain.get().to_le_bytes());
+        bytes[16] = 1;
+        self.hypercall("HVMOP_altp2m", HVM_OP, HVMOP_ALTP2M, &mut bytes, &mut [], None)
+            .map(|_| ())
+    }
+
     /// The highest frame that `domain` has mapped.
     ///
     /// # Errors
@@ -271,7 +258,7 @@ impl Privcmd {
     }
 
     /// One hypercall whose argument is `argument`, which may hold, at `handle_at`, the guest handle of `payload`.
-    /// With `command` not 0 it goes first and the argument second, as `memory_op` wants it.
+    /// With `command` not 0 it goes first and the argument second, as `memory_op` and `hvm_op` want it.
     fn hypercall(
         &self,
         call: &'static str,
@@ -397,6 +384,15 @@ pub enum Pause {
     Begin,
     /// Let it go on.
     End,
+}
+
+/// Which way [`Privcmd::set_log_dirty`] goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogDirty {
+    /// Track writes.
+    On,
+    /// Track none.
+    Off,
 }
 
 /// A `struct xen_domctl` with an empty union.
@@ -542,11 +538,5 @@ mod tests {
         assert_eq!(bytes[..10], [0x41, 0x4c, 0, 0, 0x17, 0, 0, 0, 0x34, 0x12]);
         assert_eq!(HANDLE_IN_REQUEST, 72);
         assert!(UNION + size_of::<Request>() <= DOMCTL_BYTES);
-    }
-
-    #[test]
-    fn reserved_numbers_name_no_domain() {
-        assert_eq!(DomainId::new(0x7ff0), None);
-        assert_eq!(DomainId::new(0x7fef).map(DomainId::get), Some(0x7fef));
     }
 }

@@ -15,6 +15,10 @@ pub enum Boot {
     Ept,
     /// The hypervisor with XSM and FLASK, enforcing.
     Flask,
+    /// The release hypervisor on a machine with an IOMMU.
+    Iommu,
+    /// The same, with a PVH dom0.
+    PvhDom0,
     /// The release hypervisor on a machine whose clock counts instructions: one is one nanosecond, to host and guest.
     Counted,
 }
@@ -55,15 +59,15 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("reclaim/damaged-profiles", 300),
     quick("reclaim/page-poison", 300),
     quick("reclaim/no-guest", 60),
-    // Not run yet.
+    // Not run yet, or not since the patch that they wait for.
+    long("reclaim/dump", 600),
+    long("reclaim/refusals", 600),
     long("policy/daemon", 600),
     Scenario {
         boot: Boot::Counted,
         ..quick("reclaim/pause", 900)
     },
     quick("migration/stock", 300),
-    // Not seen to hold yet, each for the reason that its code gives: long runs only, where they fail in plain sight.
-    long("reclaim/dump", 600),
     // These wait for the patches to libxenguest and libxl.
     long("migration/one-host", 600),
     long("migration/busy", 600),
@@ -83,12 +87,19 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         boot: Boot::Mutants,
-        ..long("reclaim/race-without-recheck", 900)
+        ..quick("reclaim/race-without-recheck", 900)
     },
     Scenario {
         boot: Boot::Mutants,
-        full_only: true,
-        ..quick("reclaim/race-without-flush", 900)
+        ..long("reclaim/race-without-flush", 900)
+    },
+    Scenario {
+        boot: Boot::Iommu,
+        ..long("reclaim/refusals-iommu", 600)
+    },
+    Scenario {
+        boot: Boot::PvhDom0,
+        ..long("reclaim/refusals-pvh-dom0", 600)
     },
     Scenario {
         boot: Boot::Ept,

@@ -37,9 +37,19 @@ pub(crate) const XEN_LINE: &str = "console=com1 com1=115200,8n1 loglvl=all guest
 /// dom0's command line.
 pub(crate) const DOM0_LINE: &str = "console=hvc0 earlyprintk=xen loglevel=4 panic=1";
 
+/// What differs from boot to boot under QEMU.
+#[derive(Clone, Copy)]
+pub(crate) struct Machine {
+    clock: Clock,
+    /// QEMU's machine, where it is not the usual one.
+    board: &'static [&'static str],
+    /// Added to Xen's command line.
+    xen: &'static str,
+}
+
 /// What the emulated machine's clock goes by.
 #[derive(Clone, Copy)]
-pub(crate) enum Clock {
+enum Clock {
     /// The time of the machine that emulates; two processors run side by side.
     Time,
     /// The instructions executed, one a nanosecond: figures do not depend on how fast or busy the emulating machine is.
@@ -47,11 +57,32 @@ pub(crate) enum Clock {
     Instructions,
 }
 
-impl From<Boot> for Clock {
+/// The usual machine.
+const PLAIN: Machine = Machine {
+    clock: Clock::Time,
+    board: &[],
+    xen: "",
+};
+/// A board with AMD's IOMMU; the usual one has no place for it.
+const WITH_IOMMU: &[&str] = &["-machine", "q35", "-device", "amd-iommu"];
+
+impl From<Boot> for Machine {
     fn from(boot: Boot) -> Self {
         match boot {
-            Boot::Release | Boot::Mutants | Boot::Flask | Boot::Ept => Self::Time,
-            Boot::Counted => Self::Instructions,
+            Boot::Release | Boot::Mutants | Boot::Flask | Boot::Ept => PLAIN,
+            Boot::Counted => Self {
+                clock: Clock::Instructions,
+                ..PLAIN
+            },
+            Boot::Iommu => Self {
+                board: WITH_IOMMU,
+                ..PLAIN
+            },
+            Boot::PvhDom0 => Self {
+                board: WITH_IOMMU,
+                xen: "dom0=pvh",
+                ..PLAIN
+            },
         }
     }
 }
@@ -78,11 +109,11 @@ impl Emulator {
         sysroot: &Sysroot,
         xen: &Hypervisor,
         images: &Images,
-        clock: Clock,
+        machine: Machine,
         logs: &Path,
     ) -> Result<Self> {
         let (console, words) = fresh(logs)?;
-        let mut command = machine(sysroot, xen, images, clock, &Ports::Watched(console), "");
+        let mut command = command(sysroot, xen, images, machine, &Ports::Watched(console), "");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(words);
         let mut child = start(&mut command)?;
         let (Some(orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
@@ -247,18 +278,18 @@ fn accept(listener: &TcpListener, child: &mut Child) -> Result<TcpStream> {
 
 /// Boots dom0 with a shell on the terminal, and returns when it is over.
 pub(crate) fn shell(sysroot: &Sysroot, xen: &Hypervisor, images: &Images) -> Result<()> {
-    let mut command = machine(sysroot, xen, images, Clock::Time, &Ports::Terminal, "lab.shell");
+    let mut command = command(sysroot, xen, images, PLAIN, &Ports::Terminal, "lab.shell");
     start(&mut command)?
         .wait()
         .on("wait for", "the emulator")
         .map(drop)
 }
 
-fn machine(
+fn command(
     sysroot: &Sysroot,
     xen: &Hypervisor,
     images: &Images,
-    clock: Clock,
+    machine: Machine,
     ports: &Ports,
     dom0_extra: &str,
 ) -> Command {
@@ -269,7 +300,7 @@ fn machine(
         images.dom0.display()
     );
     let mut line = vec!["qemu-system-x86_64", "-cpu", PROCESSOR];
-    line.extend(match clock {
+    line.extend(match machine.clock {
         Clock::Time => ["-accel", "tcg,thread=multi,tb-size=1024", "-smp", "2"].as_slice(),
         Clock::Instructions => &[
             "-accel",
@@ -281,7 +312,9 @@ fn machine(
         ],
     });
     line.extend(["-m", "4G", "-display", "none", "-no-reboot", "-nodefaults"]);
-    line.extend(["-kernel", &kernel, "-append", XEN_LINE, "-initrd", &modules]);
+    line.extend(machine.board);
+    let xen_line = format!("{XEN_LINE} {}", machine.xen);
+    line.extend(["-kernel", &kernel, "-append", &xen_line, "-initrd", &modules]);
     let console;
     match ports {
         Ports::Watched(path) => {

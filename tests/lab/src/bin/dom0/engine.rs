@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use lacuna::xen::engine::{Engine, EngineError};
-use lacuna::xen::privcmd::{DomainId, Privcmd};
+use lacuna::xen::privcmd::{DomainId, LogDirty, Privcmd};
 use lacuna_core::abi::{Op, Request, SHARE_MUTATION_SHIFT, VERSION};
 
 use crate::failure::{Failure, Result, differs};
@@ -46,8 +46,22 @@ impl Direct {
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// One share round with a step left out.
-    pub(crate) fn share_without(&self, step: LeftOut) -> Result<()> {
+    /// Has Xen track the domain's writes, or stop it.
+    pub(crate) fn set_log_dirty(&self, mode: LogDirty) -> Result<()> {
+        self.privcmd
+            .set_log_dirty(self.domain, mode)
+            .map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// Turns altp2m on for the domain.
+    pub(crate) fn enable_altp2m(&self) -> Result<()> {
+        self.privcmd
+            .enable_altp2m(self.domain)
+            .map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// One share round with a step left out; returns the pages that it shared.
+    pub(crate) fn share_without(&self, step: LeftOut) -> Result<u64> {
         let flags = (step as u32) << SHARE_MUTATION_SHIFT;
         let mut request = Request {
             version: VERSION,
@@ -56,7 +70,7 @@ impl Direct {
             ..Request::default()
         };
         let outcome = self.privcmd.lacuna(self.domain, &mut request, &mut []);
-        outcome.map_err(|error| {
+        outcome.map(|()| request.result[0]).map_err(|error| {
             differs(
                 "a share round with a step left out",
                 "to be done",

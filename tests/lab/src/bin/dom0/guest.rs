@@ -50,6 +50,13 @@ impl Plan {
         }
     }
 
+    /// Writes the guest's configuration for xl to a file, and returns its path.
+    pub(crate) fn write(&self) -> Result<String> {
+        let file = format!("/root/{}.cfg", self.name);
+        fs::write(&file, self.configuration())?;
+        Ok(file)
+    }
+
     /// The guest's configuration for xl.
     fn configuration(&self) -> String {
         // Native time-stamps: emulating them costs an exit each, and the emulator has no other clock to offer.
@@ -122,21 +129,21 @@ pub(crate) struct Guest {
 impl Guest {
     /// Creates the domain and waits for its agent.
     pub(crate) fn create(host: &mut Host, plan: &Plan) -> Result<Self> {
-        let file = format!("/root/{}.cfg", plan.name);
-        fs::write(&file, plan.configuration())?;
-        host.xl(&["create", "-q", &file])?;
+        let log = PathBuf::from(CONSOLES).join(format!("guest-{}.log", plan.name));
+        // xenconsoled appends: what an earlier guest of this name wrote is not this one's.
+        let read = fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        host.xl(&["create", "-q", &plan.write()?])?;
         let text = host.xl(&["domid", plan.name])?;
         let domain = text
             .trim()
             .parse()
             .map_err(|_| differs("`xl domid`", "a number", &text))?;
-        let log = PathBuf::from(CONSOLES).join(format!("guest-{}.log", plan.name));
         let mut guest = Self {
             name: plan.name,
             domain,
             release: String::new(),
             log,
-            read: 0,
+            read,
             pending: String::new(),
             next_id: 1,
         };

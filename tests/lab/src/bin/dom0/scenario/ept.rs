@@ -4,17 +4,14 @@ use std::time::Duration;
 
 use lacuna_guest::Task;
 
-use super::reclaim::use_memory;
+use super::reclaim::{give_back, use_memory};
+use super::refusals::{keep_profile, on_ept};
 use crate::failure::{Result, ensure, equal};
 use crate::guest::Plan;
 use crate::host::{Host, settled_free_mib};
 
 /// How long the agent may take for what touches all of the guest's memory.
 const AGENT_LIMIT: Duration = Duration::from_secs(600);
-/// What must be given back of what is free, as on the other machine.
-const RECLAIMED_PER_MILLE: u64 = 990;
-/// Pages of 4 KiB in a MiB.
-const PAGES_PER_MIB: u64 = 256;
 
 /// A guest's free memory goes to the host and comes back zeroed, and the guest leaves nothing behind.
 pub(crate) fn ept(host: &mut Host) -> Result<()> {
@@ -29,29 +26,9 @@ pub(crate) fn ept(host: &mut Host) -> Result<()> {
     host.note("attaching")?;
     host.lacuna(&["attach", guest.name])?;
     let free = host.lacuna(&["scan", guest.name])?.number("free")?;
-    let before = settled_free_mib()?;
-    host.note("sharing")?;
-    let shared = host.lacuna(&["dedup", guest.name, "--until-stable"])?;
-    let pages = shared.number("shared")?;
-    let after = settled_free_mib()?;
     host.figure("free_found", free)?;
-    host.figure("shared", pages)?;
-    host.figure("superpages", shared.number("superpages")?)?;
-    host.figure("host_free_before", before)?;
-    host.figure("host_free_after", after)?;
-    ensure(
-        pages * 1000 >= free * RECLAIMED_PER_MILLE,
-        "pages given back",
-        &format!("at least {RECLAIMED_PER_MILLE} of 1000 of {free}"),
-        &pages.to_string(),
-    )?;
-    let risen = after.saturating_sub(before) * PAGES_PER_MIB;
-    ensure(
-        (risen + PAGES_PER_MIB) * 1000 >= pages * RECLAIMED_PER_MILLE,
-        "the rise of the host's free memory",
-        &format!("{pages} pages, less 1 % and what rounding to MiB takes"),
-        &format!("{risen} pages"),
-    )?;
+    give_back(host, &guest, free)?;
+    keep_profile(&guest)?;
     let unshared = use_memory(host, &mut guest, free)?;
     host.figure("unshared", unshared)?;
     equal(
@@ -61,6 +38,7 @@ pub(crate) fn ept(host: &mut Host) -> Result<()> {
     )?;
     host.figure("guest_ok", true)?;
     guest.destroy(host)?;
+    on_ept(host)?;
     let left = settled_free_mib()?;
     // A domain's first structures leave some slack in Xen's own pools.
     ensure(

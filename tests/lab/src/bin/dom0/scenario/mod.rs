@@ -10,6 +10,7 @@ mod migration;
 mod pause;
 mod race;
 mod reclaim;
+mod refusals;
 mod stored;
 
 use crate::failure::{Result, differs};
@@ -32,10 +33,11 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/damaged-profiles", hostile::damaged_profiles),
     ("reclaim/page-poison", hostile::poisoned),
     ("reclaim/no-guest", hostile::no_guest),
+    ("reclaim/dump", stored::dump),
+    ("reclaim/refusals", refusals::plain_host),
     ("policy/daemon", daemon::unattended),
     ("reclaim/pause", pause::bounded),
     ("migration/stock", migration::stock),
-    ("reclaim/dump", stored::dump),
     ("migration/one-host", migration::one_host),
     ("migration/busy", migration::busy),
     ("migration/save-restore", migration::save_restore),
@@ -48,6 +50,8 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/scan-before-clean", migration::scan_before_clean),
     ("reclaim/race-without-recheck", race::without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
+    ("reclaim/refusals-iommu", refusals::with_iommu),
+    ("reclaim/refusals-pvh-dom0", refusals::pvh_dom0),
     ("reclaim/ept", ept::ept),
     ("flask/reclaim", flask::labelled),
 ];

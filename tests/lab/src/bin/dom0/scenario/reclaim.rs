@@ -69,6 +69,18 @@ fn truth(host: &mut Host, series: &'static str) -> Result<()> {
         &comparison.missed,
     )?;
 
+    give_back(host, &guest, capture.free)?;
+    guest.order(Task::TruthStop, AGENT_LIMIT)?;
+    let unshared = use_memory(host, &mut guest, capture.free)?;
+    host.figure("unshared", unshared)?;
+    guest.check_health()?;
+    host.figure("guest_ok", true)?;
+    let took = guest.destroy(host)?;
+    host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Gives back what is free, `free` pages at least, and looks that the host has them.
+pub(super) fn give_back(host: &mut Host, guest: &Guest, free: u64) -> Result<()> {
     let before = settled_free_mib()?;
     host.note("sharing")?;
     let shared = host.lacuna(&["dedup", guest.name, "--until-stable"])?;
@@ -80,9 +92,9 @@ fn truth(host: &mut Host, series: &'static str) -> Result<()> {
     host.figure("host_free_before", before)?;
     host.figure("host_free_after", after)?;
     ensure(
-        pages * 1000 >= capture.free * RECLAIMED_PER_MILLE,
+        pages * 1000 >= free * RECLAIMED_PER_MILLE,
         "pages given back",
-        &format!("at least {RECLAIMED_PER_MILLE} of 1000 of {}", capture.free),
+        &format!("at least {RECLAIMED_PER_MILLE} of 1000 of {free}"),
         &pages.to_string(),
     )?;
     let risen = after.saturating_sub(before) * PAGES_PER_MIB;
@@ -91,15 +103,7 @@ fn truth(host: &mut Host, series: &'static str) -> Result<()> {
         "the rise of the host's free memory",
         &format!("{pages} pages, less 1 % and what rounding to MiB takes"),
         &format!("{risen} pages"),
-    )?;
-
-    guest.order(Task::TruthStop, AGENT_LIMIT)?;
-    let unshared = use_memory(host, &mut guest, capture.free)?;
-    host.figure("unshared", unshared)?;
-    guest.check_health()?;
-    host.figure("guest_ok", true)?;
-    let took = guest.destroy(host)?;
-    host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
+    )
 }
 
 /// Lets the guest allocate half of what was free and looks that all of it is zero; returns the pages it got back.
@@ -128,7 +132,6 @@ pub(crate) fn destroy(host: &mut Host) -> Result<()> {
     // minutes. The figures tell the ratio of this run.
     const SLACK_PER_CENT: u128 = 300;
     const SLACK_MS: u128 = 2000;
-    // Two names: a guest's console log goes by its name, and the first one's must not pass for the second's.
     let plan = |name| Plan {
         mib: 896,
         ..Plan::stock(name, "6.12")

@@ -1,0 +1,88 @@
+//! Domains by number, and what Xen tells of one.
+
+/// A domain's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainId(u16);
+
+impl DomainId {
+    /// `DOMID_FIRST_RESERVED` (`xen.h`): no domain has this number or a higher one.
+    const LIMIT: u16 = 0x7ff0;
+
+    /// Domain `number`; `None` for a reserved one.
+    pub fn new(number: u16) -> Option<Self> {
+        (number < Self::LIMIT).then_some(Self(number))
+    }
+
+    /// The number.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+/// What Xen knows of a domain (`XEN_DOMCTL_getdomaininfo`), as far as it is used here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainInfo {
+    /// `XEN_DOMINF_*` flags.
+    pub flags: u32,
+    /// Pages that the domain owns.
+    pub pages: u64,
+    /// Most pages that it may own.
+    pub max_pages: u64,
+    /// Virtual CPUs online.
+    pub online_vcpus: u32,
+}
+
+impl DomainInfo {
+    /// `XEN_DOMINF_dying`: being destroyed.
+    pub const DYING: u32 = 1 << 0;
+    /// `XEN_DOMINF_hvm_guest`: HVM or PVH.
+    pub const HVM: u32 = 1 << 1;
+    /// `XEN_DOMINF_paused`: by the toolstack.
+    pub const PAUSED: u32 = 1 << 3;
+    /// `XEN_DOMINF_hap`: hardware-assisted paging.
+    pub const HAP: u32 = 1 << 8;
+
+    /// Reads a `struct xen_domctl_getdomaininfo`; `None` when it is of another domain than the one asked for: older
+    /// interfaces answer for the next domain when there is none.
+    pub(super) fn read(bytes: &[u8], domain: DomainId) -> Option<Self> {
+        let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let long = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        // domain, pad1, flags, tot_pages, max_pages, five more of 8 bytes, nr_online_vcpus.
+        (word(0)? & 0xffff == u32::from(domain.get())).then_some(Self {
+            flags: word(4)?,
+            pages: long(8)?,
+            max_pages: long(16)?,
+            online_vcpus: word(64)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_numbers_name_no_domain() {
+        assert_eq!(DomainId::new(0x7ff0), None);
+        assert_eq!(DomainId::new(0x7fef).map(DomainId::get), Some(0x7fef));
+    }
+
+    #[test]
+    fn the_answer_for_another_domain_is_none() {
+        let mut bytes = [0; 72];
+        bytes[..8].copy_from_slice(&[7, 0, 0, 0, 0x0a, 1, 0, 0]);
+        bytes[8..10].copy_from_slice(&[0, 2]);
+        bytes[17] = 3;
+        bytes[64] = 2;
+        let domain = |number| DomainId::new(number).expect("not reserved");
+        let info = DomainInfo {
+            flags: 0x10a,
+            pages: 0x200,
+            max_pages: 0x300,
+            online_vcpus: 2,
+        };
+        assert_eq!(DomainInfo::read(&bytes, domain(7)), Some(info));
+        assert_eq!(DomainInfo::read(&bytes, domain(6)), None);
+        assert_eq!(DomainInfo::read(&bytes[..60], domain(7)), None);
+    }
+}
