@@ -108,6 +108,19 @@ pub struct DumpSource {
     pub lstar: Option<u64>,
 }
 
+/// Which source of the kernel's layout to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SourceChoice {
+    /// Every one that is to be had; they must agree
+    Auto,
+    /// The headers, compiled and run, alone
+    Stub,
+    /// The kernel's VMCOREINFO note alone
+    Vmcoreinfo,
+    /// The kernel's BTF alone
+    Btf,
+}
+
 /// Where the layout comes from.
 #[derive(Debug, Args)]
 pub struct LayoutSource {
@@ -117,9 +130,15 @@ pub struct LayoutSource {
     /// A layout file
     #[arg(long, value_name = "FILE")]
     pub layout: Option<PathBuf>,
-    /// The guest kernel's System.map, a second source for symbols; needed for kernels before 6.0
+    /// The guest kernel's System.map, a second source for symbols
     #[arg(long, value_name = "FILE")]
     pub system_map: Option<PathBuf>,
+    /// The guest kernel's configuration: what the stub is built with, where the headers have none of their own
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Which source of the kernel's layout to use
+    #[arg(long, value_enum, value_name = "SOURCE", default_value_t = SourceChoice::Auto)]
+    pub source: SourceChoice,
     /// Folder in which to look for RELEASE.layout.json
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
     pub layouts: PathBuf,

@@ -149,7 +149,12 @@ impl Failure {
 
     /// The failure as `--json` prints it.
     pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({ "error": self.what, "remedy": self.remedy, "exit_status": self.class.exit_status() })
+        serde_json::json!({
+            "error": self.what,
+            "remedy": self.remedy,
+            "exit_status": self.class.exit_status(),
+            "verdict": if self.class == Class::Refused { "refused" } else { "failed" },
+        })
     }
 }
 
@@ -327,7 +332,7 @@ impl From<IdentifyError> for Failure {
             IdentifyError::NothingFound { .. } => Self::new(
                 Class::NotFound,
                 error,
-                "Lacuna knows Linux guests of x86-64 so far; wait until the guest has booted and try again",
+                "a Linux guest has one once it has booted: try again then; of a dump, give its registers (--registers), or look whether it is whole",
             )
             .because(Cause::UnknownKernel),
             IdentifyError::NoneConfirmed { .. }
@@ -401,23 +406,22 @@ impl From<BuildError> for Failure {
             BuildError::OtherKernel { .. } => {
                 "give the headers or the layout of the kernel that the guest runs"
             }
-            BuildError::Agreement(_) => {
+            BuildError::Fact(_) | BuildError::NoMark(_) => {
                 "the headers are not those of this very build, or the guest is lying: give the right ones"
             }
-            BuildError::NoSymbols | BuildError::NoSymbol(_) => {
+            BuildError::NoSymbol(_) => {
                 "give the kernel's real System.map with --system-map (Debian: in the package linux-image-RELEASE-dbg)"
             }
             BuildError::SystemMap(_) | BuildError::MapDisagrees { .. } => {
                 "give the System.map of the kernel that the guest runs, or leave it out"
             }
-            BuildError::MemoryModel => "such a guest cannot be profiled by this version",
+            BuildError::NoBtf => "use another source: --source vmcoreinfo, or --headers DIR",
             BuildError::NoBootValue => {
                 "such a kernel could be replaced by kexec unnoticed, so it is left alone"
             }
-            BuildError::Contents(ContentsError::Poisoned { .. }) => {
+            BuildError::Contents(ContentsError::Poisoned { .. } | ContentsError::Pattern { .. }) => {
                 "boot the guest without page_poison=1, or leave it alone: nothing was changed"
             }
-            BuildError::Contents(ContentsError::SwitchUnknown) => "such a guest is left alone",
             BuildError::Guard { .. } => {
                 "a virtual CPU may have been in a firmware call, or on its way up: try again"
             }
@@ -426,11 +430,13 @@ impl From<BuildError> for Failure {
             }
         };
         let cause = match &error {
-            BuildError::OtherKernel { .. } | BuildError::NoSymbols | BuildError::NoSymbol(_) => {
+            BuildError::OtherKernel { .. } | BuildError::NoSymbol(_) | BuildError::NoMark(_) => {
                 Cause::NoLayout
             }
-            BuildError::Contents(ContentsError::Poisoned { .. }) => Cause::PagePoison,
-            BuildError::MemoryModel | BuildError::NoBootValue => Cause::UnknownKernel,
+            BuildError::Contents(ContentsError::Poisoned { .. } | ContentsError::Pattern { .. }) => {
+                Cause::PagePoison
+            }
+            BuildError::MemoryModel(_) | BuildError::NoBootValue => Cause::UnknownKernel,
             _ => Cause::Contradiction,
         };
         Self::new(Class::Refused, &error, remedy).because(cause)

@@ -6,27 +6,46 @@ mod fake_kernel;
 use std::sync::atomic::AtomicU64;
 
 use fake_kernel::{DIRECT, FakeKernel, IMAGE, IMAGE_AT, NOTE, PROCESS_TOP, RELEASE, VMEMMAP, at};
-use lacuna::linux::agreement::AgreementError;
+use lacuna::dump::Cpu;
 use lacuna::linux::contents::ContentsError;
-use lacuna::linux::identify::{Identified, IdentifyError, Rejection, identify};
+use lacuna::linux::facts::FactError;
+use lacuna::linux::identify::{Identified, IdentifyError, Rejection, identify, identify_live};
 use lacuna::linux::kallsyms::KallsymsError;
-use lacuna::linux::profile::{BuildError, Built, build};
-use lacuna::linux::sections::SectionsError;
+use lacuna::linux::layout::Layout;
+use lacuna::linux::memory_model::MemoryModelError;
+use lacuna::linux::profile::{BuildError, Built, Sources, build};
+use lacuna::linux::vmcoreinfo::Kind;
 use lacuna_core::{Bitmap, Contents, FreeCheck, Gfn, MemoryMap, Scanner, VcpuRegisters};
 use proptest::prelude::*;
 
 fn find(guest: &mut FakeKernel) -> Result<Identified, IdentifyError> {
-    identify(guest, &FakeKernel::vcpus(), &mut |_, _| {})
+    identify_live(guest, &FakeKernel::vcpus(), &mut |_, _| {})
 }
 
 fn make(guest: &mut FakeKernel) -> Result<Built, BuildError> {
     let kernel = find(guest).expect("the kernel is found");
-    build(guest, &kernel, &FakeKernel::layout(), None, &FakeKernel::vcpus())
+    build_with(guest, &kernel, &FakeKernel::layout(), &FakeKernel::vcpus())
+}
+
+fn build_with(
+    guest: &mut FakeKernel,
+    kernel: &Identified,
+    layout: &Layout,
+    vcpus: &[VcpuRegisters],
+) -> Result<Built, BuildError> {
+    let sources = Sources {
+        layout: Some(layout),
+        vmcoreinfo: true,
+        btf: false,
+        system_map: None,
+    };
+    let cpus: Vec<Cpu> = vcpus.iter().map(Cpu::from_registers).collect();
+    build(guest, kernel, &sources, &cpus)
 }
 
 /// The one reason for which the only note was rejected.
 fn rejection(guest: &mut FakeKernel, vcpus: &[VcpuRegisters]) -> Rejection {
-    match identify(guest, vcpus, &mut |_, _| {}) {
+    match identify_live(guest, vcpus, &mut |_, _| {}) {
         Err(IdentifyError::NoneConfirmed { rejected }) if rejected.len() == 1 => rejected[0].reason.clone(),
         other => panic!("{other:?}"),
     }
@@ -63,7 +82,7 @@ fn a_profile_says_what_the_kernel_says_and_counts_what_it_counts() {
     let drawn = built.profile.guard.boot_value.unwrap();
     assert_eq!((drawn.value, drawn.bytes), (0x1234_5678_9abc_de00, 8));
     assert_eq!(built.counted.pages, FakeKernel::FREE_PAGES);
-    assert!(built.usable);
+    assert!(built.unusable.is_none());
 
     let words: Vec<AtomicU64> = (0..64).map(|_| AtomicU64::new(0)).collect();
     let bitmap = Bitmap::new(&words);
@@ -81,48 +100,96 @@ fn a_forged_note_that_comes_first_is_not_believed() {
     guest.note(0x5000, &forged);
     let found = find(&mut guest).unwrap();
     assert_eq!(found.note_at.get(), NOTE);
-    assert_eq!(found.rejected.len(), 1);
+    assert_eq!(found.info.unsigned(Kind::Size, "page"), Ok(64));
+    // Where the image's own pointer cannot be followed, all of memory is searched, and it is not believed either.
+    guest.u64(IMAGE_AT + at::NOTE_POINTER, 0);
+    match find(&mut guest) {
+        Err(IdentifyError::NoneConfirmed { rejected }) => assert_eq!(rejected.len(), 2),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_forged_note_that_a_word_of_the_image_leads_to_is_not_believed() {
+    let mut guest = FakeKernel::new();
+    let forged = FakeKernel::note_text().replace("SIZE(page)=64", "SIZE(page)=56");
+    guest.note(0x5000, &forged);
+    // An address like many: it may be in the image by chance, or in a page of it that the kernel has freed.
+    guest.u64(IMAGE_AT + at::NOTE_POINTER + 0x400, DIRECT + 0x5000);
+    let found = find(&mut guest).unwrap();
+    assert_eq!(found.note_at.get(), NOTE);
     assert_eq!(
-        found.rejected[0].reason,
-        Rejection::NotTheKernelsOwn { own: NOTE }
+        found
+            .rejected
+            .iter()
+            .map(|note| note.reason.clone())
+            .collect::<Vec<_>>(),
+        [Rejection::NotTheKernelsOwn { own: NOTE }]
     );
+}
+
+#[test]
+fn without_registers_the_kernel_is_found_by_what_its_note_names() {
+    let mut guest = FakeKernel::new();
+    let found = identify(&mut guest, &[], &mut |_, _| {}).unwrap();
+    assert_eq!(
+        (found.note_at.get(), found.space.root.get()),
+        (NOTE, IMAGE_AT + at::TOP)
+    );
+    // A note of another kernel than the one that they map is not confirmed.
+    guest.edit_note("OSRELEASE=6.12.0-fake", "OSRELEASE=6.12.1-fake");
+    assert!(matches!(
+        identify(&mut guest, &[], &mut |_, _| {}),
+        Err(IdentifyError::NoneConfirmed { .. })
+    ));
 }
 
 #[test]
 fn a_guest_that_floods_its_memory_with_notes_is_refused() {
     let mut guest = FakeKernel::new();
     let forged = FakeKernel::note_text().replace("SIZE(page)=64", "SIZE(page)=56");
-    for page in 1..=65 {
+    for page in 1..=201 {
         guest.note(page * 0x1000, &forged);
     }
-    assert!(matches!(find(&mut guest), Err(IdentifyError::TooMany { rejected }) if rejected.len() == 65));
+    // The image leads to the kernel's own, so that the flood is never looked at.
+    assert_eq!(find(&mut guest).unwrap().note_at.get(), NOTE);
+    guest.u64(IMAGE_AT + at::NOTE_POINTER, 0);
+    assert!(matches!(find(&mut guest), Err(IdentifyError::TooMany { rejected }) if rejected.len() == 201));
 }
 
 #[test]
-fn without_the_kernels_pointer_two_notes_that_differ_are_refused() {
+fn without_the_symbol_two_notes_that_the_image_leads_to_are_refused_if_they_differ() {
     let mut guest = FakeKernel::new();
     guest.hide_symbol("vmcoreinfo_note");
     let found = find(&mut guest).unwrap();
-    assert!(!found.pointed_at);
-    let refused = build(
-        &mut guest,
-        &found,
-        &FakeKernel::layout(),
-        None,
-        &FakeKernel::vcpus(),
-    );
     assert!(
-        matches!(refused, Err(BuildError::NoSymbol("vmcoreinfo_note"))),
-        "{refused:?}"
+        found
+            .confirmed
+            .iter()
+            .any(|line| line.contains("a word of the kernel's image"))
     );
-    // The same text twice (a kernel before a kexec leaves one behind) says nothing else.
-    guest.note(0x5000, &FakeKernel::note_text());
-    assert!(find(&mut guest).is_ok());
     guest.note(
         0x5000,
         &FakeKernel::note_text().replace("SIZE(page)=64", "SIZE(page)=56"),
     );
+    assert_eq!(find(&mut guest).unwrap().note_at.get(), NOTE);
+    guest.u64(IMAGE_AT + at::NOTE_POINTER + 0x400, DIRECT + 0x5000);
     assert!(matches!(find(&mut guest), Err(IdentifyError::Ambiguous { at }) if at.len() == 2));
+    // The same text twice (a kernel before a kexec leaves one behind) says nothing else.
+    guest.note(0x5000, &FakeKernel::note_text());
+    assert!(find(&mut guest).is_ok());
+    // What lies beside vmcoreinfo_note tells the kernel's own from a page that a word leads to by chance.
+    guest.note(
+        0x5000,
+        &FakeKernel::note_text().replace("SIZE(page)=64", "SIZE(page)=56"),
+    );
+    guest.write(0x6000, FakeKernel::note_text().as_bytes());
+    guest.u64(
+        IMAGE_AT + at::NOTE_POINTER - 8,
+        FakeKernel::note_text().len() as u64,
+    );
+    guest.u64(IMAGE_AT + at::NOTE_POINTER + 8, DIRECT + 0x6000);
+    assert_eq!(find(&mut guest).unwrap().note_at.get(), NOTE);
 }
 
 #[test]
@@ -171,7 +238,7 @@ fn a_processor_stopped_in_user_mode_under_page_table_isolation_is_understood() {
     let mut vcpus = FakeKernel::vcpus();
     // The user half of the pair maps nothing of the kernel, and carries a PCID.
     vcpus[1].cr3 = PROCESS_TOP | 0x1000 | 0x801;
-    let found = identify(&mut FakeKernel::new(), &vcpus, &mut |_, _| {}).unwrap();
+    let found = identify_live(&mut FakeKernel::new(), &vcpus, &mut |_, _| {}).unwrap();
     assert_eq!(found.release, RELEASE);
 }
 
@@ -270,10 +337,8 @@ fn headers_and_kernel_that_differ_are_refused_with_both_numbers() {
         let mut guest = FakeKernel::new();
         guest.edit_note(from, to);
         match make(&mut guest) {
-            Err(BuildError::Agreement(AgreementError::Disagree {
-                by_layout, by_kernel, ..
-            })) => {
-                assert_eq!((by_layout.as_str(), by_kernel.as_str()), (ours, theirs), "{to}");
+            Err(BuildError::Fact(FactError::Disagree { one, other, .. })) => {
+                assert_eq!((one.as_str(), other.as_str()), (ours, theirs), "{to}");
             }
             other => panic!("{to}: {other:?}"),
         }
@@ -283,7 +348,7 @@ fn headers_and_kernel_that_differ_are_refused_with_both_numbers() {
     guest.edit_note("VALUE)=-268435456", "VALUE)=-129");
     assert!(matches!(
         make(&mut guest),
-        Err(BuildError::Agreement(AgreementError::Disagree { .. }))
+        Err(BuildError::Fact(FactError::Disagree { .. }))
     ));
 }
 
@@ -293,7 +358,10 @@ fn sources_that_differ_on_the_memory_map_are_refused() {
     guest.u64(IMAGE_AT + at::VMEMMAP_BASE, VMEMMAP + (1 << 30));
     let refused = make(&mut guest);
     assert!(
-        matches!(refused, Err(BuildError::Sections(SectionsError::Disagree { .. }))),
+        matches!(
+            refused,
+            Err(BuildError::MemoryModel(MemoryModelError::Disagree { .. }))
+        ),
         "{refused:?}"
     );
 }
@@ -304,7 +372,7 @@ fn another_kernels_layout_is_refused() {
     let kernel = find(&mut guest).unwrap();
     let mut layout = FakeKernel::layout();
     layout.release = "6.12.0-other".into();
-    let refused = build(&mut guest, &kernel, &layout, None, &FakeKernel::vcpus());
+    let refused = build_with(&mut guest, &kernel, &layout, &FakeKernel::vcpus());
     assert!(matches!(refused, Err(BuildError::OtherKernel { .. })));
 }
 
@@ -314,7 +382,7 @@ fn a_virtual_cpu_with_another_idt_is_refused() {
     let kernel = find(&mut guest).unwrap();
     let mut vcpus = FakeKernel::vcpus();
     vcpus[1].idt_limit = 0;
-    let refused = build(&mut guest, &kernel, &FakeKernel::layout(), None, &vcpus);
+    let refused = build_with(&mut guest, &kernel, &FakeKernel::layout(), &vcpus);
     assert!(
         matches!(refused, Err(BuildError::Guard { vcpu: 1, .. })),
         "{refused:?}"
@@ -337,7 +405,7 @@ proptest! {
             guest.write(place, &[byte]);
         }
         if let Ok(kernel) = find(&mut guest) {
-            let _ = build(&mut guest, &kernel, &FakeKernel::layout(), None, &FakeKernel::vcpus());
+            let _ = build_with(&mut guest, &kernel, &FakeKernel::layout(), &FakeKernel::vcpus());
         }
     }
 }

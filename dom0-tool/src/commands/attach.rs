@@ -3,7 +3,7 @@
 use lacuna_core::Status;
 use serde_json::{Value, json};
 
-use super::guest::{Live, identify_kernel, open_domain};
+use super::guest::{Live, cpus_of, identify_kernel, open_domain};
 use super::paused::PausedGuest;
 use super::scan::{scanned_json, show_scanned};
 use super::{Out, identify, profile, progress};
@@ -61,16 +61,16 @@ pub(crate) fn attach(arguments: &Attach, live: &Live, out: Out) -> Result<Value,
 }
 
 fn build(arguments: &Attach, live: &Live, out: Out) -> Result<Vec<u8>, Failure> {
-    let vcpus = live.engine.registers()?;
+    let cpus = cpus_of(&live.engine.registers()?);
     let mut memory = live.memory()?;
-    let kernel = identify_kernel(&mut memory, &vcpus)?;
+    let kernel = identify_kernel(&mut memory, &cpus)?;
     identify::show(&kernel, out);
-    let built = profile::make(&mut memory, &kernel, &vcpus, &arguments.layout, out)?;
-    if !built.usable {
+    let built = profile::make(&mut memory, &kernel, &cpus, &arguments.layout, out)?;
+    if let Some(missing) = built.unusable {
         return Err(Failure::new(
             Class::Refused,
-            "no virtual CPU of the guest has LSTAR set",
-            "the guest is still booting: try again",
+            missing,
+            "a guest that still boots may have it later; else give the kernel's real System.map with --system-map (Debian: in the package linux-image-RELEASE-dbg) and its headers",
         ));
     }
     profile::show_built(&built, out);

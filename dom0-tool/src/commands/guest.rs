@@ -7,7 +7,7 @@ use lacuna_core::VcpuRegisters;
 
 use super::Out;
 use super::progress;
-use crate::cli::{DumpSource, LayoutSource};
+use crate::cli::{DumpSource, LayoutSource, SourceChoice};
 use crate::dump::{Cpu, Dump};
 use crate::linux::identify::{Identified, IdentifyError, identify};
 use crate::linux::layout::Layout;
@@ -89,18 +89,40 @@ pub(crate) fn open_dump(file: &Path, source: &DumpSource, out: Out) -> Result<Du
     Ok(dump)
 }
 
-/// The registers that a dump has, as the core takes them.
-pub(crate) fn registers_of(dump: &Dump) -> Vec<VcpuRegisters> {
-    dump.cpus.iter().map(Cpu::registers).collect()
+/// The virtual CPUs of a live domain, of which everything is known.
+pub(crate) fn cpus_of(vcpus: &[VcpuRegisters]) -> Vec<Cpu> {
+    vcpus.iter().map(Cpu::from_registers).collect()
+}
+
+/// The layout that `--source` wants: for `auto` the headers', if they are to be had.
+pub(crate) fn wanted_layout(
+    source: &LayoutSource,
+    release: &str,
+    out: Out,
+) -> Result<Option<Layout>, Failure> {
+    let named = source.layout.is_some() || source.headers.is_some();
+    match source.source {
+        SourceChoice::Vmcoreinfo | SourceChoice::Btf => return Ok(None),
+        SourceChoice::Auto if !named => {
+            let places = HeaderTree::usual_places(release);
+            let there = Layout::file_in(&source.layouts, release).is_file()
+                || places.iter().any(|place| place.is_dir());
+            if !there {
+                out.line("layout      no headers of this kernel here: the guest's own memory has to do");
+                return Ok(None);
+            }
+        }
+        SourceChoice::Auto | SourceChoice::Stub => {}
+    }
+    let (layout, from) = layout_for(source, release, out)?;
+    out.line(format!("layout      {from}"));
+    Ok(Some(layout))
 }
 
 /// Identifies the guest's kernel, with progress.
-pub(crate) fn identify_kernel<M: GuestSource>(
-    memory: &mut M,
-    vcpus: &[VcpuRegisters],
-) -> Result<Identified, Failure> {
+pub(crate) fn identify_kernel<M: GuestSource>(memory: &mut M, cpus: &[Cpu]) -> Result<Identified, Failure> {
     let bar = progress::over_memory("searching for the kernel");
-    let found = identify(memory, vcpus, &mut |at, end| {
+    let found = identify(memory, cpus, &mut |at, end| {
         bar.set_length(end);
         bar.set_position(at);
     });

@@ -3,22 +3,22 @@
 use serde_json::{Value, json};
 
 use super::Out;
-use super::guest::{identify_kernel, open_domain, open_dump, registers_of};
+use super::guest::{cpus_of, identify_kernel, open_domain, open_dump};
 use crate::cli::Identify;
-use crate::linux::identify::Identified;
+use crate::linux::identify::{Identified, architecture, paging_name};
 use crate::report::Failure;
 
 pub(super) fn run(arguments: &Identify, out: Out) -> Result<Value, Failure> {
     let found = match (&arguments.guest.domain, &arguments.guest.dump.dump) {
         (Some(domain), _) => {
             let live = open_domain(domain)?;
-            let vcpus = live.engine.registers()?;
-            identify_kernel(&mut live.memory()?, &vcpus)?
+            let cpus = cpus_of(&live.engine.registers()?);
+            identify_kernel(&mut live.memory()?, &cpus)?
         }
         (None, Some(file)) => {
             let mut memory = open_dump(file, &arguments.guest.dump, out)?;
-            let vcpus = registers_of(&memory);
-            identify_kernel(&mut memory, &vcpus)?
+            let cpus = memory.cpus.clone();
+            identify_kernel(&mut memory, &cpus)?
         }
         // The command line's rules leave no other case.
         _ => return Err(Failure::plain(crate::report::Class::Failed, "no guest was named")),
@@ -38,9 +38,10 @@ pub(super) fn show(found: &Identified, out: Out) {
     }
     out.line(format!("VMCOREINFO  at {:#x}", found.note_at.get()));
     out.line(format!(
-        "page tables {:#x}, {:?}-level",
+        "page tables {:#x}, {}, {}",
         found.space.root.get(),
-        found.space.levels
+        paging_name(found.space.levels),
+        architecture(found.space.levels)
     ));
     for line in &found.confirmed {
         out.line(format!("confirmed   {line}"));
@@ -58,6 +59,9 @@ pub(super) fn to_json(found: &Identified) -> Value {
     json!({
         "os": "linux",
         "release": found.release,
+        "kernel": found.release,
+        "arch": architecture(found.space.levels),
+        "paging": paging_name(found.space.levels),
         "banner": found.banner,
         "build_id": found.build_id,
         "vmcoreinfo_at": format!("{:#x}", found.note_at.get()),

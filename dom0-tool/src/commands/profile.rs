@@ -4,16 +4,17 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use lacuna_core::{GuestMemory, MAX_PROFILE_BYTES, MemoryMap, Profile, VcpuRegisters};
+use lacuna_core::{GuestMemory, MAX_PROFILE_BYTES, MemoryMap, Profile};
 use serde_json::{Value, json};
 
-use super::guest::{from_headers, identify_kernel, layout_for, open_domain, open_dump, registers_of};
+use super::guest::{cpus_of, from_headers, identify_kernel, open_domain, open_dump, wanted_layout};
 use super::{Out, identify, pages};
-use crate::cli::{LayoutSource, ProfileBuild, ProfileShow};
-use crate::linux::agreement::describe;
-use crate::linux::identify::Identified;
+use crate::cli::{LayoutSource, ProfileBuild, ProfileShow, SourceChoice};
+use crate::dump::Cpu;
+use crate::linux::facts::{Facts, describe};
+use crate::linux::identify::{Identified, architecture, paging_name};
 use crate::linux::layout::Layout;
-use crate::linux::profile::{Built, build as build_profile};
+use crate::linux::profile::{Built, Sources, build as build_profile};
 use crate::report::{Class, Failure, hexadecimal};
 
 /// `lacuna profile build`.
@@ -21,22 +22,16 @@ pub(super) fn build(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure
     let (built, kernel) = match (&arguments.domain, &arguments.dump.dump) {
         (Some(domain), _) => {
             let live = open_domain(domain)?;
-            let vcpus = live.engine.registers()?;
+            let cpus = cpus_of(&live.engine.registers()?);
             let mut memory = live.memory()?;
-            let kernel = identify_kernel(&mut memory, &vcpus)?;
-            (
-                make(&mut memory, &kernel, &vcpus, &arguments.layout, out)?,
-                kernel,
-            )
+            let kernel = identify_kernel(&mut memory, &cpus)?;
+            (make(&mut memory, &kernel, &cpus, &arguments.layout, out)?, kernel)
         }
         (None, Some(file)) => {
             let mut memory = open_dump(file, &arguments.dump, out)?;
-            let vcpus = registers_of(&memory);
-            let kernel = identify_kernel(&mut memory, &vcpus)?;
-            (
-                make(&mut memory, &kernel, &vcpus, &arguments.layout, out)?,
-                kernel,
-            )
+            let cpus = memory.cpus.clone();
+            let kernel = identify_kernel(&mut memory, &cpus)?;
+            (make(&mut memory, &kernel, &cpus, &arguments.layout, out)?, kernel)
         }
         _ => return build_layout(arguments, out),
     };
@@ -70,19 +65,18 @@ fn build_layout(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
 pub(super) fn make<M: GuestMemory>(
     memory: &mut M,
     kernel: &Identified,
-    vcpus: &[VcpuRegisters],
+    cpus: &[Cpu],
     source: &LayoutSource,
     out: Out,
 ) -> Result<Built, Failure> {
-    let (layout, from) = layout_for(source, &kernel.release, out)?;
-    out.line(format!("layout      {from}"));
-    Ok(build_profile(
-        memory,
-        kernel,
-        &layout,
-        source.system_map.as_deref(),
-        vcpus,
-    )?)
+    let layout = wanted_layout(source, &kernel.release, out)?;
+    let sources = Sources {
+        layout: layout.as_ref(),
+        vmcoreinfo: matches!(source.source, SourceChoice::Auto | SourceChoice::Vmcoreinfo),
+        btf: matches!(source.source, SourceChoice::Auto | SourceChoice::Btf),
+        system_map: source.system_map.as_deref(),
+    };
+    Ok(build_profile(memory, kernel, &sources, cpus)?)
 }
 
 /// The profile as the hypervisor wants it.
@@ -103,12 +97,12 @@ pub(super) fn show_built(built: &Built, out: Out) {
         describe(&profile.free.predicate)
     ));
     out.line(format!(
-        "memory map  {:#x}, by {}",
-        built.sections.base.get(),
-        built.sections.sources.join(", ")
+        "memory map  {}, by {}",
+        built.memory_model.name,
+        built.memory_model.sources.join(", ")
     ));
     out.line(format!(
-        "agreed      {} numbers of headers and VMCOREINFO",
+        "agreed      {} numbers that two sources or more give",
         built.agreed.len()
     ));
     for zone in &built.zones {
@@ -128,19 +122,80 @@ pub(super) fn show_built(built: &Built, out: Out) {
         "free        {} by the guest's own counters",
         pages(built.counted.pages)
     ));
-    if !built.usable {
-        out.line("note        the registers lack LSTAR: this profile is for looking at, not for use");
+    if let Some(missing) = built.unusable {
+        out.line(format!(
+            "note        {missing}: this profile is for looking at, not for use"
+        ));
     }
+    show_facts(&built.facts, out);
+}
+
+/// What each source says, side by side.
+fn show_facts(facts: &Facts, out: Out) {
+    let heads: Vec<String> = facts
+        .sources()
+        .iter()
+        .map(|source| format!("{:>12}", source.name()))
+        .collect();
+    out.line(format!("{:50}{}", "number", heads.concat()));
+    for (name, values) in facts.table() {
+        let cells: Vec<String> = facts
+            .sources()
+            .iter()
+            .map(|source| {
+                values
+                    .get(source)
+                    .map_or_else(|| format!("{:>12}", "-"), |value| format!("{value:>12}"))
+            })
+            .collect();
+        out.line(format!("{name:50}{}", cells.concat()));
+    }
+    for (source, mark) in facts.marks() {
+        out.line(format!("free page, by {:12} {}", source.name(), describe(mark)));
+    }
+}
+
+pub(super) fn sources_json(facts: &Facts) -> Value {
+    json!(
+        facts
+            .sources()
+            .iter()
+            .map(|source| source.name())
+            .collect::<Vec<_>>()
+    )
+}
+
+fn facts_json(facts: &Facts) -> Value {
+    let mut all = serde_json::Map::new();
+    for (name, values) in facts.table() {
+        let by_source: serde_json::Map<String, Value> = values
+            .iter()
+            .map(|(source, value)| (source.name().to_owned(), json!(value)))
+            .collect();
+        all.insert(name.to_owned(), Value::Object(by_source));
+    }
+    let marks: serde_json::Map<String, Value> = facts
+        .marks()
+        .map(|(source, mark)| (source.name().to_owned(), json!(describe(mark))))
+        .collect();
+    all.insert("the mark of a free page".to_owned(), Value::Object(marks));
+    Value::Object(all)
 }
 
 fn built_json(built: &Built) -> Value {
     let mut value = profile_json(&built.profile);
     value["agreed"] = json!(built.agreed);
-    value["memory_map_sources"] = json!(built.sections.sources);
-    value["sections_present"] = json!(built.sections.present);
+    value["memory_map_sources"] = json!(built.memory_model.sources);
+    value["sections_present"] = json!(built.memory_model.present);
     value["guest_free"] = json!(built.counted.pages);
     value["init_on_free"] = json!(built.contents.init_on_free);
-    value["usable"] = json!(built.usable);
+    value["usable"] = json!(built.unusable.is_none());
+    value["unusable_because"] = json!(built.unusable);
+    value["arch"] = json!(architecture(built.profile.levels));
+    value["paging"] = json!(paging_name(built.profile.levels));
+    value["memory_model"] = json!(built.memory_model.name);
+    value["sources"] = sources_json(&built.facts);
+    value["facts"] = facts_json(&built.facts);
     value
 }
 

@@ -5,13 +5,16 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lacuna_core::{Bitmap, FreeCheck, Gfn, Scanner};
+use lacuna_core::{Bitmap, FreeCheck, Gfn, PAGE_SIZE, Scanner};
 use serde_json::{Value, json};
 
-use super::guest::{identify_kernel, open_domain, open_dump, registers_of};
+use super::guest::{identify_kernel, open_domain, open_dump};
 use super::paused::PausedGuest;
 use super::{Out, duration, pages, profile, progress};
 use crate::cli::Scan;
+use crate::linux::contents::look_for_poison;
+use crate::linux::identify::{architecture, paging_name};
+use crate::linux::profile::{BuildError, Built};
 use crate::memory::GuestSource;
 use crate::report::{Class, Failure};
 use crate::xen::engine::Scanned;
@@ -58,9 +61,9 @@ fn of_domain(arguments: &Scan, domain: &str, out: Out) -> Result<Value, Failure>
 
 fn of_dump(arguments: &Scan, file: &Path, out: Out) -> Result<Value, Failure> {
     let mut memory = open_dump(file, &arguments.guest.dump, out)?;
-    let vcpus = registers_of(&memory);
-    let kernel = identify_kernel(&mut memory, &vcpus)?;
-    let built = profile::make(&mut memory, &kernel, &vcpus, &arguments.layout, out)?;
+    let cpus = memory.cpus.clone();
+    let kernel = identify_kernel(&mut memory, &cpus)?;
+    let built = profile::make(&mut memory, &kernel, &cpus, &arguments.layout, out)?;
 
     let end = memory.end();
     let words: Vec<AtomicU64> = (0..end.get().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
@@ -86,30 +89,85 @@ fn of_dump(arguments: &Scan, file: &Path, out: Out) -> Result<Value, Failure> {
         "counters    {} by the guest's own",
         pages(built.counted.pages)
     ));
+    let verdict = judge(
+        &scanned,
+        &built,
+        cpus.iter().filter(|cpu| cpu.is_paging()).count(),
+    )?;
+    look_for_poison(&mut memory, spread(&words)).map_err(BuildError::from)?;
     if let Some(path) = &arguments.bitmap {
-        let mut file = create(path)?;
-        for word in &words {
-            file.write_all(&word.load(Ordering::Relaxed).to_le_bytes())
-                .map_err(|error| failed(path, &error))?;
-        }
+        write_bitmap(path, &words, end)?;
         out.line(format!("bitmap      {} frames, {}", end.get(), path.display()));
     }
+    out.line(format!("verdict     {verdict}"));
     let mut answer = scanned_json(&scanned);
-    answer["guest_free"] = json!(built.counted.pages);
+    let described: u64 = memory
+        .extents()
+        .iter()
+        .map(|extent| extent.bytes / PAGE_SIZE as u64)
+        .sum();
+    answer["os"] = json!("linux");
+    answer["kernel"] = json!(kernel.release);
+    answer["arch"] = json!(architecture(kernel.space.levels));
+    answer["paging"] = json!(paging_name(kernel.space.levels));
+    answer["memory_model"] = json!(built.memory_model.name);
+    answer["sources"] = profile::sources_json(&built.facts);
+    answer["pages"] = json!(described);
+    answer["free_pages"] = json!(scanned.free);
+    answer["guest_free_pages"] = json!(built.counted.pages);
+    answer["verdict"] = json!(verdict);
+    answer["dump"] = json!({ "format": memory.format().name(), "remarks": memory.remarks });
     answer["bitmap_frames"] = json!(end.get());
-    if scanned.free == built.counted.pages {
-        Ok(answer)
-    } else {
-        // A dump stands still, so there is no tolerance.
-        Err(Failure::new(
-            Class::Refused,
-            format!(
-                "the scan found {} free pages, the guest's own counters say {}",
-                scanned.free, built.counted.pages
-            ),
-            "was the guest stopped while the dump was taken? If so, its memory does not look as its kernel says",
-        ))
+    Ok(answer)
+}
+
+/// Holds the scan against the guest's own counters: "exact" where both are the same, "close" where they differ by no more
+/// than one block for each virtual CPU that may have been stopped between taking a block off its list and counting it.
+fn judge(scanned: &Scanned, built: &Built, cpus: usize) -> Result<&'static str, Failure> {
+    let (found, counted) = (scanned.free, built.counted.pages);
+    if found == counted && found > 0 {
+        return Ok("exact");
     }
+    let largest = 1_u64 << built.profile.free.max_order().get();
+    let slack = (cpus.max(1) as u64).saturating_mul(largest).min(counted / 4);
+    if found > 0 && found.abs_diff(counted) <= slack {
+        return Ok("close");
+    }
+    Err(Failure::new(
+        Class::Refused,
+        format!(
+            "the scan found {found} free pages ({} pages could not be told), the guest's own counters say {counted}",
+            scanned.unknown
+        ),
+        "was the guest stopped while the dump was taken, and is the dump whole? If so, its memory does not look as its kernel says",
+    ))
+}
+
+/// Some free frames from all over the bitmap.
+fn spread(words: &[AtomicU64]) -> impl Iterator<Item = Gfn> {
+    let step = (words.len() / 1024).max(1);
+    words
+        .iter()
+        .enumerate()
+        .step_by(step)
+        .filter_map(|(index, word)| {
+            let word = word.load(Ordering::Relaxed);
+            (word != 0).then(|| Gfn::new(index as u64 * 64 + u64::from(word.ilog2())))
+        })
+}
+
+/// A bit a frame, lowest first, in bytes: as many as the frames need.
+fn write_bitmap(path: &Path, words: &[AtomicU64], end: Gfn) -> Result<(), Failure> {
+    let bytes: Vec<u8> = words
+        .iter()
+        .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
+        .collect();
+    let length = usize::try_from(end.get().div_ceil(8))
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    let mut file = create(path)?;
+    file.write_all(&bytes[..length])
+        .map_err(|error| failed(path, &error))
 }
 
 fn create(path: &Path) -> Result<File, Failure> {

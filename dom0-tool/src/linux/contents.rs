@@ -9,9 +9,9 @@
 use lacuna_core::{Contents, GuestMemory, GuestVirt};
 use thiserror::Error;
 
+use super::facts::{FactError, Facts, Source};
 use super::kallsyms::Symbols;
 use super::kernel_view::{KernelView, ViewError};
-use super::layout::{Layout, LayoutError};
 
 /// Why the contents of free pages may not be dropped.
 #[derive(Debug, Error)]
@@ -26,17 +26,22 @@ pub enum ContentsError {
         /// Its value.
         value: u64,
     },
-    /// The kernel can poison pages, and where its switch is is not known.
-    #[error(
-        "the kernel is built with CONFIG_PAGE_POISONING and its switch was not found, so whether it is on is not known"
-    )]
-    SwitchUnknown,
     /// Kernel memory is not readable.
     #[error(transparent)]
     View(#[from] ViewError),
-    /// The layout lacks a number.
+    /// Sources differ on a number.
     #[error(transparent)]
-    Layout(#[from] LayoutError),
+    Fact(#[from] FactError),
+    /// Free pages hold the pattern that a poisoning kernel writes.
+    #[error(
+        "the guest poisons its free pages (page_poison=1): {poisoned} of {looked_at} free pages looked at hold nothing but 0xaa; a page that reads as zero would be taken for corruption"
+    )]
+    Pattern {
+        /// Pages that hold it.
+        poisoned: u64,
+        /// Pages looked at.
+        looked_at: u64,
+    },
 }
 
 /// What was read.
@@ -44,24 +49,34 @@ pub enum ContentsError {
 pub struct FreeContents {
     /// What free pages must read as.
     pub contents: Contents,
-    /// The kernel's switch for `init_on_free`: how often it was enabled; `None` when it has none.
+    /// The kernel's switch for `init_on_free`: how often it was enabled; `None` when it has none, or its place is not known.
     pub init_on_free: Option<u32>,
+    /// Whether the kernel's switch for poisoning was found, or it is known to have none.
+    pub switch_known: bool,
 }
 
-/// Reads the kernel's switches.
+/// Reads the kernel's switches, as far as their places are known.
 ///
 /// # Errors
-/// [`ContentsError`]; `Poisoned` and `SwitchUnknown` are refusals.
+/// [`ContentsError`]; `Poisoned` is a refusal.
 pub fn free_contents<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
-    symbols: &Symbols,
-    layout: &Layout,
+    symbols: Option<&Symbols>,
+    facts: &Facts,
 ) -> Result<FreeContents, ContentsError> {
-    let mut seen = false;
+    let Some(symbols) = symbols else {
+        return Ok(FreeContents {
+            contents: Contents::DontCare,
+            init_on_free: None,
+            switch_known: false,
+        });
+    };
+    // With the headers' word for it, a kernel without the option has no switch.
+    let mut seen = facts.sources().contains(&Source::Stub) && facts.find("CONFIG_PAGE_POISONING")?.is_none();
     // The static key and the plain flag from which it is set (since 5.11, commit 8f424750baaa); the flag of before.
     if let Some(key) = symbols.find("_page_poisoning_enabled") {
         seen = true;
-        let value = static_key(view, layout, key)?;
+        let value = static_key(view, facts, key)?;
         if value != 0 {
             return Err(ContentsError::Poisoned {
                 switch: "_page_poisoning_enabled",
@@ -82,12 +97,9 @@ pub fn free_contents<M: GuestMemory>(
             }
         }
     }
-    if !seen && layout.find_fact("CONFIG_PAGE_POISONING").is_some() {
-        return Err(ContentsError::SwitchUnknown);
-    }
     let init_on_free = symbols
         .find("init_on_free")
-        .map(|key| static_key(view, layout, key))
+        .map(|key| static_key(view, facts, key))
         .transpose()?;
     let contents = if init_on_free.is_some_and(|count| count != 0) {
         Contents::Zero
@@ -97,15 +109,46 @@ pub fn free_contents<M: GuestMemory>(
     Ok(FreeContents {
         contents,
         init_on_free,
+        switch_known: seen,
     })
 }
 
 /// `struct static_key.enabled`: how often the key was enabled.
 fn static_key<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
-    layout: &Layout,
+    facts: &Facts,
     key: GuestVirt,
 ) -> Result<u32, ContentsError> {
-    let offset = layout.fact("offsetof(struct static_key,enabled)")?;
+    // The first member since there are static keys (3.3, include/linux/jump_label.h).
+    let offset = facts.find("offsetof(struct static_key,enabled)")?.unwrap_or(0);
     Ok(view.u32(GuestVirt::new(key.get().wrapping_add(offset)))?)
+}
+
+/// Looks at the bytes of some free pages for the pattern of a poisoning kernel: what shows it whatever its switches are
+/// called. `free` yields first frames of free pages; the interiors of blocks are as good as any.
+///
+/// # Errors
+/// [`ContentsError::Pattern`] when most of them hold nothing else.
+pub fn look_for_poison<M: GuestMemory>(
+    memory: &mut M,
+    free: impl Iterator<Item = lacuna_core::Gfn>,
+) -> Result<(), ContentsError> {
+    /// `PAGE_POISON` (`include/linux/poison.h`).
+    const PATTERN: u8 = 0xaa;
+    const MOST: usize = 64;
+    let (mut poisoned, mut looked_at) = (0, 0);
+    let mut page = vec![0; lacuna_core::PAGE_SIZE];
+    for gfn in free.take(MOST) {
+        let Some(at) = gfn.base() else { continue };
+        if memory.read(at, &mut page).is_err() {
+            continue;
+        }
+        looked_at += 1;
+        poisoned += u64::from(page.iter().all(|byte| *byte == PATTERN));
+    }
+    if poisoned > 0 && poisoned * 2 >= looked_at {
+        Err(ContentsError::Pattern { poisoned, looked_at })
+    } else {
+        Ok(())
+    }
 }

@@ -1,42 +1,28 @@
 //! Which Linux kernel runs in a guest.
 //!
-//! Memory is searched for VMCOREINFO notes. Each is an allegation that any process in the guest could have written,
-//! and is confirmed from what it could not: the control registers of the virtual CPUs, the page tables they lead to,
-//! and the kernel's image, which user memory is never mapped into. The last word has the kernel's own pointer to its
-//! note (`vmcoreinfo_note`, found through the kernel's symbol table): only one page can be the one it points to.
+//! The kernel describes itself in a VMCOREINFO note. Any process in the guest can write a page that looks like one, so a
+//! note is an allegation, and is confirmed from what a process cannot write: the control registers of the virtual CPUs, the
+//! page tables they lead to, and the kernel's image. The image's pointer to the note has the last word: a 64-bit kernel's
+//! image is looked through for it first; where that finds nothing, all of memory is searched for notes and each is
+//! confirmed. Without registers, page tables come from the note itself and have to map the kernel that it describes, and two
+//! notes that both stand up to that are told to be undecidable.
 
 use std::fmt::Write as _;
 
-use lacuna_core::{Gfn, GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels, VcpuRegisters};
+use lacuna_core::{Gfn, GuestPhys, PagingLevels, VcpuRegisters};
 use thiserror::Error;
 
-use super::kallsyms::{self, KallsymsError, Symbols};
-use super::kernel_view::{AddressSpace, KernelView, ViewError};
+use super::confirm::{Confirmation, KnownSymbols, confirm, spaces_of};
+use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, mapped, notes};
+use super::kallsyms::{KallsymsError, Symbols};
+use super::kernel_view::{AddressSpace, ViewError};
 use super::vmcoreinfo::{VmcoreInfo, VmcoreInfoError};
+use crate::dump::Cpu;
 use crate::memory::GuestSource;
 
-/// `__START_KERNEL_map` (`arch/x86/include/asm/page_64_types.h`): where the kernel's image is linked to.
-const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
-/// Size of the area that holds the image, at most (`KERNEL_IMAGE_SIZE` with KASLR); modules begin above it.
-const KERNEL_MAP_BYTES: u64 = 1 << 30;
-/// How far from `_stext` the system call's entry may be. Debian's text has 14 to 20 MiB.
-const TEXT_BYTES: u64 = 64 << 20;
-/// `CPU_ENTRY_AREA_PGD` (`arch/x86/include/asm/pgtable_64_types.h`): the top-level slot of the read-only IDT, since 4.15.
-const CPU_ENTRY_AREA: std::ops::Range<u64> = 0xffff_fe00_0000_0000..0xffff_fe80_0000_0000;
-/// The fixed mappings at the end of the address space, which held the IDT before.
-const FIXMAP: std::ops::Range<u64> = 0xffff_ffff_ff00_0000..0xffff_ffff_ffe0_0000;
-/// `__NEW_UTS_LEN + 1`: bytes of a name in `struct new_utsname` (`include/uapi/linux/utsname.h`).
-const UTS_FIELD: usize = 65;
-const CR0_PG: u64 = 1 << 31;
-const CR4_LA57: u64 = 1 << 12;
-const EFER_LMA: u64 = 1 << 10;
-/// Address bits of CR3 (Intel SDM volume 3, 4.5).
-const CR3_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// Bit of CR3 that tells the user from the kernel table under page-table isolation (`PTI_PGTABLE_SWITCH_BIT`).
-const PTI_SWITCH: u64 = 1 << 12;
 /// Most allegations looked into, each of which can cost the reading of a symbol table. A guest can make as many as it
 /// has pages; an ordinary one has one, and one more for each kernel before a kexec.
-const MAX_ALLEGATIONS: usize = 64;
+const MAX_ALLEGATIONS: usize = 200;
 
 /// Symbols that later steps need. Looked up here in one pass, since the table is long.
 pub const WANTED: &[&str] = &[
@@ -50,6 +36,9 @@ pub const WANTED: &[&str] = &[
     "_page_poisoning_enabled_early",
     "want_page_poisoning",
     "init_on_free",
+    "mem_section",
+    "__start_BTF",
+    "__stop_BTF",
 ];
 
 /// Why a note does not belong to the kernel that runs.
@@ -115,6 +104,15 @@ pub enum Rejection {
     /// The kernel's symbol table is damaged, or not this kernel's.
     #[error(transparent)]
     Kallsyms(#[from] KallsymsError),
+    /// Nothing in the kernel's image points at the note.
+    #[error("nothing in the kernel's image points at it")]
+    NotPointedAt,
+    /// The note's kernel has other word size than the virtual CPUs run.
+    #[error("the note is of a {stated} kernel, which the virtual CPUs do not run")]
+    WordSize {
+        /// By the note.
+        stated: &'static str,
+    },
     /// The kernel's own note is another page.
     #[error("the kernel's own note is at {own:#x}")]
     NotTheKernelsOwn {
@@ -210,279 +208,168 @@ fn addresses(at: &[GuestPhys]) -> String {
         .join(", ")
 }
 
-/// Searches `memory` for the kernel that `vcpus` run. `progress` is told the frame reached and the last one.
+/// Searches `memory` for the kernel that `cpus` run. `progress` is told the frame reached and the last one.
 ///
 /// # Errors
 /// [`IdentifyError`].
 pub fn identify<M: GuestSource>(
     memory: &mut M,
+    cpus: &[Cpu],
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Identified, IdentifyError> {
+    let mut search = Search::default();
+    // What the image of the kernel that runs points at: no need to look at user memory at all.
+    for space in spaces_of(cpus) {
+        if space.levels.is_32_bit() {
+            continue;
+        }
+        let runs = mapped(
+            memory,
+            space,
+            lacuna_core::GuestVirt::new(KERNEL_MAP),
+            KERNEL_MAP_BYTES,
+        );
+        if runs.is_empty() {
+            continue;
+        }
+        for (at, evidence) in notes(memory, space, &runs) {
+            search.look_into(memory, at, cpus, Some(evidence));
+        }
+        if !search.confirmed.is_empty() {
+            break;
+        }
+    }
+    if search.confirmed.is_empty() {
+        search.rejected.clear();
+        search.everywhere(memory, cpus, progress)?;
+    }
+    search.decide()
+}
+
+/// Of live virtual CPUs everything is known.
+pub fn identify_live<M: GuestSource>(
+    memory: &mut M,
     vcpus: &[VcpuRegisters],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Identified, IdentifyError> {
-    let end = memory.end();
-    let mut rejected = Vec::new();
-    let mut plausible: Vec<Identified> = Vec::new();
-    let mut frames = 0;
-    let mut at = Gfn::new(0);
-    while let Some(gfn) = memory.next_present(at) {
-        at = gfn.saturating_add(1);
-        if gfn.get() % 1024 == 0 {
-            progress(gfn.get(), end.get());
-        }
-        let Some(base) = gfn.base() else { break };
-        let mut head = [0; 24];
-        if memory.read(base, &mut head).is_err() {
-            continue;
-        }
-        frames += 1;
-        if !VmcoreInfo::may_begin(&head) {
-            continue;
-        }
-        let info = VmcoreInfo::read(memory, base);
+    let cpus: Vec<Cpu> = vcpus.iter().map(Cpu::from_registers).collect();
+    identify(memory, &cpus, progress)
+}
+
+/// Notes looked into so far.
+#[derive(Default)]
+struct Search {
+    confirmed: Vec<(Confirmation, Identified)>,
+    rejected: Vec<Rejected>,
+    frames: u64,
+    known: KnownSymbols,
+}
+
+impl Search {
+    /// Holds one note against everything that is known.
+    fn look_into<M: GuestSource>(
+        &mut self,
+        memory: &mut M,
+        at: GuestPhys,
+        cpus: &[Cpu],
+        evidence: Option<Evidence>,
+    ) {
+        let info = VmcoreInfo::read(memory, at);
         let release = info
             .as_ref()
             .ok()
             .and_then(|info| info.release().ok())
             .map(str::to_owned);
-        match info
+        let outcome = info
             .map_err(Rejection::from)
-            .and_then(|info| confirm(memory, info, base, vcpus))
-        {
-            // The kernel itself points at this note: there is no other.
-            Ok(found) if found.pointed_at => {
-                progress(end.get(), end.get());
-                return Ok(Identified { rejected, ..found });
+            .and_then(|info| confirm(memory, info, at, cpus, evidence, &mut self.known));
+        match outcome {
+            Ok(found) => self.confirmed.push(found),
+            Err(reason) => self.rejected.push(Rejected { at, release, reason }),
+        }
+    }
+
+    /// Looks at the beginning of every frame.
+    fn everywhere<M: GuestSource>(
+        &mut self,
+        memory: &mut M,
+        cpus: &[Cpu],
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), IdentifyError> {
+        let end = memory.end();
+        let mut at = Gfn::new(0);
+        while let Some(gfn) = memory.next_present(at) {
+            at = gfn.saturating_add(1);
+            if gfn.get() % 1024 == 0 {
+                progress(gfn.get(), end.get());
             }
-            Ok(found) => plausible.push(found),
-            Err(reason) => rejected.push(Rejected {
-                at: base,
-                release,
-                reason,
-            }),
-        }
-        if rejected.len() + plausible.len() > MAX_ALLEGATIONS {
-            return Err(IdentifyError::TooMany { rejected });
-        }
-    }
-    progress(end.get(), end.get());
-    let Some(first) = plausible.first() else {
-        return Err(if rejected.is_empty() {
-            IdentifyError::NothingFound { frames }
-        } else {
-            IdentifyError::NoneConfirmed { rejected }
-        });
-    };
-    if plausible.iter().any(|other| other.info != first.info) {
-        return Err(IdentifyError::Ambiguous {
-            at: plausible.iter().map(|found| found.note_at).collect(),
-        });
-    }
-    Ok(Identified {
-        rejected,
-        ..first.clone()
-    })
-}
-
-/// Holds one note against the virtual CPUs.
-fn confirm<M: GuestMemory>(
-    memory: &mut M,
-    info: VmcoreInfo,
-    note_at: GuestPhys,
-    vcpus: &[VcpuRegisters],
-) -> Result<Identified, Rejection> {
-    let mut confirmed = Vec::new();
-    let release = info.release()?.to_owned();
-    let online: Vec<(usize, &VcpuRegisters)> = vcpus
-        .iter()
-        .enumerate()
-        .filter(|(_, cpu)| cpu.flags & VcpuRegisters::ONLINE != 0)
-        .collect();
-    let Some((_, first)) = online.first() else {
-        return Err(Rejection::NotLongMode);
-    };
-    if online
-        .iter()
-        .any(|(_, cpu)| cpu.cr0 & CR0_PG == 0 || cpu.efer & EFER_LMA == 0)
-    {
-        return Err(Rejection::NotLongMode);
-    }
-    let five = first.cr4 & CR4_LA57 != 0;
-    let stated = info.wrapping_number("pgtable_l5_enabled").unwrap_or(0);
-    if stated != u64::from(five) {
-        return Err(Rejection::Levels {
-            stated,
-            cr4: first.cr4,
-        });
-    }
-    let levels = if five {
-        PagingLevels::Five
-    } else {
-        PagingLevels::Four
-    };
-
-    let top = in_image(&info, "init_top_pgt").or_else(|_| in_image(&info, "swapper_pg_dir"))?;
-    let text = in_image(&info, "_stext")?;
-    let uts = in_image(&info, "init_uts_ns")?;
-    let root = top
-        .get()
-        .wrapping_sub(KERNEL_MAP)
-        .wrapping_add(info.wrapping_number("phys_base")?);
-    let not_mapped = |vcpu, table| Rejection::PageTables {
-        vcpu,
-        root: table,
-        symbol: "init_top_pgt",
-        stated: root,
-    };
-    if root % PAGE_SIZE as u64 != 0 || root & !CR3_ADDRESS != 0 {
-        return Err(not_mapped(0, root));
-    }
-    for (vcpu, cpu) in &online {
-        let table = cpu.cr3 & CR3_ADDRESS;
-        // Stopped in user mode under page-table isolation, the kernel's table is the other one of the pair.
-        let maps = [table, table & !PTI_SWITCH]
-            .into_iter()
-            .any(|table| maps_to(memory, table, levels, top, root));
-        if !maps {
-            return Err(not_mapped(*vcpu, table));
-        }
-    }
-    if !maps_to(memory, root, levels, top, root) {
-        return Err(not_mapped(0, root));
-    }
-    confirmed.push(format!(
-        "the page tables of all {} online virtual CPUs map init_top_pgt to {root:#x}",
-        online.len()
-    ));
-
-    let space = AddressSpace {
-        root: GuestPhys::new(root),
-        levels,
-    };
-    let mut view = KernelView::new(memory, space);
-    let names = info
-        .unsigned(super::vmcoreinfo::Kind::Offset, "uts_namespace.name")
-        .unwrap_or(0);
-    // The third name of struct new_utsname: sysname, nodename, release.
-    let release_at = GuestVirt::new(uts.get().wrapping_add(names).wrapping_add(2 * UTS_FIELD as u64));
-    let found = view.text(release_at, UTS_FIELD)?;
-    if found != release {
-        return Err(Rejection::Release {
-            stated: release,
-            found,
-        });
-    }
-    confirmed.push(format!("init_uts_ns, read through them, says {release}"));
-
-    for (vcpu, cpu) in &online {
-        let register = |register, found, expected: String| Rejection::Register {
-            vcpu: *vcpu,
-            register,
-            found,
-            expected,
-        };
-        if !CPU_ENTRY_AREA.contains(&cpu.idt_base) && !FIXMAP.contains(&cpu.idt_base) {
-            return Err(register(
-                "the IDT's base",
-                cpu.idt_base,
-                "in the CPU entry area".into(),
-            ));
-        }
-        // 0 only in a registers file that leaves it out; no kernel has its entry there.
-        let text_range = text.get()..text.get().wrapping_add(TEXT_BYTES);
-        if cpu.lstar != 0 && !text_range.contains(&cpu.lstar) {
-            return Err(register(
-                "LSTAR",
-                cpu.lstar,
-                format!("within 64 MiB of _stext ({:#x})", text.get()),
-            ));
-        }
-    }
-    confirmed.push("every online virtual CPU has its IDT in the CPU entry area".into());
-
-    let symbols = match kallsyms::look_up(&mut view, &info, WANTED) {
-        Ok(symbols) => Some(symbols),
-        Err(KallsymsError::NotOffered(_)) => None,
-        Err(error) => return Err(error.into()),
-    };
-    let mut banner = None;
-    let mut pointed_at = false;
-    if let Some(symbols) = &symbols {
-        pointed_at = confirm_by_symbols(&mut view, symbols, note_at, &online, &mut confirmed)?;
-        if let Some(at) = symbols.find("linux_banner") {
-            banner = Some(view.text(at, 512)?.trim_end().to_owned());
-        }
-    }
-    let build_id = info.word("BUILD-ID").map(str::to_owned);
-    Ok(Identified {
-        release,
-        banner,
-        build_id,
-        note_at,
-        info,
-        space,
-        symbols,
-        pointed_at,
-        confirmed,
-        rejected: Vec::new(),
-    })
-}
-
-/// Holds the symbol table against the registers and the note. True when the kernel's own pointer confirms the note.
-fn confirm_by_symbols<M: GuestMemory>(
-    view: &mut KernelView<'_, M>,
-    symbols: &Symbols,
-    note_at: GuestPhys,
-    online: &[(usize, &VcpuRegisters)],
-    confirmed: &mut Vec<String>,
-) -> Result<bool, Rejection> {
-    if let Some(entry) = symbols.find("entry_SYSCALL_64") {
-        for (vcpu, cpu) in online {
-            if cpu.lstar != 0 && cpu.lstar != entry.get() {
-                return Err(Rejection::Register {
-                    vcpu: *vcpu,
-                    register: "LSTAR",
-                    found: cpu.lstar,
-                    expected: format!("entry_SYSCALL_64 ({:#x})", entry.get()),
+            let Some(base) = gfn.base() else { break };
+            let mut head = [0; 24];
+            if memory.read(base, &mut head).is_err() {
+                continue;
+            }
+            self.frames += 1;
+            if !VmcoreInfo::may_begin(&head) {
+                continue;
+            }
+            self.look_into(memory, base, cpus, None);
+            // Never the end of a search that has found the kernel's own: a flood must not hide it.
+            if self.rejected.len() > MAX_ALLEGATIONS && self.confirmed.is_empty() {
+                return Err(IdentifyError::TooMany {
+                    rejected: std::mem::take(&mut self.rejected),
                 });
             }
         }
-        if online.iter().all(|(_, cpu)| cpu.lstar != 0) {
-            confirmed.push("LSTAR of every online virtual CPU is entry_SYSCALL_64".into());
+        progress(end.get(), end.get());
+        Ok(())
+    }
+
+    /// The one kernel that can be meant, or why it is not known.
+    fn decide(mut self) -> Result<Identified, IdentifyError> {
+        // A symbol table that leads to the note says more than a word somewhere in the image.
+        let best = self.confirmed.iter().map(|(confirmation, _)| *confirmation).max();
+        let Some(best) = best else {
+            return Err(if self.rejected.is_empty() {
+                IdentifyError::NothingFound { frames: self.frames }
+            } else {
+                IdentifyError::NoneConfirmed {
+                    rejected: self.rejected,
+                }
+            });
+        };
+        let mut found: Vec<Identified> = self
+            .confirmed
+            .drain(..)
+            .filter(|(confirmation, _)| *confirmation == best)
+            .map(|(_, identified)| identified)
+            .collect();
+        let first = found.swap_remove(0);
+        if found
+            .iter()
+            .any(|other| other.info != first.info || other.space != first.space)
+        {
+            let mut at = vec![first.note_at];
+            at.extend(found.iter().map(|other| other.note_at));
+            return Err(IdentifyError::Ambiguous { at });
         }
-    }
-    let Some(pointer) = symbols.find("vmcoreinfo_note") else {
-        return Ok(false);
-    };
-    let own = GuestVirt::new(view.u64(pointer)?);
-    let own = view.translate(own)?;
-    if own != note_at {
-        return Err(Rejection::NotTheKernelsOwn { own: own.get() });
-    }
-    confirmed.push("vmcoreinfo_note points at this very note".into());
-    Ok(true)
-}
-
-fn in_image(info: &VmcoreInfo, symbol: &'static str) -> Result<GuestVirt, Rejection> {
-    let at = info.symbol(symbol)?;
-    if (KERNEL_MAP..KERNEL_MAP + KERNEL_MAP_BYTES).contains(&at.get()) {
-        Ok(at)
-    } else {
-        Err(Rejection::OutsideImage { symbol, at: at.get() })
+        Ok(Identified {
+            rejected: self.rejected,
+            ..first
+        })
     }
 }
 
-fn maps_to<M: GuestMemory>(
-    memory: &mut M,
-    root: u64,
-    levels: PagingLevels,
-    at: GuestVirt,
-    physical: u64,
-) -> bool {
-    let space = AddressSpace {
-        root: GuestPhys::new(root),
-        levels,
-    };
-    KernelView::new(memory, space)
-        .translate(at)
-        .is_ok_and(|found| found.get() == physical)
+/// What the kernel that runs is built for.
+pub const fn architecture(levels: PagingLevels) -> &'static str {
+    if levels.is_32_bit() { "i386" } else { "amd64" }
+}
+
+/// How a kernel's page tables are called.
+pub const fn paging_name(levels: PagingLevels) -> &'static str {
+    match levels {
+        PagingLevels::Four => "4-level",
+        PagingLevels::Five => "5-level",
+        PagingLevels::Pae => "pae",
+        PagingLevels::Two => "2-level",
+    }
 }

@@ -159,7 +159,10 @@ pub fn look_up<M: GuestMemory + ?Sized>(
         let value = if base_at.is_some() {
             u64::from(view.u32(element(table("kallsyms_offsets")?, index, 4))?)
         } else {
-            view.u64(element(table("kallsyms_addresses")?, index, 8))?
+            {
+                let width = u64::from(view.space().levels.pointer_bytes());
+                view.word(element(table("kallsyms_addresses")?, index, width))?
+            }
         };
         entries.push((name, value));
     }
@@ -171,12 +174,16 @@ pub fn look_up<M: GuestMemory + ?Sized>(
         );
         return confirm(&symbols, &witnesses).map(|()| symbols);
     };
-    let base = view.u64(base_at)?;
+    let base = view.word(base_at)?;
+    let narrow = view.space().levels.is_32_bit();
     let mut refusal = None;
     for encoding in [Encoding::AbsolutePercpu, Encoding::Relative] {
         let symbols = Symbols::from_pairs(entries.iter().map(|(name, value)| {
             let entry = u32::try_from(*value).unwrap_or(u32::MAX);
-            (name.clone(), GuestVirt::new(encoding.address(base, entry)))
+            let address = encoding.address(base, entry);
+            // 32-bit kernels wrap where their addresses end.
+            let address = if narrow { address & 0xffff_ffff } else { address };
+            (name.clone(), GuestVirt::new(address))
         }));
         match confirm(&symbols, &witnesses) {
             Ok(()) => return Ok(symbols),

@@ -117,6 +117,18 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
         Ok(u32::from_le_bytes(bytes))
     }
 
+    /// A pointer or `unsigned long`: four or eight bytes, by the kernel's word size.
+    ///
+    /// # Errors
+    /// As [`KernelView::read`].
+    pub fn word(&mut self, at: GuestVirt) -> Result<u64, ViewError> {
+        if self.space.levels.is_32_bit() {
+            self.u32(at).map(u64::from)
+        } else {
+            self.u64(at)
+        }
+    }
+
     /// A string of at most `limit` bytes, up to its terminator, odd bytes replaced.
     ///
     /// # Errors

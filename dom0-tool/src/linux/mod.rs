@@ -1,13 +1,18 @@
 //! Linux guests: which kernel runs, what its structures look like, and the profile made of both.
 
-pub mod agreement;
+pub mod btf;
+mod btf_in_memory;
+mod confirm;
 pub mod contents;
+pub mod facts;
+mod free_lists;
 pub mod identify;
+pub mod image;
 pub mod kallsyms;
 pub mod kernel_view;
 pub mod layout;
+pub mod memory_model;
 pub mod profile;
-pub mod sections;
 pub mod stub;
 pub mod system_map;
 pub mod vmcoreinfo;

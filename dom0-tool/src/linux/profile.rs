@@ -1,26 +1,34 @@
-//! Making a profile: a layout, this boot's addresses and what ties them together, each held against another source.
+//! Making a profile: the sources' facts, this boot's addresses and what ties them together, each held against another.
 
 use std::path::Path;
 
 use lacuna_core::{
-    BootValue, CounterReading, Guard, GuardMismatch, GuestMemory, GuestVirt, Kernel, MAX_ROOT_SLOTS,
-    MemoryMap, PagingLevels, Profile, ProfileError, RootSlot, VcpuRegisters, check_guard, free_by_counters,
+    Blocks, BootValue, BytesRule, CounterReading, Field, FreeRule, Guard, GuardMismatch, GuestMemory,
+    GuestVirt, Kernel, MAX_ROOT_SLOTS, Order, PagingLevels, Predicate, Profile, ProfileError, RootSlot,
+    VcpuRegisters, check_guard, free_by_counters,
 };
 use thiserror::Error;
 
-use super::agreement::{AgreementError, compare};
+use super::btf_in_memory::find_btf;
 use super::contents::{ContentsError, FreeContents, free_contents};
+use super::facts::{FactError, Facts, Source};
+use super::free_lists::value_on_free_lists;
 use super::identify::{Identified, WANTED};
 use super::kallsyms::Symbols;
 use super::kernel_view::{KernelView, ViewError};
-use super::layout::{Layout, LayoutError};
-use super::sections::{Sections, SectionsError, find_memory_map};
+use super::layout::Layout;
+use super::memory_model::{MemoryModel, MemoryModelError, find_memory_map};
 use super::system_map::{self, SystemMapError};
 use super::vmcoreinfo::VmcoreInfoError;
 use super::zones::{Zone, ZonesError, find_zones};
+use crate::dump::Cpu;
 
 /// Accessed and dirty, which the processor sets by itself.
 const ACCESSED_DIRTY: u64 = 0x60;
+/// What a dump's registers most often lack; the rest of the guard can be checked all the same.
+const LSTAR_MISSING: &str = "the registers lack LSTAR";
+/// Boot value of a profile that is only looked at: no kernel's, so that no guest is ever taken for the one described.
+const NO_BOOT_VALUE: u64 = 1;
 
 /// Why there is no profile.
 #[derive(Debug, Error)]
@@ -33,9 +41,15 @@ pub enum BuildError {
         /// The guest's.
         guest: String,
     },
-    /// The headers and the running kernel differ.
+    /// Sources differ, or none gives a number that is needed.
     #[error(transparent)]
-    Agreement(#[from] AgreementError),
+    Fact(#[from] FactError),
+    /// No source says what marks a free page.
+    #[error("no source says what marks a free page ({0} asked)")]
+    NoMark(String),
+    /// A source that was asked for alone is not to be had.
+    #[error("the guest's memory holds no BTF of its kernel")]
+    NoBtf,
     /// The System.map and the running kernel differ.
     #[error("{what}: {by_file:#x} by the System.map, {by_kernel:#x} by the running kernel")]
     MapDisagrees {
@@ -46,32 +60,21 @@ pub enum BuildError {
         /// By the kernel.
         by_kernel: u64,
     },
-    /// This kernel offers no symbol table, without which the switches and the boot value cannot be read.
-    #[error(
-        "the guest's kernel does not say where its symbol table is (kernels before 6.0 do not), and no System.map was given"
-    )]
-    NoSymbols,
     /// The System.map given is of no use.
     #[error(transparent)]
     SystemMap(#[from] SystemMapError),
     /// A symbol is not in the kernel's table.
     #[error("the kernel's symbol table has no {0}, or several")]
     NoSymbol(&'static str),
-    /// The memory model is one that profiles do not cover.
-    #[error("the kernel's memory model is not SPARSEMEM_VMEMMAP, the only one supported")]
-    MemoryModel,
     /// The value that ties a profile to a boot is not there.
     #[error("the kernel is built without a stack protector, so no random value ties a profile to this boot")]
     NoBootValue,
     /// A line of VMCOREINFO is missing.
     #[error(transparent)]
     Note(#[from] VmcoreInfoError),
-    /// A number of the layout is missing.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
     /// The memory map.
     #[error(transparent)]
-    Sections(#[from] SectionsError),
+    MemoryModel(#[from] MemoryModelError),
     /// The zones.
     #[error(transparent)]
     Zones(#[from] ZonesError),
@@ -125,116 +128,169 @@ impl From<GuardMismatch> for BuildError {
     }
 }
 
+/// Which sources of layout to use, and what there is of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'s> {
+    /// Made from the kernel's headers.
+    pub layout: Option<&'s Layout>,
+    /// Use the kernel's VMCOREINFO for layout. For addresses it is used in any case.
+    pub vmcoreinfo: bool,
+    /// Use the kernel's BTF, if it has any; an error if it has none and there is nothing else.
+    pub btf: bool,
+    /// The kernel's System.map.
+    pub system_map: Option<&'s Path>,
+}
+
 /// A profile and what is worth telling about how it was made.
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// The profile, checked.
+    /// The profile. Checked; whether its guard is complete says `usable`.
     pub profile: Profile,
-    /// The memory map's sources.
-    pub sections: Sections,
+    /// What each source says.
+    pub facts: Facts,
+    /// The memory map.
+    pub memory_model: MemoryModel,
     /// The zones.
     pub zones: Vec<Zone>,
     /// The kernel's switches.
     pub contents: FreeContents,
     /// The guest's own count of free pages, at this moment.
     pub counted: CounterReading,
-    /// Numbers on which headers and kernel agree.
+    /// Numbers on which sources agree.
     pub agreed: Vec<String>,
-    /// Whether `LSTAR` is known; without it the profile is for looking at and not for use.
-    pub usable: bool,
+    /// Whether the profile may be used on a live guest; otherwise what is missing.
+    pub unusable: Option<&'static str>,
 }
 
-/// Makes the profile of the kernel `kernel`, whose layout is `layout`, in the guest whose virtual CPUs are `vcpus`.
+/// Makes the profile of the kernel `kernel` in the guest whose virtual CPUs are `cpus`.
 ///
 /// # Errors
 /// [`BuildError`].
 pub fn build<M: GuestMemory>(
     memory: &mut M,
     kernel: &Identified,
-    layout: &Layout,
-    system_map: Option<&Path>,
-    vcpus: &[VcpuRegisters],
+    sources: &Sources<'_>,
+    cpus: &[Cpu],
 ) -> Result<Built, BuildError> {
-    if layout.release != kernel.release {
-        return Err(BuildError::OtherKernel {
-            layout: layout.release.clone(),
-            guest: kernel.release.clone(),
-        });
-    }
-    if layout.find_fact("CONFIG_SPARSEMEM_VMEMMAP").is_none() {
-        return Err(BuildError::MemoryModel);
-    }
-    let agreed = compare(layout, &kernel.info)?;
-    let symbols = &all_symbols(memory, kernel, system_map)?;
+    let levels = kernel.space.levels;
+    let symbols = all_symbols(memory, kernel, sources.system_map)?;
+    let symbols = symbols.as_ref();
     let mut view = KernelView::new(memory, kernel.space);
-    let contents = free_contents(&mut view, symbols, layout)?;
-    let sections = find_memory_map(&mut view, &kernel.info, symbols)?;
-    let zones = find_zones(&mut view, &kernel.info, layout)?;
+    let mut facts = gather(&mut view, kernel, sources, symbols)?;
+    facts.check()?;
+    let contents = free_contents(&mut view, symbols, &facts)?;
+    let memory_model = find_memory_map(&mut view, kernel, symbols, &facts)?;
+    let zones = find_zones(&mut view, &kernel.info, &facts)?;
+    if facts.mark()?.is_none() {
+        if let Some(value) = value_on_free_lists(&mut view, &facts, &zones)? {
+            facts.add_free_lists(value)?;
+        }
+    }
+    let agreed = facts.check()?;
+    let free = free_rule(&facts, levels)?;
 
-    let canary = layout
-        .find_fact("offsetof(struct task_struct,stack_canary)")
-        .ok_or(BuildError::NoBootValue)?;
-    let init_task = symbols
-        .find("init_task")
-        .ok_or(BuildError::NoSymbol("init_task"))?;
-    let boot_value_at = GuestVirt::new(init_task.get().wrapping_add(canary));
-    let boot_value = view.u64(boot_value_at)?;
-
-    let first = vcpus
-        .iter()
-        .find(|cpu| cpu.flags & VcpuRegisters::ONLINE != 0)
-        .copied()
-        .unwrap_or_default();
-    // What must be mapped alike for every virtual CPU: the kernel itself, the memory map, and the counters.
-    let mut needed = vec![boot_value_at, sections.base];
-    needed.extend(zones.iter().map(|zone| zone.counter.array));
-    let root_slots = root_slots(&mut view, &needed)?;
-
-    // A file of registers may lack LSTAR; the symbol then stands in for it, so that the rest can be checked.
-    let usable = first.lstar != 0;
-    let lstar = if usable {
-        first.lstar
-    } else {
-        symbols
-            .find("entry_SYSCALL_64")
-            .ok_or(BuildError::NoSymbol("entry_SYSCALL_64"))?
-            .get()
+    let mut unusable = None;
+    let boot_value = match boot_value(&mut view, symbols, &facts)? {
+        Ok(value) => value,
+        Err(missing) => {
+            unusable = Some(missing);
+            BootValue {
+                at: memory_model.anchor,
+                bytes: levels.pointer_bytes(),
+                value: NO_BOOT_VALUE,
+            }
+        }
     };
-    let profile = Profile {
+    let vcpus: Vec<VcpuRegisters> = cpus
+        .iter()
+        .filter(|cpu| cpu.is_paging())
+        .map(Cpu::registers)
+        .collect();
+    let first = vcpus.first().copied().unwrap_or_default();
+    let text = kernel.info.symbol("_stext")?.get();
+    // A file of registers may lack LSTAR; the symbol then stands in for it, so that the rest can be checked.
+    let mut lstar = first.lstar;
+    if !levels.is_32_bit() && lstar == 0 {
+        unusable.get_or_insert(LSTAR_MISSING);
+        match symbols.and_then(|symbols| symbols.find("entry_SYSCALL_64")) {
+            Some(entry) => lstar = entry.get(),
+            None => unusable = Some("the registers lack LSTAR, and the kernel's symbols are not known"),
+        }
+    }
+    if levels.is_32_bit() && first.sysenter_eip == 0 {
+        unusable.get_or_insert("the registers lack SYSENTER_EIP");
+    }
+    if !contents.switch_known {
+        unusable.get_or_insert("whether the kernel poisons free pages is not known for want of its symbols");
+    }
+    let complete = cpus.iter().filter(|cpu| cpu.is_paging()).all(|cpu| {
+        cpu.cr0.is_some() && cpu.cr4.is_some() && cpu.idt_base.is_some() && cpu.idt_limit.is_some()
+    });
+    let complete = complete && !vcpus.is_empty();
+    if !complete {
+        unusable.get_or_insert("the control registers are not all known");
+    }
+    // What must be mapped alike for every virtual CPU: the kernel itself, the memory map, and the counters.
+    let mut needed = vec![boot_value.at, memory_model.anchor];
+    needed.extend(zones.iter().map(|zone| zone.counter.array));
+    let (root_slots, anchors) = if levels.is_32_bit() {
+        let mut anchors = heapless::Vec::new();
+        for at in needed.iter().take(2) {
+            let physical = view.translate(*at)?;
+            if anchors.push(lacuna_core::Anchor { at: *at, physical }).is_err() {
+                break;
+            }
+        }
+        (heapless::Vec::new(), anchors)
+    } else {
+        (root_slots(&mut view, &needed)?, heapless::Vec::new())
+    };
+    let mut profile = Profile {
         kernel: Kernel {
             release: heapless_text(&kernel.release),
-            layout: layout.id(),
+            layout: sources.layout.map_or([0; 16], Layout::id),
         },
         root: kernel.space.root,
-        levels: kernel.space.levels,
-        memory_map: MemoryMap::Vmemmap { base: sections.base },
-        extents: heapless::Vec::new(),
-        descriptor_bytes: layout.descriptor_bytes,
-        free: layout.free.clone(),
+        levels,
+        memory_map: memory_model.map,
+        extents: memory_model.extents.clone(),
+        descriptor_bytes: u16::try_from(facts.at_most("sizeof(struct page)", 512)?).unwrap_or(0),
+        free,
         contents: contents.contents,
         zones: zones.iter().map(|zone| zone.counter).collect(),
         guard: Guard {
             idt_base: first.idt_base,
             idt_limit: first.idt_limit,
-            lstar,
-            root_slots,
-            sysenter_eip: 0,
+            lstar: if levels.is_32_bit() { 0 } else { lstar },
+            sysenter_eip: if levels.is_32_bit() { first.sysenter_eip } else { 0 },
             gate: None,
-            anchors: heapless::Vec::new(),
-            boot_value: Some(BootValue {
-                at: boot_value_at,
-                bytes: 8,
-                value: boot_value,
-            }),
+            root_slots,
+            anchors,
+            boot_value: Some(boot_value),
         },
     };
+    let checkable = complete && unusable.is_none_or(|missing| missing == LSTAR_MISSING);
+    if !checkable {
+        // Only looked at: in place of what is missing stands the first byte of the kernel's text, which no register holds.
+        profile.guard.idt_base = text;
+        profile.guard.idt_limit = if levels.is_32_bit() { 0x7ff } else { 0xfff };
+        profile.guard.lstar = if levels.is_32_bit() { 0 } else { text };
+        profile.guard.sysenter_eip = if levels.is_32_bit() { text } else { 0 };
+    }
     profile.check().map_err(BuildError::Profile)?;
-    for (vcpu, cpu) in (0..).zip(vcpus) {
-        let filled = VcpuRegisters {
-            lstar: if cpu.lstar == 0 { lstar } else { cpu.lstar },
-            ..*cpu
-        };
-        check_guard(memory, &profile, vcpu, &filled)?;
+    if checkable {
+        for (vcpu, cpu) in (0..).zip(cpus.iter().filter(|cpu| cpu.is_paging())) {
+            let registers = cpu.registers();
+            let filled = VcpuRegisters {
+                lstar: if registers.lstar == 0 {
+                    lstar
+                } else {
+                    registers.lstar
+                },
+                ..registers
+            };
+            check_guard(&mut *memory, &profile, vcpu, &filled)?;
+        }
     }
     let counted = free_by_counters(memory, &profile).map_err(|error| BuildError::Counters {
         zone: error.zone,
@@ -242,13 +298,109 @@ pub fn build<M: GuestMemory>(
     })?;
     Ok(Built {
         profile,
-        sections,
+        facts,
+        memory_model,
         zones,
         contents,
         counted,
         agreed,
-        usable,
+        unusable,
     })
+}
+
+/// Asks every source that may be asked.
+fn gather<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    kernel: &Identified,
+    sources: &Sources<'_>,
+    symbols: Option<&Symbols>,
+) -> Result<Facts, BuildError> {
+    let mut facts = Facts::default();
+    if let Some(layout) = sources.layout {
+        if layout.release != kernel.release {
+            return Err(BuildError::OtherKernel {
+                layout: layout.release.clone(),
+                guest: kernel.release.clone(),
+            });
+        }
+        facts.add_layout(layout);
+    }
+    if sources.vmcoreinfo {
+        facts.add_vmcoreinfo(&kernel.info, u64::from(kernel.space.levels.pointer_bytes()))?;
+    }
+    if sources.btf {
+        let found = find_btf(view, symbols, kernel.info.symbol("_stext")?);
+        match found {
+            Some((btf, _)) => facts.add_btf(&btf),
+            None if facts.sources().is_empty() => return Err(BuildError::NoBtf),
+            None => {}
+        }
+    }
+    Ok(facts)
+}
+
+/// What makes a block free, by the facts.
+fn free_rule(facts: &Facts, levels: PagingLevels) -> Result<FreeRule, BuildError> {
+    let asked = || {
+        facts
+            .sources()
+            .iter()
+            .map(|source| source.name())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let predicate = facts.mark()?.ok_or_else(|| BuildError::NoMark(asked()))?;
+    let place = |name: &str| -> Result<u16, BuildError> {
+        Ok(u16::try_from(facts.at_most(name, 508)?).unwrap_or(u16::MAX))
+    };
+    let references = Predicate::zero(Field {
+        offset: place("offsetof(struct page,_refcount)")?,
+        width: 4,
+    });
+    let orders = facts.at_most("orders", 19)?;
+    let max_order = Order::new(orders.saturating_sub(1)).ok_or_else(|| FactError::Impossible {
+        name: "orders".into(),
+        value: orders,
+    })?;
+    Ok(FreeRule {
+        predicate,
+        conditions: std::iter::once(references).collect(),
+        blocks: Some(Blocks {
+            order: Field {
+                offset: place("offsetof(struct page,private)")?,
+                width: levels.pointer_bytes(),
+            },
+            max_order,
+        }),
+        bytes: BytesRule::Any,
+    })
+}
+
+/// A value that the kernel drew at random at boot, or what is missing for it.
+fn boot_value<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    symbols: Option<&Symbols>,
+    facts: &Facts,
+) -> Result<Result<BootValue, &'static str>, BuildError> {
+    let Some(canary) = facts.find("offsetof(struct task_struct,stack_canary)")? else {
+        // Of the headers' word for it that there is none, nothing can be made.
+        return if facts.sources().contains(&Source::Stub) {
+            Err(BuildError::NoBootValue)
+        } else {
+            Ok(Err(
+                "no source says where the kernel's random value of this boot is",
+            ))
+        };
+    };
+    let Some(init_task) = symbols.and_then(|symbols| symbols.find("init_task")) else {
+        return Ok(Err("the address of init_task is not known"));
+    };
+    let at = GuestVirt::new(init_task.get().wrapping_add(canary));
+    Ok(Ok(BootValue {
+        at,
+        bytes: view.space().levels.pointer_bytes(),
+        value: view.word(at)?,
+    }))
 }
 
 /// The kernel's own symbols, those of a System.map, or, with both, the former once the latter agrees.
@@ -256,18 +408,14 @@ fn all_symbols<M: GuestMemory>(
     memory: &mut M,
     kernel: &Identified,
     system_map: Option<&Path>,
-) -> Result<Symbols, BuildError> {
+) -> Result<Option<Symbols>, BuildError> {
     let by_file = system_map
         .map(|file| system_map::read(file, &kernel.info, WANTED))
         .transpose()?;
-    if kernel.symbols.is_some() && !kernel.pointed_at {
-        // Good enough to show which kernel it may be; a profile wants the kernel's own word for its note.
-        return Err(BuildError::NoSymbol("vmcoreinfo_note"));
-    }
     match (&kernel.symbols, by_file) {
-        (Some(own), None) => Ok(own.clone()),
+        (Some(own), None) => Ok(Some(own.clone())),
         (Some(own), Some(by_file)) => match own.differ(&by_file, WANTED) {
-            None => Ok(own.clone()),
+            None => Ok(Some(own.clone())),
             Some((name, one, two)) => Err(BuildError::MapDisagrees {
                 what: name,
                 by_file: two.get(),
@@ -280,10 +428,10 @@ fn all_symbols<M: GuestMemory>(
                 .find("vmcoreinfo_note")
                 .ok_or(BuildError::NoSymbol("vmcoreinfo_note"))?;
             let mut view = KernelView::new(memory, kernel.space);
-            let own = GuestVirt::new(view.u64(pointer)?);
+            let own = GuestVirt::new(view.word(pointer)?);
             let own = view.translate(own)?;
             if own == kernel.note_at {
-                Ok(by_file)
+                Ok(Some(by_file))
             } else {
                 Err(BuildError::MapDisagrees {
                     what: "place of the VMCOREINFO note",
@@ -292,7 +440,7 @@ fn all_symbols<M: GuestMemory>(
                 })
             }
         }
-        (None, None) => Err(BuildError::NoSymbols),
+        (None, None) => Ok(None),
     }
 }
 

@@ -58,8 +58,8 @@ pub enum VmcoreInfoError {
     /// The note claims more text than the kernel reserves, or none.
     #[error("a VMCOREINFO note claims {0} bytes of text (1 to {MAX_TEXT} are possible)")]
     TextSize(u32),
-    /// The text's end lies in a page that could not be read.
-    #[error("the VMCOREINFO note's second page could not be read: {0:?}")]
+    /// A page of the note could not be read.
+    #[error("a page of the VMCOREINFO note could not be read: {0:?}")]
     Unreadable(ReadError),
     /// A line is not printable ASCII, has no `=`, or a value that is no number.
     #[error("line {line} of a VMCOREINFO note is malformed: {text:?}")]
@@ -95,23 +95,19 @@ impl VmcoreInfo {
             && bytes[12..12 + NAME.len()] == *NAME
     }
 
-    /// Reads and parses the note that begins at `at`, the start of a frame.
+    /// Reads and parses the note that begins at `at`. Its text may run into the next frame.
     ///
     /// # Errors
     /// [`VmcoreInfoError`].
     pub fn read<M: GuestMemory + ?Sized>(memory: &mut M, at: GuestPhys) -> Result<Self, VmcoreInfoError> {
-        // The text may run into the next page, by as much as the note's header takes of the first.
-        let mut bytes = vec![0; 2 * PAGE_SIZE];
-        let (first, second) = bytes.split_at_mut(PAGE_SIZE);
-        memory.read(at, first).map_err(VmcoreInfoError::Unreadable)?;
-        let length = Self::text_length(first)?;
-        if TEXT_OFFSET + length > PAGE_SIZE {
-            let next = at
-                .checked_add(PAGE_SIZE as u64)
-                .ok_or(VmcoreInfoError::Unreadable(ReadError::CrossesFrame(at)))?;
-            memory.read(next, second).map_err(VmcoreInfoError::Unreadable)?;
-        }
-        Self::parse_text(&bytes[TEXT_OFFSET..TEXT_OFFSET + length])
+        let mut header = [0; TEXT_OFFSET];
+        read_across(memory, at, &mut header)?;
+        let mut text = vec![0; Self::text_length(&header)?];
+        let begin = at
+            .checked_add(TEXT_OFFSET as u64)
+            .ok_or(VmcoreInfoError::Unreadable(ReadError::CrossesFrame(at)))?;
+        read_across(memory, begin, &mut text)?;
+        Self::parse_text(&text)
     }
 
     fn text_length(header: &[u8]) -> Result<usize, VmcoreInfoError> {
@@ -260,6 +256,26 @@ impl VmcoreInfo {
                 Some((name.as_str(), GuestVirt::new(u64::try_from(*value).ok()?)))
             })
     }
+}
+
+/// Reads physical memory across frames.
+fn read_across<M: GuestMemory + ?Sized>(
+    memory: &mut M,
+    at: GuestPhys,
+    into: &mut [u8],
+) -> Result<(), VmcoreInfoError> {
+    let mut done = 0;
+    while done < into.len() {
+        let here = at
+            .checked_add(done as u64)
+            .ok_or(VmcoreInfoError::Unreadable(ReadError::CrossesFrame(at)))?;
+        let length = (into.len() - done).min(PAGE_SIZE - here.offset());
+        memory
+            .read(here, &mut into[done..done + length])
+            .map_err(VmcoreInfoError::Unreadable)?;
+        done += length;
+    }
+    Ok(())
 }
 
 fn missing(kind: Kind, name: &str) -> VmcoreInfoError {

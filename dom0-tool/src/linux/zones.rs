@@ -5,22 +5,25 @@
 use lacuna_core::{GuestMemory, GuestVirt, MAX_ZONES, ZoneCounter};
 use thiserror::Error;
 
+use super::facts::{FactError, Facts};
 use super::kernel_view::{KernelView, ViewError};
-use super::layout::{Layout, LayoutError};
 use super::vmcoreinfo::{Kind, VmcoreInfo, VmcoreInfoError};
 
 /// Most memory nodes (`CONFIG_NODES_SHIFT` is at most 10).
 const MAX_NODES: u64 = 1024;
 
+/// Most zones of a node: `MAX_NR_ZONES` is at most 7 so far (`include/linux/mmzone.h`).
+const MAX_NODE_ZONES: u64 = 16;
+
 /// Why the counters were not found.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ZonesError {
     /// VMCOREINFO lacks a line.
     #[error(transparent)]
     Note(#[from] VmcoreInfoError),
-    /// The layout lacks a number.
+    /// A number of a structure is missing.
     #[error(transparent)]
-    Layout(#[from] LayoutError),
+    Fact(#[from] FactError),
     /// Kernel memory is not readable.
     #[error(transparent)]
     View(#[from] ViewError),
@@ -50,6 +53,15 @@ pub struct Zone {
     pub counter: ZoneCounter,
 }
 
+/// A memory node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its number.
+    pub number: u64,
+    /// Its `struct pglist_data`.
+    pub data: u64,
+}
+
 /// Finds every zone that spans memory.
 ///
 /// # Errors
@@ -57,35 +69,37 @@ pub struct Zone {
 pub fn find_zones<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     info: &VmcoreInfo,
-    layout: &Layout,
+    facts: &Facts,
 ) -> Result<Vec<Zone>, ZonesError> {
-    let zone_bytes = info.unsigned(Kind::Size, "zone")?;
-    let zones_at = info.unsigned(Kind::Offset, "pglist_data.node_zones")?;
-    let spanned_at = info.unsigned(Kind::Offset, "zone.spanned_pages")?;
-    let areas_at = info.unsigned(Kind::Offset, "zone.free_area")?;
-    let stride = narrow("SIZE(free_area)", info.unsigned(Kind::Size, "free_area")?)?;
+    let word = view.space().levels.pointer_bytes();
+    let zone_bytes = facts.at_most("sizeof(struct zone)", 1 << 20)?;
+    let zones_at = facts.at_most("offsetof(struct pglist_data,node_zones)", 1 << 30)?;
+    let spanned_at = facts.at_most("offsetof(struct zone,spanned_pages)", zone_bytes)?;
+    let areas_at = facts.at_most("offsetof(struct zone,free_area)", zone_bytes)?;
+    let stride = narrow("sizeof(struct free_area)", facts.get("sizeof(struct free_area)")?)?;
     let count_offset = narrow(
-        "offsetof(nr_free)",
-        layout.fact("offsetof(struct free_area,nr_free)")?,
+        "offsetof(struct free_area,nr_free)",
+        facts.get("offsetof(struct free_area,nr_free)")?,
     )?;
-    let per_node = layout.fact("MAX_NR_ZONES")?;
-    if !(1..=16).contains(&per_node) {
-        return Err(ZonesError::Impossible {
-            name: "MAX_NR_ZONES",
-            value: per_node,
-        });
-    }
-    if zone_bytes == 0 || zone_bytes > 1 << 20 {
-        return Err(ZonesError::Impossible {
-            name: "SIZE(zone)",
-            value: zone_bytes,
-        });
-    }
+    // How many there can be is a constant of the headers; how many a node has it says itself.
+    let constant = facts.find("MAX_NR_ZONES")?;
+    let member = facts.find("offsetof(struct pglist_data,nr_zones)")?;
     let mut zones = Vec::new();
-    for (node, data) in nodes(view, info)? {
+    for Node { number, data } in find_nodes(view, info)? {
+        let per_node = match (constant, member) {
+            (Some(constant), _) => constant,
+            (None, Some(member)) => u64::from(view.u32(GuestVirt::new(data.wrapping_add(member)))?),
+            (None, None) => facts.get("MAX_NR_ZONES")?,
+        };
+        if per_node > MAX_NODE_ZONES {
+            return Err(ZonesError::Impossible {
+                name: "the number of zones of a node",
+                value: per_node,
+            });
+        }
         for index in 0..per_node {
             let zone = data.wrapping_add(zones_at).wrapping_add(index * zone_bytes);
-            let spanned = view.u64(GuestVirt::new(zone.wrapping_add(spanned_at)))?;
+            let spanned = view.word(GuestVirt::new(zone.wrapping_add(spanned_at)))?;
             if spanned == 0 {
                 continue;
             }
@@ -94,14 +108,14 @@ pub fn find_zones<M: GuestMemory>(
             }
             let array = GuestVirt::new(zone.wrapping_add(areas_at));
             zones.push(Zone {
-                node,
+                node: number,
                 index,
                 spanned,
                 counter: ZoneCounter {
                     array,
                     stride,
                     count_offset,
-                    count_bytes: 8,
+                    count_bytes: word,
                 },
             });
         }
@@ -110,12 +124,18 @@ pub fn find_zones<M: GuestMemory>(
 }
 
 /// Number and `pglist_data` of every node.
-fn nodes<M: GuestMemory>(
+///
+/// # Errors
+/// [`ZonesError`].
+pub fn find_nodes<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     info: &VmcoreInfo,
-) -> Result<Vec<(u64, u64)>, ZonesError> {
+) -> Result<Vec<Node>, ZonesError> {
     if let Some(only) = info.find_symbol("contig_page_data") {
-        return Ok(vec![(0, only.get())]);
+        return Ok(vec![Node {
+            number: 0,
+            data: only.get(),
+        }]);
     }
     let table = info.symbol("node_data")?.get();
     let length = info.unsigned(Kind::Length, "node_data")?;
@@ -125,11 +145,12 @@ fn nodes<M: GuestMemory>(
             value: length,
         });
     }
+    let width = u64::from(view.space().levels.pointer_bytes());
     let mut nodes = Vec::new();
-    for node in 0..length {
-        let data = view.u64(GuestVirt::new(table.wrapping_add(node * 8)))?;
+    for number in 0..length {
+        let data = view.word(GuestVirt::new(table.wrapping_add(number * width)))?;
         if data != 0 {
-            nodes.push((node, data));
+            nodes.push(Node { number, data });
         }
     }
     Ok(nodes)

@@ -1,0 +1,572 @@
+//! What is known of a kernel's structures, number by number, each with the source that says so.
+//!
+//! Where two sources speak of the same number they must agree: [`Facts::get`] refuses otherwise, with both values. Names are
+//! C expressions, the same as in a [`Layout`]'s facts, so that sources can be shown side by side.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+
+use lacuna_core::{Field, Predicate};
+use thiserror::Error;
+
+use super::btf::Btf;
+use super::layout::Layout;
+use super::vmcoreinfo::{Kind, VmcoreInfo};
+
+/// Where a number comes from, the most trusted first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The kernel's headers, compiled and run.
+    Stub,
+    /// The kernel's VMCOREINFO note.
+    VmcoreInfo,
+    /// The kernel's BTF.
+    Btf,
+    /// The kernel's own lists of free blocks, for the mark alone: what all pages on them hold.
+    FreeLists,
+}
+
+impl Source {
+    /// As `--source` and `--json` have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stub => "stub",
+            Self::VmcoreInfo => "vmcoreinfo",
+            Self::Btf => "btf",
+            Self::FreeLists => "free-lists",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// Why a number cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum FactError {
+    /// No source gives it.
+    #[error("{name} is given by none of the sources ({asked})")]
+    Missing {
+        /// The C expression.
+        name: String,
+        /// Those asked.
+        asked: String,
+    },
+    /// Two sources differ.
+    #[error("{name}: {one} by {one_source}, {other} by {other_source}")]
+    Disagree {
+        /// The C expression.
+        name: String,
+        /// By the first.
+        one: String,
+        /// The first.
+        one_source: Source,
+        /// By the second.
+        other: String,
+        /// The second.
+        other_source: Source,
+    },
+    /// The number that marks a free page has no known meaning.
+    #[error("PAGE_BUDDY_MAPCOUNT_VALUE {0:#010x} is none of the kernel's ways to mark a free page")]
+    Mark(u32),
+    /// A number is out of the question.
+    #[error("{name} is {value}, which is not possible")]
+    Impossible {
+        /// The C expression.
+        name: String,
+        /// Its value.
+        value: u64,
+    },
+}
+
+/// See the module's header.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    sources: Vec<Source>,
+    by_name: BTreeMap<String, BTreeMap<Source, u64>>,
+    marks: BTreeMap<Source, Predicate>,
+}
+
+/// Names in BTF and VMCOREINFO of what is needed: expression, structure, member.
+const OFFSETS: &[(&str, &str, &str)] = &[
+    ("offsetof(struct page,flags)", "page", "flags"),
+    ("offsetof(struct page,lru)", "page", "lru"),
+    ("offsetof(struct page,_mapcount)", "page", "_mapcount"),
+    ("offsetof(struct page,private)", "page", "private"),
+    ("offsetof(struct page,_refcount)", "page", "_refcount"),
+    ("offsetof(struct zone,free_area)", "zone", "free_area"),
+    ("offsetof(struct zone,spanned_pages)", "zone", "spanned_pages"),
+    ("offsetof(struct free_area,free_list)", "free_area", "free_list"),
+    (
+        "offsetof(struct pglist_data,node_zones)",
+        "pglist_data",
+        "node_zones",
+    ),
+    ("offsetof(struct pglist_data,nr_zones)", "pglist_data", "nr_zones"),
+    (
+        "offsetof(struct pglist_data,node_start_pfn)",
+        "pglist_data",
+        "node_start_pfn",
+    ),
+    (
+        "offsetof(struct pglist_data,node_spanned_pages)",
+        "pglist_data",
+        "node_spanned_pages",
+    ),
+    (
+        "offsetof(struct pglist_data,node_mem_map)",
+        "pglist_data",
+        "node_mem_map",
+    ),
+    (
+        "offsetof(struct mem_section,section_mem_map)",
+        "mem_section",
+        "section_mem_map",
+    ),
+];
+/// Structures whose size is wanted.
+const SIZES: &[(&str, &str)] = &[
+    ("sizeof(struct page)", "page"),
+    ("sizeof(struct zone)", "zone"),
+    ("sizeof(struct free_area)", "free_area"),
+    ("sizeof(struct pglist_data)", "pglist_data"),
+    ("sizeof(struct mem_section)", "mem_section"),
+];
+/// What [`Facts::add_btf`] asks of BTF.
+pub const BTF_STRUCTURES: &[&str] = &[
+    "page",
+    "zone",
+    "free_area",
+    "pglist_data",
+    "mem_section",
+    "static_key",
+    "task_struct",
+];
+/// Enumerators that [`Facts::add_btf`] asks of BTF.
+pub const BTF_ENUMERATORS: &[&str] = &["PGTY_buddy", "__MAX_NR_ZONES"];
+
+impl Facts {
+    /// Which sources spoke.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    fn add(&mut self, source: Source, name: &str, value: u64) {
+        self.by_name
+            .entry(name.to_owned())
+            .or_default()
+            .insert(source, value);
+    }
+
+    /// Takes in a layout.
+    pub fn add_layout(&mut self, layout: &Layout) {
+        let source = Source::Stub;
+        self.sources.push(source);
+        for (name, known) in &layout.facts {
+            self.add(source, name, known.value);
+        }
+        self.add(source, "sizeof(struct page)", u64::from(layout.descriptor_bytes));
+        if let Some(blocks) = layout.free.blocks {
+            self.add(
+                source,
+                "offsetof(struct page,private)",
+                u64::from(blocks.order.offset),
+            );
+        }
+        if let Some(references) = layout.free.conditions.first() {
+            self.add(
+                source,
+                "offsetof(struct page,_refcount)",
+                u64::from(references.field.offset),
+            );
+        }
+        self.add(source, "orders", u64::from(layout.free.max_order().get()) + 1);
+        self.marks.insert(source, layout.free.predicate);
+    }
+
+    /// Takes in a note. `pointer` is the width of the kernel's pointers.
+    ///
+    /// # Errors
+    /// [`FactError::Mark`].
+    pub fn add_vmcoreinfo(&mut self, info: &VmcoreInfo, pointer: u64) -> Result<(), FactError> {
+        let source = Source::VmcoreInfo;
+        self.sources.push(source);
+        let mut found = Vec::new();
+        for (name, structure) in SIZES {
+            found.push((*name, info.unsigned(Kind::Size, structure).ok()));
+        }
+        for (name, structure, member) in OFFSETS {
+            found.push((
+                *name,
+                info.unsigned(Kind::Offset, &format!("{structure}.{member}")).ok(),
+            ));
+        }
+        // Until 4.6 the reference count was called _count.
+        if info.unsigned(Kind::Offset, "page._refcount").is_err() {
+            found.push((
+                "offsetof(struct page,_refcount)",
+                info.unsigned(Kind::Offset, "page._count").ok(),
+            ));
+        }
+        found.push(("orders", info.unsigned(Kind::Length, "zone.free_area").ok()));
+        found.push((
+            "SECTION_SIZE_BITS",
+            info.unsigned(Kind::Number, "SECTION_SIZE_BITS").ok(),
+        ));
+        // struct free_area is the lists, of two pointers each, and the count behind them (include/linux/mmzone.h).
+        if let (Ok(at), Ok(lists)) = (
+            info.unsigned(Kind::Offset, "free_area.free_list"),
+            info.unsigned(Kind::Length, "free_area.free_list"),
+        ) {
+            if lists <= 64 {
+                found.push((
+                    "offsetof(struct free_area,nr_free)",
+                    Some(at + lists * 2 * pointer),
+                ));
+            }
+        }
+        for (name, value) in found {
+            if let Some(value) = value {
+                self.add(source, name, value);
+            }
+        }
+        if let (Ok(value), Ok(at)) = (
+            info.wrapping_number("PAGE_BUDDY_MAPCOUNT_VALUE"),
+            info.unsigned(Kind::Offset, "page._mapcount"),
+        ) {
+            let value = u32::try_from(value & 0xffff_ffff).unwrap_or(0);
+            let predicate = mark_of_value(value, at).ok_or(FactError::Mark(value))?;
+            self.marks.insert(source, predicate);
+        } else if let (Ok(bit), Ok(at)) = (
+            info.unsigned(Kind::Number, "PG_buddy"),
+            info.unsigned(Kind::Offset, "page.flags"),
+        ) {
+            if let Some(predicate) = mark_of_flag(bit, at) {
+                self.marks.insert(source, predicate);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in BTF.
+    pub fn add_btf(&mut self, btf: &Btf) {
+        let source = Source::Btf;
+        self.sources.push(source);
+        for (name, structure) in SIZES {
+            if let Some(value) = btf.size(structure) {
+                self.add(source, name, value);
+            }
+        }
+        for (name, structure, member) in OFFSETS {
+            if let Some(value) = btf.offset(structure, member) {
+                self.add(source, name, value);
+            }
+        }
+        for (name, value) in [
+            (
+                "offsetof(struct free_area,nr_free)",
+                btf.offset("free_area", "nr_free"),
+            ),
+            (
+                "offsetof(struct static_key,enabled)",
+                btf.offset("static_key", "enabled"),
+            ),
+            (
+                "offsetof(struct task_struct,stack_canary)",
+                btf.offset("task_struct", "stack_canary"),
+            ),
+            ("orders", btf.elements("zone", "free_area")),
+            ("MAX_NR_ZONES", btf.elements("pglist_data", "node_zones")),
+        ] {
+            if let Some(value) = value {
+                self.add(source, name, value);
+            }
+        }
+        // The type has a byte of its own since 6.12; the field is called page_type where BTF has it.
+        let at = btf
+            .offset("page", "page_type")
+            .or_else(|| btf.offset("page", "_mapcount"));
+        if let (Some(byte), Some(at)) = (btf.enumerator("PGTY_buddy"), at) {
+            if let Ok(byte) = u8::try_from(byte) {
+                self.marks
+                    .extend(mark_of_value(u32::from(byte) << 24, at).map(|mark| (source, mark)));
+            }
+        }
+    }
+
+    /// Takes in what the pages on the kernel's own free lists hold in the four bytes of `_mapcount`.
+    ///
+    /// # Errors
+    /// [`FactError`].
+    pub fn add_free_lists(&mut self, value: u32) -> Result<(), FactError> {
+        let at = self.get("offsetof(struct page,_mapcount)")?;
+        let predicate = mark_of_value(value, at).ok_or(FactError::Mark(value))?;
+        self.sources.push(Source::FreeLists);
+        self.marks.insert(Source::FreeLists, predicate);
+        Ok(())
+    }
+
+    /// A number on which all sources that give it agree.
+    ///
+    /// # Errors
+    /// [`FactError`].
+    pub fn get(&self, name: &str) -> Result<u64, FactError> {
+        self.find(name)?.ok_or_else(|| FactError::Missing {
+            name: name.to_owned(),
+            asked: self
+                .sources
+                .iter()
+                .map(|source| source.name())
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+    }
+
+    /// The same, if any source gives it.
+    ///
+    /// # Errors
+    /// [`FactError::Disagree`].
+    pub fn find(&self, name: &str) -> Result<Option<u64>, FactError> {
+        let Some(values) = self.by_name.get(name) else {
+            return Ok(None);
+        };
+        let mut values = values.iter();
+        let Some((first_source, first)) = values.next() else {
+            return Ok(None);
+        };
+        match values.find(|(_, value)| *value != first) {
+            None => Ok(Some(*first)),
+            Some((source, value)) => Err(FactError::Disagree {
+                name: name.to_owned(),
+                one: first.to_string(),
+                one_source: *first_source,
+                other: value.to_string(),
+                other_source: *source,
+            }),
+        }
+    }
+
+    /// A number that has to be at most `most`.
+    ///
+    /// # Errors
+    /// [`FactError`].
+    pub fn at_most(&self, name: &str, most: u64) -> Result<u64, FactError> {
+        let value = self.get(name)?;
+        if value <= most {
+            Ok(value)
+        } else {
+            Err(FactError::Impossible {
+                name: name.to_owned(),
+                value,
+            })
+        }
+    }
+
+    /// Holds all that sources give against each other.
+    ///
+    /// # Errors
+    /// [`FactError::Disagree`].
+    pub fn check(&self) -> Result<Vec<String>, FactError> {
+        let mut agreed = Vec::new();
+        for (name, values) in &self.by_name {
+            if let Some(value) = self.find(name)? {
+                if values.len() > 1 {
+                    agreed.push(format!("{name} = {value}"));
+                }
+            }
+        }
+        if let Some(mark) = self.mark()? {
+            if self.marks.len() > 1 {
+                agreed.push(format!("a free page: {}", describe(&mark)));
+            }
+        }
+        Ok(agreed)
+    }
+
+    /// What marks a free page, by the most trusted source, if the others agree.
+    ///
+    /// # Errors
+    /// [`FactError::Disagree`].
+    pub fn mark(&self) -> Result<Option<Predicate>, FactError> {
+        let mut marks = self.marks.iter();
+        let Some((first_source, first)) = marks.next() else {
+            return Ok(None);
+        };
+        for (source, other) in marks {
+            if !same_mark(first, other) {
+                return Err(FactError::Disagree {
+                    name: "the mark of a free page".to_owned(),
+                    one: describe(first),
+                    one_source: *first_source,
+                    other: describe(other),
+                    other_source: *source,
+                });
+            }
+        }
+        Ok(Some(*first))
+    }
+
+    /// Every number with what each source says.
+    pub fn table(&self) -> impl Iterator<Item = (&str, &BTreeMap<Source, u64>)> {
+        self.by_name.iter().map(|(name, values)| (name.as_str(), values))
+    }
+
+    /// What marks a free page, by each source.
+    pub fn marks(&self) -> impl Iterator<Item = (Source, &Predicate)> {
+        self.marks.iter().map(|(source, mark)| (*source, mark))
+    }
+}
+
+/// The test of a kernel whose free pages hold `value` in the four bytes at `at` (`_mapcount`, `page_type`).
+fn mark_of_value(value: u32, at: u64) -> Option<Predicate> {
+    let field = Field {
+        offset: u16::try_from(at).ok()?,
+        width: 4,
+    };
+    let cleared = !value;
+    let (mask, expected) = if value.trailing_zeros() >= 24 && value >> 28 == 0xf {
+        // Since 6.12 the type is the upper byte (include/linux/page-flags.h, PGTY_buddy).
+        (0xff00_0000, u64::from(value))
+    } else if value > 0xffff_ff00 && value.trailing_zeros() >= 7
+        || (0xffff_fff0..0xffff_ffff).contains(&value)
+    {
+        // 2.6.38: -2; up to 4.17: -128. _mapcount is compared as a whole (PAGE_BUDDY_MAPCOUNT_VALUE).
+        (0xffff_ffff, u64::from(value))
+    } else if cleared.is_power_of_two() && cleared < 1 << 28 {
+        // 4.18 to 6.10: a cleared bit below an upper nibble that is set (PAGE_TYPE_BASE 0xf0000000).
+        (u64::from(0xf000_0000 | cleared), 0xf000_0000)
+    } else if cleared.is_power_of_two() && cleared < 1 << 31 {
+        // 6.11: the same with PAGE_TYPE_BASE 0x80000000.
+        (u64::from(0x8000_0000 | cleared), 0x8000_0000)
+    } else {
+        return None;
+    };
+    Some(Predicate {
+        field,
+        mask,
+        expected,
+    })
+}
+
+/// The test of a kernel that marks free pages by bit `bit` of `page.flags` at `at` (up to 2.6.37).
+fn mark_of_flag(bit: u64, at: u64) -> Option<Predicate> {
+    let mask = 1_u64
+        .checked_shl(u32::try_from(bit).ok()?)
+        .filter(|mask| *mask < 1 << 32)?;
+    Some(Predicate {
+        field: Field {
+            offset: u16::try_from(at).ok()?,
+            width: 4,
+        },
+        mask,
+        expected: mask,
+    })
+}
+
+/// Whether two tests look at the same bits for the same values, however wide the member is that each reads.
+fn same_mark(one: &Predicate, other: &Predicate) -> bool {
+    let bytes = |predicate: &Predicate| {
+        let mut found = Vec::new();
+        for index in 0..u16::from(predicate.field.width.min(8)) {
+            let at = |value: u64| value >> (8 * index) & 0xff;
+            if at(predicate.mask) != 0 {
+                found.push((
+                    predicate.field.offset + index,
+                    at(predicate.mask),
+                    at(predicate.expected),
+                ));
+            }
+        }
+        found
+    };
+    bytes(one) == bytes(other)
+}
+
+/// A predicate in words.
+pub fn describe(predicate: &Predicate) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write!(
+        text,
+        "(the {} byte(s) at {} & {:#x}) == {:#x}",
+        predicate.field.width, predicate.field.offset, predicate.mask, predicate.expected
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn holds(value: u32, found: u32) -> bool {
+        mark_of_value(value, 48).unwrap().holds(u64::from(found))
+    }
+
+    #[test]
+    fn each_eras_value_becomes_that_eras_test() {
+        // 6.12: a byte, not a mask: slab, offline and unaccepted share bits with buddy.
+        for (found, free) in [
+            (0xf000_0000, true),
+            (0xf500_0000, false),
+            (0xf100_0000, false),
+            (0xffff_ffff, false),
+        ] {
+            assert_eq!(holds(0xf000_0000, found), free, "{found:#x}");
+        }
+        // 5.10: the bit 0x80 cleared; offline clears another.
+        for (found, free) in [
+            (0xffff_ff7f, true),
+            (0xffff_ffff, false),
+            (0xffff_feff, false),
+            (0, false),
+        ] {
+            assert_eq!(holds(0xffff_ff7f, found), free, "{found:#x}");
+        }
+        // 6.11.
+        for (found, free) in [
+            (0xbfff_ffff, true),
+            (0xffff_ffff, false),
+            (0xdfff_ffff, false),
+            (3, false),
+        ] {
+            assert_eq!(holds(0xbfff_ffff, found), free, "{found:#x}");
+        }
+        // 4.17: -128 and nothing else; 2.6.38: -2.
+        assert!(holds(0xffff_ff80, 0xffff_ff80) && !holds(0xffff_ff80, 0xffff_ffff));
+        assert!(holds(0xffff_fffe, 0xffff_fffe) && !holds(0xffff_fffe, 0xffff_ffff));
+        assert_eq!(mark_of_value(0x1234_5678, 48), None);
+    }
+
+    #[test]
+    fn a_byte_and_the_number_that_holds_it_are_the_same_test() {
+        let byte = Predicate {
+            field: Field { offset: 51, width: 1 },
+            mask: 0xff,
+            expected: 0xf0,
+        };
+        let number = mark_of_value(0xf000_0000, 48).unwrap();
+        assert!(same_mark(&byte, &number));
+        assert!(!same_mark(&byte, &mark_of_value(0xf100_0000, 48).unwrap()));
+    }
+
+    #[test]
+    fn sources_that_differ_are_refused_with_both_values() {
+        let mut facts = Facts::default();
+        facts.add(Source::Stub, "sizeof(struct page)", 64);
+        assert_eq!(facts.get("sizeof(struct page)").unwrap(), 64);
+        facts.add(Source::Btf, "sizeof(struct page)", 56);
+        assert!(matches!(
+            facts.get("sizeof(struct page)"),
+            Err(FactError::Disagree { .. })
+        ));
+        assert!(matches!(
+            facts.get("sizeof(struct zone)"),
+            Err(FactError::Missing { .. })
+        ));
+        assert!(facts.check().is_err());
+    }
+}
