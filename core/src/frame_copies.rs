@@ -5,10 +5,10 @@ use crate::{
     value_by_bytes,
 };
 
-/// Frames kept: descriptors come from one, the page tables that lead to them from another.
-const KEPT: usize = 2;
+/// Frames kept: descriptors come from one, the page tables that lead to them, at most five, from others.
+const KEPT: usize = 8;
 
-/// Reads another memory by whole frames, of which it keeps the last two, so that going along an array of descriptors asks
+/// Reads another memory by whole frames, of which it keeps the last few, so that going along an array of descriptors asks
 /// that memory once for each 4 KiB and not once for each member.
 ///
 /// Only for memory that does not change: a dump, or a guest that is kept paused. Too large for the hypervisor's stack.
@@ -18,6 +18,8 @@ pub struct FrameCopies<M> {
     frames: [Copied; KEPT],
     /// Which of them was used last.
     recent: usize,
+    /// Which of them was filled last.
+    filled: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -28,6 +30,7 @@ struct Copied {
 
 impl<M: GuestMemory> FrameCopies<M> {
     /// Reads `memory`.
+    #[allow(clippy::large_stack_arrays)] // one for each scan, in Dom0, whose stacks have megabytes
     pub const fn new(memory: M) -> Self {
         const EMPTY: Copied = Copied {
             gfn: None,
@@ -37,12 +40,13 @@ impl<M: GuestMemory> FrameCopies<M> {
             memory,
             frames: [EMPTY; KEPT],
             recent: 0,
+            filled: 0,
         }
     }
 
     #[inline]
     fn frame(&mut self, gfn: Gfn) -> Result<&[u8; PAGE_SIZE], ReadError> {
-        let recent = self.recent & 1;
+        let recent = self.recent % KEPT;
         let slot = if self.frames[recent].gfn == Some(gfn) {
             recent
         } else {
@@ -51,18 +55,23 @@ impl<M: GuestMemory> FrameCopies<M> {
         Ok(&self.frames[slot].bytes)
     }
 
-    /// Makes the frame that was not used last hold `gfn`, unless it does.
+    /// Finds `gfn` among the frames kept, or puts it in the place of the one that was filled first.
     fn other_frame(&mut self, gfn: Gfn) -> Result<usize, ReadError> {
-        let other = 1 - (self.recent & 1);
-        let frame = &mut self.frames[other];
-        if frame.gfn != Some(gfn) {
+        let kept = self.frames.iter().position(|frame| frame.gfn == Some(gfn));
+        let slot = if let Some(slot) = kept {
+            slot
+        } else {
+            let slot = (self.filled + 1) % KEPT;
+            let frame = &mut self.frames[slot];
             frame.gfn = None;
             let at = gfn.base().ok_or(ReadError::Absent(gfn))?;
             self.memory.read(at, &mut frame.bytes)?;
             frame.gfn = Some(gfn);
-        }
-        self.recent = other;
-        Ok(other)
+            self.filled = slot;
+            slot
+        };
+        self.recent = slot;
+        Ok(slot)
     }
 }
 

@@ -60,6 +60,26 @@ pub trait GuestMemory {
     }
 }
 
+impl<M: GuestMemory + ?Sized> GuestMemory for &mut M {
+    fn read(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<(), ReadError> {
+        (**self).read(at, into)
+    }
+
+    #[inline]
+    fn read_value(&mut self, at: GuestPhys, width: u8) -> Result<u64, ReadError> {
+        (**self).read_value(at, width)
+    }
+
+    #[inline]
+    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+        (**self).failing(row, test)
+    }
+
+    fn is_zero(&mut self, gfn: Gfn) -> Result<bool, ReadError> {
+        (**self).is_zero(gfn)
+    }
+}
+
 /// [`GuestMemory::read_value`] by [`GuestMemory::read`] alone: for memory that has no better way, or not for a value that
 /// straddles two frames.
 ///

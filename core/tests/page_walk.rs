@@ -32,6 +32,15 @@ fn sign_extended(value: u64, bits: u32) -> u64 {
     (low ^ sign).wrapping_sub(sign)
 }
 
+const fn name(error: WalkError) -> &'static str {
+    match error {
+        WalkError::NotCanonical(_) => "not canonical",
+        WalkError::NotPresent { .. } => "not present",
+        WalkError::Malformed { .. } => "malformed",
+        WalkError::Read(_) => "unreadable",
+    }
+}
+
 /// What an address means, by Intel SDM volume 3, tables 4-14 to 4-20. `Ok`: physical address and page size.
 fn by_the_manual(memory: &Memory, root: u64, levels: u32, address: u64) -> Result<(u64, u64), &'static str> {
     let significant = 12 + 9 * levels;
@@ -64,6 +73,71 @@ fn by_the_manual(memory: &Memory, root: u64, levels: u32, address: u64) -> Resul
         table = address_bits / 4096 * 4096;
     }
     unreachable!("level 1 maps a page")
+}
+
+/// The same for two levels of 4-byte entries: Intel SDM volume 3, tables 4-4 to 4-6.
+fn two_levels_by_the_manual(memory: &Memory, root: u64, address: u64) -> Result<(u64, u64), &'static str> {
+    if address > 0xffff_ffff {
+        return Err("not canonical");
+    }
+    let entry = |table: u64, index: u64| {
+        let at = table + 4 * index;
+        if at / 4096 >= memory.frames {
+            return Err("unreadable");
+        }
+        let word = memory.words.get(&(at / 8 * 8)).copied().unwrap_or(0);
+        let entry = if at % 8 == 0 {
+            word & 0xffff_ffff
+        } else {
+            word >> 32
+        };
+        if entry % 2 == 0 {
+            Err("not present")
+        } else {
+            Ok(entry)
+        }
+    };
+    let directory = entry(root, address / 0x40_0000)?;
+    if directory & 0x80 != 0 {
+        let low = directory / 0x40_0000 * 0x40_0000;
+        let high = directory / 0x2000 % 0x100;
+        return Ok(((high << 32) + low + address % 0x40_0000, 0x40_0000));
+    }
+    let table = entry(directory / 4096 * 4096, address / 4096 % 1024)?;
+    Ok((table / 4096 * 4096 + address % 4096, 4096))
+}
+
+/// The same for PAE: SDM volume 3, tables 4-8 to 4-11.
+fn pae_by_the_manual(memory: &Memory, root: u64, address: u64) -> Result<(u64, u64), &'static str> {
+    if address > 0xffff_ffff {
+        return Err("not canonical");
+    }
+    let entry = |table: u64, index: u64| {
+        let at = table + 8 * index;
+        if at / 4096 >= memory.frames {
+            return Err("unreadable");
+        }
+        let entry = memory.words.get(&at).copied().unwrap_or(0);
+        if entry % 2 == 0 {
+            Err("not present")
+        } else {
+            Ok(entry)
+        }
+    };
+    let place = |entry: u64| entry & 0x000f_ffff_ffff_f000;
+    let pointer = entry(root, address >> 30)?;
+    if pointer & 0x80 != 0 {
+        return Err("malformed");
+    }
+    let directory = entry(place(pointer), address >> 21 & 511)?;
+    if directory & 0x80 != 0 {
+        return Ok((
+            place(directory) / 0x20_0000 * 0x20_0000 + address % 0x20_0000,
+            0x20_0000,
+        ));
+    }
+    let table = entry(place(directory), address >> 12 & 511)?;
+    Ok((place(table) + address % 4096, 4096))
 }
 
 const FRAMES: u64 = 8;
@@ -116,14 +190,49 @@ proptest! {
                 prop_assert_eq!(mapping.translate(GuestVirt::new(start.wrapping_add(size))), None);
             }
             (Err(error), Err(expected)) => {
-                let name = match error {
-                    WalkError::NotCanonical(_) => "not canonical",
-                    WalkError::NotPresent { .. } => "not present",
-                    WalkError::Malformed { .. } => "malformed",
-                    WalkError::Read(_) => "unreadable",
-                };
-                prop_assert_eq!(name, expected);
+                prop_assert_eq!(name(error), expected);
             }
+            (found, expected) => prop_assert!(false, "{:?} but the manual says {:?}", found, expected),
+        }
+    }
+
+    #[test]
+    fn the_walk_of_a_32_bit_kernel_does_what_the_manual_says(
+        pae in any::<bool>(),
+        // As words of eight bytes: one entry, or two of four.
+        entries in prop::collection::vec((0..FRAMES, prop::sample::select(vec![0_u64, 1, 2, 255, 511]), entry(), entry()), 1..60),
+        top in prop::sample::select(vec![0_u64, 1, 2, 3, 511, 1022, 1023]),
+        middle in prop::sample::select(vec![0_u64, 1, 2, 255, 511]),
+        low in prop::sample::select(vec![0_u64, 1, 3, 511, 1023]),
+        offset in 0_u64..4096,
+        wide in prop::bool::weighted(0.05),
+    ) {
+        let mut memory = Memory { words: BTreeMap::new(), frames: FRAMES, reads: 0 };
+        for (frame, index, first, second) in entries {
+            let word = if pae { first } else { first & 0xffff_ffff | second << 32 };
+            memory.words.insert(frame << 12 | index << 3, word);
+        }
+        let address = if pae {
+            (top & 3) << 30 | middle << 21 | (low & 511) << 12 | offset
+        } else {
+            top << 22 | low << 12 | offset
+        } | u64::from(wide) << 32;
+        // The table of four entries need not lie at the start of its frame.
+        let (levels, root, expected) = if pae {
+            let root = 0x7e0;
+            (PagingLevels::Pae, root, pae_by_the_manual(&memory, root, address))
+        } else {
+            (PagingLevels::Two, 0, two_levels_by_the_manual(&memory, 0, address))
+        };
+        let found = walk(&mut memory, GuestPhys::new(root), levels, GuestVirt::new(address));
+        prop_assert!(memory.reads <= 3, "{} reads", memory.reads);
+        match (found, expected) {
+            (Ok(mapping), Ok((physical, size))) => {
+                prop_assert_eq!(mapping.translate(GuestVirt::new(address)), Some(GuestPhys::new(physical)));
+                prop_assert_eq!(1_u64 << mapping.shift, size);
+                prop_assert_eq!(mapping.translate(mapping.start), Some(mapping.base));
+            }
+            (Err(error), Err(expected)) => prop_assert_eq!(name(error), expected),
             (found, expected) => prop_assert!(false, "{:?} but the manual says {:?}", found, expected),
         }
     }

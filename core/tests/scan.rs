@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use lacuna_core::mock::{Config, Layout, MapPages, MockGuest};
+use lacuna_core::mock::{Config, Layout, MapPages, MockGuest, Model};
 use lacuna_core::{
     Bitmap, FreeCheck, Gfn, InUseReason, Order, PagingLevels, ScanStep, Scanner, UnknownReason, Verdict,
 };
@@ -38,16 +38,47 @@ fn act(guest: &mut MockGuest, action: &Action) {
     }
 }
 
+/// Page tables, and a memory model that kernels with such tables have.
+fn kernel() -> impl Strategy<Value = (PagingLevels, Model)> {
+    let levels = prop::sample::select(vec![
+        PagingLevels::Four,
+        PagingLevels::Five,
+        PagingLevels::Pae,
+        PagingLevels::Two,
+    ]);
+    let model = prop::sample::select(vec![
+        Model::Flat,
+        Model::Discontiguous,
+        Model::SectionsStatic,
+        Model::SectionsExtreme,
+        Model::Runs,
+    ]);
+    (levels, model, prop::bool::weighted(0.4)).prop_map(|(levels, model, vmemmap)| {
+        let model = if vmemmap && !levels.is_32_bit() {
+            Model::Vmemmap
+        } else {
+            model
+        };
+        (levels, model)
+    })
+}
+
+fn layout() -> impl Strategy<Value = Layout> {
+    let all: Vec<Layout> = Layout::ALL.into_iter().chain(Layout::WINDOWS).collect();
+    prop::sample::select(all)
+}
+
 prop_compose! {
     fn config()(
-        layout in prop::sample::select(&Layout::ALL[..]),
-        five in any::<bool>(),
+        layout in layout(),
+        (levels, model) in kernel(),
         map_pages in prop::sample::select(vec![MapPages::Small, MapPages::Large, MapPages::Huge]),
         hole in any::<bool>(),
     ) -> Config {
         Config {
             layout,
-            levels: if five { PagingLevels::Five } else { PagingLevels::Four },
+            levels,
+            model,
             map_pages,
             pages: 4096 + 512 + 7,
             hole: if hole { 2048..3072 } else { 0..0 },
@@ -114,9 +145,10 @@ proptest! {
         prop_assert_eq!(total.free + total.in_use + total.no_descriptor, guest.pages());
 
         let interior = |gfn: &Gfn| guest.free_block_of(*gfn).is_some_and(|(head, _)| head != *gfn);
-        prop_assert_eq!(read.iter().find(|gfn| interior(gfn)), None, "the interior of a block was read");
-        let heads = guest.free_blocks().len() as u64;
-        // One look for each page of the memory map that is not mapped.
+        let per_page = config.layout.per_page;
+        prop_assert_eq!(read.iter().find(|gfn| interior(gfn) && !per_page), None, "the interior of a block was read");
+        let heads = if per_page { total.free } else { guest.free_blocks().len() as u64 };
+        // One look for each page of the memory map that is not mapped, or for a section or a run that is not there.
         let missing_pages = total.no_descriptor * u64::from(config.layout.descriptor_bytes) / 4096 + 1;
         let spent = total.descriptors - total.in_use - heads;
         prop_assert!(spent <= missing_pages && (spent > 0) == (total.no_descriptor > 0), "{} looks at holes", spent);
@@ -146,7 +178,9 @@ proptest! {
             let verdict = check.page(&mut guest, gfn);
             match guest.free_block_of(gfn) {
                 Some((head, order)) => {
-                    let order = Order::new(u64::from(order)).unwrap();
+                    let per_page = config.layout.per_page;
+                    let head = if per_page { gfn } else { head };
+                    let order = if per_page { Order::PAGE } else { Order::new(u64::from(order)).unwrap() };
                     prop_assert_eq!(verdict, Verdict::Free { head, order }, "frame {:?}", gfn);
                 }
                 None => prop_assert!(!matches!(verdict, Verdict::Free { .. }), "frame {:?}: {:?}", gfn, verdict),
@@ -178,8 +212,8 @@ proptest! {
         for gfn in (0..guest.pages()).map(Gfn::new) {
             let before = guest.reads();
             let verdict = check.page(&mut guest, gfn);
-            // Eleven candidates, each a walk and three members.
-            prop_assert!(guest.reads() - before <= 11 * 30, "{} reads", guest.reads() - before);
+            // Eleven candidates, each a walk and three members, and where there are sections two more walks.
+            prop_assert!(guest.reads() - before <= 11 * 42, "{} reads", guest.reads() - before);
             if let Verdict::Free { head, order } = verdict {
                 prop_assert!(order <= layout.max_order && head.is_aligned(order) && head.align_down(order) == gfn.align_down(order));
             }

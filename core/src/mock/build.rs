@@ -7,9 +7,10 @@ use core::ops::Range;
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use super::kernel::{MapPlace, MockGuest};
+use super::kernel::MockGuest;
 use super::layout::Layout;
 use super::machine::Machine;
+use super::models::{MapPlace, Model};
 use super::tables::Tables;
 use crate::mock::buddy::Buddy;
 use crate::mock::faults::Faults;
@@ -21,9 +22,9 @@ pub enum MapPages {
     /// 4 KiB pages, physically in reverse order, so that neighbours in virtual memory are not neighbours in physical
     /// memory. What is wholly inside the hole is not mapped.
     Small,
-    /// 2 MiB pages, as Linux does (`vmemmap_populate_hugepages`).
+    /// 2 MiB pages, as Linux does (`vmemmap_populate_hugepages`); 4 MiB pages in two-level tables.
     Large,
-    /// One 1 GiB page.
+    /// One 1 GiB page; large ones in the tables of 32-bit kernels.
     Huge,
 }
 
@@ -32,8 +33,10 @@ pub enum MapPages {
 pub struct Config {
     /// The descriptors.
     pub layout: Layout,
-    /// The page tables' levels.
+    /// The page tables' form.
     pub levels: PagingLevels,
+    /// Where the kernel keeps its descriptors.
+    pub model: Model,
     /// What maps the memory map.
     pub map_pages: MapPages,
     /// Frames of guest-physical memory, the hole included. At least 2,048.
@@ -52,6 +55,7 @@ impl Default for Config {
         Self {
             layout: Layout::modern(),
             levels: PagingLevels::Four,
+            model: Model::Vmemmap,
             map_pages: MapPages::Small,
             pages: 8192,
             hole: 0..0,
@@ -62,10 +66,10 @@ impl Default for Config {
 }
 
 /// First frame of the memory map.
-const MAP_FIRST: u64 = 64;
+pub(super) const MAP_FIRST: u64 = 64;
 /// The kernel's data page.
 pub(super) const DATA_FRAME: u64 = 16;
-/// Where the kernel maps it.
+/// Where the kernel maps it; a 32-bit kernel, in the lower half of this address.
 pub(super) const DATA: u64 = 0xffff_ffff_8260_0000;
 /// Offset of the value drawn at each boot.
 pub(super) const BOOT_VALUE_OFFSET: u64 = 0x40;
@@ -80,6 +84,10 @@ pub(super) const COUNTER_OFFSET: u16 = 56;
 pub(super) const IDT_BASE: u64 = 0xffff_fe00_0000_0000;
 pub(super) const IDT_LIMIT: u32 = 0xfff;
 pub(super) const LSTAR: u64 = 0xffff_ffff_8120_0080;
+/// The same of a 32-bit kernel (`CPU_ENTRY_AREA` below the fixed mappings, and `entry_SYSENTER_32`).
+pub(super) const IDT_BASE_32: u64 = 0xff80_0000;
+pub(super) const IDT_LIMIT_32: u32 = 0x7ff;
+pub(super) const SYSENTER_EIP: u64 = 0xc17d_1230;
 /// The boot value of a mock guest's first boot.
 pub(super) const BOOT_VALUE: u64 = 0x5eed_1e55_c0ff_ee00;
 
@@ -94,8 +102,8 @@ impl MockGuest {
         let map_frames = (config.pages * size).div_ceil(PAGE_SIZE as u64);
         let tables_first = (MAP_FIRST + map_frames).next_multiple_of(2);
         let mut tables = Tables::new(tables_first, config.levels);
-        tables.map(DATA, DATA_FRAME << PAGE_SHIFT, PAGE_SHIFT);
-        let place = map_memory_map(config, &mut tables, map_frames);
+        tables.map(config.data(), DATA_FRAME << PAGE_SHIFT, PAGE_SHIFT);
+        let place = MapPlace::build(config, &mut tables, map_frames);
         let kernel_end = tables_first + tables.len();
         assert!(kernel_end < config.pages, "no room for the mock kernel");
         assert!(
@@ -107,22 +115,7 @@ impl MockGuest {
         for (frame, bytes) in tables.frames() {
             machine.poke(frame, 0, &bytes);
         }
-        let registers = VcpuRegisters {
-            cr0: 0x8005_0033,
-            // A process' own table would do as well; the low bits are a PCID.
-            cr3: tables_first << PAGE_SHIFT | 0x5,
-            cr4: match config.levels {
-                PagingLevels::Four => 0x20,
-                PagingLevels::Five => 0x1020,
-                other => panic!("no mock kernel with {other:?}"),
-            },
-            efer: 0xd01,
-            idt_base: IDT_BASE,
-            lstar: LSTAR,
-            sysenter_eip: 0,
-            idt_limit: IDT_LIMIT,
-            flags: VcpuRegisters::ONLINE,
-        };
+        let registers = config.registers(tables_first << PAGE_SHIFT);
         let largest = layout.max_order.pages();
         let middle = (config.pages / 2).next_multiple_of(largest);
         let max_order = layout.max_order.get();
@@ -149,6 +142,7 @@ impl MockGuest {
             share_calls: 0,
         };
         guest.write_boot_value(BOOT_VALUE);
+        guest.write_section_table();
         guest.blank_descriptors();
         guest.release_boot_memory(kernel_end);
         guest
@@ -157,10 +151,10 @@ impl MockGuest {
     /// Every descriptor as the kernel's early boot leaves it: in use, one reference.
     fn blank_descriptors(&mut self) {
         for gfn in 0..self.config.pages {
-            if self.config.hole.contains(&gfn) && self.config.map_pages == MapPages::Small {
-                continue;
-            }
             let layout = self.config.layout;
+            for constant in layout.constants {
+                self.poke_field(gfn, constant.field, constant.expected);
+            }
             self.poke_field(gfn, layout.predicate.field, self.unmarked(gfn));
             self.poke_field(gfn, layout.references, 1);
         }
@@ -190,46 +184,41 @@ impl MockGuest {
     }
 }
 
-/// Maps the memory map and says where each of its frames went.
-fn map_memory_map(config: &Config, tables: &mut Tables, map_frames: u64) -> MapPlace {
-    let region = match config.levels {
-        PagingLevels::Four => 0xffff_ea00_0000_0000,
-        PagingLevels::Five => 0xffd4_0000_0000_0000_u64,
-        other => panic!("no mock kernel with {other:?}"),
-    };
-    let physical = MAP_FIRST << PAGE_SHIFT;
-    let size = u64::from(config.layout.descriptor_bytes);
-    let shift = match config.map_pages {
-        MapPages::Small => PAGE_SHIFT,
-        MapPages::Large => 21,
-        MapPages::Huge => 30,
-    };
-    if shift == PAGE_SHIFT {
-        for page in 0..map_frames {
-            // Descriptors that begin or end in this page.
-            let first = (page << PAGE_SHIFT) / size;
-            let last = (((page + 1) << PAGE_SHIFT) - 1) / size;
-            let wanted = (first..=last).any(|gfn| !config.hole.contains(&gfn));
-            if wanted {
-                tables.map(
-                    region + (page << PAGE_SHIFT),
-                    (MAP_FIRST + map_frames - 1 - page) << PAGE_SHIFT,
-                    PAGE_SHIFT,
-                );
-            }
-        }
-        return MapPlace {
-            base: region,
-            frames: (MAP_FIRST..MAP_FIRST + map_frames).rev().collect(),
+impl Config {
+    /// The registers of a virtual CPU whose top-level table is at physical `root`.
+    fn registers(&self, root: u64) -> VcpuRegisters {
+        let common = VcpuRegisters {
+            cr0: 0x8005_0033,
+            flags: VcpuRegisters::ONLINE,
+            ..VcpuRegisters::default()
         };
-    }
-    let start = physical & !((1 << shift) - 1);
-    let end = physical + (map_frames << PAGE_SHIFT);
-    for (position, at) in (start..end).step_by(1 << shift).enumerate() {
-        tables.map(region + ((position as u64) << shift), at, shift);
-    }
-    MapPlace {
-        base: region + (physical - start),
-        frames: (MAP_FIRST..MAP_FIRST + map_frames).collect(),
+        if self.levels.is_32_bit() {
+            return VcpuRegisters {
+                cr3: root,
+                cr4: if self.levels == PagingLevels::Pae {
+                    0x30
+                } else {
+                    0x10
+                },
+                idt_base: IDT_BASE_32,
+                idt_limit: IDT_LIMIT_32,
+                sysenter_eip: SYSENTER_EIP,
+                ..common
+            };
+        }
+        VcpuRegisters {
+            // A process' own table would do as well; the low bits are a PCID.
+            cr3: root | 0x5,
+            cr4: if self.levels == PagingLevels::Five {
+                0x1020
+            } else {
+                0x20
+            },
+            efer: 0xd01,
+            idt_base: IDT_BASE,
+            lstar: LSTAR,
+            idt_limit: IDT_LIMIT,
+            ..common
+        }
     }
 }

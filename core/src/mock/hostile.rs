@@ -4,17 +4,19 @@
 //! libFuzzer (nightly toolchain), `core/tests/hostile.rs` from random bytes on any toolchain.
 
 use std::vec;
+use std::vec::Vec;
 
-use super::{Config, Layout, MapPages, MockGuest, Primitive};
+use super::{Config, Layout, MapPages, MockGuest, Model, Primitive};
 use crate::abi::{Op, Request};
 use crate::{
-    Blocks, BytesRule, Field, GuestPhys, GuestVirt, MAX_PROFILE_BYTES, Order, Outcome, PAGE_SIZE,
+    Blocks, BytesRule, Field, GuestPhys, GuestVirt, MAX_PROFILE_BYTES, MemoryMap, Order, Outcome, PAGE_SIZE,
     PagingLevels, Profile, Session, Status,
 };
 
 /// Most reads of guest memory that one call of [`Session::operate`] may make, whatever the guest holds: a slice judges
-/// less than 576 pages, or a scan 4,096 descriptors, each of them by a walk of five entries and members of eight bytes.
-pub const MOST_READS_A_CALL: u64 = 576 * 19 * 24;
+/// less than 576 pages, or a scan 4,096 descriptors, each of them by a walk of five entries and members of eight bytes, and
+/// where there are sections by two more walks.
+pub const MOST_READS_A_CALL: u64 = 576 * 19 * 36;
 
 /// Bytes taken one after the other; zeros when they run out.
 struct Input<'b>(&'b [u8]);
@@ -95,14 +97,22 @@ pub fn any_profile_body(body: &[u8]) -> bool {
 /// When the engine panics, works without bound, or leaves a lock, a pause or a frame behind.
 pub fn hostile_guest(bytes: &[u8]) -> u32 {
     let mut input = Input(bytes);
-    let layouts = Layout::ALL;
+    let layouts: Vec<Layout> = Layout::ALL.into_iter().chain(Layout::WINDOWS).collect();
+    let levels = any_levels(&mut input);
+    // The first is for 64-bit kernels alone.
+    let models = [
+        Model::Vmemmap,
+        Model::Flat,
+        Model::Discontiguous,
+        Model::SectionsStatic,
+        Model::SectionsExtreme,
+        Model::Runs,
+    ];
+    let models = &models[usize::from(levels.is_32_bit())..];
     let mut guest = MockGuest::new(&Config {
         layout: layouts[input.below(layouts.len() as u64) as usize],
-        levels: if input.flag() {
-            PagingLevels::Five
-        } else {
-            PagingLevels::Four
-        },
+        levels,
+        model: models[input.below(models.len() as u64) as usize],
         map_pages: [MapPages::Small, MapPages::Large, MapPages::Huge][input.below(3) as usize],
         pages: 2048 + input.below(700),
         host_free: 64,
@@ -183,10 +193,10 @@ fn bent_profile(guest: &MockGuest, input: &mut Input<'_>) -> Profile {
         };
         // An address near the top of the address space, where sums overflow.
         let high = GuestVirt::new(u64::MAX << (3 + input.below(40)));
-        match input.below(14) {
+        match input.below(16) {
             0 => profile.root = GuestPhys::new((value & 0xfff_ffff) << 12),
             1 => profile.descriptor_bytes = (input.below(128) * 4) as u16,
-            2 => profile.memory_map = crate::MemoryMap::Vmemmap { base: high },
+            2 => profile.memory_map = MemoryMap::Vmemmap { base: high },
             3 => profile.free.predicate.field = field,
             4 => bend_blocks(&mut profile, |blocks| blocks.order = field),
             5 => {
@@ -207,12 +217,19 @@ fn bent_profile(guest: &MockGuest, input: &mut Input<'_>) -> Profile {
                 }
             }
             11 => profile.free.bytes = BytesRule::Zero,
-            12 => {
-                profile.levels = if input.flag() {
-                    PagingLevels::Five
-                } else {
-                    PagingLevels::Four
-                };
+            12 => profile.levels = any_levels(input),
+            13 => {
+                for extent in &mut profile.extents {
+                    extent.array = high;
+                }
+            }
+            14 => {
+                if let MemoryMap::Sections(sections) = &mut profile.memory_map {
+                    sections.table = high;
+                    sections.per_root = input.below(300) as u32;
+                    sections.section_bits = 13 + input.below(28) as u8;
+                    sections.count = 1 + input.below(1 << 15);
+                }
             }
             _ => {
                 while profile.zones.len() < 1 + input.below(128) as usize {
@@ -225,6 +242,15 @@ fn bent_profile(guest: &MockGuest, input: &mut Input<'_>) -> Profile {
         }
     }
     profile
+}
+
+fn any_levels(input: &mut Input<'_>) -> PagingLevels {
+    [
+        PagingLevels::Four,
+        PagingLevels::Five,
+        PagingLevels::Pae,
+        PagingLevels::Two,
+    ][input.below(4) as usize]
 }
 
 fn bend_blocks(profile: &mut Profile, change: impl FnOnce(&mut Blocks)) {

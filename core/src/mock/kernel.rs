@@ -7,25 +7,17 @@ use std::vec::Vec;
 
 use super::buddy::{Buddy, Change};
 use super::build::{
-    BOOT_VALUE, BOOT_VALUE_OFFSET, COUNTER_OFFSET, COUNTER_STRIDE, Config, DATA, DATA_FRAME, IDT_BASE,
-    IDT_LIMIT, LSTAR, ZONE_BYTES, ZONES_OFFSET,
+    BOOT_VALUE, BOOT_VALUE_OFFSET, COUNTER_OFFSET, COUNTER_STRIDE, Config, DATA_FRAME, IDT_BASE, IDT_BASE_32,
+    IDT_LIMIT, IDT_LIMIT_32, LSTAR, SYSENTER_EIP, ZONE_BYTES, ZONES_OFFSET,
 };
 use super::faults::{Faults, Primitive};
 use super::machine::{Access, Machine, Violation};
+use super::models::MapPlace;
 use super::tables::Tables;
 use crate::{
-    BootValue, Contents, Field, Gfn, Guard, GuestPhys, GuestVirt, Kernel, MemoryMap, PAGE_SHIFT, PAGE_SIZE,
-    Profile, RootSlot, VcpuRegisters, ZoneCounter,
+    Anchor, BootValue, Contents, Field, Gfn, Guard, GuestPhys, GuestVirt, Kernel, MAX_ROOT_SLOTS, MemoryMap,
+    PAGE_SHIFT, PAGE_SIZE, Profile, RootSlot, VcpuRegisters, ZoneCounter,
 };
-
-/// Where the memory map lies.
-#[derive(Clone, Debug)]
-pub(super) struct MapPlace {
-    /// Virtual address of descriptor 0.
-    pub(super) base: u64,
-    /// The frame of each 4 KiB of it.
-    pub(super) frames: Vec<u64>,
-}
 
 /// A guest program, run between the engine's calls.
 type Interlude = Box<dyn FnMut(&mut MockGuest)>;
@@ -80,46 +72,89 @@ impl MockGuest {
     /// Never, for any [`Config`] that [`MockGuest::new`] accepts.
     pub fn profile(&self) -> Profile {
         let layout = self.config.layout;
-        let boot_value = self.peek_u64(DATA_FRAME, BOOT_VALUE_OFFSET as usize);
-        let slots = [DATA, self.place.base].map(|address| {
+        let levels = self.config.levels;
+        let data = self.config.data();
+        let pointer = levels.pointer_bytes();
+        let drawn = GuestVirt::new(data + BOOT_VALUE_OFFSET);
+        let boot_value = self.peek_u64(DATA_FRAME, BOOT_VALUE_OFFSET as usize)
+            & (u64::MAX >> (64 - 8 * u32::from(pointer)));
+        let (memory_map, extents) = self.place.describe(&self.config);
+        let counters = (0..self.zones.len() as u64).map(|zone| {
+            let array = data + ZONES_OFFSET + zone * ZONE_BYTES;
+            if layout.per_page {
+                return ZoneCounter {
+                    array: GuestVirt::new(array + u64::from(COUNTER_OFFSET)),
+                    stride: u16::from(pointer),
+                    count_offset: 0,
+                    count_bytes: pointer,
+                };
+            }
+            ZoneCounter {
+                array: GuestVirt::new(array),
+                stride: COUNTER_STRIDE,
+                count_offset: COUNTER_OFFSET,
+                count_bytes: pointer,
+            }
+        });
+        let first_descriptor = match &memory_map {
+            MemoryMap::Sections(sections) => sections.table.get(),
+            MemoryMap::Vmemmap { .. } | MemoryMap::Extents => self.place.base(),
+        };
+        let slots = [data, first_descriptor].map(|address| {
             let (index, entry) = self.tables.top_entry(address);
             RootSlot {
                 index,
                 entry: entry & !0x60,
             }
         });
-        let zones = (0..self.zones.len() as u64).map(|zone| ZoneCounter {
-            array: GuestVirt::new(DATA + ZONES_OFFSET + zone * ZONE_BYTES),
-            stride: COUNTER_STRIDE,
-            count_offset: COUNTER_OFFSET,
-            count_bytes: 8,
-        });
+        let root_slots = if levels.is_32_bit() {
+            heapless::Vec::new()
+        } else {
+            let mut slots: heapless::Vec<RootSlot, MAX_ROOT_SLOTS> = slots.into_iter().collect();
+            if slots[0].index == slots[1].index {
+                slots.pop();
+            }
+            slots
+        };
+        let anchors = if levels.is_32_bit() {
+            [data, first_descriptor]
+                .map(|address| Anchor {
+                    at: GuestVirt::new(address),
+                    physical: self.tables.translate(address),
+                })
+                .into_iter()
+                .collect()
+        } else {
+            heapless::Vec::new()
+        };
         Profile {
             kernel: Kernel {
                 release: "6.12.0-mock".try_into().unwrap(),
                 layout: [0x4d; 16],
             },
             root: GuestPhys::new(self.registers[0].cr3 & !0xfff),
-            levels: self.config.levels,
-            memory_map: MemoryMap::Vmemmap {
-                base: GuestVirt::new(self.place.base),
-            },
-            extents: heapless::Vec::new(),
+            levels,
+            memory_map,
+            extents: extents.into_iter().collect(),
             descriptor_bytes: layout.descriptor_bytes,
             free: layout.free_rule(),
             contents: Contents::DontCare,
-            zones: zones.collect(),
+            zones: counters.collect(),
             guard: Guard {
-                idt_base: IDT_BASE,
-                idt_limit: IDT_LIMIT,
-                lstar: LSTAR,
-                sysenter_eip: 0,
+                idt_base: if levels.is_32_bit() { IDT_BASE_32 } else { IDT_BASE },
+                idt_limit: if levels.is_32_bit() {
+                    IDT_LIMIT_32
+                } else {
+                    IDT_LIMIT
+                },
+                lstar: if levels.is_32_bit() { 0 } else { LSTAR },
+                sysenter_eip: if levels.is_32_bit() { SYSENTER_EIP } else { 0 },
                 gate: None,
-                root_slots: slots.into_iter().collect(),
-                anchors: heapless::Vec::new(),
+                root_slots,
+                anchors,
                 boot_value: Some(BootValue {
-                    at: GuestVirt::new(DATA + BOOT_VALUE_OFFSET),
-                    bytes: 8,
+                    at: drawn,
+                    bytes: pointer,
                     value: boot_value,
                 }),
             },
@@ -218,7 +253,7 @@ impl MockGuest {
             .into_iter()
             .find_map(|zone| self.zones[zone].take(order, highest))?;
         self.apply(Some(vcpu), &changes);
-        self.put_field(Some(vcpu), head, self.config.layout.references, 1);
+        self.put_references(vcpu, head, order, 1);
         self.allocated.insert(head, order);
         Some(Gfn::new(head))
     }
@@ -235,7 +270,7 @@ impl MockGuest {
         for gfn in head.get()..head.get() + (1 << order) {
             self.stamps.remove(&gfn);
         }
-        self.put_field(Some(vcpu), head.get(), self.config.layout.references, 0);
+        self.put_references(vcpu, head.get(), order, 0);
         self.give(Some(vcpu), head.get(), order);
     }
 
@@ -306,8 +341,7 @@ impl MockGuest {
 
     /// Changes what a zone's counter says, without a block changing hands.
     pub fn corrupt_counter(&mut self, zone: usize, order: u8, count: u64) {
-        let at = counter_offset(zone as u64, order);
-        self.machine.poke(DATA_FRAME, at, &count.to_le_bytes());
+        self.put_counter(None, zone as u64, order, count);
     }
 
     // --- another kernel ---
@@ -322,8 +356,13 @@ impl MockGuest {
     /// The new kernel, the same one without KASLR, is up: registers and page tables are what they were, the boot value
     /// is not, and the old memory map lies on in memory as it was.
     pub fn kexec_ends(&mut self) {
+        let limit = if self.config.levels.is_32_bit() {
+            IDT_LIMIT_32
+        } else {
+            IDT_LIMIT
+        };
         for registers in &mut self.registers {
-            registers.idt_limit = IDT_LIMIT;
+            registers.idt_limit = limit;
         }
         self.write_boot_value(BOOT_VALUE ^ 0x00d1_ffe1_e277_0000);
     }
@@ -331,6 +370,26 @@ impl MockGuest {
     /// The registers of a virtual CPU, to be changed.
     pub fn registers_mut(&mut self, vcpu: usize) -> &mut VcpuRegisters {
         &mut self.registers[vcpu]
+    }
+
+    pub(super) fn write_section_table(&mut self) {
+        for (offset, word) in self.place.section_table(&self.config) {
+            self.put_word(offset, word);
+        }
+    }
+
+    /// Takes the section of `gfn` offline, as a kernel does whose memory is pulled out: its map stands as it was.
+    pub fn take_section_offline(&mut self, gfn: Gfn) {
+        if let Some((offset, word)) = self.place.offline(&self.config, gfn.get()) {
+            self.put_word(offset, word);
+        }
+    }
+
+    /// Writes a pointer-sized value of the kernel's data page.
+    fn put_word(&mut self, offset: u64, word: u64) {
+        let width = usize::from(self.config.levels.pointer_bytes());
+        self.machine
+            .poke(DATA_FRAME, offset as usize, &word.to_le_bytes()[..width]);
     }
 
     pub(super) fn write_boot_value(&mut self, value: u64) {
@@ -454,6 +513,19 @@ impl MockGuest {
         self.zones.iter().position(|zone| zone.holds(gfn))
     }
 
+    /// References are counted in a block's head or, where pages stand for themselves, in each.
+    fn put_references(&mut self, vcpu: usize, head: u64, order: u8, count: u64) {
+        let layout = self.config.layout;
+        let end = if layout.per_page {
+            head + (1 << order)
+        } else {
+            head + 1
+        };
+        for gfn in head..end {
+            self.put_field(Some(vcpu), gfn, layout.references, count);
+        }
+    }
+
     pub(super) fn give(&mut self, vcpu: Option<usize>, head: u64, order: u8) {
         let zone = self.zone_of(head).expect("every frame has a zone");
         let changes = self.zones[zone].give(head, order);
@@ -466,6 +538,21 @@ impl MockGuest {
         let layout = self.config.layout;
         for change in changes {
             match *change {
+                Change::Removed { head, order } if layout.per_page => {
+                    for gfn in head..head + (1 << order) {
+                        self.put_field(vcpu, gfn, layout.predicate.field, self.unmarked(gfn));
+                    }
+                    self.count_pages(vcpu, head);
+                }
+                Change::Added { head, order } if layout.per_page => {
+                    for gfn in head..head + (1 << order) {
+                        // The zero thread, at once.
+                        self.clear_page(vcpu, gfn);
+                        self.put_field(vcpu, gfn, layout.references, 0);
+                        self.put_field(vcpu, gfn, layout.predicate.field, layout.marked);
+                    }
+                    self.count_pages(vcpu, head);
+                }
                 Change::Removed { head, order } => {
                     self.put_field(vcpu, head, layout.predicate.field, self.unmarked(head));
                     self.put_field(vcpu, head, layout.order, 0);
@@ -483,8 +570,29 @@ impl MockGuest {
 
     fn count(&mut self, vcpu: Option<usize>, head: u64, order: u8) {
         let zone = self.zone_of(head).expect("every frame has a zone");
-        let bytes = self.zones[zone].count(order).to_le_bytes();
-        self.put(vcpu, DATA_FRAME, counter_offset(zone as u64, order), &bytes);
+        let count = self.zones[zone].count(order);
+        self.put_counter(vcpu, zone as u64, order, count);
+    }
+
+    /// The length of the list of zeroed pages.
+    fn count_pages(&mut self, vcpu: Option<usize>, head: u64) {
+        let zone = self.zone_of(head).expect("every frame has a zone");
+        let pages = self.zones[zone].blocks().map(|(_, order)| 1_u64 << order).sum();
+        self.put_counter(vcpu, zone as u64, 0, pages);
+    }
+
+    fn put_counter(&mut self, vcpu: Option<usize>, zone: u64, order: u8, count: u64) {
+        let bytes = count.to_le_bytes();
+        let width = usize::from(self.config.levels.pointer_bytes());
+        self.put(vcpu, DATA_FRAME, counter_offset(zone, order), &bytes[..width]);
+    }
+
+    fn clear_page(&mut self, vcpu: Option<usize>, gfn: u64) {
+        let mut bytes = [0; PAGE_SIZE];
+        // What is zero already stays as it is: a write would take the page off its zero frame.
+        if self.machine.peek(gfn, 0, &mut bytes) && bytes != [0; PAGE_SIZE] {
+            self.put(vcpu, gfn, 0, &[0; PAGE_SIZE]);
+        }
     }
 
     /// A value of the predicate's field that does not mark a head; another for each frame.

@@ -19,6 +19,10 @@ pub struct Layout {
     pub references: Field,
     /// The allocator's largest order.
     pub max_order: Order,
+    /// Whether each page is marked for itself (Windows), and not the first of a block.
+    pub per_page: bool,
+    /// What else holds of every page of memory, and must for it to be free.
+    pub constants: &'static [Predicate],
 }
 
 /// Order 10: the largest on x86 (Linux `include/linux/mmzone.h`, `MAX_PAGE_ORDER`).
@@ -30,14 +34,21 @@ const ORDER_10: Order = match Order::new(10) {
 impl Layout {
     /// The rule by which a profile calls this kernel's pages free.
     pub fn free_rule(&self) -> FreeRule {
+        let conditions =
+            core::iter::once(Predicate::zero(self.references)).chain(self.constants.iter().copied());
+        let blocks = Blocks {
+            order: self.order,
+            max_order: self.max_order,
+        };
         FreeRule {
             predicate: self.predicate,
-            conditions: core::iter::once(Predicate::zero(self.references)).collect(),
-            blocks: Some(Blocks {
-                order: self.order,
-                max_order: self.max_order,
-            }),
-            bytes: BytesRule::Any,
+            conditions: conditions.collect(),
+            blocks: (!self.per_page).then_some(blocks),
+            bytes: if self.per_page {
+                BytesRule::Zero
+            } else {
+                BytesRule::Any
+            },
         }
     }
 
@@ -56,6 +67,8 @@ impl Layout {
             order: Field { offset: 40, width: 8 },
             references: Field { offset: 52, width: 4 },
             max_order: ORDER_10,
+            per_page: false,
+            constants: &[],
         }
     }
 
@@ -88,6 +101,8 @@ impl Layout {
             order: Field { offset: 20, width: 4 },
             references: Field { offset: 28, width: 4 },
             max_order: ORDER_10,
+            per_page: false,
+            constants: &[],
         }
     }
 
@@ -106,14 +121,105 @@ impl Layout {
             order: Field { offset: 17, width: 2 },
             references: Field { offset: 21, width: 8 },
             max_order: ORDER_10,
+            per_page: false,
+            constants: &[],
         }
     }
 
-    /// Every layout above.
-    pub const ALL: [Self; 4] = [
+    /// Linux 2.6.18 to 2.6.37, i386: 32 bytes, bit 19 of the flags (`PG_buddy`).
+    pub const fn flags_bit() -> Self {
+        Self {
+            descriptor_bytes: 32,
+            predicate: Predicate {
+                field: Field { offset: 0, width: 4 },
+                mask: 1 << 19,
+                expected: 1 << 19,
+            },
+            marked: 0x4008_0000,
+            unmarked: [0x4000_0000, 0x4007_0068, 0, 0xfff7_ffff],
+            order: Field { offset: 12, width: 4 },
+            references: Field { offset: 4, width: 4 },
+            ..Self::straddling()
+        }
+    }
+
+    /// Windows 10 since 1703 and 11, x64: 48 bytes, `PageLocation` in the low bits of the byte at 0x22, `Rom` in the byte
+    /// after it (shared/data, `mmpfn_layouts.json`), and a bit at the end that says that there is a page.
+    pub const fn windows() -> Self {
+        Self {
+            descriptor_bytes: 48,
+            predicate: Predicate {
+                field: Field {
+                    offset: 0x22,
+                    width: 1,
+                },
+                mask: 7,
+                expected: 0,
+            },
+            marked: 0x08,
+            // Active, free, standby, modified.
+            unmarked: [0x16, 0x01, 0x0a, 0x03],
+            order: Field { offset: 0, width: 8 },
+            references: Field {
+                offset: 0x20,
+                width: 2,
+            },
+            max_order: ORDER_10,
+            per_page: true,
+            constants: &[
+                Predicate {
+                    field: Field {
+                        offset: 0x23,
+                        width: 1,
+                    },
+                    mask: 0x08,
+                    expected: 0,
+                },
+                Predicate {
+                    field: Field {
+                        offset: 0x28,
+                        width: 8,
+                    },
+                    mask: 1 << 54,
+                    expected: 1 << 54,
+                },
+            ],
+        }
+    }
+
+    /// Windows XP, x86 without PAE: 24 bytes, `PageLocation` in bits 8 to 10 of the long at 0x0c.
+    pub const fn windows_xp() -> Self {
+        Self {
+            descriptor_bytes: 24,
+            predicate: Predicate {
+                field: Field {
+                    offset: 0x0c,
+                    width: 4,
+                },
+                mask: 0x700,
+                expected: 0,
+            },
+            marked: 0x0008,
+            unmarked: [0x0600, 0x0108, 0x0200, 0x0301],
+            order: Field { offset: 0, width: 4 },
+            references: Field {
+                offset: 0x10,
+                width: 2,
+            },
+            constants: &[],
+            ..Self::windows()
+        }
+    }
+
+    /// Every layout of a Linux kernel above, and the one of none.
+    pub const ALL: [Self; 5] = [
         Self::modern(),
         Self::older(),
         Self::straddling(),
         Self::unaligned(),
+        Self::flags_bit(),
     ];
+
+    /// Those of Windows.
+    pub const WINDOWS: [Self; 2] = [Self::windows(), Self::windows_xp()];
 }

@@ -37,6 +37,7 @@ pub mod hostile;
 mod kernel;
 mod layout;
 mod machine;
+mod models;
 mod tables;
 
 pub use build::{Config, MapPages};
@@ -44,6 +45,7 @@ pub use faults::Primitive;
 pub use kernel::{Damage, MockGuest};
 pub use layout::Layout;
 pub use machine::{Access, Violation};
+pub use models::Model;
 
 use crate::Profile;
 

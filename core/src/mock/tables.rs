@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-use crate::{PAGE_SHIFT, PAGE_SIZE, PagingLevels};
+use crate::{GuestPhys, PAGE_SHIFT, PAGE_SIZE, PagingLevels};
 
 const PRESENT_WRITABLE: u64 = 0x3;
 /// The entries of PAE's top level have no such bit: it is reserved (SDM, table 4-8).
@@ -93,6 +93,24 @@ impl Tables {
         let index = self.slot(virtual_address, self.top_shift());
         // An index has at most ten bits.
         (u16::try_from(index).unwrap_or(0), self.entries[0][index])
+    }
+
+    /// The physical address of a mapped address.
+    pub(super) fn translate(&self, virtual_address: u64) -> GuestPhys {
+        let mut table = 0_usize;
+        let mut level = self.top_shift();
+        loop {
+            let entry = self.entries[table][self.slot(virtual_address, level)];
+            if level == PAGE_SHIFT || entry & LARGE != 0 {
+                let page = (1 << level) - 1;
+                let base = entry & 0x000f_ffff_ffff_f000 & !page;
+                return GuestPhys::new(base | virtual_address & page);
+            }
+            table = usize::try_from((entry & 0x000f_ffff_ffff_f000) >> PAGE_SHIFT)
+                .unwrap_or(0)
+                .saturating_sub(usize::try_from(self.first).unwrap_or(0));
+            level -= self.index_bits();
+        }
     }
 
     /// Each table's frame and its bytes.

@@ -3,6 +3,7 @@
 
 mod admission;
 mod guard;
+mod kernels;
 
 use lacuna_core::abi::{Explanation, Op, Request, State, Statistics};
 use lacuna_core::mock::{Access, Config, MockGuest, Primitive};
