@@ -168,6 +168,12 @@ pub struct Identify {
     /// The guest
     #[command(flatten)]
     pub guest: Guest,
+    /// What tells one Windows kernel from another when a dump has no registers
+    #[command(flatten)]
+    pub symbols: SymbolSource,
+    /// Folder of what `lacuna profile import` kept
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
+    pub layouts: PathBuf,
 }
 
 /// `lacuna profile ...`.

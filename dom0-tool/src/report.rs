@@ -11,8 +11,10 @@ use crate::linux::stub::StubError;
 use crate::linux::stub::compile::CompileError;
 use crate::linux::stub::run::RunError;
 use crate::windows::facts::FactsError;
+use crate::windows::locate::LocateError;
 use crate::windows::pdb::PdbError;
 use crate::windows::pe::PeError;
+use crate::windows::profile::ProfileError;
 use crate::xen::answer::explain_status;
 use crate::xen::domain::DomainError;
 use crate::xen::engine::EngineError;
@@ -277,6 +279,38 @@ impl From<PdbError> for Failure {
                 "fetch the PDB again from a symbol store; nothing of a damaged one is used",
             ),
         }
+    }
+}
+
+impl From<LocateError> for Failure {
+    fn from(error: LocateError) -> Self {
+        match error {
+            LocateError::Nothing { .. } => Self::plain(Class::NotFound, error),
+            LocateError::Unconfirmed { .. } => Self::new(
+                Class::Refused,
+                error,
+                "give the registers of a virtual CPU (--registers, or --cr3 with --idt or --lstar), or the right PDB (--pdb)",
+            ),
+            LocateError::Disagree { .. } => Self::new(
+                Class::Refused,
+                error,
+                "the registers are not those of one guest at one moment",
+            ),
+        }
+    }
+}
+
+impl From<ProfileError> for Failure {
+    fn from(error: ProfileError) -> Self {
+        let remedy = match &error {
+            ProfileError::OtherKernel { .. } => {
+                "name the PDB that the kernel's own debug record names (`lacuna identify`)"
+            }
+            ProfileError::Unknown(_) => "is it the PDB of a Windows kernel, with its types?",
+            ProfileError::Unreadable { .. } => "is the dump whole, and of the kernel's own address space?",
+            _ => "the guest's memory does not look as its PDB says",
+        };
+        Self::new(Class::Refused, error, remedy)
     }
 }
 

@@ -10,6 +10,7 @@ mod profile;
 mod progress;
 mod scan;
 mod symbols;
+mod windows;
 
 use std::io::Write;
 use std::path::Path;
@@ -59,15 +60,17 @@ pub fn run(cli: &Cli) -> u8 {
 
 fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
     match command {
-        Command::Identify(arguments) => identify::run(arguments, out),
-        Command::Profile(ProfileCommand::Build(arguments)) => profile::build(arguments, out),
+        Command::Identify(arguments) => windows::identify(arguments, out, || identify::run(arguments, out)),
+        Command::Profile(ProfileCommand::Build(arguments)) => {
+            windows::build(arguments, out, || profile::build(arguments, out))
+        }
         Command::Profile(ProfileCommand::Show(arguments)) => profile::show(arguments, out),
         Command::Profile(ProfileCommand::Export(arguments)) => symbols::export(arguments, out),
         Command::Profile(ProfileCommand::Import(arguments)) => symbols::import(arguments, out),
         Command::Symbols(SymbolsCommand::Fetch(arguments)) => symbols::fetch(arguments, out),
         Command::Attach(arguments) => attach::run(arguments, out),
         Command::Detach(arguments) => engine::detach(arguments, out),
-        Command::Scan(arguments) => scan::run(arguments, out),
+        Command::Scan(arguments) => windows::scan(arguments, out, || scan::run(arguments, out)),
         Command::Dedup(arguments) => engine::dedup(arguments, out),
         Command::Status(arguments) => engine::status(arguments, out),
         Command::Explain(arguments) => engine::explain(arguments, out),

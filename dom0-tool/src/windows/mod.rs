@@ -1,16 +1,22 @@
 //! Windows guests: which kernel runs, what its symbols say, and which pages are free.
 //!
 //! * [`pe`] reads the executable's headers, from a file or from a guest's memory;
+//! * [`locate`] finds the kernel in a guest's memory, through [`space`] and [`tables`];
 //! * [`symbol_key`] names a PDB as symbol stores do;
 //! * [`pdb`] reads what a PDB says about the page-frame database;
 //! * [`facts`] keeps that in a small file;
-//! * [`store`] finds a PDB, in folders and on symbol servers.
+//! * [`store`] finds a PDB, in folders and on symbol servers;
+//! * [`profile`] makes the profile of one boot.
 //!
 //! No live Windows has been tried: see `docs/windows.md` for what was.
 
 pub mod contained;
 pub mod facts;
+pub mod locate;
 pub mod pdb;
 pub mod pe;
+pub mod profile;
+pub mod space;
 pub mod store;
 pub mod symbol_key;
+pub mod tables;

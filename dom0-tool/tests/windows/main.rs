@@ -5,6 +5,7 @@ mod carried;
 mod command;
 mod hostile_pdb;
 mod layouts;
+mod memory;
 mod second_reader;
 mod server;
 mod store;

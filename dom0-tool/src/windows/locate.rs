@@ -1,0 +1,400 @@
+//! Finds the kernel of a Windows guest in its memory.
+//!
+//! With registers: from where the processor enters the kernel (LSTAR, the handlers of exceptions, the instruction
+//! pointer) down through the vCPU's own page tables to the image that address lies in. User memory cannot forge that.
+//! Without: by [`super::tables`], from every page that looks like an image up through every page table that leads to
+//! it; then several may remain, and [`super::confirm`] has to tell which one runs.
+//!
+//! A PE without a debug record is never the kernel, whatever it calls itself: the kernel's own record is not pageable.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use lacuna_core::{GuestMemory, GuestPhys, PAGE_SIZE, PagingLevels};
+use thiserror::Error;
+
+use super::pe::{ImageSource, Machine, PeImage};
+use super::space::{LoadedImage, Space};
+use super::symbol_key::SymbolKey;
+use super::tables::{self, Reached};
+use crate::dump::Cpu;
+use crate::memory::GuestSource;
+
+/// How far below an address of the kernel its image may begin. Windows 11's has 17 MiB.
+const MAX_IMAGE: u64 = 64 << 20;
+/// Exceptions whose handlers are looked at: all that Intel defines and Windows handles in the kernel itself. The first is
+/// the page fault.
+const VECTORS: [u64; 9] = [14, 0, 1, 3, 4, 5, 6, 7, 13];
+/// Address bits of CR3.
+const CR3_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// With PAE the top-level table is aligned to 32 bytes only.
+const CR3_ADDRESS_PAE: u64 = 0xffff_ffe0;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_LA57: u64 = 1 << 12;
+const EFER_LMA: u64 = 1 << 10;
+/// Most ways to one image that are looked into.
+const MAX_WAYS: usize = 8;
+/// PDBs of kernels since Windows XP: one or several processors, with and without PAE.
+pub const KERNEL_PDBS: [&str; 4] = ["ntoskrnl.pdb", "ntkrnlmp.pdb", "ntkrnlpa.pdb", "ntkrpamp.pdb"];
+
+/// A kernel's image in a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The address space that it was reached through.
+    pub space: Space,
+    /// Where it begins.
+    pub base: u64,
+    /// What its headers say.
+    pub image: PeImage,
+    /// Its PDB.
+    pub key: SymbolKey,
+    /// What was confirmed, for people.
+    pub confirmed: Vec<String>,
+}
+
+/// An image that is not the kernel, or was not shown to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Where it begins in physical memory.
+    pub physical: GuestPhys,
+    /// Where a page table maps it in the kernel's half, if one does.
+    pub mapped_at: Option<u64>,
+    /// Its PDB, if it names one.
+    pub pdb: Option<String>,
+    /// The name it exports, if it is to be had.
+    pub export_name: Option<String>,
+    /// Why it was not chosen.
+    pub why: String,
+}
+
+impl std::fmt::Display for Candidate {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "at physical {:#x}", self.physical.get())?;
+        if let Some(at) = self.mapped_at {
+            write!(formatter, ", mapped at {at:#x}")?;
+        }
+        let name = self.export_name.as_deref().unwrap_or("no export name");
+        let pdb = self.pdb.as_deref().unwrap_or("no debug record");
+        write!(formatter, ", {name}, {pdb}: {}", self.why)
+    }
+}
+
+/// Why no kernel was found.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LocateError {
+    /// Nothing in memory looks like one.
+    #[error("no kernel of Windows in {frames} frames")]
+    Nothing {
+        /// Frames looked at.
+        frames: u64,
+    },
+    /// Something does, and none of it could be shown to run.
+    #[error("{} image(s) look like a Windows kernel, and none is shown to be the one that runs:{}", candidates.len(), list(candidates))]
+    Unconfirmed {
+        /// Each, with the reason.
+        candidates: Vec<Candidate>,
+    },
+    /// The virtual CPUs are in kernels that differ.
+    #[error("the virtual CPUs' registers lead to different kernels, at {first:#x} and {second:#x}")]
+    Disagree {
+        /// One.
+        first: u64,
+        /// Another.
+        second: u64,
+    },
+}
+
+fn list(candidates: &[Candidate]) -> String {
+    let mut text = String::new();
+    for candidate in candidates.iter().take(8) {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n  {candidate}");
+    }
+    if candidates.len() > 8 {
+        let _ = write!(text, "\n  and {} more", candidates.len() - 8);
+    }
+    text
+}
+
+/// Follows the virtual CPUs' registers. `None` when they lead to no image: there are none, or this is no Windows, or
+/// every CPU was stopped in user mode on page tables without the kernel (KVA shadow).
+///
+/// # Errors
+/// [`LocateError::Disagree`].
+pub fn by_registers<M: GuestSource>(memory: &mut M, cpus: &[Cpu]) -> Result<Option<Located>, LocateError> {
+    let mut found: Option<Located> = None;
+    for (number, cpu) in cpus.iter().enumerate().filter(|(_, cpu)| cpu.is_paging()) {
+        let Some(one) = by_cpu(memory, number, cpu) else {
+            continue;
+        };
+        match &mut found {
+            None => found = Some(one),
+            Some(first) if first.base != one.base || first.key != one.key => {
+                return Err(LocateError::Disagree {
+                    first: first.base,
+                    second: one.base,
+                });
+            }
+            Some(first) => first.confirmed.extend(one.confirmed),
+        }
+    }
+    Ok(found)
+}
+
+fn by_cpu<M: GuestMemory>(memory: &mut M, number: usize, cpu: &Cpu) -> Option<Located> {
+    let cr3 = cpu.cr3?;
+    for levels in possible_levels(cpu) {
+        let root = match levels {
+            PagingLevels::Pae => cr3 & CR3_ADDRESS_PAE,
+            _ => cr3 & CR3_ADDRESS,
+        };
+        let space = Space {
+            root: GuestPhys::new(root),
+            levels,
+        };
+        for (what, address) in entries(memory, space, cpu) {
+            if let Some((base, image)) = image_around(memory, space, address) {
+                let Some(key) = image.debug.as_ref().and_then(|record| record.key().ok()) else {
+                    continue;
+                };
+                return Some(Located {
+                    space,
+                    base,
+                    image,
+                    key,
+                    confirmed: vec![format!(
+                        "virtual CPU {number}: {what} ({address:#x}) lies in the image at {base:#x}"
+                    )],
+                });
+            }
+        }
+    }
+    None
+}
+
+/// The forms of page table that go with what is known of a virtual CPU.
+fn possible_levels(cpu: &Cpu) -> Vec<PagingLevels> {
+    let long = match (cpu.efer, cpu.long_mode) {
+        (Some(efer), _) if efer != 0 => Some(efer & EFER_LMA != 0),
+        (_, Some(long)) => Some(long),
+        // A registers file may leave EFER out; these have no other meaning in 32 bits.
+        _ if cpu.lstar.is_some_and(|lstar| lstar >> 47 != 0) => Some(true),
+        _ => None,
+    };
+    let wide: &[PagingLevels] = match cpu.cr4.filter(|cr4| *cr4 != 0) {
+        Some(cr4) if cr4 & CR4_LA57 != 0 => &[PagingLevels::Five],
+        Some(_) => &[PagingLevels::Four],
+        None => &[PagingLevels::Four, PagingLevels::Five],
+    };
+    let narrow: &[PagingLevels] = match cpu.cr4 {
+        Some(cr4) if cr4 & CR4_PAE != 0 => &[PagingLevels::Pae],
+        Some(_) => &[PagingLevels::Two],
+        None => &[PagingLevels::Pae, PagingLevels::Two],
+    };
+    match long {
+        Some(true) => wide.to_vec(),
+        Some(false) => narrow.to_vec(),
+        // Without PAE there is no long mode.
+        None if cpu.cr4.is_some_and(|cr4| cr4 != 0 && cr4 & CR4_PAE == 0) => narrow.to_vec(),
+        None => [wide, narrow].concat(),
+    }
+}
+
+/// Addresses at which the processor enters the kernel, or is in it.
+fn entries<M: GuestMemory>(memory: &mut M, space: Space, cpu: &Cpu) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    let wide = !space.levels.is_32_bit();
+    let mut add = |what: String, address: u64| {
+        if in_kernel(space.levels, address) {
+            found.push((what, address));
+        }
+    };
+    if let (true, Some(lstar)) = (wide, cpu.lstar) {
+        add("LSTAR".to_owned(), lstar);
+    }
+    if let (false, Some(entry)) = (wide, cpu.sysenter_eip) {
+        add("SYSENTER_EIP".to_owned(), entry);
+    }
+    if let Some(idt) = cpu.idt_base {
+        for vector in VECTORS {
+            if let Some(handler) = gate(memory, space, idt, vector) {
+                add(format!("the handler of exception {vector}"), handler);
+            }
+        }
+    }
+    if let Some(rip) = cpu.rip {
+        add("the instruction pointer".to_owned(), rip);
+    }
+    found
+}
+
+/// Whether Windows keeps an address for its kernel: the upper half, on 32 bits too (the upper quarter with `/3GB`).
+fn in_kernel(levels: PagingLevels, address: u64) -> bool {
+    levels.in_kernel_half(address) && (!levels.is_32_bit() || address >= 0x8000_0000)
+}
+
+/// Where a gate of the interrupt descriptor table leads (Intel SDM volume 3, 6.11 and 6.14.1).
+pub fn gate<M: GuestMemory>(memory: &mut M, space: Space, idt: u64, vector: u64) -> Option<u64> {
+    if space.levels.is_32_bit() {
+        let gate = space.number(memory, idt.checked_add(8 * vector)?, 8)?;
+        return Some(gate & 0xffff | gate >> 32 & 0xffff_0000);
+    }
+    let at = idt.checked_add(16 * vector)?;
+    let low = space.number(memory, at, 8)?;
+    let high = space.number(memory, at.checked_add(8)?, 4)?;
+    Some(low & 0xffff | low >> 32 & 0xffff_0000 | high << 32)
+}
+
+/// The image that `address` lies in: the nearest below it that is whole enough, large enough to reach it, of the right
+/// machine, and has a debug record.
+fn image_around<M: GuestMemory>(memory: &mut M, space: Space, address: u64) -> Option<(u64, PeImage)> {
+    let page = PAGE_SIZE as u64;
+    let lowest = address.saturating_sub(MAX_IMAGE);
+    let mut at = address & !(page - 1);
+    while at >= lowest {
+        let mut magic = [0; 2];
+        if space.read(memory, at, &mut magic) {
+            if magic == *b"MZ"
+                && let Some(image) = kernel_image(memory, space, at)
+                && address - at < u64::from(image.size)
+            {
+                return Some((at, image));
+            }
+        } else if let Some(start) = space.unmapped_below(memory, at) {
+            at = start;
+        }
+        at = at.checked_sub(page)?;
+    }
+    None
+}
+
+/// The image at `base`, if it is one that can be a kernel.
+fn kernel_image<M: GuestMemory>(memory: &mut M, space: Space, base: u64) -> Option<PeImage> {
+    let image = PeImage::read(&mut LoadedImage { memory, space, base }).ok()?;
+    let machine = if space.levels.is_32_bit() {
+        Machine::X86
+    } else {
+        Machine::X64
+    };
+    (image.machine == machine && image.debug.is_some()).then_some(image)
+}
+
+/// Whether an image calls itself a kernel, by its PDB or by what it exports.
+pub fn is_named_kernel(image: &PeImage) -> bool {
+    let pdb = image
+        .debug
+        .as_ref()
+        .and_then(|record| record.key().ok())
+        .is_some_and(|key| {
+            KERNEL_PDBS
+                .iter()
+                .any(|name| key.name.as_str().eq_ignore_ascii_case(name))
+        });
+    pdb || exports_kernel(image)
+}
+
+fn exports_kernel(image: &PeImage) -> bool {
+    image.export_name.as_deref().is_some_and(|name| {
+        KERNEL_PDBS.iter().any(|pdb| {
+            let stem = pdb.trim_end_matches(".pdb");
+            name.strip_suffix(".exe")
+                .is_some_and(|own| own.eq_ignore_ascii_case(stem))
+        })
+    })
+}
+
+/// What a search of all memory came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Searched {
+    /// Kernels that a page table maps in the kernel's half. One image can be there in several ways: tables of four levels
+    /// are a part of those of five, and the other way round where a table maps itself.
+    pub kernels: Vec<Vec<Located>>,
+    /// Images that call themselves kernels and are none of those.
+    pub others: Vec<Candidate>,
+    /// Frames looked at.
+    pub frames: u64,
+}
+
+/// Searches all memory. `progress` is told the frame reached and the last one, once for each pass.
+pub fn by_search<M: GuestSource>(memory: &mut M, progress: &mut dyn FnMut(u64, u64)) -> Searched {
+    let (images, frames) = tables::images(memory, progress);
+    let mut searched = Searched {
+        frames,
+        ..Searched::default()
+    };
+    let mut ways: BTreeMap<u64, Vec<Located>> = BTreeMap::new();
+    for Reached { image, space, base } in tables::reach(memory, &images, progress) {
+        let known = ways.get(&image.get()).map_or(&[][..], Vec::as_slice);
+        // Each process has a top-level table that leads there: the first will do.
+        let is_new = !known
+            .iter()
+            .any(|other| other.base == base && other.space.levels == space.levels);
+        if !is_new || known.len() >= MAX_WAYS || !in_kernel(space.levels, base) {
+            continue;
+        }
+        let Some(loaded) = kernel_image(memory, space, base) else {
+            continue;
+        };
+        let Some(key) = loaded.debug.as_ref().and_then(|record| record.key().ok()) else {
+            continue;
+        };
+        if is_named_kernel(&loaded) {
+            ways.entry(image.get()).or_default().push(Located {
+                space,
+                base,
+                image: loaded,
+                key,
+                confirmed: vec![format!(
+                    "the page tables at {:#x} map it at {base:#x}, in the kernel's half",
+                    space.root.get()
+                )],
+            });
+        }
+    }
+    // The others are worth a word only if they call themselves kernels, as far as their own frames follow each other.
+    for image in images.iter().filter(|image| !ways.contains_key(&image.get())) {
+        let Some(physical) = image.base() else { continue };
+        let Ok(headers) = PeImage::read(&mut InFrames { memory, physical }) else {
+            continue;
+        };
+        if is_named_kernel(&headers) {
+            let why = if headers.debug.is_some() {
+                "no page table maps it in the kernel's half as a loader would"
+            } else {
+                "it has no debug record, which the kernel always has in memory"
+            };
+            searched.others.push(Candidate {
+                physical,
+                mapped_at: None,
+                pdb: headers.debug.map(|record| record.path),
+                export_name: headers.export_name,
+                why: why.to_owned(),
+            });
+        }
+    }
+    searched.kernels = ways.into_values().collect();
+    searched
+}
+
+/// An image whose frames follow each other in physical memory.
+struct InFrames<'m, M> {
+    memory: &'m mut M,
+    physical: GuestPhys,
+}
+
+impl<M: GuestMemory> ImageSource for InFrames<'_, M> {
+    fn read(&mut self, rva: u32, into: &mut [u8]) -> bool {
+        let mut done = 0;
+        while done < into.len() {
+            let Some(at) = self.physical.checked_add(u64::from(rva) + done as u64) else {
+                return false;
+            };
+            let length = (PAGE_SIZE - at.offset()).min(into.len() - done);
+            if self.memory.read(at, &mut into[done..done + length]).is_err() {
+                return false;
+            }
+            done += length;
+        }
+        true
+    }
+}

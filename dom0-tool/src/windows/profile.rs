@@ -1,0 +1,474 @@
+//! The profile of one boot of a Windows guest: the kernel that was found, and what its PDB says, put together.
+//!
+//! A page is free when its entry in the page-frame database says so and the page's bytes are zero. The entry alone is
+//! not enough: a page that was just taken off a list, an entry of firmware memory that was never filled in, and a ROM page
+//! all read location 0. So: inside a run of `MmPhysicalMemoryBlock`, no reference, not ROM, present and not locked where
+//! the type knows of that, and zero.
+
+use std::collections::BTreeMap;
+
+use lacuna_core::{
+    Anchor, BootValue, BytesRule, Contents, Extent, Field as CoreField, FreeRule, Gate, Gfn, Guard,
+    GuestMemory, GuestVirt, Kernel, MAX_EXTENTS, MemoryMap, Predicate, Profile, VcpuRegisters, ZoneCounter,
+};
+use thiserror::Error;
+
+use super::locate::{Located, gate};
+use super::pdb::PdbFacts;
+use super::pdb::types::{Field, TypeError, find};
+
+/// Most runs accepted. Machines have 2 to 20; a descriptor of more is not believed.
+const MAX_RUNS: u64 = 4096;
+/// Offsets in the debugger's block, `KDDEBUGGER_DATA64` (`wdbgexts.h`): tag, size, the kernel's base, `&MmPfnDatabase`,
+/// `&MmZeroedPageListHead`, `&MmPhysicalMemoryBlock`.
+const KDBG_TAG: u64 = 0x10;
+const KDBG_SIZE: u64 = 0x14;
+const KDBG_KERNEL: u64 = 0x18;
+const KDBG_PFN_DATABASE: u64 = 0xc0;
+const KDBG_ZEROED_LIST: u64 = 0x180;
+const KDBG_MEMORY_BLOCK: u64 = 0x270;
+/// `KDBG`, little-endian.
+const TAG: u64 = 0x4742_444b;
+/// The exception whose handler ties a profile to its kernel.
+const PAGE_FAULT: u8 = 14;
+/// `KUSER_SHARED_DATA.Cookie` (`ntddk.h`, since Windows Vista), drawn at random at each boot; the structure is mapped at
+/// these addresses in every kernel.
+const SHARED_DATA_COOKIE: u64 = 0x330;
+const SHARED_DATA_64: u64 = 0xffff_f780_0000_0000;
+const SHARED_DATA_32: u64 = 0xffdf_0000;
+
+/// Why no profile can be made.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ProfileError {
+    /// The PDB lacks something.
+    #[error("the PDB does not know {0}")]
+    Unknown(&'static str),
+    /// The PDB says a thing in two ways.
+    #[error(transparent)]
+    Type(#[from] TypeError),
+    /// It belongs to another kernel.
+    #[error("the PDB is of {given}, the guest runs {wanted}")]
+    OtherKernel {
+        /// Key of the PDB.
+        given: String,
+        /// Key in the image's debug record.
+        wanted: String,
+    },
+    /// Kernel memory that must be there is not.
+    #[error("{what} at {at:#x} cannot be read")]
+    Unreadable {
+        /// What.
+        what: &'static str,
+        /// Where.
+        at: u64,
+    },
+    /// A value that no kernel has.
+    #[error("{what} is {value:#x}: {why}")]
+    Impossible {
+        /// What.
+        what: &'static str,
+        /// What was read.
+        value: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Two sources differ.
+    #[error("{what}: the PDB leads to {pdb:#x}, the debugger's block to {kdbg:#x}")]
+    Disagree {
+        /// What.
+        what: &'static str,
+        /// By one.
+        pdb: u64,
+        /// By the other.
+        kdbg: u64,
+    },
+    /// A field of the entry that no profile can name.
+    #[error(
+        "_MMPFN's {name} lies at byte {offset}, {storage} bytes, {width} bits: a profile cannot name that"
+    )]
+    Field {
+        /// Which.
+        name: &'static str,
+        /// Where.
+        offset: u64,
+        /// Bytes of storage.
+        storage: u64,
+        /// Bits.
+        width: u64,
+    },
+}
+
+/// A run of physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First frame.
+    pub first: u64,
+    /// Frames.
+    pub count: u64,
+}
+
+/// What of a kernel's memory leads to the free pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// What `MmPfnDatabase` holds.
+    pub pfn_database: u64,
+    /// `MmPhysicalMemoryBlock`.
+    pub runs: Vec<Run>,
+    /// Where `MmZeroedPageListHead` is, if that is known.
+    pub zeroed_list: Option<u64>,
+    /// Which source said what.
+    pub sources: BTreeMap<&'static str, String>,
+}
+
+/// Reads the kernel's own structures, as its PDB leads to them, and refuses what cannot be.
+///
+/// # Errors
+/// [`ProfileError`]. For a kernel that does not run (a copy, a decoy) this is the usual outcome.
+pub fn resolve<M: GuestMemory>(
+    memory: &mut M,
+    kernel: &Located,
+    facts: &PdbFacts,
+    known_runs: Option<&[Run]>,
+) -> Result<Resolved, ProfileError> {
+    let given = facts.identity;
+    if super::symbol_key::Signature::Guid(given.guid) != kernel.key.signature || given.age != kernel.key.age {
+        return Err(ProfileError::OtherKernel {
+            given: format!("GUID {}, age {}", given.guid, given.age),
+            wanted: kernel.key.id(),
+        });
+    }
+    let at = |name: &str| Some(kernel.base.wrapping_add(u64::from(*facts.rva.get(name)?)));
+    let kdbg = at("KdDebuggerDataBlock").and_then(|block| debugger_block(memory, kernel, block));
+    let mut sources = BTreeMap::new();
+    let mut one_of = |what: &'static str, offset: u64| -> Result<Option<u64>, ProfileError> {
+        let by_block = kdbg.as_ref().and_then(|block| block.get(&offset)).copied();
+        let (place, source) = match (at(what), by_block) {
+            (Some(pdb), Some(kdbg)) if pdb != kdbg => return Err(ProfileError::Disagree { what, pdb, kdbg }),
+            (Some(pdb), Some(_)) => (pdb, "PDB and KDBG"),
+            (Some(pdb), None) => (pdb, "PDB"),
+            (None, Some(kdbg)) => (kdbg, "KDBG"),
+            (None, None) => return Ok(None),
+        };
+        sources.insert(what, source.to_owned());
+        Ok(Some(place))
+    };
+    let database_at =
+        one_of("MmPfnDatabase", KDBG_PFN_DATABASE)?.ok_or(ProfileError::Unknown("MmPfnDatabase"))?;
+    let zeroed_list = one_of("MmZeroedPageListHead", KDBG_ZEROED_LIST)?;
+    let block_at = one_of("MmPhysicalMemoryBlock", KDBG_MEMORY_BLOCK)?;
+
+    let pfn_database = kernel
+        .space
+        .pointer(memory, database_at)
+        .ok_or(ProfileError::Unreadable {
+            what: "MmPfnDatabase",
+            at: database_at,
+        })?;
+    let levels = kernel.space.levels;
+    if !levels.in_kernel_half(pfn_database) || pfn_database % 4 != 0 {
+        return Err(ProfileError::Impossible {
+            what: "MmPfnDatabase",
+            value: pfn_database,
+            why: "it is no address of an array in the kernel",
+        });
+    }
+    let runs = match (block_at, known_runs) {
+        (Some(at), _) => memory_block(memory, kernel, at)?,
+        (None, Some(runs)) => {
+            sources.insert("MmPhysicalMemoryBlock", "the dump's header".to_owned());
+            runs.to_vec()
+        }
+        (None, None) => return Err(ProfileError::Unknown("MmPhysicalMemoryBlock")),
+    };
+    Ok(Resolved {
+        pfn_database,
+        runs,
+        zeroed_list,
+        sources,
+    })
+}
+
+/// The pointers of the debugger's block at `at`, by offset, if it is there. Kernels since Windows 8 keep it encoded.
+fn debugger_block<M: GuestMemory>(memory: &mut M, kernel: &Located, at: u64) -> Option<BTreeMap<u64, u64>> {
+    let space = kernel.space;
+    let size = space.number(memory, at.checked_add(KDBG_SIZE)?, 4)?;
+    if space.number(memory, at.checked_add(KDBG_TAG)?, 4)? != TAG {
+        return None;
+    }
+    // On 32 bits its pointers are widened with their sign.
+    let narrow = |value: u64| {
+        if space.levels.is_32_bit() {
+            value & 0xffff_ffff
+        } else {
+            value
+        }
+    };
+    if narrow(space.number(memory, at.checked_add(KDBG_KERNEL)?, 8)?) != kernel.base {
+        return None;
+    }
+    let mut pointers = BTreeMap::new();
+    for offset in [KDBG_PFN_DATABASE, KDBG_ZEROED_LIST, KDBG_MEMORY_BLOCK] {
+        if offset + 8 <= size {
+            let value = narrow(space.number(memory, at.checked_add(offset)?, 8)?);
+            if value != 0 {
+                pointers.insert(offset, value);
+            }
+        }
+    }
+    Some(pointers)
+}
+
+/// `PHYSICAL_MEMORY_DESCRIPTOR`, to which the variable at `at` points: a count, a number of pages, and runs. Page
+/// numbers have the size of a pointer, with PAE too.
+fn memory_block<M: GuestMemory>(memory: &mut M, kernel: &Located, at: u64) -> Result<Vec<Run>, ProfileError> {
+    const WHAT: &str = "MmPhysicalMemoryBlock";
+    let space = kernel.space;
+    let size = usize::from(space.levels.pointer_bytes());
+    let unreadable = |at| ProfileError::Unreadable { what: WHAT, at };
+    let impossible = |value, why| ProfileError::Impossible {
+        what: WHAT,
+        value,
+        why,
+    };
+    let block = space.pointer(memory, at).ok_or_else(|| unreadable(at))?;
+    if !space.levels.in_kernel_half(block) {
+        return Err(impossible(block, "it is no address in the kernel"));
+    }
+    let mut number = |index: u64| {
+        let at = block.wrapping_add(index * size as u64);
+        // The count is a ULONG on 64 bits, too, and padded.
+        let bytes = if index == 0 { 4 } else { size };
+        space.number(memory, at, bytes).ok_or_else(|| unreadable(at))
+    };
+    let (count, pages) = (number(0)?, number(1)?);
+    if count == 0 || count > MAX_RUNS {
+        return Err(impossible(count, "it is no number of runs"));
+    }
+    let mut runs = Vec::new();
+    let mut end = 0;
+    let mut total = 0_u64;
+    for index in 0..count {
+        let (first, count) = (number(2 + 2 * index)?, number(3 + 2 * index)?);
+        if first < end || count == 0 || count > Gfn::LIMIT || first > Gfn::LIMIT - count {
+            return Err(impossible(first, "its runs are out of order or out of bounds"));
+        }
+        end = first + count;
+        total += count;
+        runs.push(Run { first, count });
+    }
+    if total != pages {
+        return Err(impossible(
+            pages,
+            "its number of pages is not the sum of its runs",
+        ));
+    }
+    Ok(runs)
+}
+
+/// A profile, and where it comes from.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The profile.
+    pub profile: Profile,
+    /// What it was made from.
+    pub resolved: Resolved,
+    /// Runs that did not fit, in pages: they are left alone.
+    pub left_out: u64,
+}
+
+/// Makes the profile of a kernel that was found and resolved.
+///
+/// # Errors
+/// [`ProfileError`].
+pub fn build<M: GuestMemory>(
+    memory: &mut M,
+    kernel: &Located,
+    facts: &PdbFacts,
+    vcpus: &[VcpuRegisters],
+    known_runs: Option<&[Run]>,
+) -> Result<Built, ProfileError> {
+    let resolved = resolve(memory, kernel, facts, known_runs)?;
+    let size = facts.mmpfn_size.ok_or(ProfileError::Unknown("_MMPFN"))?;
+    let descriptor_bytes = u16::try_from(size).map_err(|_| ProfileError::Impossible {
+        what: "sizeof(_MMPFN)",
+        value: size,
+        why: "no entry is so large",
+    })?;
+    let free = free_rule(facts)?;
+
+    // The largest runs; Windows has a handful.
+    let mut runs = resolved.runs.clone();
+    runs.sort_by_key(|run| std::cmp::Reverse(run.count));
+    let left_out = runs.iter().skip(MAX_EXTENTS).map(|run| run.count).sum();
+    runs.truncate(MAX_EXTENTS);
+    runs.sort_by_key(|run| run.first);
+    let mut extents = heapless::Vec::new();
+    for run in runs {
+        let array = resolved.pfn_database.wrapping_add(run.first.wrapping_mul(size));
+        // Runs were cut to what the profile holds.
+        let _ = extents.push(Extent {
+            first: Gfn::new(run.first),
+            count: run.count,
+            array: GuestVirt::new(array),
+        });
+    }
+
+    let pointer = kernel.space.levels.pointer_bytes();
+    let mut zones = heapless::Vec::new();
+    // `MMPFNLIST.Total` is the first member. A list that never had a page counts nothing: Windows 10 keeps its lists in
+    // partitions, and what is left of the old name stays empty.
+    if let Some(list) = resolved.zeroed_list
+        && kernel.space.pointer(memory, list).is_some_and(|total| total != 0)
+    {
+        let _ = zones.push(ZoneCounter {
+            array: GuestVirt::new(list),
+            stride: pointer.into(),
+            count_offset: 0,
+            count_bytes: pointer,
+        });
+    }
+    let mut release = heapless::String::new();
+    let name: String = format!("Windows {}", kernel.key.id()).chars().take(64).collect();
+    // It fits: cut to the bound just now.
+    let _ = release.push_str(&name);
+    let profile = Profile {
+        kernel: Kernel {
+            release,
+            layout: layout_digest(facts),
+        },
+        root: kernel.space.root,
+        levels: kernel.space.levels,
+        memory_map: MemoryMap::Extents,
+        extents,
+        descriptor_bytes,
+        free,
+        contents: Contents::Zero,
+        zones,
+        guard: guard(memory, kernel, vcpus),
+    };
+    Ok(Built {
+        profile,
+        resolved,
+        left_out,
+    })
+}
+
+/// The first 16 bytes of the BLAKE3 hash of what the PDB says.
+fn layout_digest(facts: &PdbFacts) -> [u8; 16] {
+    let text = format!("{facts:?}");
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+    digest
+}
+
+/// What makes an entry free, from the fields of *this* kernel's type and the numbers of *its* enumeration.
+fn free_rule(facts: &PdbFacts) -> Result<FreeRule, ProfileError> {
+    let zeroed = *facts
+        .lists
+        .get("ZeroedPageList")
+        .ok_or(ProfileError::Unknown("_MMLISTS.ZeroedPageList"))?;
+    let zeroed = u64::try_from(zeroed).map_err(|_| ProfileError::Unknown("a sane ZeroedPageList"))?;
+    let location =
+        find(&facts.fields, "PageLocation")?.ok_or(ProfileError::Unknown("_MMPFN.PageLocation"))?;
+    let references =
+        find(&facts.fields, "ReferenceCount")?.ok_or(ProfileError::Unknown("_MMPFN.ReferenceCount"))?;
+    let mut conditions = heapless::Vec::new();
+    let mut add = |predicate| {
+        // There are four at most.
+        let _ = conditions.push(predicate);
+    };
+    add(test("ReferenceCount", references, 0)?);
+    for (name, expected) in [("Rom", 0), ("PfnExists", 1), ("LockBit", 0)] {
+        if let Some(field) = find(&facts.fields, name)? {
+            add(test(name, field, expected)?);
+        }
+    }
+    Ok(FreeRule {
+        predicate: test("PageLocation", location, zeroed)?,
+        conditions,
+        blocks: None,
+        bytes: BytesRule::Zero,
+    })
+}
+
+/// The test that a member has a value.
+fn test(name: &'static str, field: &Field, value: u64) -> Result<Predicate, ProfileError> {
+    let error = || ProfileError::Field {
+        name,
+        offset: field.offset,
+        storage: field.storage_bytes,
+        width: field.width,
+    };
+    let width = match field.storage_bytes {
+        1 | 2 | 4 | 8 => field.storage_bytes,
+        _ => return Err(error()),
+    };
+    let offset = u16::try_from(field.offset).map_err(|_| error())?;
+    let bits = match field.width {
+        64 => u64::MAX,
+        1..64 => (1 << field.width) - 1,
+        _ => return Err(error()),
+    };
+    if value & !bits != 0 {
+        return Err(error());
+    }
+    Ok(Predicate {
+        field: CoreField {
+            offset,
+            #[allow(clippy::cast_possible_truncation)] // 8 at most
+            width: width as u8,
+        },
+        mask: bits << field.bit,
+        expected: value << field.bit,
+    })
+}
+
+/// What ties the profile to this boot: where the processor enters the kernel, where that lies, and a random number.
+fn guard<M: GuestMemory>(memory: &mut M, kernel: &Located, vcpus: &[VcpuRegisters]) -> Guard {
+    let space = kernel.space;
+    let first = vcpus.iter().find(|cpu| cpu.flags & VcpuRegisters::ONLINE != 0);
+    let long = !space.levels.is_32_bit();
+    let lstar = first.map_or(0, |cpu| if long { cpu.lstar } else { 0 });
+    let sysenter_eip = first.map_or(0, |cpu| if long { 0 } else { cpu.sysenter_eip });
+    let gate = first
+        .and_then(|cpu| gate(memory, space, cpu.idt_base, PAGE_FAULT.into()))
+        .filter(|handler| *handler != 0)
+        .map(|handler| Gate {
+            vector: PAGE_FAULT,
+            handler: GuestVirt::new(handler),
+        });
+    // Only what is mapped while a user program runs, too, where the kernel keeps a second set of tables for that.
+    let mut anchors = heapless::Vec::new();
+    for at in [lstar, sysenter_eip, gate.map_or(0, |gate| gate.handler.get())] {
+        let page = GuestVirt::new(at & !0xfff);
+        let known = anchors.iter().any(|anchor: &Anchor| anchor.at == page);
+        if at != 0
+            && !known
+            && let Some(physical) = space.translate(memory, page.get())
+        {
+            // There are three at most.
+            let _ = anchors.push(Anchor { at: page, physical });
+        }
+    }
+    let shared = if long { SHARED_DATA_64 } else { SHARED_DATA_32 };
+    let cookie_at = shared + SHARED_DATA_COOKIE;
+    let cookie = space.number(memory, cookie_at, 4).filter(|cookie| *cookie != 0);
+    Guard {
+        // Each processor has its own.
+        idt_base: 0,
+        idt_limit: first
+            .map(|cpu| cpu.idt_limit)
+            .filter(|limit| *limit != 0)
+            .unwrap_or(if long { 0xfff } else { 0x7ff }),
+        lstar,
+        sysenter_eip,
+        gate,
+        root_slots: heapless::Vec::new(),
+        anchors,
+        boot_value: cookie.map(|value| BootValue {
+            at: GuestVirt::new(cookie_at),
+            bytes: 4,
+            value,
+        }),
+    }
+}

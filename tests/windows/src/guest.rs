@@ -1,0 +1,523 @@
+//! The memory of a Windows-like guest that stands still: page tables, the kernel's image, its variables, and a page-frame
+//! database in a chosen layout, with every trap that real ones have.
+
+use crate::layouts::{Bits, Layout};
+use crate::pdb::Pdb;
+use crate::pe::{AMD64, DATA, I386, IMAGE_SIZE, Pe, Record};
+
+/// Bytes of a page.
+pub const PAGE: usize = 4096;
+/// Where the variables are in `.data`.
+const PFN_DATABASE: u32 = 0x10;
+const MEMORY_BLOCK: u32 = 0x20;
+const ZEROED_LIST: u32 = 0x40;
+const DEBUGGER_BLOCK: u32 = 0x400;
+/// Where the structure is that `MmPhysicalMemoryBlock` points to.
+const DESCRIPTOR: u32 = 0x100;
+/// Where the exception handlers and the system call's entry lie in the image.
+const HANDLER: u64 = 0x1020;
+const ENTRY: u64 = 0x1040;
+/// Most frames of page tables.
+const TABLE_FRAMES: u64 = 64;
+
+/// The form of the page tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paging {
+    /// 32 bits, 4-byte entries.
+    Two,
+    /// 32 bits, 8-byte entries.
+    Pae,
+    /// 64 bits, 4 levels.
+    Four,
+    /// 64 bits, 5 levels.
+    Five,
+}
+
+/// What a page is, for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// On the zeroed list, and zero: free.
+    Zeroed,
+    /// On the zeroed list by its entry, with a byte that is not zero.
+    ZeroedButDirty,
+    /// Reads location 0 without a reference, being cleared this moment.
+    OffList,
+    /// Location 0 and a reference; the page is zero.
+    Referenced,
+    /// Location 0, ROM; zero.
+    Rom,
+    /// Location 0, but there is no such page; zero.
+    Absent,
+    /// Location 0, the entry is locked; zero.
+    Locked,
+    /// On another list, and zero all the same.
+    OtherList(u8),
+    /// In use, full of something.
+    Active,
+}
+
+/// A guest to be made.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// The layout of `_MMPFN`.
+    pub layout: Layout,
+    /// The form of the page tables.
+    pub paging: Paging,
+    /// GUID of the PDB, as files hold it.
+    pub guid: [u8; 16],
+    /// Its age.
+    pub age: u32,
+    /// Whether the page with the exported name is in memory.
+    pub exports_present: bool,
+    /// Whether there is a debugger's block, and the PDB names only it.
+    pub by_debugger_block: bool,
+    /// What the zeroed list says that it has; `None`: what is true.
+    pub total: Option<u64>,
+    /// Whether a copy of the image is mapped elsewhere in the kernel's half, its variables never written.
+    pub copy: bool,
+    /// Whether images that call themselves kernels lie in memory that no table maps: one without a debug record, and one
+    /// as it is on disk, with it.
+    pub decoys: bool,
+}
+
+/// A guest that was made.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Its memory.
+    pub memory: Vec<u8>,
+    /// Its registers file.
+    pub registers: String,
+    /// CR3.
+    pub cr3: u64,
+    /// Where the kernel is.
+    pub base: u64,
+    /// Which frames are free.
+    pub free: Vec<bool>,
+    /// Runs of physical memory: first frame, frames.
+    pub runs: Vec<(u64, u64)>,
+    /// The PDB.
+    pub pdb: Vec<u8>,
+    /// What became of each frame.
+    pub states: Vec<Option<State>>,
+}
+
+impl Guest {
+    /// A guest with `layout`, in the paging that goes with it.
+    pub fn new(layout: Layout, guid: [u8; 16]) -> Self {
+        let paging = match (layout.x64, layout.pae) {
+            (true, _) => Paging::Four,
+            (false, true) => Paging::Pae,
+            (false, false) => Paging::Two,
+        };
+        Self {
+            layout,
+            paging,
+            guid,
+            age: 1,
+            exports_present: true,
+            by_debugger_block: false,
+            total: None,
+            copy: false,
+            decoys: false,
+        }
+    }
+
+    fn wide(&self) -> bool {
+        matches!(self.paging, Paging::Four | Paging::Five)
+    }
+
+    fn base(&self) -> u64 {
+        match self.paging {
+            Paging::Four => 0xffff_f803_12c0_0000,
+            Paging::Five => 0xff3a_f803_12c0_0000,
+            Paging::Pae | Paging::Two => 0x8281_f000,
+        }
+    }
+
+    fn database(&self) -> u64 {
+        match self.paging {
+            Paging::Four => 0xffff_fa80_0000_0000,
+            Paging::Five => 0xff3a_fa80_0000_0000,
+            Paging::Pae | Paging::Two => 0x83c0_0000,
+        }
+    }
+
+    fn pointer(&self, value: u64) -> Vec<u8> {
+        let size = if self.wide() { 8 } else { 4 };
+        value.to_le_bytes()[..size].to_vec()
+    }
+
+    /// The executable, with these in its variables.
+    fn executable(&self, data: Vec<(u32, Vec<u8>)>) -> Pe {
+        Pe {
+            machine: if self.wide() { AMD64 } else { I386 },
+            image_base: 0x40_0000,
+            record: Record::Rsds(self.guid, self.age, "ntkrnlmp.pdb".into()),
+            export_name: Some("ntoskrnl.exe".into()),
+            data,
+        }
+    }
+
+    fn pdb(&self) -> Vec<u8> {
+        let mut pdb = Pdb::new(self.guid, self.age, if self.wide() { AMD64 } else { I386 });
+        self.layout.write(&mut pdb.types);
+        let prefix = if self.wide() { "" } else { "_" };
+        let all = [
+            ("MmPfnDatabase", PFN_DATABASE),
+            ("MmPhysicalMemoryBlock", MEMORY_BLOCK),
+            ("MmZeroedPageListHead", ZEROED_LIST),
+            ("KdDebuggerDataBlock", DEBUGGER_BLOCK),
+        ];
+        for (name, offset) in all {
+            if !self.by_debugger_block || name.starts_with("Kd") {
+                // The PDB's one section begins at 0x1000.
+                pdb.symbols
+                    .push((format!("{prefix}{name}"), 1, DATA + offset - 0x1000));
+            }
+        }
+        pdb.to_bytes()
+    }
+
+    /// Makes the guest: 16 MiB, of which some are firmware's and some are not there.
+    pub fn make(&self) -> Made {
+        let frames = 4096_u64;
+        let runs = vec![(1, 0x9e), (0x100, 0x700), (0x900, 0x700)];
+        let mut states: Vec<Option<State>> = vec![None; usize::try_from(frames).expect("small")];
+        let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(self.layout.size) << 8);
+        for (first, count) in &runs {
+            for frame in *first..first + count {
+                states[index(frame)] = Some(self.choose(&mut random));
+            }
+        }
+        let mut build = Build {
+            memory: vec![0; index(frames) * PAGE],
+            paging: self.paging,
+            next_table: 0x200,
+            root: 0,
+        };
+        // Infrastructure takes frames of its own, out of order so that nothing is in a row by luck.
+        let tables = 0x200..0x200 + TABLE_FRAMES;
+        let image_frames: Vec<u64> = (0..u64::from(IMAGE_SIZE) / 4096)
+            .map(|page| 0x7f0 - 3 * page)
+            .collect();
+        let copy_frames: Vec<u64> = (0..u64::from(IMAGE_SIZE) / 4096)
+            .map(|page| 0xa80 - 2 * page)
+            .collect();
+        let decoy = 0xb00..0xb00 + 2 * u64::from(IMAGE_SIZE) / 4096 + 2;
+        let database_pages = (frames * u64::from(self.layout.size)).div_ceil(4096);
+        let database_frames = 0xc00..0xc00 + database_pages;
+        let idt_frame = 0x123;
+        let used = tables
+            .chain(image_frames.iter().copied())
+            .chain(copy_frames.iter().copied())
+            .chain(decoy.clone())
+            .chain(database_frames.clone())
+            .chain([idt_frame]);
+        for frame in used {
+            states[index(frame)] = Some(State::Active);
+        }
+        for (frame, state) in states.iter().enumerate() {
+            match state {
+                Some(State::Active | State::OffList) => {
+                    random.fill(&mut build.memory[frame * PAGE..][..PAGE]);
+                }
+                Some(State::ZeroedButDirty) => {
+                    let at = usize::try_from(random.next() % 4096).expect("small");
+                    build.memory[frame * PAGE + at] = 1;
+                }
+                // Firmware's ranges are full of what is not memory of the guest's.
+                None if (0x9f..0x100).contains(&(frame as u64)) => {
+                    random.fill(&mut build.memory[frame * PAGE..][..PAGE]);
+                }
+                _ => {}
+            }
+        }
+        for frame in 0x200..0x200 + TABLE_FRAMES {
+            build.memory[index(frame) * PAGE..][..PAGE].fill(0);
+        }
+        build.root = build.table();
+        build.map_itself();
+
+        let truth: Vec<bool> = states.iter().map(|state| *state == Some(State::Zeroed)).collect();
+        let free = truth.iter().filter(|free| **free).count() as u64;
+        self.write_image(
+            &mut build,
+            &image_frames,
+            &copy_frames,
+            &runs,
+            self.total.unwrap_or(free),
+        );
+        if self.decoys {
+            let mut nameless = self.executable(Vec::new());
+            nameless.record = Record::None;
+            build.write(decoy.start, &nameless.mapped());
+            build.write(
+                decoy.start + u64::from(IMAGE_SIZE) / 4096,
+                &self.executable(Vec::new()).file(),
+            );
+        }
+
+        let mut database = vec![0; index(database_pages) * PAGE];
+        for (frame, state) in states.iter().enumerate() {
+            let size = self.layout.size as usize;
+            let entry = &mut database[frame * size..][..size];
+            // Entries of frames that are no memory were never filled in.
+            if let Some(state) = state {
+                random.fill(entry);
+                self.write_entry(entry, *state);
+            }
+        }
+        for (page, frame) in database_frames.enumerate() {
+            build.map(self.database() + (page * PAGE) as u64, frame);
+            build.write(frame, &database[page * PAGE..][..PAGE]);
+        }
+
+        let idt = self.base() - 0x10_0000;
+        build.map(idt, idt_frame);
+        build.write(idt_frame, &self.idt());
+        Made {
+            registers: self.registers(build.root, idt),
+            cr3: build.root,
+            base: self.base(),
+            memory: build.memory,
+            free: truth,
+            runs,
+            pdb: self.pdb(),
+            states,
+        }
+    }
+
+    fn choose(&self, random: &mut Random) -> State {
+        match random.next() % 16 {
+            0..6 => State::Zeroed,
+            6 => State::ZeroedButDirty,
+            7 => State::OffList,
+            8 => State::Referenced,
+            9 if self.layout.rom.is_some() => State::Rom,
+            10 if self.layout.pfn_exists.is_some() => State::Absent,
+            11 if self.layout.lock_bit.is_some() => State::Locked,
+            12 => State::OtherList(u8::try_from(1 + random.next() % 7).expect("small")),
+            _ => State::Active,
+        }
+    }
+
+    fn write_entry(&self, entry: &mut [u8], state: State) {
+        let count = Bits {
+            offset: self.layout.reference_count,
+            storage: 2,
+            bit: 0,
+            width: 16,
+        };
+        let (location, references) = match state {
+            State::Referenced => (0, 1),
+            State::OtherList(list) => (u64::from(list), 0),
+            State::Active => (6, 1),
+            _ => (0, 0),
+        };
+        set(entry, self.layout.page_location, location);
+        set(entry, count, references);
+        for (bits, value) in [
+            (self.layout.rom, state == State::Rom),
+            (self.layout.pfn_exists, state != State::Absent),
+            (self.layout.lock_bit, state == State::Locked),
+        ] {
+            if let Some(bits) = bits {
+                set(entry, bits, value.into());
+            }
+        }
+    }
+
+    fn write_image(
+        &self,
+        build: &mut Build,
+        frames: &[u64],
+        copy_frames: &[u64],
+        runs: &[(u64, u64)],
+        total: u64,
+    ) {
+        let at = |offset: u32| self.base() + u64::from(DATA + offset);
+        let pages: u64 = runs.iter().map(|(_, count)| count).sum();
+        // NumberOfRuns is padded to the size of a page number.
+        let mut descriptor = self.pointer(runs.len() as u64);
+        descriptor.extend(self.pointer(pages));
+        for (first, count) in runs {
+            descriptor.extend(self.pointer(*first));
+            descriptor.extend(self.pointer(*count));
+        }
+        let sign = |value: u64| {
+            if self.wide() {
+                value
+            } else {
+                value | 0xffff_ffff_0000_0000
+            }
+        };
+        let mut block = vec![0; 0x300];
+        for (offset, value) in [
+            (0x10, 0x300 << 32 | 0x4742_444b),
+            (0x18, sign(self.base())),
+            (0xc0, sign(at(PFN_DATABASE))),
+            (0x180, sign(at(ZEROED_LIST))),
+            (0x270, sign(at(MEMORY_BLOCK))),
+        ] {
+            block[offset..offset + 8].copy_from_slice(&u64::to_le_bytes(value));
+        }
+        let image = self
+            .executable(vec![
+                (PFN_DATABASE, self.pointer(self.database())),
+                (MEMORY_BLOCK, self.pointer(at(DESCRIPTOR))),
+                (ZEROED_LIST, self.pointer(total)),
+                (DESCRIPTOR, descriptor),
+                (DEBUGGER_BLOCK, block),
+            ])
+            .mapped();
+        let copy = self.executable(Vec::new()).mapped();
+        for (page, frame) in frames.iter().enumerate() {
+            build.write(*frame, &image[page * PAGE..][..PAGE]);
+            // The third page holds the export directory.
+            if self.exports_present || page != 3 {
+                build.map(self.base() + (page * PAGE) as u64, *frame);
+            }
+        }
+        if self.copy {
+            for (page, frame) in copy_frames.iter().enumerate() {
+                build.write(*frame, &copy[page * PAGE..][..PAGE]);
+                // Below the real one, but too far for its addresses to lie in it.
+                build.map(self.base() - 0x80_0000 + (page * PAGE) as u64, *frame);
+            }
+        }
+    }
+
+    fn idt(&self) -> Vec<u8> {
+        let handler = self.base() + HANDLER;
+        let mut table = Vec::new();
+        for _ in 0..32 {
+            let low = handler & 0xffff | (handler >> 16 & 0xffff) << 48 | 0x8e00 << 32 | 0x10 << 16;
+            table.extend_from_slice(&low.to_le_bytes());
+            if self.wide() {
+                table.extend_from_slice(&(handler >> 32).to_le_bytes());
+            }
+        }
+        table
+    }
+
+    fn registers(&self, cr3: u64, idt: u64) -> String {
+        let limit = if self.wide() { 0xfff } else { 0x7ff };
+        let (cr4, efer, lstar) = match self.paging {
+            Paging::Two => (0x90, 0, 0),
+            Paging::Pae => (0xb0, 0, 0),
+            Paging::Four => (0x6b0, 0xd01, self.base() + ENTRY),
+            Paging::Five => (0x16b0, 0xd01, self.base() + ENTRY),
+        };
+        format!(
+            r#"[{{"cr0": "0x80050033", "cr3": "{cr3:#x}", "cr4": "{cr4:#x}", "efer": "{efer:#x}", "idt_base": "{idt:#x}", "idt_limit": "{limit:#x}", "lstar": "{lstar:#x}"}}]"#
+        )
+    }
+}
+
+struct Build {
+    memory: Vec<u8>,
+    paging: Paging,
+    next_table: u64,
+    root: u64,
+}
+
+impl Build {
+    fn write(&mut self, frame: u64, bytes: &[u8]) {
+        self.memory[index(frame) * PAGE..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn table(&mut self) -> u64 {
+        let table = self.next_table;
+        assert!(table < 0x200 + TABLE_FRAMES, "too many page tables");
+        self.next_table += 1;
+        table * PAGE as u64
+    }
+
+    /// Entries' size, and the bits of each level's index from the top: shift and width.
+    fn form(&self) -> (u64, &'static [(u32, u32)]) {
+        match self.paging {
+            Paging::Two => (4, &[(22, 10), (12, 10)]),
+            Paging::Pae => (8, &[(30, 2), (21, 9), (12, 9)]),
+            Paging::Four => (8, &[(39, 9), (30, 9), (21, 9), (12, 9)]),
+            Paging::Five => (8, &[(48, 9), (39, 9), (30, 9), (21, 9), (12, 9)]),
+        }
+    }
+
+    fn map(&mut self, at: u64, frame: u64) {
+        let (size, levels) = self.form();
+        let mut table = self.root;
+        for (depth, (shift, width)) in levels.iter().enumerate() {
+            let slot = table + (at >> shift & ((1 << width) - 1)) * size;
+            if depth + 1 == levels.len() {
+                self.put(slot, frame << 12 | 0x63, size);
+                return;
+            }
+            let entry = self.get(slot, size);
+            table = if entry & 1 == 0 {
+                let new = self.table();
+                // The top entries of PAE have no flags but the first.
+                let flags = if self.paging == Paging::Pae && depth == 0 {
+                    1
+                } else {
+                    0x63
+                };
+                self.put(slot, new | flags, size);
+                new
+            } else {
+                entry & 0x000f_ffff_ffff_f000
+            };
+        }
+    }
+
+    /// Windows maps its page tables through themselves: the entry at 0xc0000000, or slot 0x1ed.
+    fn map_itself(&mut self) {
+        match self.paging {
+            Paging::Two => self.put(self.root + 0x300 * 4, self.root | 0x63, 4),
+            Paging::Four | Paging::Five => self.put(self.root + 0x1ed * 8, self.root | 0x63, 8),
+            Paging::Pae => {}
+        }
+    }
+
+    fn put(&mut self, at: u64, value: u64, size: u64) {
+        let bytes = value.to_le_bytes();
+        self.memory[index(at)..][..index(size)].copy_from_slice(&bytes[..index(size)]);
+    }
+
+    fn get(&self, at: u64, size: u64) -> u64 {
+        let mut value = [0; 8];
+        value[..index(size)].copy_from_slice(&self.memory[index(at)..][..index(size)]);
+        u64::from_le_bytes(value)
+    }
+}
+
+/// Sets some bits of an entry.
+fn set(entry: &mut [u8], bits: Bits, value: u64) {
+    let at = bits.offset as usize..(bits.offset + bits.storage) as usize;
+    let mut word = [0; 8];
+    word[..at.len()].copy_from_slice(&entry[at.clone()]);
+    let mask = (u64::MAX >> (64 - bits.width)) << bits.bit;
+    let word = u64::from_le_bytes(word) & !mask | value << bits.bit & mask;
+    entry[at.clone()].copy_from_slice(&word.to_le_bytes()[..at.len()]);
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).expect("a fixture is small")
+}
+
+/// Numbers that are the same in each run (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 11
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            *byte = self.next().to_le_bytes()[2];
+        }
+    }
+}
