@@ -39,6 +39,12 @@ pub enum Op {
     /// Copy the bitmap from frame `cursor` (a multiple of 8) into `buffer`, a bit a frame, lowest first. `result[0]`:
     /// frames that the bitmap covers.
     ReadBitmap = 9,
+    /// Copy a bit for each frame from `cursor` (a multiple of 8) on into `buffer`, set where a zero frame is mapped. The
+    /// shim's own: the engine is not asked.
+    ZeroMap = 10,
+    /// Map zero frames at the frames in `buffer`, an array of 64-bit numbers, from index `cursor` on; `flags` is the order of
+    /// each, 0 or 9. For a domain that is being received. The shim's own.
+    PopulateZero = 11,
 }
 
 impl Op {
@@ -54,6 +60,8 @@ impl Op {
             7 => Self::Explain,
             8 => Self::Registers,
             9 => Self::ReadBitmap,
+            10 => Self::ZeroMap,
+            11 => Self::PopulateZero,
             _ => return None,
         })
     }
@@ -61,6 +69,42 @@ impl Op {
 
 /// Flag of [`Op::Share`], builds with the feature `mutants` only: bits 16 to 23 hold the number of a mutation.
 pub const SHARE_MUTATION_SHIFT: u32 = 16;
+
+/// Flag of [`Op::Scan`], builds with the feature `mutants` only. The engine does nothing about it. A toolstack that is
+/// told, for a test, to take its scans too early passes it, so that only a hypervisor made for tests lets it.
+pub const SCAN_EARLY: u32 = 1 << SHARE_MUTATION_SHIFT;
+
+/// Version of [`BitmapHeader`].
+pub const BITMAP_VERSION: u32 = 1;
+
+/// `struct xen_lacuna_bitmap`, at the start of the resource `XENMEM_resource_lacuna_bitmap`. Read it as a sequence lock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct BitmapHeader {
+    /// [`BITMAP_VERSION`].
+    pub version: u32,
+    /// Where the bits begin, in bytes: a bit a frame, lowest first.
+    pub offset: u32,
+    /// Odd while anything of this is being written.
+    pub sequence: u64,
+    /// How many scans of all memory were begun.
+    pub started: u64,
+    /// Which of those the bits are of; 0 when they are of none, or not wholly, or of one that was not believed.
+    pub complete: u64,
+    /// How many profiles were set.
+    pub generation: u64,
+    /// How many bits are in use.
+    pub gfns: u64,
+    /// A [`State`], after the last operation.
+    pub state: u64,
+    /// What a page whose bit is set holds: 0 nothing that anybody needs; 1 zeros, which the guest relies on
+    /// ([`crate::Contents::Zero`]); 2 zeros or else it is not free ([`crate::BytesRule::Zero`]).
+    pub contents: u64,
+    /// How many bits are set.
+    pub free: u64,
+    /// When the scan began, in nanoseconds of the host's clock.
+    pub start: u64,
+}
 
 /// `struct xen_domctl_lacuna`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -292,6 +336,7 @@ pub struct ShimCounters {
 }
 
 static_assertions::const_assert_eq!(size_of::<Request>(), 88);
+static_assertions::const_assert_eq!(size_of::<BitmapHeader>(), 80);
 static_assertions::const_assert_eq!(size_of::<VcpuRegisters>(), 64);
 static_assertions::const_assert_eq!(size_of::<GfnInfo>(), 40);
 static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 64);
@@ -340,10 +385,10 @@ mod tests {
 
     #[test]
     fn every_operation_has_one_number() {
-        for code in 1..=9 {
+        for code in 1..=11 {
             assert_eq!(Op::from_code(code).map(|op| op as u32), Some(code));
         }
         assert_eq!(Op::from_code(0), None);
-        assert_eq!(Op::from_code(10), None);
+        assert_eq!(Op::from_code(12), None);
     }
 }

@@ -27,6 +27,7 @@ mod explain;
 mod frame_copies;
 mod free;
 mod guard;
+mod header;
 mod memory;
 mod memory_map;
 #[cfg(any(test, feature = "mock"))]
@@ -50,6 +51,7 @@ pub use explain::explain;
 pub use frame_copies::FrameCopies;
 pub use free::{FreeCheck, InUseReason, UnknownReason, Verdict};
 pub use guard::{GuardFailure, GuardMismatch, VcpuRegisters, check_guard};
+pub use header::Header;
 pub use memory::{GuestMemory, ReadError, Row, failing_one_by_one, value_by_bytes};
 pub use memory_map::{Descriptor, DescriptorAt, DescriptorError, MemoryMapReader, PassedOver};
 pub use offline::{Agreement, OfflineScan, confirm_zero, scan_offline};

@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU64;
 
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::{
-    BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, Predicate, ReadError, Row, Skip, Status, VcpuRegisters,
+    BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Predicate, ReadError, Row, Skip, Status, VcpuRegisters,
     failing_one_by_one, value_by_bytes,
 };
 
@@ -189,6 +189,17 @@ impl Host for XenHost {
         // operation, `Words` do not outlive one, and the engine does not keep an older one across a growth. All access is
         // through atomics.
         Ok(Words(unsafe { core::slice::from_raw_parts(words.cast::<AtomicU64>(), length) }))
+    }
+
+    fn header(&mut self) -> Option<Self::Words> {
+        // SAFETY: invariant.
+        let words = unsafe { shim::lacuna_x_header(self.domain) };
+        if words.is_null() {
+            return None;
+        }
+        // SAFETY: the C side keeps a page at `words`, aligned to a page, that is mapped elsewhere when the bitmap grows and
+        // goes with the domain. For the rest as in `bitmap`. Others who map it cannot write to it.
+        Some(Words(unsafe { core::slice::from_raw_parts(words.cast::<AtomicU64>(), PAGE_SIZE / 8) }))
     }
 
     fn preempted(&mut self) -> bool {

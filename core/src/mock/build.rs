@@ -135,6 +135,9 @@ impl MockGuest {
             registers: (0..config.vcpus).map(|_| registers).collect(),
             toolstack_pause: false,
             bitmap: std::sync::Arc::from(Vec::new()),
+            header: (0..PAGE_SIZE / 8)
+                .map(|_| core::sync::atomic::AtomicU64::new(0))
+                .collect(),
             clock: 0,
             read_price: super::engine::READ_NS,
             reads: 0,

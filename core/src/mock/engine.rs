@@ -182,6 +182,10 @@ impl Host for MockGuest {
         Ok(Arc::clone(&self.bitmap))
     }
 
+    fn header(&mut self) -> Option<Self::Words> {
+        (!self.bitmap.is_empty()).then(|| Arc::clone(&self.header))
+    }
+
     fn preempted(&mut self) -> bool {
         self.faults.strikes(Primitive::Preempted)
     }

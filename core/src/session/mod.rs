@@ -12,13 +12,14 @@ use core::sync::atomic::AtomicU64;
 use zerocopy::IntoBytes;
 
 use self::scanning::FullScan;
-use crate::abi::{GfnInfo, Op, Request, ShimCounters, State, Statistics};
+use crate::abi::{GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
+use crate::header::{Announcement, Nominations};
 use crate::nominees::{Search, first_to_share};
 use crate::query::{put, read_bitmap, registers};
 use crate::share::{identify_paused, mismatch_values};
 use crate::{
-    Bitmap, Gfn, MAX_PROFILE_BYTES, P2m, Profile, ProfileError, Skip, SliceEnd, SliceReport, Status, Steps,
-    explain, share_slice,
+    Bitmap, Gfn, Header, MAX_PROFILE_BYTES, P2m, Profile, ProfileError, Skip, SliceEnd, SliceReport, Status,
+    Steps, explain, share_slice,
 };
 
 /// Frames whose nominations are cleared between two looks at pending interrupts: 256 KiB of bitmap.
@@ -41,6 +42,8 @@ pub trait Host: P2m {
     /// # Errors
     /// The bytes that could not be had.
     fn bitmap(&mut self, gfns: u64) -> Result<Self::Words, u64>;
+    /// The words of the header beside the bitmap; `None` before there is a bitmap.
+    fn header(&mut self) -> Option<Self::Words>;
     /// Whether the processor is wanted elsewhere, or the domain is being destroyed.
     fn preempted(&mut self) -> bool;
     /// Whether the toolstack keeps the guest paused.
@@ -81,6 +84,10 @@ pub struct Session {
     state: State,
     statistics: Statistics,
     scan: Option<FullScan>,
+    /// Scans of all memory begun.
+    started: u64,
+    /// What the bitmap's bits are.
+    nominations: Nominations,
     /// Guard failures since the last slice that passed.
     guard_streak: u64,
 }
@@ -100,6 +107,8 @@ impl Session {
             state: State::Empty,
             statistics: Statistics::default(),
             scan: None,
+            started: 0,
+            nominations: Nominations::default(),
             guard_streak: 0,
         }
     }
@@ -122,7 +131,7 @@ impl Session {
     /// Carries out `request`, with `buffer` as the hypervisor's copy of the caller's buffer: filled for operations that
     /// read it, to be filled (and `request.buffer_size` set) by those that write it.
     pub fn operate<H: Host>(&mut self, host: &mut H, request: &mut Request, buffer: &mut [u8]) -> Outcome {
-        match self.dispatch(host, request, buffer) {
+        let outcome = match self.dispatch(host, request, buffer) {
             Ok(outcome) => {
                 request.status = Status::Done.code();
                 outcome
@@ -132,6 +141,23 @@ impl Session {
                 request.result = values;
                 Outcome::Finished
             }
+        };
+        // While a scan is under way, be it between two calls, the bits are nothing that readers can use.
+        if outcome == Outcome::Finished && self.scan.is_none() {
+            self.publish(host);
+        }
+        outcome
+    }
+
+    fn publish<H: Host>(&self, host: &mut H) {
+        if let Some(words) = host.header() {
+            Header::new(words.as_ref()).publish(&Announcement {
+                started: self.started,
+                generation: self.statistics.generation,
+                state: self.state as u64,
+                nominations: self.nominations,
+                profile: self.profile(),
+            });
         }
     }
 
@@ -153,7 +179,12 @@ impl Session {
         if request.pad != 0 {
             return Err(bad(request.pad));
         }
-        if request.flags != 0 && op != Op::Share {
+        let flags_allowed = match op {
+            Op::Share => true,
+            Op::Scan => cfg!(feature = "mutants") && request.flags == SCAN_EARLY,
+            _ => false,
+        };
+        if request.flags != 0 && !flags_allowed {
             return Err(bad(request.flags));
         }
         match op {
@@ -172,6 +203,8 @@ impl Session {
             Op::Explain => self.explain(host, request, buffer).map(|()| Outcome::Finished),
             Op::Registers => registers(host, request, buffer).map(|()| Outcome::Finished),
             Op::ReadBitmap => read_bitmap(host, request, buffer).map(|()| Outcome::Finished),
+            // They do not come here: the shim has all that they need.
+            Op::ZeroMap | Op::PopulateZero => Err(bad(request.op)),
         }
     }
 
@@ -194,6 +227,8 @@ impl Session {
                 return Err((status, [value, 0, 0, 0]));
             }
         }
+        begin(host, self.started);
+        self.nominations = Nominations::default();
         if forget_nominations(host, &mut request.cursor) == Outcome::Again {
             return Ok(Outcome::Again);
         }
@@ -223,6 +258,7 @@ impl Session {
         self.current = None;
         self.state = State::Empty;
         self.scan = None;
+        self.nominations = Nominations::default();
         self.guard_streak = 0;
     }
 
@@ -230,6 +266,7 @@ impl Session {
     fn end(&mut self) {
         self.state = State::Ended;
         self.scan = None;
+        self.nominations = Nominations::default();
     }
 
     /// The profile, if it may be used at all.
@@ -420,6 +457,13 @@ impl Session {
         let info = host.gfn_info(gfn);
         let answer = explain(host, self.profile(), nominated, &info, gfn);
         put(request, buffer, answer.as_bytes())
+    }
+}
+
+/// Tells readers of the bitmap that its bits are about to change.
+fn begin<H: Host>(host: &mut H, started: u64) {
+    if let Some(words) = host.header() {
+        Header::new(words.as_ref()).begin(started);
     }
 }
 

@@ -1,8 +1,9 @@
 //! The scan operation: all memory or a part, over as many calls as it takes, and what a complete one proves.
 
-use super::{Host, Outcome, Refusal, Session, range};
+use super::{Host, Outcome, Refusal, Session, begin, range};
 use crate::abi::{Request, State};
 use crate::admission::{Sample, compare, sample, tolerance};
+use crate::header::Nominations;
 use crate::{Bitmap, FreeCheck, Gfn, ScanStep, Scanner, Status, free_by_counters};
 
 /// Descriptors looked at between two looks at the clock and at pending interrupts.
@@ -15,6 +16,8 @@ pub(super) struct FullScan {
     total: ScanStep,
     guest_free_before: u64,
     elapsed_ns: u64,
+    /// When it began.
+    start: u64,
     /// Whether the toolstack kept the guest paused at every step.
     paused: bool,
 }
@@ -29,11 +32,16 @@ impl Session {
         if !goes_on {
             self.identify(host)?;
         }
-        let profile = self.usable()?;
         let words = host
             .bitmap(gfns)
             .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
         let bitmap = Bitmap::new(words.as_ref());
+        if from == 0 && end == gfns {
+            self.started = self.started.wrapping_add(1);
+        }
+        self.nominations = Nominations::default();
+        begin(host, self.started);
+        let profile = self.usable()?;
         let uncounted = profile.zones.is_empty();
 
         let counters = |host: &mut H| {
@@ -46,6 +54,7 @@ impl Session {
         let mut full = match self.scan {
             Some(full) if goes_on => Some(full),
             _ if everything && from == 0 => Some(FullScan {
+                start: host.now(),
                 guest_free_before: counters(host)?,
                 paused: true,
                 ..FullScan::default()
@@ -101,6 +110,12 @@ impl Session {
         if let Some(full) = full {
             let sample = uncounted.then(|| sample(host, &bitmap, full.total.free));
             self.complete_scan(&full, after?, sample)?;
+            self.nominations = Nominations {
+                scan: self.started,
+                gfns,
+                free: full.total.free,
+                start: full.start,
+            };
         }
         Ok(Outcome::Finished)
     }

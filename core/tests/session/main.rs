@@ -3,6 +3,7 @@
 
 mod admission;
 mod guard;
+mod header;
 mod kernels;
 
 use lacuna_core::abi::{Explanation, Op, Request, State, Statistics};
