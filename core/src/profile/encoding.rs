@@ -220,10 +220,21 @@ impl Profile {
         self.memory_map = take(&mut body)?;
         take_list(&mut body, &mut self.extents, FieldRule::Extents)?;
         self.descriptor_bytes = take(&mut body)?;
-        self.free = take(&mut body)?;
+        self.free.predicate = take(&mut body)?;
+        take_list(&mut body, &mut self.free.conditions, FieldRule::Conditions)?;
+        self.free.blocks = take(&mut body)?;
+        self.free.bytes = take(&mut body)?;
         self.contents = take(&mut body)?;
         take_list(&mut body, &mut self.zones, FieldRule::Zones)?;
-        self.guard = take(&mut body)?;
+        let guard = &mut self.guard;
+        guard.idt_base = take(&mut body)?;
+        guard.idt_limit = take(&mut body)?;
+        guard.lstar = take(&mut body)?;
+        guard.sysenter_eip = take(&mut body)?;
+        guard.gate = take(&mut body)?;
+        take_list(&mut body, &mut guard.root_slots, FieldRule::RootSlots)?;
+        take_list(&mut body, &mut guard.anchors, FieldRule::GuardAddress)?;
+        guard.boot_value = take(&mut body)?;
         if !body.is_empty() {
             return Err(ProfileError::Encoding);
         }
