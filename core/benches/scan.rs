@@ -17,7 +17,7 @@ use std::hint::black_box;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::AtomicU64;
 
-use lacuna_core::mock::{Config, MapPages, MockGuest};
+use lacuna_core::mock::{Config, Layout, MapPages, MockGuest, Model};
 use lacuna_core::{
     Bitmap, FreeCheck, Gfn, GuestMemory, GuestPhys, PAGE_SIZE, Predicate, Profile, ReadError, Row, ScanStep,
     Scanner,
@@ -100,15 +100,22 @@ impl GuestMemory for Flat {
 
 /// A guest in the state that `case` names.
 fn guest(case: &str) -> MockGuest {
+    let windows = case == "windows";
     let mut guest = MockGuest::new(&Config {
+        layout: if windows {
+            Layout::windows()
+        } else {
+            Layout::modern()
+        },
+        model: if windows { Model::Runs } else { Model::Vmemmap },
         map_pages: MapPages::Large,
         pages: PAGES,
         host_free: 0,
         ..Config::default()
     });
     match case {
-        // Just booted: all memory in the largest blocks.
-        "idle" => {}
+        // Just booted: all memory in the largest blocks; with Windows, on the list of zeroed pages, each page for itself.
+        "idle" | "windows" => {}
         // No memory left.
         "busy" => while (0..=10).rev().any(|order| guest.alloc(0, order).is_some()) {},
         // Every other page free: no two can merge.

@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicU64;
 
 use lacuna_core::mock::{Config, Layout, MapPages, MockGuest, Model};
 use lacuna_core::{
-    Bitmap, FreeCheck, Gfn, InUseReason, Order, PagingLevels, ScanStep, Scanner, UnknownReason, Verdict,
+    Bitmap, Extent, FreeCheck, Gfn, GuestVirt, InUseReason, Order, PagingLevels, ScanStep, Scanner,
+    UnknownReason, Verdict,
 };
 use proptest::prelude::*;
 
@@ -342,4 +343,40 @@ fn descriptors_that_are_not_mapped_end_with_the_hole() {
 
 const fn guest_end(config: &Config) -> u64 {
     config.pages
+}
+
+/// A run of memory may end in the middle of a frame of descriptors: those after it are there, and mean nothing.
+#[test]
+fn entries_between_two_runs_are_not_believed() {
+    for layout in Layout::WINDOWS {
+        let mut guest = MockGuest::new(&Config {
+            layout,
+            model: Model::Flat,
+            ..Config::default()
+        });
+        let mut profile = guest.profile();
+        let whole = profile.extents[0];
+        let size = u64::from(profile.descriptor_bytes);
+        let run = |first: u64, end: u64| Extent {
+            first: Gfn::new(first),
+            count: end - first,
+            array: GuestVirt::new(whole.array.get() + first * size),
+        };
+        profile.extents = [run(16, 5000), run(5003, 8001)].into_iter().collect();
+        assert_eq!(profile.check(), Ok(()));
+        let words = words(&guest);
+        let bitmap = Bitmap::new(&words);
+        let mut scanner = Scanner::new(FreeCheck::new(&profile));
+        let step = scanner.step(&mut guest, &bitmap, Gfn::new(0), Gfn::new(8192), u64::MAX);
+        assert_eq!((step.next, step.no_descriptor), (8192, 16 + 3 + 191));
+        for gfn in (0..8192).map(Gfn::new) {
+            let believed = (16..5000).contains(&gfn.get()) || (5003..8001).contains(&gfn.get());
+            assert_eq!(bitmap.get(gfn), believed && guest.is_free(gfn), "frame {gfn:?}");
+        }
+        let mut check = FreeCheck::new(&profile);
+        assert_eq!(
+            check.page(&mut guest, Gfn::new(5001)),
+            Verdict::Unknown(UnknownReason::NoDescriptor { next: Gfn::new(5003) })
+        );
+    }
 }
