@@ -14,8 +14,15 @@ use lacuna::daemon::supervisor::Supervisor;
 use lacuna::report::Cause;
 use lacuna_core::abi::State;
 
+/// A configuration, in which everything is given back: simpler to count than what the policy would choose.
 fn config(text: &str) -> Config {
-    Config::parse(text, Path::new("test.toml")).unwrap()
+    let everything = "[defaults]\ngive_back = \"everything\"\n";
+    let text = if text.contains("[defaults]\n") {
+        text.replace("[defaults]\n", everything)
+    } else {
+        format!("{text}{everything}")
+    };
+    Config::parse(&text, Path::new("test.toml")).unwrap()
 }
 
 fn supervisor(host: &FakeHost, text: &str) -> Supervisor<FakeHost> {
@@ -61,6 +68,35 @@ fn a_new_guest_is_attached_and_given_back_without_an_order() {
         (0, 20),
         "{log:?}"
     );
+}
+
+#[test]
+fn what_will_stay_free_is_given_back_and_the_headroom_left() {
+    let host = FakeHost::new();
+    host.put(3, FakeGuest::named("web"));
+    let settled = Config::parse("", Path::new("test.toml")).unwrap();
+    let mut daemon = Supervisor::new(host.clone(), settled);
+    pass(&host, &mut daemon, 10);
+    assert_eq!(
+        host.0.borrow().guests[&3].zero,
+        0,
+        "free at one scan is not yet likely to stay so"
+    );
+    pass(&host, &mut daemon, 120);
+    let headroom = daemon.guests()[&3].policy.headroom();
+    let zero = host.0.borrow().guests[&3].zero;
+    assert!(
+        headroom > 0 && zero + headroom <= 6_000,
+        "{zero} given back, {headroom} to be left"
+    );
+    // Whole regions of 512 pages, eleven of them free.
+    assert!(zero >= 5 * 1024, "{zero} given back");
+    pass(&host, &mut daemon, 600);
+    assert!(host.0.borrow().guests[&3].zero + headroom <= 6_000);
+    // A daemon that knows nothing of it neither gives back more nor takes forever to learn.
+    let mut second = Supervisor::new(host.clone(), daemon.config().clone());
+    pass(&host, &mut second, 300);
+    assert!(host.0.borrow().guests[&3].zero + headroom <= 6_000);
 }
 
 #[test]

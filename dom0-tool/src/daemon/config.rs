@@ -70,6 +70,27 @@ impl Mode {
     }
 }
 
+/// What of a guest's free memory is given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Extent {
+    /// What will stay free, as far as can be told ([`crate::policy`]).
+    #[default]
+    Settled,
+    /// All of it, whatever that costs the guest.
+    Everything,
+}
+
+impl Extent {
+    /// The extent as the file has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::Everything => "everything",
+        }
+    }
+}
+
 /// How events are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -112,6 +133,8 @@ pub enum Listen {
 pub struct Treatment {
     /// What is done.
     pub mode: Mode,
+    /// What of its free memory is given back.
+    pub extent: Extent,
     /// Between the beginnings of two rounds.
     pub interval: Duration,
 }
@@ -174,12 +197,14 @@ impl Config {
         let daemon = raw.daemon;
         let defaults = Treatment {
             mode: raw.defaults.mode.unwrap_or_default(),
+            extent: raw.defaults.give_back.unwrap_or_default(),
             interval: source.interval(raw.defaults.interval_seconds.as_ref(), Duration::from_secs(60))?,
         };
         let mut domains = BTreeMap::new();
         for (name, domain) in raw.domain {
             let treatment = Treatment {
                 mode: domain.mode.unwrap_or(defaults.mode),
+                extent: domain.give_back.unwrap_or(defaults.extent),
                 interval: source.interval(domain.interval_seconds.as_ref(), defaults.interval)?,
             };
             domains.insert(name, treatment);
@@ -238,8 +263,9 @@ impl Config {
         for (name, treatment) in std::iter::once(("(any other)", &self.defaults)).chain(each) {
             let _ = writeln!(
                 text,
-                "guest {name}: {}, a round every {} s",
+                "guest {name}: {}, {}, a round every {} s",
                 treatment.mode.name(),
+                treatment.extent.name(),
                 treatment.interval.as_secs_f64()
             );
         }
@@ -292,6 +318,7 @@ struct RawHost {
 #[serde(deny_unknown_fields, default)]
 struct RawTreatment {
     mode: Option<Mode>,
+    give_back: Option<Extent>,
     interval_seconds: Option<Spanned<f64>>,
 }
 
@@ -430,7 +457,11 @@ mod tests {
         )
         .unwrap();
         let seconds = Duration::from_secs_f64;
-        let treat = |mode, interval| Treatment { mode, interval };
+        let treat = |mode, interval| Treatment {
+            mode,
+            interval,
+            extent: Extent::Settled,
+        };
         assert_eq!(config.treatment(Some("db")), treat(Mode::Free, seconds(30.0)));
         assert_eq!(
             config.treatment(Some("old one")),

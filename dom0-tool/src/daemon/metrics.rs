@@ -136,6 +136,20 @@ const GUEST: &[Metric<GuestRow>] = &[
         value: |row| look(row, |look| look.statistics.zero_gfns * PAGE),
     },
     Metric {
+        name: "guest_headroom",
+        measure: Measure::Bytes,
+        kind: Kind::Gauge,
+        help: "Free memory that the policy leaves to the guest, after its demand so far",
+        value: |row| Value::Whole(row.watched.policy.headroom() * PAGE),
+    },
+    Metric {
+        name: "guest_pressure",
+        measure: Measure::Number,
+        kind: Kind::Gauge,
+        help: "By how many powers of two the policy makes memory wait longer, since giving it back cost more than it was worth",
+        value: |row| Value::Whole(u64::from(row.watched.policy.pressure())),
+    },
+    Metric {
         name: "guest_shared",
         measure: Measure::Bytes,
         kind: Kind::Counter,

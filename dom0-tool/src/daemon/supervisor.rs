@@ -4,21 +4,26 @@
 //! state that the hypervisor reports for it, and the hypervisor refuses what is not safe. A guest without a profile is
 //! attached, one whose kernel has changed is attached anew, one that another daemon attached goes on with a round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use lacuna_core::abi::State;
 use tracing::{debug, error, info, warn};
 
 use crate::daemon::budget::Budget;
-use crate::daemon::config::{Config, Mode};
+use crate::daemon::config::{Config, Extent, Mode};
 use crate::daemon::reserve::{Change, Reserve};
-use crate::daemon::watched::{Exclusion, Watched, Work};
+use crate::daemon::watched::{Exclusion, Plan, Watched, Work};
 use crate::daemon::xen::Xen;
+use crate::policy::{Observed, REGION_PAGES, Run};
 use crate::report::{Cause, Failure};
 
 /// Disagreeing scans in a row after which a profile is believed to be wrong, not the guest to be busy.
 const MOST_DISAGREEMENTS: u32 = 3;
+/// Runs of frames shared in one piece of work: each stops the guest at least once.
+const RUNS_AT_ONCE: u32 = 64;
+/// Pages after which a piece of work ends, whatever runs are left: 64 MiB.
+const PIECE_PAGES: u64 = 1 << 14;
 /// Until the next try when somebody else works on the domain.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
 
@@ -257,7 +262,7 @@ impl<X: Xen> Supervisor<X> {
                     self.scan(domain, now)
                 }
                 Work::Scan(_) => self.scan(domain, now),
-                Work::Share(_) => self.share(domain, now),
+                Work::Share => self.share(domain, now),
             },
             state => {
                 watched.work = Work::Look;
@@ -324,33 +329,97 @@ impl<X: Xen> Supervisor<X> {
         }
         watched.disagreeing = 0;
         if watched.treatment.mode == Mode::Free {
-            watched.work = Work::Share(0);
-            watched.due = now;
+            self.plan(domain, now)?;
         } else {
             self.end_round(domain, now);
         }
         Ok(())
     }
 
-    fn share(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
-        let Some(Work::Share(from)) = self.guests.get(&domain).map(|watched| watched.work) else {
+    /// A scan is complete: decides what of the free memory to give back.
+    fn plan(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
+        let look = self.xen.look(domain)?;
+        let Some(extent) = self.guests.get(&domain).map(|watched| watched.treatment.extent) else {
             return Ok(());
         };
-        self.look_at_host();
-        let allowance = self.reserve.allowance();
-        if allowance == 0 {
-            self.end_round(domain, now);
+        let bitmap = match extent {
+            Extent::Settled => self.xen.bitmap(domain)?,
+            Extent::Everything => Vec::new(),
+        };
+        let Some(watched) = self.guests.get_mut(&domain) else {
             return Ok(());
-        }
-        let part = self.xen.share(domain, from, allowance)?;
-        self.reserve.gave_back(part.figures.pages);
-        let low = self.reserve.is_low();
-        match (part.next, self.guests.get_mut(&domain)) {
-            (Some(next), Some(watched)) if !low => {
-                watched.work = Work::Share(next);
-                watched.due = now;
+        };
+        watched.look = Some(look);
+        watched.plan = match extent {
+            Extent::Everything => Plan {
+                runs: VecDeque::from([(0, None)]),
+                allowance: u64::MAX,
+            },
+            Extent::Settled => {
+                let statistics = look.statistics;
+                let decision = watched.policy.decide(
+                    &bitmap,
+                    Observed {
+                        at: now,
+                        free: statistics.scan_free,
+                        given_back: statistics.zero_gfns,
+                        unshared: statistics.unshared,
+                    },
+                );
+                Plan {
+                    runs: decision
+                        .runs
+                        .into_iter()
+                        .map(|run| (run.from, Some(run.to)))
+                        .collect(),
+                    allowance: decision.allowance,
+                }
             }
-            _ => self.end_round(domain, now),
+        };
+        watched.work = Work::Share;
+        watched.due = now;
+        Ok(())
+    }
+
+    /// Carries out the next part of the plan, as many runs as make a piece of work.
+    fn share(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
+        self.look_at_host();
+        for _ in 0..RUNS_AT_ONCE {
+            let Some(plan) = self.guests.get(&domain).map(|watched| &watched.plan) else {
+                return Ok(());
+            };
+            let allowance = plan.allowance.min(self.reserve.allowance());
+            let (Some((from, end)), true) = (plan.runs.front().copied(), allowance > 0) else {
+                self.end_round(domain, now);
+                return Ok(());
+            };
+            // No further than the allowance reaches: the engine's own limit is one of slices.
+            let until = match end {
+                Some(end) => {
+                    let most = allowance.next_multiple_of(REGION_PAGES);
+                    Some(end.min(from.saturating_add(most)))
+                }
+                None => None,
+            };
+            let part = self.xen.share(domain, from, until, allowance)?;
+            self.reserve.gave_back(part.figures.pages);
+            let Some(watched) = self.guests.get_mut(&domain) else {
+                return Ok(());
+            };
+            let plan = &mut watched.plan;
+            plan.allowance = plan.allowance.saturating_sub(part.figures.pages);
+            plan.runs.pop_front();
+            let next = part.next.or(until);
+            if let Some(next) = next.filter(|next| end.is_none_or(|end| *next < end)) {
+                plan.runs.push_front((next, end));
+            }
+            if let Some(to) = next.or(end) {
+                watched.policy.gave_back(Run { from, to });
+            }
+            watched.due = now;
+            if part.figures.pages >= PIECE_PAGES {
+                break;
+            }
         }
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! What the daemon knows of one guest.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::daemon::backoff::Backoff;
 use crate::daemon::config::{Config, Treatment};
 use crate::daemon::xen::Look;
+use crate::policy::Policy;
 use crate::report::{Cause, Failure};
 
 /// Where the work on a guest stands.
@@ -14,8 +16,17 @@ pub enum Work {
     Look,
     /// A scan, from this frame on.
     Scan(u64),
-    /// A share round, from this frame on.
-    Share(u64),
+    /// What is left of the round's plan.
+    Share,
+}
+
+/// Frames to be shared, and how many pages of them at most.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Runs of frames: the first one, and one past the last, `None` for all that follow.
+    pub runs: VecDeque<(u64, Option<u64>)>,
+    /// Pages that may still be put on zero frames.
+    pub allowance: u64,
 }
 
 /// Why nothing is done with a guest for now.
@@ -65,6 +76,10 @@ pub struct Watched {
     pub due: Duration,
     /// What is to be done then.
     pub work: Work,
+    /// What the round under way is still to share.
+    pub plan: Plan,
+    /// What is known of how the guest uses its memory.
+    pub policy: Policy,
     /// When the round under way began.
     pub round_began: Duration,
     /// What the hypervisor said last.
@@ -87,6 +102,8 @@ impl Watched {
             name,
             due: now,
             work: Work::Look,
+            plan: Plan::default(),
+            policy: Policy::default(),
             round_began: now,
             look: None,
             exclusion: None,

@@ -15,7 +15,7 @@ use crate::commands::attach::attach;
 use crate::commands::guest::Live;
 use crate::report::{Cause, Class, Failure};
 use crate::xen::domain::{Domain, find};
-use crate::xen::engine::{Engine, Part, Scanned, Shared};
+use crate::xen::engine::{Engine, EngineError, Part, Scanned, Shared};
 use crate::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd};
 use crate::xen::xenstore::{Xenstore, XenstoreError};
 
@@ -75,11 +75,17 @@ pub trait Xen {
     /// # Errors
     /// The engine's refusal.
     fn scan(&mut self, domain: u16, from: u64) -> Result<Part<Scanned>, Failure>;
-    /// Gives back free pages of a part of a guest's memory, about `most` at most.
+    /// What the last scan saw: a bit a frame, lowest first, set where the frame was free.
     ///
     /// # Errors
     /// The engine's refusal.
-    fn share(&mut self, domain: u16, from: u64, most: u64) -> Result<Part<Shared>, Failure>;
+    fn bitmap(&mut self, domain: u16) -> Result<Vec<u8>, Failure>;
+    /// Gives back free pages of frames `from` to before `end` (`None`: all that follow), about `most` at most.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    fn share(&mut self, domain: u16, from: u64, end: Option<u64>, most: u64)
+    -> Result<Part<Shared>, Failure>;
 }
 
 /// The host that this runs on.
@@ -204,7 +210,22 @@ impl Xen for ThisHost {
         Ok(self.engine(domain)?.scan_part(from, SCAN_PART)?)
     }
 
-    fn share(&mut self, domain: u16, from: u64, most: u64) -> Result<Part<Shared>, Failure> {
-        Ok(self.engine(domain)?.share_part(from, most.min(SHARE_PART))?)
+    fn bitmap(&mut self, domain: u16) -> Result<Vec<u8>, Failure> {
+        let mut bits = Vec::new();
+        self.engine(domain)?.read_bitmap(|piece| {
+            bits.extend_from_slice(piece);
+            Ok::<(), EngineError>(())
+        })?;
+        Ok(bits)
+    }
+
+    fn share(
+        &mut self,
+        domain: u16,
+        from: u64,
+        end: Option<u64>,
+        most: u64,
+    ) -> Result<Part<Shared>, Failure> {
+        Ok(self.engine(domain)?.share_part(from, end, most.min(SHARE_PART))?)
     }
 }

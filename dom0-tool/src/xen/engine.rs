@@ -266,13 +266,14 @@ impl Engine {
         Ok(Part::of(figures, &answer))
     }
 
-    /// Shares nominated pages from frame `from` on, about `pages` of them (not 0).
+    /// Shares nominated pages from frame `from` on, before frame `end` if that is given, about `pages` of them (not 0).
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn share_part(&self, from: u64, pages: u64) -> Result<Part<Shared>, EngineError> {
+    pub fn share_part(&self, from: u64, end: Option<u64>, pages: u64) -> Result<Part<Shared>, EngineError> {
         let request = Request {
             cursor: from,
+            end: end.unwrap_or(0),
             budget: pages.max(1),
             ..Request::default()
         };

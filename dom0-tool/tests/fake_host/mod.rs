@@ -190,12 +190,29 @@ impl Xen for FakeHost {
         })
     }
 
-    fn share(&mut self, domain: u16, _from: u64, most: u64) -> Result<Part<Shared>, Failure> {
+    fn bitmap(&mut self, domain: u16) -> Result<Vec<u8>, Failure> {
+        self.operate(domain, "bitmap", |guest, _| {
+            let free = |at: u64| at * 8 + 8 <= guest.free;
+            Ok((0..guest.pages / 8)
+                .map(|at| if free(at) { 0xff } else { 0 })
+                .collect())
+        })
+    }
+
+    fn share(
+        &mut self,
+        domain: u16,
+        from: u64,
+        end: Option<u64>,
+        most: u64,
+    ) -> Result<Part<Shared>, Failure> {
         self.operate(domain, "share", |guest, free| {
             if guest.state != State::Admitted {
                 return Err(fail(Cause::Contradiction));
             }
-            let wanted = guest.free.saturating_sub(guest.zero);
+            // The lowest frames are the free ones, and the lowest of those are on zero frames.
+            let to = end.unwrap_or(guest.pages).min(guest.free);
+            let wanted = to.saturating_sub(from.max(guest.zero));
             let pages = wanted.min(PART).min(most);
             guest.zero += pages;
             *free += pages;
@@ -204,7 +221,7 @@ impl Xen for FakeHost {
                     pages,
                     ..Shared::default()
                 },
-                next: (pages < wanted).then_some(0),
+                next: (pages < wanted).then_some(guest.zero),
             })
         })
     }

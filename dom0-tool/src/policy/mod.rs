@@ -1,0 +1,175 @@
+//! What of a guest's free memory to give back: what will stay free.
+//!
+//! Giving back everything that is free saves most, and costs a write fault for each page that the guest takes again soon
+//! after. The paper left that open (section 6.1.3, figure 9: rarer rounds cost less, but the slowdown does not reach zero).
+//! Here each guest is watched from scan to scan, by regions of 2 MiB:
+//!
+//! * **order**: only regions of which most is free count. An allocator serves small requests from small blocks in regions that
+//!   are mostly in use; these stay the guest's own, so most of its allocations meet no zero frame at all;
+//! * **age**: nothing free in a region may have been taken in several scans running;
+//! * **refaults**: a region that was taken again soon after it was given back must wait twice as long next time ([`regions`]);
+//! * **direction**: of regions that may be given back, those go first that lie away from where the guest allocates
+//!   ([`direction`]);
+//! * **headroom**: free memory that is not given back, as much as the guest's recent demand ([`headroom`]);
+//! * **cost**: when faults cost the guest more than what the memory was worth, every region waits longer ([`pressure`]).
+//!
+//! Nothing here talks to a hypervisor: [`Policy::decide`] turns the bitmap of a scan into frames to share. What it gets wrong
+//! costs time, never data: the engine asks for every page again.
+//!
+//! The engine needs nothing new for it. A share operation takes a range of frames, and the bitmap can be read: one bit a page
+//! once a round, which for a guest of 1 TiB is 32 MiB. Were that to become too much, ages would have to be kept beside the
+//! bitmap in the hypervisor.
+
+pub mod direction;
+pub mod headroom;
+pub mod pressure;
+pub mod regions;
+
+use std::time::Duration;
+
+use direction::Direction;
+use headroom::Headroom;
+use pressure::Pressure;
+use regions::Regions;
+
+/// Pages of a region.
+pub const REGION_PAGES: u64 = 512;
+
+/// What is known of a guest after a scan. Pages are of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// When, since some fixed moment.
+    pub at: Duration,
+    /// Pages free by the scan.
+    pub free: u64,
+    /// Pages on zero frames now.
+    pub given_back: u64,
+    /// Write faults that took a cleared page, since the guest's beginning.
+    pub unshared: u64,
+}
+
+/// Frames `from..to`, to be shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first frame.
+    pub from: u64,
+    /// One past the last.
+    pub to: u64,
+}
+
+impl Run {
+    /// Frames in it.
+    pub const fn pages(self) -> u64 {
+        self.to - self.from
+    }
+}
+
+/// What to do after a scan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// What may be shared, the oldest and least likely to be used first.
+    pub runs: Vec<Run>,
+    /// Most pages to put on zero frames now; what lies there already does not count.
+    pub allowance: u64,
+}
+
+/// The policy for one guest.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    regions: Regions,
+    direction: Direction,
+    headroom: Headroom,
+    pressure: Pressure,
+    last: Option<Observed>,
+}
+
+impl Policy {
+    /// Learns from a scan, whose `bitmap` has a bit for each frame, lowest first, and says what to share.
+    pub fn decide(&mut self, bitmap: &[u8], observed: Observed) -> Decision {
+        let taken = self.regions.learn(bitmap);
+        self.direction.learn(&taken, self.regions.len());
+        if let Some(last) = self.last {
+            self.headroom.learn(&last, &observed);
+            self.pressure.learn(&last, &observed);
+        }
+        self.last = Some(observed);
+        // What lies on zero frames is free memory that the guest can have only for a fault each.
+        let spare = observed.free.saturating_sub(observed.given_back);
+        let mut ripe = self.regions.ripe(self.pressure.level());
+        self.direction.sort(&mut ripe, &self.regions);
+        Decision {
+            runs: runs(&ripe),
+            allowance: spare.saturating_sub(self.headroom()),
+        }
+    }
+
+    /// The decision has been carried out for this run.
+    pub fn gave_back(&mut self, run: Run) {
+        self.regions.gave_back(run);
+    }
+
+    /// How many times longer than usual every region has to wait, as a power of two.
+    pub const fn pressure(&self) -> u32 {
+        self.pressure.level()
+    }
+
+    /// Free pages that are left to the guest.
+    pub fn headroom(&self) -> u64 {
+        self.headroom.pages(self.regions.len() as u64 * REGION_PAGES)
+    }
+}
+
+/// Regions in an order, as runs in that order: neighbours that follow one another, in either direction, are one run.
+fn runs(regions: &[usize]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for region in regions {
+        let from = *region as u64 * REGION_PAGES;
+        let to = from + REGION_PAGES;
+        match runs.last_mut() {
+            Some(run) if run.to == from => run.to = to,
+            Some(run) if run.from == to => run.from = from,
+            _ => runs.push(Run { from, to }),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_become_one_run_in_either_direction() {
+        let run = |from: u64, to: u64| Run {
+            from: from * REGION_PAGES,
+            to: to * REGION_PAGES,
+        };
+        assert_eq!(runs(&[0, 1, 2, 5]), [run(0, 3), run(5, 6)]);
+        assert_eq!(runs(&[9, 8, 7, 2]), [run(7, 10), run(2, 3)]);
+        assert_eq!(runs(&[]), []);
+    }
+
+    #[test]
+    fn headroom_stays_with_the_guest() {
+        let mut policy = Policy::default();
+        let bitmap = vec![0xff; 100 * 64];
+        let observed = Observed {
+            free: 100 * REGION_PAGES,
+            ..Observed::default()
+        };
+        assert_eq!(
+            policy.decide(&bitmap, observed).runs,
+            [],
+            "nothing is old enough at once"
+        );
+        let decision = policy.decide(&bitmap, observed);
+        assert_eq!(decision.allowance, 100 * REGION_PAGES - policy.headroom());
+        assert!(policy.headroom() > 0);
+        // With all but the headroom given back, nothing more is.
+        let observed = Observed {
+            given_back: decision.allowance,
+            ..observed
+        };
+        assert_eq!(policy.decide(&bitmap, observed).allowance, 0);
+    }
+}

@@ -1,0 +1,96 @@
+//! Whether giving back is worth what it costs, in all.
+//!
+//! A fault costs the guest time; a page that the host has meanwhile is worth something for as long as it has it. The exchange
+//! rate is a choice: a page that comes back within [`WORTH`] was not worth its fault.
+
+use std::time::Duration;
+
+use super::Observed;
+
+/// For how long the host must have a page for it to be worth a fault. A fault costs the guest some microseconds; at this rate a
+/// guest whose memory is given back loses at most a page's fault a minute for each page that the host has.
+pub const WORTH: Duration = Duration::from_secs(60);
+/// Most that waits are made longer: 2^6 times.
+const MOST_LEVEL: u32 = 6;
+/// Rounds that must have been worth it, running, for waits to become shorter again.
+const PATIENCE: u32 = 4;
+
+/// How much longer every region has to wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    level: u32,
+    good: u32,
+}
+
+impl Pressure {
+    /// Learns from two observations.
+    pub fn learn(&mut self, last: &Observed, now: &Observed) {
+        let interval = now.at.saturating_sub(last.at);
+        let faults = u128::from(now.unshared.saturating_sub(last.unshared));
+        let cost = faults * WORTH.as_millis();
+        // What was given back at the beginning less what came back since, at least, for all of the time.
+        let worth = u128::from(last.given_back.min(now.given_back)) * interval.as_millis();
+        if cost > worth {
+            // A single fault is no reason to give back nothing for an hour: there must have been something to lose.
+            if faults > u128::from(last.given_back / 1024) {
+                self.level = (self.level + 1).min(MOST_LEVEL);
+            }
+            self.good = 0;
+        } else if self.level > 0 {
+            self.good += 1;
+            if self.good >= PATIENCE {
+                self.level -= 1;
+                self.good = 0;
+            }
+        }
+    }
+
+    /// Waits are 2^level times as long.
+    pub const fn level(self) -> u32 {
+        self.level
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(pressure: &mut Pressure, seconds: u64, given_back: u64, faults: u64) -> u32 {
+        let last = Observed {
+            given_back,
+            ..Observed::default()
+        };
+        let now = Observed {
+            at: Duration::from_secs(seconds),
+            unshared: faults,
+            ..last
+        };
+        pressure.learn(&last, &now);
+        pressure.level()
+    }
+
+    #[test]
+    fn waits_grow_while_faults_cost_more_than_the_memory_was_worth() {
+        let mut pressure = Pressure::default();
+        assert_eq!(round(&mut pressure, 60, 10_000, 9_000), 0);
+        assert_eq!(round(&mut pressure, 60, 10_000, 11_000), 1);
+        assert_eq!(
+            round(&mut pressure, 6, 10_000, 2_000),
+            2,
+            "a short interval is worth less"
+        );
+        for _ in 0..10 {
+            round(&mut pressure, 60, 0, 5_000);
+        }
+        assert_eq!(pressure.level(), MOST_LEVEL);
+        for _ in 0..PATIENCE {
+            round(&mut pressure, 60, 10_000, 0);
+        }
+        assert_eq!(pressure.level(), MOST_LEVEL - 1);
+    }
+
+    #[test]
+    fn a_few_faults_are_no_reason() {
+        assert_eq!(round(&mut Pressure::default(), 1, 100_000, 97), 0);
+    }
+}

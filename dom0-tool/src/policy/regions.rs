@@ -1,0 +1,236 @@
+//! What is known of each region of 2 MiB: how long it has been free, and how long it must be.
+
+use super::{REGION_PAGES, Run};
+
+/// Bytes of bitmap of one region.
+const REGION_BYTES: usize = (REGION_PAGES / 8) as usize;
+/// Scans running in which a region must have been left alone, as long as nothing is held against it. One would be whatever
+/// is free at an instant.
+pub const LEAST_AGE: u8 = 2;
+/// Most scans that a region is made to wait: at one a minute, two hours.
+const MOST_AGE: u8 = 128;
+/// Giving a region back was right when the host had it for so many times as long as it had to wait; then one fault a page was a
+/// fair price. Otherwise it was too early.
+const FAIR: u8 = 4;
+
+/// Of a region's pages, so many must be free for it to count: three quarters. An allocator serves small requests from small
+/// blocks, in regions that are mostly in use; those stay the guest's own.
+const LEAST_FREE: u32 = REGION_PAGES as u32 / 4 * 3;
+
+/// One region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Region {
+    /// Scans running in which most of it was free and nothing free in it was taken, up to [`MOST_AGE`].
+    age: u8,
+    /// Scans for which that must be so.
+    need: u8,
+    /// Whether it was given back and nothing in it has been taken since.
+    given_back: bool,
+    /// Scans since it was given back.
+    kept: u8,
+}
+
+impl Default for Region {
+    fn default() -> Self {
+        Self {
+            age: 0,
+            need: LEAST_AGE,
+            given_back: false,
+            kept: 0,
+        }
+    }
+}
+
+impl Region {
+    /// A scan has shown whether something free in it was taken, and whether most of it is free now.
+    fn learn(&mut self, taken: bool, mostly_free: bool) {
+        if taken {
+            if self.given_back {
+                self.need = if self.kept < self.need.saturating_mul(FAIR) {
+                    self.need.saturating_mul(2).min(MOST_AGE)
+                } else {
+                    (self.need / 2).max(LEAST_AGE)
+                };
+            }
+            self.age = 0;
+            self.given_back = false;
+            self.kept = 0;
+        }
+        if !mostly_free {
+            self.age = 0;
+            return;
+        }
+        self.age = self.age.saturating_add(1).min(MOST_AGE);
+        if self.given_back {
+            self.kept = self.kept.saturating_add(1);
+        }
+    }
+}
+
+/// All regions of a guest.
+#[derive(Clone, Debug, Default)]
+pub struct Regions {
+    each: Vec<Region>,
+    /// The bitmap of the last scan.
+    last: Vec<u8>,
+}
+
+impl Regions {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.each.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.each.is_empty()
+    }
+
+    /// Learns from the bitmap of a scan. Returns the regions in which something was taken that was free at the scan before.
+    pub fn learn(&mut self, bitmap: &[u8]) -> Vec<usize> {
+        let count = bitmap.len() / REGION_BYTES;
+        self.each.resize(count, Region::default());
+        // What was not there at the last scan was not free then.
+        self.last.resize(bitmap.len(), 0);
+        let mut changed = Vec::new();
+        let before = self.last.chunks_exact(REGION_BYTES);
+        let now = bitmap.chunks_exact(REGION_BYTES);
+        for (index, (region, (before, now))) in self.each.iter_mut().zip(before.zip(now)).enumerate() {
+            let taken = before.iter().zip(now).any(|(before, now)| before & !now != 0);
+            if taken {
+                changed.push(index);
+            }
+            let free: u32 = now.iter().map(|byte| byte.count_ones()).sum();
+            region.learn(taken, free >= LEAST_FREE);
+        }
+        self.last.copy_from_slice(bitmap);
+        changed
+    }
+
+    /// Regions that have been left alone for long enough and are not given back, with every wait 2^`pressure` times as long.
+    pub fn ripe(&self, pressure: u32) -> Vec<usize> {
+        let ripe = |region: &Region| {
+            let need = u32::from(region.need) << pressure.min(8);
+            !region.given_back && u32::from(region.age) >= need.min(u32::from(MOST_AGE))
+        };
+        let regions = self.each.iter().enumerate();
+        regions
+            .filter(|(_, region)| ripe(region))
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// Scans for which a region has been left alone.
+    pub fn age(&self, index: usize) -> u8 {
+        self.each.get(index).map_or(0, |region| region.age)
+    }
+
+    /// A run of regions was given back.
+    pub fn gave_back(&mut self, run: Run) {
+        let end = (run.to / REGION_PAGES).min(self.each.len() as u64);
+        for index in run.from.div_ceil(REGION_PAGES)..end {
+            if let Some(region) = usize::try_from(index)
+                .ok()
+                .and_then(|index| self.each.get_mut(index))
+            {
+                region.given_back = true;
+                region.kept = 0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bitmap(free: &[bool]) -> Vec<u8> {
+        free.iter()
+            .flat_map(|free| [if *free { 0xff } else { 0 }; REGION_BYTES])
+            .collect()
+    }
+
+    #[test]
+    fn a_region_is_ripe_when_most_of_it_was_left_alone_for_long_enough() {
+        let mut regions = Regions::default();
+        let mut bits = bitmap(&[true, true, true]);
+        // A quarter of the second region is in use, and a page more of the third.
+        bits[REGION_BYTES..REGION_BYTES + 16].fill(0);
+        bits[2 * REGION_BYTES..2 * REGION_BYTES + 16].fill(0);
+        bits[2 * REGION_BYTES + 16] = 0xfe;
+        for scan in 1..=3 {
+            assert_eq!(regions.learn(&bits), [0; 0]);
+            let expected: &[usize] = if scan >= LEAST_AGE { &[0, 1] } else { &[] };
+            assert_eq!(regions.ripe(0), expected, "after scan {scan}");
+        }
+        assert_eq!(regions.ripe(1), [0; 0], "twice as long under pressure");
+        // One free page of the first region is taken.
+        bits[5] = 0xef;
+        assert_eq!(regions.learn(&bits), [0]);
+        assert_eq!(regions.ripe(0), [1]);
+        assert_eq!(regions.ripe(1), [1]);
+    }
+
+    #[test]
+    fn a_region_taken_again_waits_twice_as_long_each_time() {
+        let mut regions = Regions::default();
+        let (free, used) = (bitmap(&[true]), bitmap(&[false]));
+        for expected in [2, 4, 8, 16] {
+            let mut waited = 0;
+            while regions.ripe(0).is_empty() {
+                regions.learn(&free);
+                waited += 1;
+            }
+            assert_eq!(waited, expected);
+            regions.gave_back(Run { from: 0, to: 512 });
+            assert_eq!(
+                regions.ripe(0),
+                [0; 0],
+                "what is given back is not given back again"
+            );
+            assert_eq!(regions.learn(&used), [0]);
+        }
+    }
+
+    #[test]
+    fn a_region_taken_before_it_was_given_back_has_nothing_held_against_it() {
+        let mut regions = Regions::default();
+        for _ in 0..10 {
+            regions.learn(&bitmap(&[true]));
+            regions.learn(&bitmap(&[false]));
+        }
+        regions.learn(&bitmap(&[true]));
+        regions.learn(&bitmap(&[true]));
+        assert_eq!(regions.ripe(0), [0]);
+    }
+
+    #[test]
+    fn a_region_that_the_host_had_for_long_was_rightly_given_back() {
+        let mut regions = Regions::default();
+        let (free, used) = (bitmap(&[true]), bitmap(&[false]));
+        // Scans for which the host has it, and what it has to wait for afterwards.
+        for (kept, expected) in [(0, 4), (15, 8), (32, 4), (16, 2), (8, 2), (7, 4)] {
+            while regions.ripe(0).is_empty() {
+                regions.learn(&free);
+            }
+            regions.gave_back(Run { from: 0, to: 512 });
+            for _ in 0..kept {
+                regions.learn(&free);
+            }
+            regions.learn(&used);
+            assert_eq!(regions.each[0].need, expected, "after {kept} scans");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_grows_or_shrinks_is_followed() {
+        let mut regions = Regions::default();
+        regions.learn(&bitmap(&[true; 3]));
+        regions.learn(&bitmap(&[true; 5]));
+        assert_eq!(regions.len(), 5);
+        assert_eq!(regions.ripe(0), [0, 1, 2]);
+        regions.learn(&bitmap(&[true; 1]));
+        assert_eq!(regions.ripe(0), [0]);
+        regions.gave_back(Run { from: 0, to: 1 << 40 });
+    }
+}
