@@ -42,8 +42,10 @@ pub enum Command {
     Scan(Scan),
     /// Give a guest's free pages back to the host: scan, and share what is free
     Dedup(Dedup),
-    /// Show what the engine knows and has done for a guest
-    Status(OneDomain),
+    /// Show what the engine knows and has done for a guest; without a guest, what all of them could take back
+    Status(Status),
+    /// Watch all guests: what they hold, have free, have given back and take back
+    Top(Top),
     /// Explain one page of a guest
     Explain(Explain),
     /// Show what a Windows kernel's executable or PDB says
@@ -303,6 +305,24 @@ pub struct Dedup {
     pub until_stable: bool,
     /// Seconds between two rounds
     #[arg(long, default_value = "0", value_parser = parse_seconds)]
+    pub interval: Duration,
+}
+
+/// `lacuna status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Number or name of the domain; without it, the host's memory against what guests could take back
+    pub domain: Option<String>,
+}
+
+/// `lacuna top`.
+#[derive(Debug, Args)]
+pub struct Top {
+    /// Look twice, an interval apart, print, and end; without it, go on until interrupted (with --json, a line each time)
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds between two looks
+    #[arg(long, default_value = "1", value_parser = parse_seconds)]
     pub interval: Duration,
 }
 

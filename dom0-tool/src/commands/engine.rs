@@ -124,8 +124,8 @@ pub(super) fn statistics_json(statistics: &Statistics) -> Value {
     Value::Object(members)
 }
 
-pub(super) fn status(arguments: &OneDomain, out: Out) -> Result<Value, Failure> {
-    let live = open_domain(&arguments.domain)?;
+pub(super) fn status(domain: &str, out: Out) -> Result<Value, Failure> {
+    let live = open_domain(domain)?;
     let statistics = live.engine.statistics()?;
     out.line(live.title());
     let words = match State::from_code(statistics.state) {

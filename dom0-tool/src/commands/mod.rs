@@ -10,6 +10,7 @@ mod profile;
 mod progress;
 mod scan;
 mod symbols;
+mod top;
 mod windows;
 
 use std::io::Write;
@@ -30,6 +31,13 @@ pub(crate) struct Out {
 impl Out {
     /// Nowhere: for callers that are no command.
     pub(crate) const NOWHERE: Self = Self { json: true };
+
+    /// Prints a line of JSON at once, where JSON is wanted: of commands that go on for ever.
+    pub(crate) fn json_line(self, value: &Value) {
+        if self.json {
+            let _ = writeln!(std::io::stdout().lock(), "{value}");
+        }
+    }
 
     /// Prints a line of text at once.
     pub(crate) fn line(self, text: impl AsRef<str>) {
@@ -72,7 +80,11 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Detach(arguments) => engine::detach(arguments, out),
         Command::Scan(arguments) => windows::scan(arguments, out, || scan::run(arguments, out)),
         Command::Dedup(arguments) => engine::dedup(arguments, out),
-        Command::Status(arguments) => engine::status(arguments, out),
+        Command::Status(arguments) => match &arguments.domain {
+            Some(domain) => engine::status(domain, out),
+            None => top::host(out),
+        },
+        Command::Top(arguments) => top::run(arguments, out),
         Command::Explain(arguments) => engine::explain(arguments, out),
         Command::Inspect(arguments) => inspect::run(arguments, out),
         Command::Completions { shell } => {

@@ -15,7 +15,7 @@ const FAIR: u8 = 4;
 
 /// Of a region's pages, so many must be free for it to count: three quarters. An allocator serves small requests from small
 /// blocks, in regions that are mostly in use; those stay the guest's own.
-const LEAST_FREE: u32 = REGION_PAGES as u32 / 4 * 3;
+const LEAST_FREE: u64 = REGION_PAGES / 4 * 3;
 
 /// One region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl Regions {
             if taken {
                 changed.push(index);
             }
-            let free: u32 = now.iter().map(|byte| byte.count_ones()).sum();
+            let free: u64 = now.iter().map(|byte| u64::from(byte.count_ones())).sum();
             region.learn(taken, free >= LEAST_FREE);
         }
         self.last.copy_from_slice(bitmap);
