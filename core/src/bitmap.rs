@@ -44,6 +44,22 @@ impl<'w> Bitmap<'w> {
         self.word(gfn.get() / 64) >> (gfn.get() % 64) & 1 == 1
     }
 
+    /// Replaces the bits of `mask` in word `index` by those of `bits`. A word past the end is left out.
+    #[inline]
+    pub(crate) fn replace(&self, index: u64, mask: u64, bits: u64) {
+        if let Some(word) = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.words.get(index))
+        {
+            let kept = if mask == u64::MAX {
+                0
+            } else {
+                word.load(Ordering::Relaxed) & !mask
+            };
+            word.store(kept | bits & mask, Ordering::Relaxed);
+        }
+    }
+
     /// Marks `from..to` free. Frames past the end are left out.
     pub fn set_range(&self, from: Gfn, to: Gfn) {
         self.each_word(from, to, |word, bits| {

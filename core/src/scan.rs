@@ -62,27 +62,22 @@ impl<'p> Scanner<'p> {
         let end = to.get().min(bitmap.gfns());
         let mut step = ScanStep::default();
         let mut at = from.get();
-        let mut run = Run {
-            from: at,
-            free: false,
-        };
+        let mut pen = Pen::at(at);
         while at < end && step.descriptors < budget {
             // Most descriptors are those of pages in use: through them in one go.
             let limit = (end - at).min(budget - step.descriptors);
             let (in_use, verdict) = self.check.next_head(memory, Gfn::new(at), limit);
-            if in_use > 0 {
-                run.turn(bitmap, at, false);
-                step.descriptors += in_use;
-                step.in_use += in_use;
-                at += in_use;
-            }
+            step.descriptors += in_use;
+            step.in_use += in_use;
+            at += in_use;
             let Some(verdict) = verdict else { continue };
             step.descriptors += 1;
-            run.turn(bitmap, at, matches!(verdict, Verdict::Free { .. }));
             match verdict {
                 Verdict::Free { order, .. } => {
                     let stop = at.saturating_add(order.pages()).min(end);
                     step.free += stop - at;
+                    pen.not_free(bitmap, at);
+                    pen.free(bitmap, stop);
                     at = stop;
                 }
                 Verdict::InUse(_) => {
@@ -100,35 +95,66 @@ impl<'p> Scanner<'p> {
                 }
             }
         }
-        run.end(bitmap, at);
+        pen.not_free(bitmap, at);
+        pen.lift(bitmap);
         step.next = at;
         step
     }
 }
 
-/// Frames alike in a row, whose bits are still to be written: a run is written at once.
+/// Writes the bitmap from left to right, a word at a time: where memory is fragmented, one write serves many runs.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct Pen {
+    /// The first frame that is not written yet; those before `at` are in `bits`.
     from: u64,
-    free: bool,
+    /// Where it has come to, in the same word as `from`.
+    at: u64,
+    /// The free frames of that word.
+    bits: u64,
 }
 
-impl Run {
-    /// What comes from frame `at` on is free, or not.
-    #[inline]
-    fn turn(&mut self, bitmap: &Bitmap<'_>, at: u64, free: bool) {
-        if free != self.free {
-            self.end(bitmap, at);
-            *self = Self { from: at, free };
+impl Pen {
+    const fn at(frame: u64) -> Self {
+        Self {
+            from: frame,
+            at: frame,
+            bits: 0,
         }
     }
 
-    fn end(&self, bitmap: &Bitmap<'_>, at: u64) {
-        let (from, to) = (Gfn::new(self.from), Gfn::new(at));
-        if self.free {
-            bitmap.set_range(from, to);
-        } else {
-            bitmap.clear_range(from, to);
+    /// Frames up to `to` are free.
+    #[inline]
+    fn free(&mut self, bitmap: &Bitmap<'_>, to: u64) {
+        self.go(bitmap, to, u64::MAX);
+    }
+
+    /// Frames up to `to` are not free.
+    #[inline]
+    fn not_free(&mut self, bitmap: &Bitmap<'_>, to: u64) {
+        self.go(bitmap, to, 0);
+    }
+
+    #[inline]
+    fn go(&mut self, bitmap: &Bitmap<'_>, to: u64, ink: u64) {
+        while self.at < to {
+            let word_end = (self.at | 63).saturating_add(1);
+            let first = u64::MAX << (self.at & 63);
+            if to < word_end {
+                self.bits |= ink & first & !(u64::MAX << (to & 63));
+                self.at = to;
+                return;
+            }
+            self.bits |= ink & first;
+            bitmap.replace(self.at / 64, u64::MAX << (self.from & 63), self.bits);
+            *self = Self::at(word_end);
+        }
+    }
+
+    /// Writes what there is of the last word.
+    fn lift(&self, bitmap: &Bitmap<'_>) {
+        let mask = (u64::MAX << (self.from & 63)) & !(u64::MAX << (self.at & 63));
+        if self.from < self.at {
+            bitmap.replace(self.from / 64, mask, self.bits);
         }
     }
 }
