@@ -240,6 +240,10 @@ fn verdict(answer: &Explanation) -> String {
         ),
         (1, 1) => "in use: the kernel does not mark it, nor a block around it, as free".into(),
         (1, 2) => "in use: it lies past the end of the free block before it".into(),
+        (1, 3) => format!(
+            "in use: it is marked as free, but its value {:#x} breaks condition {} of the profile",
+            answer.value, answer.order
+        ),
         (2, 1) => format!(
             "unknown: the kernel has no descriptor for it (nor for any below {:#x})",
             answer.value
@@ -254,8 +258,8 @@ fn verdict(answer: &Explanation) -> String {
             answer.order
         ),
         (2, 5) => format!(
-            "unknown: it is marked as free and referenced {} times",
-            answer.value
+            "unknown: it is marked as a free block, but its value {:#x} breaks condition {} of the profile (0: references)",
+            answer.value, answer.order
         ),
         (3, _) => "not asked: the domain has no profile".into(),
         (verdict, reason) => {
