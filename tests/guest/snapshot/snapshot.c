@@ -90,9 +90,11 @@ static word length(const char *text)
     return bytes;
 }
 
+static int console;
+
 static void say(const char *text)
 {
-    call(SYS_write, 1, (long)text, length(text), 0, 0, 0);
+    call(SYS_write, console, (long)text, length(text), 0, 0, 0);
 }
 
 static void say_number(u64 value)
@@ -297,11 +299,10 @@ static void account(void)
     for ( ;; )
     {
         u64 *own = memory + 8 + 8 * slot, *other = memory + 16 - 8 * slot, free = 0;
-        u64 *here = memory + (1 + slot * bitmap) * 512, *there = memory + (2 - slot - (1 - slot) + (1 - slot) * bitmap) * 512;
+        u64 *here = memory + (1 + slot * bitmap) * 512, *there = memory + (1 + (1 - slot) * bitmap) * 512;
         word start, equal = 1;
         struct { word seconds, nanoseconds; } pause = { 0, 20000000 };
 
-        there = memory + (1 + (1 - slot) * bitmap) * 512;
         own[0] = other[0] + 1;
         for ( start = 0; start < pages; start += CHUNK )
         {
@@ -360,6 +361,9 @@ void run(void)
     call(SYS_mkdir, (long)"/sys", 0755, 0, 0, 0, 0);
     call(SYS_mount, (long)"proc", (long)"/proc", (long)"proc", 0, 0, 0);
     call(SYS_mount, (long)"sysfs", (long)"/sys", (long)"sysfs", 0, 0, 0);
+    call(SYS_mkdir, (long)"/dev", 0755, 0, 0, 0, 0);
+    call(SYS_mount, (long)"devtmpfs", (long)"/dev", (long)"devtmpfs", 0, 0, 0);
+    console = open_file("/dev/ttyS0", 2);
     say("\nSNAP up\n");
     read_all("/proc/cmdline", line, sizeof(line));
     note = find_note();

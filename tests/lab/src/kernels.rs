@@ -80,7 +80,7 @@ pub(crate) fn kernel(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Re
     let key = KeyBuilder::new(&name, 1).text(wanted.suite).finish();
     context.step(&name, &key, |progress| {
         let log = context.step_log(&name);
-        let apt = PrivateApt::new(context, sysroot, wanted.suite)?;
+        let apt = PrivateApt::new(context, sysroot, wanted.suite, "amd64")?;
         run_logged(apt.command("apt-get", &["update"]), &log, progress)?;
         let meta = output(apt.command("apt-cache", &["depends", "linux-image-amd64"]), &log)?;
         let image = dependency(&meta, wanted.series)?;
@@ -124,15 +124,25 @@ pub(crate) fn kernel(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Re
     })
 }
 
-/// An apt that looks at one suite only and keeps its state to itself.
-struct PrivateApt<'a> {
+/// An apt that looks at one suite and architecture only and keeps its state to itself.
+pub(crate) struct PrivateApt<'a> {
     sysroot: &'a Sysroot,
-    directory: PathBuf,
+    /// Where it downloads to.
+    pub(crate) directory: PathBuf,
+    architecture: &'static str,
 }
 
 impl<'a> PrivateApt<'a> {
-    fn new(context: &Context, sysroot: &'a Sysroot, suite: &str) -> Result<Self> {
-        let directory = context.cached("kernels").join(format!("apt-{suite}"));
+    /// Its directory is made anew.
+    pub(crate) fn new(
+        context: &Context,
+        sysroot: &'a Sysroot,
+        suite: &str,
+        architecture: &'static str,
+    ) -> Result<Self> {
+        let directory = context
+            .cached("kernels")
+            .join(format!("apt-{suite}-{architecture}"));
         crate::context::remove(&directory)?;
         for below in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(directory.join(below)).on("create", directory.join(below))?;
@@ -141,10 +151,15 @@ impl<'a> PrivateApt<'a> {
         fs::write(&sources, format!("deb {} {suite} main\n", archive_uri(context)?)).on("write", &sources)?;
         let status = directory.join("status");
         fs::write(&status, "").on("write", &status)?;
-        Ok(Self { sysroot, directory })
+        Ok(Self {
+            sysroot,
+            directory,
+            architecture,
+        })
     }
 
-    fn command(&self, program: &str, arguments: &[&str]) -> std::process::Command {
+    /// One of apt's programs with this configuration, in the directory.
+    pub(crate) fn command(&self, program: &str, arguments: &[&str]) -> std::process::Command {
         let at = self.directory.display();
         let options = [
             format!("Dir::Etc::sourcelist={at}/sources.list"),
@@ -154,6 +169,8 @@ impl<'a> PrivateApt<'a> {
             format!("Dir::Cache={at}/cache"),
             // apt's unprivileged download user cannot enter root's own directories.
             "APT::Sandbox::User=root".to_owned(),
+            format!("APT::Architecture={}", self.architecture),
+            format!("APT::Architectures::={}", self.architecture),
         ];
         let mut line = vec![program];
         for option in &options {
@@ -175,7 +192,8 @@ fn dependency(meta: &str, series: &str) -> Result<String> {
     })
 }
 
-fn packages(directory: &Path) -> Result<Vec<String>> {
+/// The packages in a directory, in order.
+pub(crate) fn packages(directory: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).on("list", directory)? {
         let name = entry

@@ -12,6 +12,7 @@ mod kernels;
 mod key;
 mod layouts;
 mod live;
+mod matrix;
 mod module;
 mod process;
 mod product;
@@ -66,6 +67,14 @@ enum Task {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Boot distributions' kernels under QEMU alone and score `lacuna scan` on their dumps
+    Matrix {
+        /// Only the cases with this in their name
+        filter: Option<String>,
+        /// Write the support table into README.md
+        #[arg(long)]
+        readme: bool,
+    },
     /// Count instructions and hold the counts against the stored bounds
     Bench,
     /// Boot Xen and get a shell in dom0 on this terminal; `poweroff -f` ends it
@@ -94,6 +103,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Test { filter, full } => suite::run(&context, filter.as_deref(), full),
         Task::Demo { json } => demo::run(&context, json.as_deref()),
+        Task::Matrix { filter, readme } => matrix::run(&context, filter.as_deref(), readme),
         Task::Bench => bench::run(&context),
         Task::Shell => {
             let stage = Stage::build(&context)?;

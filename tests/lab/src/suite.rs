@@ -9,6 +9,7 @@ use crate::bench;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::live::{self, Outcome};
+use crate::matrix;
 use crate::process::start;
 use crate::setup::Stage;
 
@@ -59,11 +60,14 @@ pub(crate) fn run(context: &Context, filter: Option<&str>, full: bool) -> Result
             chosen(scenario.name) && (full || !scenario.full_only || filter == Some(scenario.name))
         })
         .collect();
-    if hosts.is_empty() && scenarios.is_empty() {
+    let kernels: Vec<String> = matrix::quick_names().filter(|name| chosen(name)).collect();
+    if hosts.is_empty() && scenarios.is_empty() && kernels.is_empty() {
         let names = HOST
             .iter()
             .map(|(name, _)| *name)
-            .chain(SCENARIOS.iter().map(|scenario| scenario.name));
+            .map(str::to_owned)
+            .chain(SCENARIOS.iter().map(|scenario| scenario.name.to_owned()))
+            .chain(matrix::quick_names());
         return Err(Error::NoScenario {
             filter: filter.unwrap_or_default().to_owned(),
             known: names.collect::<Vec<_>>().join(", "),
@@ -72,6 +76,9 @@ pub(crate) fn run(context: &Context, filter: Option<&str>, full: bool) -> Result
     let mut outcomes = Vec::new();
     for (name, test) in hosts {
         outcomes.push(host(context, name, *test)?);
+    }
+    if !kernels.is_empty() {
+        outcomes.extend(matrix::run_quick(context, &kernels)?);
     }
     if !scenarios.is_empty() {
         let stage = Stage::build(context)?;

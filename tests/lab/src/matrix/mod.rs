@@ -1,0 +1,196 @@
+//! `cargo lab matrix`: distributions' kernels, booted under QEMU alone, and `lacuna scan` on their dumps held against what
+//! each guest says of itself.
+
+mod case;
+mod kernel;
+mod machine;
+mod score;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::context::{Context, Staged};
+use crate::cpio::Archive;
+use crate::error::{Error, Result};
+use crate::key::KeyBuilder;
+use crate::live::Outcome;
+use crate::process::run_logged;
+use crate::programs;
+use crate::sysroot::Sysroot;
+use case::{CASES, Case};
+use score::Score;
+use table::Row;
+
+/// Runs the cases that `filter` selects and fails when one is not as expected.
+pub(crate) fn run(context: &Context, filter: Option<&str>, readme: bool) -> Result<()> {
+    let chosen: Vec<&Case> = CASES
+        .iter()
+        .filter(|case| filter.is_none_or(|filter| case.name.contains(filter)))
+        .collect();
+    if chosen.is_empty() {
+        return Err(Error::NoScenario {
+            filter: filter.unwrap_or_default().to_owned(),
+            known: CASES.iter().map(|case| case.name).collect::<Vec<_>>().join(", "),
+        });
+    }
+    let bench = Bench::set_up(context)?;
+    let mut failed = 0;
+    let mut rows = Vec::new();
+    for case in &chosen {
+        let started = Instant::now();
+        match bench.examine(case) {
+            Ok((release, scores)) => {
+                let good = scores.iter().all(|score| score.good);
+                failed += usize::from(!good);
+                println!(
+                    "{} {:5} s  {} ({release})",
+                    if good { "pass" } else { "FAIL" },
+                    started.elapsed().as_secs(),
+                    case.name
+                );
+                for score in &scores {
+                    let word = if score.good { "     " } else { "  !! " };
+                    println!("{word}{:28} {}", score.what, score.told);
+                }
+                rows.push(Row::new(case, &release, &scores));
+            }
+            Err(error) => {
+                failed += 1;
+                println!("FAIL {:5} s  {}: {error}", started.elapsed().as_secs(), case.name);
+            }
+        }
+    }
+    if readme && failed == 0 {
+        table::write(&context.repository.join("README.md"), &rows)?;
+    }
+    println!("\ncargo lab:\n{} passed, {failed} failed", chosen.len() - failed);
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(Error::Failed {
+            failed,
+            total: chosen.len(),
+        })
+    }
+}
+
+/// The names of the cases that are part of every test run.
+pub(crate) fn quick_names() -> impl Iterator<Item = String> {
+    CASES
+        .iter()
+        .filter(|case| case.quick)
+        .map(|case| format!("linux/matrix-{}", case.name))
+}
+
+/// Runs those of the quick cases whose test's name is in `chosen`.
+pub(crate) fn run_quick(context: &Context, chosen: &[String]) -> Result<Vec<Outcome>> {
+    let bench = Bench::set_up(context)?;
+    let mut outcomes = Vec::new();
+    for case in CASES.iter().filter(|case| case.quick) {
+        let name = format!("linux/matrix-{}", case.name);
+        if !chosen.contains(&name) {
+            continue;
+        }
+        println!("lab: {name}");
+        let started = Instant::now();
+        let failure = match bench.examine(case) {
+            Ok((_, scores)) => {
+                let bad: Vec<String> = scores
+                    .iter()
+                    .filter(|score| !score.good)
+                    .map(|score| format!("  {}: {}", score.what, score.told))
+                    .collect();
+                (!bad.is_empty()).then(|| bad.join("\n"))
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        outcomes.push(Outcome {
+            name,
+            failure,
+            seconds: started.elapsed().as_secs(),
+            figures: Vec::new(),
+        });
+    }
+    Ok(outcomes)
+}
+
+/// What all cases share.
+struct Bench<'c> {
+    context: &'c Context,
+    sysroot: Sysroot,
+    lacuna: PathBuf,
+}
+
+impl<'c> Bench<'c> {
+    fn set_up(context: &'c Context) -> Result<Self> {
+        Ok(Self {
+            context,
+            sysroot: Sysroot::build(context)?,
+            lacuna: programs::build(context)?.lacuna,
+        })
+    }
+
+    /// Boots one case and scores the tool on its dumps, which are then removed: they are gigabytes.
+    fn examine(&self, case: &Case) -> Result<(String, Vec<Score>)> {
+        let kernel = kernel::fetch(self.context, &self.sysroot, case.flavour)?;
+        let image = self.image(if case.flavour.architecture == "i386" {
+            "-m32"
+        } else {
+            "-m64"
+        })?;
+        let folder = self.context.cached("matrix").join(case.name);
+        let dumps = machine::dump(&self.sysroot, case, &kernel.image, &image, &folder)?;
+        let scores = score::score(&self.lacuna, case, &kernel.headers, &dumps)?;
+        if scores.iter().all(|score| score.good) {
+            crate::context::remove(&folder)?;
+        }
+        Ok((kernel.release, scores))
+    }
+
+    /// The guest's initial file system: the agent and nothing else.
+    fn image(&self, word: &str) -> Result<PathBuf> {
+        let source = self.context.repository.join("tests/guest/snapshot/snapshot.c");
+        let name = format!("matrix/agent{word}");
+        let image = self.context.cached("images").join(format!("snapshot{word}.cpio"));
+        let key = KeyBuilder::new(&name, 1)
+            .key(&self.sysroot.key)
+            .file(&source)?
+            .finish();
+        self.context.step(&name, &key, |progress| {
+            let program = Staged::file(image.with_extension("init"))?;
+            let (from, to) = (source.to_string_lossy(), program.path.to_string_lossy());
+            let line = [
+                "gcc",
+                word,
+                "-O1",
+                "-static",
+                "-nostdlib",
+                "-ffreestanding",
+                "-fno-stack-protector",
+                "-fno-pic",
+                "-no-pie",
+                "-Wall",
+                "-Werror",
+                "-o",
+                &*to,
+                &*from,
+            ];
+            run_logged(
+                self.sysroot.command("/", &line),
+                &self.context.step_log(&name),
+                progress,
+            )?;
+            let staged = Staged::file(image.clone())?;
+            pack(&staged.path, &program.path)?;
+            staged.commit()
+        })?;
+        Ok(image)
+    }
+}
+
+fn pack(image: &Path, program: &Path) -> Result<()> {
+    let mut archive = Archive::create(image)?;
+    archive.file("init", program)?;
+    archive.finish()
+}
