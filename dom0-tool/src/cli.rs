@@ -135,7 +135,7 @@ pub struct LayoutSource {
     /// The guest kernel's System.map, a second source for symbols
     #[arg(long, value_name = "FILE")]
     pub system_map: Option<PathBuf>,
-    /// The guest kernel's configuration: what the stub is built with, where the headers have none of their own
+    /// The guest kernel's configuration, held against what its memory shows
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Which source of the kernel's layout to use

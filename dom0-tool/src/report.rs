@@ -449,6 +449,9 @@ impl From<BuildError> for Failure {
             BuildError::SystemMap(_) | BuildError::MapDisagrees { .. } => {
                 "give the System.map of the kernel that the guest runs, or leave it out"
             }
+            BuildError::Config(_) => {
+                "give the configuration of the kernel that the guest runs, or leave it out"
+            }
             BuildError::NoBtf => "use another source: --source vmcoreinfo, or --headers DIR",
             BuildError::NoBootValue => {
                 "such a kernel could be replaced by kexec unnoticed, so it is left alone"

@@ -38,6 +38,7 @@ fn build_with(
         vmcoreinfo: true,
         btf: false,
         system_map: None,
+        config: None,
     };
     let cpus: Vec<Cpu> = vcpus.iter().map(Cpu::from_registers).collect();
     build(guest, kernel, &sources, &cpus)

@@ -75,6 +75,7 @@ pub(super) fn make<M: GuestMemory>(
         vmcoreinfo: matches!(source.source, SourceChoice::Auto | SourceChoice::Vmcoreinfo),
         btf: matches!(source.source, SourceChoice::Auto | SourceChoice::Btf),
         system_map: source.system_map.as_deref(),
+        config: source.config.as_deref(),
     };
     Ok(build_profile(memory, kernel, &sources, cpus)?)
 }

@@ -2,6 +2,7 @@
 
 pub mod btf;
 mod btf_in_memory;
+pub mod config;
 mod confirm;
 pub mod contents;
 pub mod facts;

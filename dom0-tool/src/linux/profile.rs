@@ -10,6 +10,7 @@ use lacuna_core::{
 use thiserror::Error;
 
 use super::btf_in_memory::find_btf;
+use super::config::{Config, ConfigError};
 use super::contents::{ContentsError, FreeContents, free_contents};
 use super::facts::{FactError, Facts, Source};
 use super::free_lists::value_on_free_lists;
@@ -44,6 +45,9 @@ pub enum BuildError {
     /// Sources differ, or none gives a number that is needed.
     #[error(transparent)]
     Fact(#[from] FactError),
+    /// The configuration given is unusable, or not this kernel's.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// No source says what marks a free page.
     #[error("no source says what marks a free page ({0} asked)")]
     NoMark(String),
@@ -139,6 +143,8 @@ pub struct Sources<'s> {
     pub btf: bool,
     /// The kernel's System.map.
     pub system_map: Option<&'s Path>,
+    /// The kernel's configuration.
+    pub config: Option<&'s Path>,
 }
 
 /// A profile and what is worth telling about how it was made.
@@ -181,6 +187,9 @@ pub fn build<M: GuestMemory>(
     let contents = free_contents(&mut view, symbols, &facts)?;
     let memory_model = find_memory_map(&mut view, kernel, symbols, &facts)?;
     let zones = find_zones(&mut view, &kernel.info, &facts)?;
+    if let Some(file) = sources.config {
+        Config::read(file)?.check(levels, memory_model.name)?;
+    }
     if facts.mark()?.is_none() {
         if let Some(value) = value_on_free_lists(&mut view, &facts, &zones)? {
             facts.add_free_lists(value)?;

@@ -116,7 +116,7 @@ pub fn compile(tree: &HeaderTree) -> Result<StubProgram, CompileError> {
 }
 
 /// The kernel's own flags as far as they bear on layout and meaning (top Makefile and `arch/x86/Makefile`).
-const COMPILER_FLAGS: [&str; 22] = [
+const COMPILER_FLAGS: [&str; 23] = [
     "-D__KERNEL__",
     "-DKBUILD_MODNAME=\"lacuna\"",
     "-DKBUILD_BASENAME=\"lacuna\"",
@@ -138,6 +138,8 @@ const COMPILER_FLAGS: [&str; 22] = [
     "-fno-jump-tables",
     "-fno-asynchronous-unwind-tables",
     "-fcf-protection=none",
+    // Since 6.19 headers have unnamed members of a named type; without it their layout is another one.
+    "-fms-extensions",
     "-w",
 ];
 

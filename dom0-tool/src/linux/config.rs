@@ -1,0 +1,154 @@
+//! A kernel's configuration file (`.config`, `/boot/config-RELEASE`): one more witness of what the guest's memory shows.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use lacuna_core::PagingLevels;
+use thiserror::Error;
+
+/// Largest file read, in bytes. Debian's have 280 KiB.
+const MAX_FILE: u64 = 8 << 20;
+
+/// Why a configuration is of no use.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("{}: {cause}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The file is no configuration of a kernel.
+    #[error("{} is not a kernel's configuration: it has no CONFIG_... line", file.display())]
+    Format {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The configuration and the guest differ.
+    #[error("{option} is {by_config} by the configuration, and the guest's kernel is {by_guest}")]
+    Disagrees {
+        /// The option.
+        option: &'static str,
+        /// By the file.
+        by_config: &'static str,
+        /// By the guest's memory.
+        by_guest: &'static str,
+    },
+}
+
+/// The options that are set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    set: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Io`], [`ConfigError::Format`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let io_error = |cause| ConfigError::Io {
+            file: path.to_owned(),
+            cause,
+        };
+        let mut bytes = Vec::new();
+        fs::File::open(path)
+            .map_err(io_error)?
+            .take(MAX_FILE)
+            .read_to_end(&mut bytes)
+            .map_err(io_error)?;
+        let config = Self::parse(&String::from_utf8_lossy(&bytes));
+        if config.set.is_empty() {
+            return Err(ConfigError::Format {
+                file: path.to_owned(),
+            });
+        }
+        Ok(config)
+    }
+
+    /// Parses the text of a configuration. What is no `CONFIG_...=value` is passed over.
+    pub fn parse(text: &str) -> Self {
+        let lines = text.lines().filter_map(|line| {
+            let (name, value) = line.trim().split_once('=')?;
+            name.starts_with("CONFIG_")
+                .then(|| (name.to_owned(), value.to_owned()))
+        });
+        Self { set: lines.collect() }
+    }
+
+    /// Whether an option is built in.
+    pub fn has(&self, option: &str) -> bool {
+        self.set.get(option).is_some_and(|value| value == "y")
+    }
+
+    /// Holds the configuration against what the guest's memory shows.
+    ///
+    /// # Errors
+    /// [`ConfigError::Disagrees`].
+    pub fn check(&self, levels: PagingLevels, memory_model: &str) -> Result<(), ConfigError> {
+        let set = |yes: bool| if yes { "set" } else { "not set" };
+        let require = |option: &'static str, holds: bool, by_guest: &'static str| {
+            if self.has(option) == holds {
+                Ok(())
+            } else {
+                Err(ConfigError::Disagrees {
+                    option,
+                    by_config: set(self.has(option)),
+                    by_guest,
+                })
+            }
+        };
+        let narrow = levels.is_32_bit();
+        require(
+            "CONFIG_X86_64",
+            !narrow,
+            if narrow { "a 32-bit one" } else { "a 64-bit one" },
+        )?;
+        if narrow {
+            let pae = levels == PagingLevels::Pae;
+            require(
+                "CONFIG_X86_PAE",
+                pae,
+                if pae { "one with PAE" } else { "one without PAE" },
+            )?;
+        }
+        let (option, by_guest) = match memory_model {
+            "flatmem" => ("CONFIG_FLATMEM", "a FLATMEM one"),
+            "discontigmem" => ("CONFIG_DISCONTIGMEM", "a DISCONTIGMEM one"),
+            "sparsemem-vmemmap" => ("CONFIG_SPARSEMEM_VMEMMAP", "a SPARSEMEM_VMEMMAP one"),
+            _ => ("CONFIG_SPARSEMEM", "a SPARSEMEM one"),
+        };
+        require(option, true, by_guest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_of_another_kernel_is_noticed() {
+        let config = Config::parse("# comment\nCONFIG_X86_64=y\nCONFIG_SPARSEMEM_VMEMMAP=y\nCONFIG_X=m\n");
+        assert!(config.check(PagingLevels::Four, "sparsemem-vmemmap").is_ok());
+        assert!(matches!(
+            config.check(PagingLevels::Pae, "flatmem"),
+            Err(ConfigError::Disagrees {
+                option: "CONFIG_X86_64",
+                ..
+            })
+        ));
+        assert!(matches!(
+            config.check(PagingLevels::Four, "flatmem"),
+            Err(ConfigError::Disagrees {
+                option: "CONFIG_FLATMEM",
+                ..
+            })
+        ));
+        assert!(!config.has("CONFIG_X"));
+    }
+}
