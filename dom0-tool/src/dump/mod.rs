@@ -127,6 +127,11 @@ struct Parts {
     remarks: Vec<String>,
 }
 
+/// How far apart a guest's memory is taken to lie: within [`FAR`] bytes and [`SPREAD`] times the file's own. A header that says
+/// otherwise is damaged, and believing it would cost a bitmap of petabytes.
+const SPREAD: u64 = 1024;
+const FAR: u64 = 64 << 30;
+
 /// Beginnings of files that are no dump in place, and what to do about each.
 const OTHER_FORMATS: &[(&[u8], &str, &str)] = &[
     (
@@ -186,6 +191,16 @@ impl Dump {
             }
             (Format::Raw, raw(&file))
         };
+        let mut parts = parts;
+        let farthest = file.length().saturating_mul(SPREAD).saturating_add(FAR);
+        let all = parts.extents.len();
+        parts.extents.retain(|extent| extent.start < farthest);
+        if parts.extents.len() < all {
+            parts.remarks.push(format!(
+                "{} segment(s) beyond guest-physical {farthest:#x} are left out: damaged headers",
+                all - parts.extents.len()
+            ));
+        }
         let extents = Extents::new(parts.extents);
         // One past the last frame that is there in full or in part.
         let end = Gfn::new(extents.end().div_ceil(PAGE_SIZE as u64));

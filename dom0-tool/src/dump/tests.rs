@@ -244,6 +244,14 @@ fn a_core_that_is_cut_short_keeps_what_is_there_and_says_so() {
 }
 
 #[test]
+fn a_segment_absurdly_far_out_is_left_out() {
+    let mut dump = open(&elf(true, &[1, 1 << 39], &[], false)).unwrap();
+    assert_eq!(dump.end(), Gfn::new(2));
+    assert_eq!(first_word(&mut dump, 1), Some(1));
+    assert!(dump.remarks[0].contains("damaged"), "{:?}", dump.remarks);
+}
+
+#[test]
 fn what_is_no_dump_is_named() {
     assert!(matches!(open(b""), Err(DumpError::Empty)));
     assert!(matches!(
