@@ -35,7 +35,7 @@ pub(crate) struct Case {
     pub(crate) machine: &'static [&'static str],
     /// What must come of it.
     pub(crate) expected: Expected,
-    /// Whether `cargo lab test` runs it, too.
+    /// Whether `cargo lab test linux` and `cargo lab test --full` run it, too.
     pub(crate) quick: bool,
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn run(context: &Context, filter: Option<&str>, readme: bool) -> Resu
     }
 }
 
-/// The names of the cases that are part of every test run.
+/// The names of the cases that are part of a test run.
 pub(crate) fn quick_names() -> impl Iterator<Item = String> {
     CASES
         .iter()
