@@ -1,4 +1,5 @@
-//! Guest memory in a file: raw, an ELF core (QEMU's `dump-guest-memory`, `/proc/vmcore`) or a Xen core (`xl dump-core`).
+//! Guest memory in a file: raw, an ELF core (QEMU's `dump-guest-memory`, `/proc/vmcore`), a Xen core
+//! (`xl dump-core`), or a Windows crash dump.
 //!
 //! The file is mapped, not read in: what a command touches is what it costs. Nothing in it is trusted: a table that runs
 //! past the file's end is an error, a segment that does is cut there and said to be, and each loop is bounded by the size
@@ -8,6 +9,7 @@
 //! [`Dump::add_registers`] and [`Dump::override_registers`] complete.
 
 mod cpu;
+mod crash;
 mod elf;
 mod extents;
 mod file;
@@ -38,6 +40,8 @@ pub enum Format {
     Elf,
     /// Xen core: pages in a section, their numbers in another.
     Xen,
+    /// Windows crash dump: all of memory, or a bitmap of it.
+    WindowsCrash,
 }
 
 impl Format {
@@ -47,6 +51,7 @@ impl Format {
             Self::Raw => "raw",
             Self::Elf => "elf",
             Self::Xen => "xen",
+            Self::WindowsCrash => "windows",
         }
     }
 }
@@ -183,6 +188,10 @@ impl Dump {
                 Some(parts) => (Format::Xen, parts),
                 None => (Format::Elf, elf::read(&file, &elf)?),
             }
+        } else if head.starts_with(crash::MAGIC_64) {
+            (Format::WindowsCrash, crash::read(&file, true)?)
+        } else if head.starts_with(crash::MAGIC_32) {
+            (Format::WindowsCrash, crash::read(&file, false)?)
         } else {
             for (magic, what, remedy) in OTHER_FORMATS {
                 if head.starts_with(magic) {

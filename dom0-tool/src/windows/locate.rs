@@ -32,6 +32,8 @@ const CR3_ADDRESS_PAE: u64 = 0xffff_ffe0;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_LA57: u64 = 1 << 12;
 const EFER_LMA: u64 = 1 << 10;
+/// What an address is that the processor was at.
+const INSTRUCTION: &str = "the instruction pointer";
 /// Most ways to one image that are looked into.
 const MAX_WAYS: usize = 8;
 /// PDBs of kernels since Windows XP: one or several processors, with and without PAE.
@@ -157,6 +159,10 @@ fn by_cpu<M: GuestMemory>(memory: &mut M, number: usize, cpu: &Cpu) -> Option<Lo
                 let Some(key) = image.debug.as_ref().and_then(|record| record.key().ok()) else {
                     continue;
                 };
+                // A processor may be in a driver at any moment; it enters the kernel in the kernel alone.
+                if what == INSTRUCTION && !is_named_kernel(&image) {
+                    continue;
+                }
                 return Some(Located {
                     space,
                     base,
@@ -223,7 +229,7 @@ fn entries<M: GuestMemory>(memory: &mut M, space: Space, cpu: &Cpu) -> Vec<(Stri
         }
     }
     if let Some(rip) = cpu.rip {
-        add("the instruction pointer".to_owned(), rip);
+        add(INSTRUCTION.to_owned(), rip);
     }
     found
 }

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod carried;
+mod clang;
 mod command;
+mod crash;
 mod hostile_pdb;
 mod layouts;
 mod memory;

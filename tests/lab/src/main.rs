@@ -23,6 +23,7 @@ mod suite;
 mod sysroot;
 mod tree;
 mod variant;
+mod windows;
 mod xen;
 
 use std::path::PathBuf;

@@ -12,6 +12,7 @@ use crate::live::{self, Outcome};
 use crate::matrix;
 use crate::process::start;
 use crate::setup::Stage;
+use crate::windows;
 
 /// A test that needs no emulation.
 #[derive(Clone, Copy)]
@@ -20,6 +21,8 @@ enum HostTest {
     Program(&'static [&'static str]),
     /// The instruction counts, against their stored bounds.
     Bench,
+    /// PDBs and executables of clang and lld-link, which are installed when missing.
+    Windows,
 }
 
 /// The tests that need no emulation, by name.
@@ -46,6 +49,7 @@ const HOST: &[(&str, HostTest)] = &[
         HostTest::Program(&["cargo", "test", "--locked", "--workspace"]),
     ),
     ("host/bench", HostTest::Bench),
+    ("host/windows", HostTest::Windows),
 ];
 
 /// Runs what `filter` selects; `full` adds the long ones. Fails when any test does.
@@ -104,6 +108,10 @@ fn host(context: &Context, name: &str, test: HostTest) -> Result<Outcome> {
             command.args(&line[1..]).current_dir(&context.repository);
             let status = start(&mut command)?.wait().on("wait for", line[0])?;
             (!status.success()).then(|| status.to_string())
+        }
+        HostTest::Windows => {
+            println!("lab: {name}: cargo test --test windows, with clang and lld-link");
+            windows::run(context).err().map(|error| error.to_string())
         }
         HostTest::Bench => {
             println!("lab: {name}: cargo bench, under valgrind");

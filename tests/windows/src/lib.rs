@@ -3,11 +3,13 @@
 //! * [`layouts`]: how 48 kernels lay `_MMPFN` out, and the keys of 1,894 kernels' PDBs;
 //! * [`types`], [`msf`], [`pdb`]: writers for PDBs, old and new;
 //! * [`pe`]: a writer for executables;
+//! * [`crash`]: a writer for crash dumps;
 //! * [`guest`]: the memory of a guest that stands still.
 
 // What makes fixtures may stop a test at once when it is used wrongly.
 #![allow(clippy::expect_used, clippy::panic)]
 
+pub mod crash;
 pub mod guest;
 pub mod layouts;
 pub mod msf;

@@ -1,0 +1,173 @@
+//! Windows crash dumps: full ones, of 32 and 64 bits, and those with a bitmap of pages (64 bits, since Windows 8).
+//!
+//! The header's layout is that of `DUMP_HEADER64` and `DUMP_HEADER32`, as `kdmp-parser` and the debuggers read it; the tests
+//! hold this reader against `kdmp-parser`. That crate itself keeps an entry for every page and follows the guest's lists of
+//! modules, both without a bound that the file does not set.
+
+use super::cpu::Cpu;
+use super::extents::Extent;
+use super::file::MappedFile;
+use super::{DumpError, Parts};
+
+const PAGE: u64 = 4096;
+/// `PAGEDU64` and `PAGEDUMP`.
+pub(super) const MAGIC_64: &[u8] = b"PAGEDU64";
+pub(super) const MAGIC_32: &[u8] = b"PAGEDUMP";
+const FULL: u64 = 1;
+const BITMAP: u64 = 5;
+/// `CR4.PAE`.
+const PAE: u64 = 1 << 5;
+/// What the header has where it was never filled in.
+const UNUSED: u64 = 0x4547_4150;
+
+/// Where things are in a header.
+struct Form {
+    header: u64,
+    pointer: usize,
+    directory: u64,
+    modules: u64,
+    /// `PHYSICAL_MEMORY_DESCRIPTOR`, in a buffer of 700 bytes.
+    memory: u64,
+    kind: u64,
+}
+
+const FORM_64: Form = Form {
+    header: 0x2000,
+    pointer: 8,
+    directory: 0x10,
+    modules: 0x20,
+    memory: 0x88,
+    kind: 0xf98,
+};
+const FORM_32: Form = Form {
+    header: 0x1000,
+    pointer: 4,
+    directory: 0x10,
+    modules: 0x18,
+    memory: 0x64,
+    kind: 0xf88,
+};
+/// `PaeEnabled` of the 32-bit header.
+const PAE_ENABLED: u64 = 0x5c;
+const BUFFER: u64 = 700;
+
+/// Reads the header and where pages are.
+///
+/// # Errors
+/// [`DumpError::OtherFormat`] for other kinds of crash dump, [`DumpError::Impossible`].
+pub(super) fn read(file: &MappedFile, wide: bool) -> Result<Parts, DumpError> {
+    let form = if wide { FORM_64 } else { FORM_32 };
+    let number = |at: u64, bytes: usize| {
+        let mut value = [0; 8];
+        let read = file.read(at, &mut value[..bytes]);
+        read.then(|| u64::from_le_bytes(value))
+            .ok_or(DumpError::Impossible {
+                what: "header's end, before byte",
+                value: at + bytes as u64,
+            })
+    };
+    let extents = match number(form.kind, 4)? {
+        FULL => full(file, &form, &number)?,
+        BITMAP if wide => bitmap(file, &number)?,
+        _ => {
+            return Err(DumpError::OtherFormat {
+                what: "a Windows crash dump with only a part of memory",
+                remedy: "set Windows to write a complete memory dump, or take a dump of the guest from the host",
+            });
+        }
+    };
+    let cr3 = number(form.directory, form.pointer)?;
+    let hint = number(form.modules, form.pointer)?;
+    let known = |value: u64| Some(value).filter(|value| *value != 0 && *value & 0xffff_ffff != UNUSED);
+    // The list of loaded modules is a variable of the kernel's: its address lies in the image, as an instruction
+    // pointer would. The one that the header has may lie in a driver.
+    let mut cpu = Cpu {
+        cr3: known(cr3),
+        rip: known(hint),
+        long_mode: Some(wide),
+        ..Cpu::default()
+    };
+    if !wide {
+        cpu.cr4 = Some(if number(PAE_ENABLED, 1)? == 1 { PAE } else { 0 });
+    }
+    Ok(Parts {
+        extents,
+        cpus: vec![cpu],
+        ..Parts::default()
+    })
+}
+
+/// Runs of pages, one after the other behind the header.
+fn full(
+    file: &MappedFile,
+    form: &Form,
+    number: &impl Fn(u64, usize) -> Result<u64, DumpError>,
+) -> Result<Vec<Extent>, DumpError> {
+    let pointer = form.pointer as u64;
+    let runs = number(form.memory, 4)?;
+    if runs == 0 || 2 * pointer * (1 + runs) > BUFFER {
+        return Err(DumpError::Impossible {
+            what: "number of runs",
+            value: runs,
+        });
+    }
+    let mut extents = Vec::new();
+    let mut offset = form.header;
+    for run in 0..runs {
+        let at = form.memory + 2 * pointer * (1 + run);
+        let (first, count) = (number(at, form.pointer)?, number(at + pointer, form.pointer)?);
+        let room = file.length().saturating_sub(offset) / PAGE;
+        if count > room || first > (1 << 40) - count.min(1 << 40) {
+            return Err(DumpError::Impossible {
+                what: "number of pages in a run",
+                value: count,
+            });
+        }
+        extents.push(Extent {
+            start: first * PAGE,
+            bytes: count * PAGE,
+            offset,
+        });
+        offset += count * PAGE;
+    }
+    Ok(extents)
+}
+
+/// A bit for each page of memory; those that are set lie in the file, one after the other.
+fn bitmap(
+    file: &MappedFile,
+    number: &impl Fn(u64, usize) -> Result<u64, DumpError>,
+) -> Result<Vec<Extent>, DumpError> {
+    let at = FORM_64.header;
+    let damaged = |what, value| DumpError::Impossible { what, value };
+    let signature = number(at, 4)?;
+    // SDMP or FDMP, then DUMP.
+    if !matches!(signature, 0x504d_4453 | 0x504d_4446) || number(at + 4, 4)? != 0x504d_5544 {
+        return Err(damaged("bitmap's signature", signature));
+    }
+    let (mut offset, pages) = (number(at + 0x20, 8)?, number(at + 0x30, 8)?);
+    if pages > 8 * file.length() {
+        return Err(damaged("bitmap's number of pages", pages));
+    }
+    let bits = file.bytes("the bitmap of the crash dump", at + 0x38, pages.div_ceil(8))?;
+    let mut extents: Vec<Extent> = Vec::new();
+    for page in 0..pages {
+        let byte = usize::try_from(page / 8).ok().and_then(|index| bits.get(index));
+        if byte.is_none_or(|byte| byte >> (page % 8) & 1 == 0) {
+            continue;
+        }
+        if offset.checked_add(PAGE).is_none_or(|end| end > file.length()) {
+            return Err(damaged("frame whose page lies past the end", page));
+        }
+        match extents.last_mut() {
+            Some(last) if last.start + last.bytes == page * PAGE => last.bytes += PAGE,
+            _ => extents.push(Extent {
+                start: page * PAGE,
+                bytes: PAGE,
+                offset,
+            }),
+        }
+        offset += PAGE;
+    }
+    Ok(extents)
+}

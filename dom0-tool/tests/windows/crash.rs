@@ -1,0 +1,98 @@
+//! Windows crash dumps, and `kdmp-parser`'s opinion on the same files.
+
+use std::io::Cursor;
+
+use lacuna::dump::{Dump, Format};
+use lacuna_windows_fixtures::crash::{bitmap_64, full_32, full_64};
+use lacuna_windows_fixtures::guest::{Guest, Made, Paging};
+use lacuna_windows_fixtures::layouts::layouts;
+
+use crate::command::{GUID, lacuna};
+
+fn made(profile: &str) -> (Guest, Made) {
+    let layout = layouts().into_iter().find(|layout| layout.profile == profile);
+    let guest = Guest::new(layout.unwrap(), GUID);
+    let made = guest.make();
+    (guest, made)
+}
+
+/// Scans a crash dump without any further help than its PDB.
+fn assert_scanned(made: &Made, file: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("memory.dmp"), file).unwrap();
+    std::fs::write(at("ntkrnlmp.pdb"), &made.pdb).unwrap();
+    let (dump, pdb, bitmap) = (at("memory.dmp"), at("ntkrnlmp.pdb"), at("bitmap"));
+    let output = lacuna(&[
+        "scan", "--json", "--dump", &dump, "--pdb", &pdb, "--bitmap", &bitmap,
+    ]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let bits = std::fs::read(bitmap).unwrap();
+    for (frame, free) in made.free.iter().enumerate() {
+        let found = bits
+            .get(frame / 8)
+            .is_some_and(|byte| byte >> (frame % 8) & 1 != 0);
+        assert_eq!(found, *free, "frame {frame:#x}");
+    }
+}
+
+#[test]
+fn crash_dumps_of_every_kind_are_scanned_right() {
+    let (_, seven) = made("win7_sp1_x64");
+    assert_scanned(&seven, &full_64(&seven));
+    assert_scanned(&seven, &bitmap_64(&seven));
+    for profile in ["xp_sp3_x86", "win7_sp1_x86_24000"] {
+        let (guest, made) = made(profile);
+        assert_scanned(&made, &full_32(&made, guest.paging == Paging::Pae));
+    }
+}
+
+#[test]
+fn another_reader_finds_every_page_at_the_same_place() {
+    let (_, made) = made("win7_sp1_x64");
+    for file in [full_64(&made), bitmap_64(&made)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.dmp");
+        std::fs::write(&path, &file).unwrap();
+        let ours = Dump::open(&path).unwrap();
+        assert_eq!(ours.format(), Format::WindowsCrash);
+        let mut pages = Vec::new();
+        for extent in ours.extents() {
+            pages.extend(
+                (0..extent.bytes / 4096)
+                    .map(|page| (extent.start + page * 4096, extent.offset + page * 4096)),
+            );
+        }
+        let theirs = kdmp_parser::parse::KernelDumpParser::with_reader(Cursor::new(file)).unwrap();
+        let theirs: Vec<(u64, u64)> = theirs
+            .physmem()
+            .map(|(at, offset)| (u64::from(at), offset))
+            .collect();
+        assert_eq!(pages, theirs);
+    }
+}
+
+#[test]
+fn damaged_crash_dumps_are_refused() {
+    let (_, made) = made("win7_sp1_x64");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("memory.dmp");
+    let is_refused = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        Dump::open(&path).is_err()
+    };
+    let full = full_64(&made);
+    for length in [8, 0x100, 0x1fff, 0x2000, full.len() - 1] {
+        assert!(is_refused(&full[..length]), "{length:#x}");
+    }
+    // Runs without number, a run without end, a run past all addresses, a kind without all of memory.
+    for (at, value) in [(0x88, u64::MAX), (0xa0, u64::MAX), (0x98, u64::MAX), (0xf98, 8)] {
+        let mut bytes = full.clone();
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        assert!(is_refused(&bytes), "{at:#x}");
+    }
+    let mut bytes = bitmap_64(&made);
+    bytes[0x2030..0x2038].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(is_refused(&bytes));
+}
