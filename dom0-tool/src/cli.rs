@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::linux::layout::DEFAULT_FOLDER;
 
@@ -42,6 +42,10 @@ pub enum Command {
     Scan(Scan),
     /// Give a guest's free pages back to the host: scan, and share what is free
     Dedup(Dedup),
+    /// Tell beforehand what a migration of a guest would send and leave behind
+    ///
+    /// Counts what the first iteration would find now. A guest that writes meanwhile has pages sent again in later ones.
+    Estimate(Estimate),
     /// Show what the engine knows and has done for a guest; without a guest, what all of them could take back
     Status(Status),
     /// Watch all guests: what they hold, have free, have given back and take back
@@ -324,6 +328,25 @@ pub struct Top {
     /// Seconds between two looks
     #[arg(long, default_value = "1", value_parser = parse_seconds)]
     pub interval: Duration,
+}
+
+/// `lacuna estimate`.
+#[derive(Debug, Args)]
+pub struct Estimate {
+    /// Number or name of the domain
+    pub domain: String,
+    /// Who would receive the guest: a host with Lacuna makes what is left behind read as zero
+    #[arg(long, value_enum, default_value_t = Receiver::Unknown)]
+    pub receiver: Receiver,
+}
+
+/// Who receives a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Receiver {
+    /// Any host
+    Unknown,
+    /// A host with Lacuna (the sender is told so with `LACUNA_MIGRATION=lacuna-receiver`)
+    Lacuna,
 }
 
 /// `lacuna explain`.

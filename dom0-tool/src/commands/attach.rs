@@ -8,6 +8,7 @@ use super::paused::PausedGuest;
 use super::scan::{scanned_json, show_scanned};
 use super::{Out, identify, profile, progress};
 use crate::cli::Attach;
+use crate::migration;
 use crate::report::{Class, Failure};
 use crate::xen::engine::{EngineError, Scanned};
 
@@ -23,6 +24,23 @@ pub(super) fn run(arguments: &Attach, out: Out) -> Result<Value, Failure> {
 /// Attaches a domain that is open. It has no profile when this fails.
 pub(crate) fn attach(arguments: &Attach, live: &Live, out: Out) -> Result<Value, Failure> {
     out.line(format!("guest       {}", live.title()));
+    let attached = give_profile(arguments, live, out);
+    // A migration of the guest tells it: that everything is sent then has a reason that nobody else knows.
+    let kept = match &attached {
+        Ok(_) => migration::forget_refusal(&live.domain.info),
+        Err(failure) if failure.class == Class::Refused => {
+            migration::keep_refusal(&live.domain.info, &failure.what)
+        }
+        Err(_) => Ok(()),
+    };
+    if let Err(error) = kept {
+        out.line(format!("a migration's log will not tell the reason: {error}"));
+    }
+    attached
+}
+
+/// Builds the profile, hands it over, and has it held against the guest's own counters.
+fn give_profile(arguments: &Attach, live: &Live, out: Out) -> Result<Value, Failure> {
     let encoded = match &arguments.profile {
         Some(file) => {
             let bytes = profile::read_profile_file(file)?;

@@ -10,6 +10,7 @@ use super::guest::{Live, open_domain};
 use super::scan::scanned_json;
 use super::{Out, duration, pages, progress};
 use crate::cli::{Dedup, Explain, OneDomain};
+use crate::migration::{self, Side};
 use crate::report::Failure;
 use crate::xen::answer::mismatch;
 use crate::xen::engine::{EngineError, Scanned, Shared};
@@ -160,8 +161,37 @@ pub(super) fn status(domain: &str, out: Out) -> Result<Value, Failure> {
     }
     let mut answer = statistics_json(&statistics);
     answer["last_refusal"] = json!(refusal);
+    answer["migration"] = json!({
+        "sent": told(&live, Side::Sent, out)?,
+        "received": told(&live, Side::Received, out)?,
+    });
     answer["domain"] = json!(live.domain.id.get());
     Ok(answer)
+}
+
+/// The counters of the guest's latest migration on one side of it, shown as they are found.
+fn told(live: &Live, side: Side, out: Out) -> Result<Value, Failure> {
+    let Some(counters) = migration::counters(&live.domain.info, side)? else {
+        return Ok(Value::Null);
+    };
+    // The sums; the iterations are in the JSON. The receiver's file is flat.
+    let sums = counters.get("total").unwrap_or(&counters);
+    let figures: Vec<String> = sums
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, value)| value.is_u64() && !matches!(name.as_str(), "version" | "domid"))
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    let word = match side {
+        Side::Sent => "sent by migration",
+        Side::Received => "received by migration",
+    };
+    out.line(format!("{word:22} {}", figures.join(", ")));
+    if let Some(reason) = counters.get("refused").and_then(Value::as_str) {
+        out.line(format!("{:22} everything was sent: {reason}", ""));
+    }
+    Ok(counters)
 }
 
 pub(super) fn explain(arguments: &Explain, out: Out) -> Result<Value, Failure> {

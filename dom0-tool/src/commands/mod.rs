@@ -2,6 +2,7 @@
 
 pub(crate) mod attach;
 mod engine;
+mod estimate;
 pub(crate) mod guest;
 mod identify;
 mod inspect;
@@ -80,6 +81,7 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Detach(arguments) => engine::detach(arguments, out),
         Command::Scan(arguments) => windows::scan(arguments, out, || scan::run(arguments, out)),
         Command::Dedup(arguments) => engine::dedup(arguments, out),
+        Command::Estimate(arguments) => estimate::run(arguments, out),
         Command::Status(arguments) => match &arguments.domain {
             Some(domain) => engine::status(domain, out),
             None => top::host(out),

@@ -30,6 +30,8 @@ pub struct DomainInfo {
     pub max_pages: u64,
     /// Virtual CPUs online.
     pub online_vcpus: u32,
+    /// The handle, which toolstacks set to the guest's UUID and keep across a migration.
+    pub handle: [u8; 16],
 }
 
 impl DomainInfo {
@@ -47,12 +49,13 @@ impl DomainInfo {
     pub(super) fn read(bytes: &[u8], domain: DomainId) -> Option<Self> {
         let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        // domain, pad1, flags, tot_pages, max_pages, five more of 8 bytes, nr_online_vcpus.
+        // domain, pad1, flags, tot_pages, max_pages, five more of 8 bytes, nr_online_vcpus, max_vcpu_id, ssidref, handle.
         (word(0)? & 0xffff == u32::from(domain.get())).then_some(Self {
             flags: word(4)?,
             pages: long(8)?,
             max_pages: long(16)?,
             online_vcpus: word(64)?,
+            handle: bytes.get(76..92)?.try_into().ok()?,
         })
     }
 }
@@ -69,20 +72,23 @@ mod tests {
 
     #[test]
     fn the_answer_for_another_domain_is_none() {
-        let mut bytes = [0; 72];
+        let mut bytes = [0; 96];
         bytes[..8].copy_from_slice(&[7, 0, 0, 0, 0x0a, 1, 0, 0]);
         bytes[8..10].copy_from_slice(&[0, 2]);
         bytes[17] = 3;
         bytes[64] = 2;
+        bytes[76] = 4;
+        bytes[91] = 5;
         let domain = |number| DomainId::new(number).expect("not reserved");
         let info = DomainInfo {
             flags: 0x10a,
             pages: 0x200,
             max_pages: 0x300,
             online_vcpus: 2,
+            handle: [4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5],
         };
         assert_eq!(DomainInfo::read(&bytes, domain(7)), Some(info));
         assert_eq!(DomainInfo::read(&bytes, domain(6)), None);
-        assert_eq!(DomainInfo::read(&bytes[..60], domain(7)), None);
+        assert_eq!(DomainInfo::read(&bytes[..91], domain(7)), None);
     }
 }

@@ -121,6 +121,15 @@ impl<T> Part<T> {
     }
 }
 
+/// What [`Engine::frames`] looks for; the numbers are those of `XEN_DOMCTL_LACUNA_FRAMES_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameKind {
+    /// Frames that a zero frame is mapped at.
+    Zero = 0,
+    /// Frames with memory of any kind, zero frames too.
+    Memory = 1,
+}
+
 /// The engine, as far as it concerns one domain.
 #[derive(Clone, Debug)]
 pub struct Engine {
@@ -320,6 +329,28 @@ impl Engine {
             .chunks_exact(size_of::<VcpuRegisters>())
             .filter_map(|chunk| VcpuRegisters::read_from_bytes(chunk).ok())
             .collect())
+    }
+
+    /// The frames of `kind`: a bit a frame, lowest first, up to the last frame that the domain has mapped.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn frames(&self, kind: FrameKind) -> Result<Vec<u8>, EngineError> {
+        let mut all = Vec::new();
+        loop {
+            let mut bytes = vec![0; BITMAP_CHUNK];
+            let request = Request {
+                cursor: all.len() as u64 * 8,
+                flags: kind as u32,
+                ..Request::default()
+            };
+            let answer = self.call_request(Op::ZeroMap, request, &mut bytes)?;
+            let used = usize::try_from(answer.buffer_size).unwrap_or(0).min(bytes.len());
+            if used == 0 {
+                return Ok(all);
+            }
+            all.extend_from_slice(&bytes[..used]);
+        }
     }
 
     /// The bitmap of free pages as of the last scan: a bit a frame, lowest first. Calls `sink` for each piece.
