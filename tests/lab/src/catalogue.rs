@@ -39,6 +39,9 @@ pub struct Scenario {
 /// The scenario that `cargo lab demo` shows.
 pub const DEMO: &str = "reclaim/truth-6.12";
 
+/// The scenario that `cargo lab bench migration` measures.
+pub const MOVED: &str = "migration/one-host";
+
 /// The scenario called `name`.
 pub fn find(name: &str) -> Option<Scenario> {
     SCENARIOS.iter().copied().find(|scenario| scenario.name == name)

@@ -76,8 +76,15 @@ enum Task {
         #[arg(long)]
         readme: bool,
     },
-    /// Count instructions and hold the counts against the stored bounds
-    Bench,
+    /// Count instructions and hold the counts against the stored bounds; or measure what migrations send
+    Bench {
+        /// What to measure
+        #[arg(default_value = "core")]
+        subject: bench::Subject,
+        /// Write the figures of `migration` to this file as JSON, too
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Boot Xen and get a shell in dom0 on this terminal; `poweroff -f` ends it
     Shell,
 }
@@ -105,7 +112,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { filter, full } => suite::run(&context, filter.as_deref(), full),
         Task::Demo { json } => demo::run(&context, json.as_deref()),
         Task::Matrix { filter, readme } => matrix::run(&context, filter.as_deref(), readme),
-        Task::Bench => bench::run(&context),
+        Task::Bench { subject, json } => bench::run(&context, subject, json.as_deref()),
         Task::Shell => {
             let stage = Stage::build(&context)?;
             let xen = stage.hypervisor(Boot::Release)?;

@@ -115,7 +115,7 @@ fn host(context: &Context, name: &str, test: HostTest) -> Result<Outcome> {
         }
         HostTest::Bench => {
             println!("lab: {name}: cargo bench, under valgrind");
-            bench::run(context).err().map(|error| error.to_string())
+            bench::core(context).err().map(|error| error.to_string())
         }
     };
     let failure = seen.map(|seen| format!("  expected: success\n  saw:      {seen}, and the output above"));

@@ -1,5 +1,8 @@
-//! `cargo lab bench`: counts instructions, and holds the counts against the stored bounds.
+//! `cargo lab bench`: counts instructions, and holds the counts against the stored bounds; or measures migrations.
 
+mod migration;
+
+use std::path::Path;
 use std::process::Command;
 
 use crate::context::{Context, require_root};
@@ -7,8 +10,25 @@ use crate::error::{Error, IoContext, Result};
 use crate::process::{is_installed, run_logged, start};
 use crate::progress::Progress;
 
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Subject {
+    /// Instructions of the core's hot functions
+    Core,
+    /// What a migration sends, stock and with Lacuna, from one run
+    Migration,
+}
+
+/// Measures `subject`, and writes the figures to `report` where the subject has such.
+pub(crate) fn run(context: &Context, subject: Subject, report: Option<&Path>) -> Result<()> {
+    match subject {
+        Subject::Core => core(context),
+        Subject::Migration => migration::run(context, report),
+    }
+}
+
 /// Runs the counting benchmarks under valgrind, which is installed when missing.
-pub(crate) fn run(context: &Context) -> Result<()> {
+pub(crate) fn core(context: &Context) -> Result<()> {
     if !is_installed("valgrind") {
         require_root()?;
         let progress = Progress::begin("installing valgrind on this machine");
