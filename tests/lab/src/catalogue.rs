@@ -19,6 +19,8 @@ pub enum Boot {
     Iommu,
     /// The same, with a PVH dom0.
     PvhDom0,
+    /// The release hypervisor on two machines with a network between them; the scenario runs on the first.
+    Pair,
     /// The release hypervisor on a machine whose clock counts instructions: one is one nanosecond, to host and guest.
     Counted,
 }
@@ -70,23 +72,27 @@ pub const SCENARIOS: &[Scenario] = &[
         boot: Boot::Counted,
         ..quick("reclaim/pause", 900)
     },
-    quick("migration/stock", 300),
+    quick("migration/stock", 900),
     // These wait for the patches to libxenguest and libxl.
-    long("migration/one-host", 600),
-    long("migration/busy", 600),
-    long("migration/save-restore", 600),
-    long("migration/stock-receiver", 600),
-    long("migration/init-on-free", 600),
-    long("migration/page-poison", 600),
-    long("migration/killed", 600),
+    long("migration/one-host", 1500),
+    long("migration/busy", 1200),
+    long("migration/save-restore", 1200),
+    long("migration/stock-receiver", 1200),
+    long("migration/init-on-free", 1200),
+    long("migration/page-poison", 1200),
+    long("migration/killed", 1200),
     long("migration/busy-long", 3600),
     Scenario {
-        boot: Boot::Mutants,
-        ..long("migration/debug", 900)
+        boot: Boot::Pair,
+        ..long("migration/two-hosts", 1800)
     },
     Scenario {
         boot: Boot::Mutants,
-        ..long("migration/scan-before-clean", 900)
+        ..long("migration/debug", 1200)
+    },
+    Scenario {
+        boot: Boot::Mutants,
+        ..long("migration/scan-before-clean", 1500)
     },
     Scenario {
         boot: Boot::Mutants,

@@ -69,7 +69,7 @@ const WITH_IOMMU: &[&str] = &["-machine", "q35", "-device", "amd-iommu"];
 impl From<Boot> for Machine {
     fn from(boot: Boot) -> Self {
         match boot {
-            Boot::Release | Boot::Mutants | Boot::Flask | Boot::Ept => PLAIN,
+            Boot::Release | Boot::Mutants | Boot::Flask | Boot::Ept | Boot::Pair => PLAIN,
             Boot::Counted => Self {
                 clock: Clock::Instructions,
                 ..PLAIN
@@ -95,12 +95,47 @@ enum Ports {
     Terminal,
 }
 
+/// The network card of a machine. The addresses are those of the driver's `peer.rs`.
+enum Network {
+    None,
+    /// The machine that waits for the other one at this local port.
+    First(u16),
+    Second(u16),
+}
+
+impl Network {
+    /// What goes on dom0's command line.
+    fn dom0_line(&self) -> String {
+        match self {
+            Self::None => String::new(),
+            Self::First(_) => "lab.address=10.0.0.1 net.ifnames=0".to_owned(),
+            Self::Second(_) => "lab.address=10.0.0.2 net.ifnames=0".to_owned(),
+        }
+    }
+
+    /// What goes on the emulator's.
+    fn arguments(&self) -> Vec<String> {
+        let (end, card) = match self {
+            Self::None => return Vec::new(),
+            Self::First(port) => (format!("listen=127.0.0.1:{port}"), "52:54:00:00:00:01"),
+            Self::Second(port) => (format!("connect=127.0.0.1:{port}"), "52:54:00:00:00:02"),
+        };
+        vec![
+            "-netdev".to_owned(),
+            format!("socket,id=lab,{end}"),
+            "-device".to_owned(),
+            format!("e1000,netdev=lab,mac={card},romfile="),
+        ]
+    }
+}
+
 /// A running machine.
 pub(crate) struct Emulator {
     child: Child,
     orders: Box<dyn Write>,
     events: Receiver<std::io::Result<String>>,
     logs: PathBuf,
+    peer: Option<Box<Emulator>>,
 }
 
 impl Emulator {
@@ -112,8 +147,39 @@ impl Emulator {
         machine: Machine,
         logs: &Path,
     ) -> Result<Self> {
+        Self::boot_with(sysroot, xen, images, machine, logs, &Network::None)
+    }
+
+    /// Boots two machines with a network between them; the one returned takes the orders, and ends the other.
+    pub(crate) fn boot_pair(
+        sysroot: &Sysroot,
+        xen: &Hypervisor,
+        images: &Images,
+        logs: &Path,
+    ) -> Result<Self> {
+        let what = "a local port for the emulators' network";
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).on("open", what)?;
+        let port = listener.local_addr().on("ask for", what)?.port();
+        // The emulator takes it over: nobody else is given it so soon.
+        drop(listener);
+        let boot = |network, logs: &Path| Self::boot_with(sysroot, xen, images, PLAIN, logs, &network);
+        let mut first = boot(Network::First(port), logs)?;
+        first.peer = Some(Box::new(boot(Network::Second(port), &logs.join("second"))?));
+        Ok(first)
+    }
+
+    fn boot_with(
+        sysroot: &Sysroot,
+        xen: &Hypervisor,
+        images: &Images,
+        machine: Machine,
+        logs: &Path,
+        network: &Network,
+    ) -> Result<Self> {
         let (console, words) = fresh(logs)?;
-        let mut command = command(sysroot, xen, images, machine, &Ports::Watched(console), "");
+        let ports = Ports::Watched(console);
+        let mut command = command(sysroot, xen, images, machine, &ports, &network.dom0_line());
+        command.args(network.arguments());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(words);
         let mut child = start(&mut command)?;
         let (Some(orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
@@ -167,6 +233,7 @@ impl Emulator {
             orders,
             events,
             logs: logs.to_path_buf(),
+            peer: None,
         };
         match emulator.next_event(Instant::now() + limit, "dom0 comes up")? {
             Event::Ready { .. } => Ok(emulator),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::context::{Context, Staged};
 use crate::cpio::Archive;
 use crate::error::{Error, IoContext, Result};
-use crate::kernels::Kernel;
+use crate::kernels::{self, Kernel};
 use crate::key::KeyBuilder;
 use crate::process::output;
 use crate::programs::Programs;
@@ -16,6 +16,9 @@ use crate::xen::Tools;
 
 /// Xen's drivers that dom0 loads, in this order.
 const MODULES: &[&str] = &["xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc"];
+
+/// The driver of the network card that QEMU emulates for two hosts.
+const NETWORK_CARD: &str = "e1000";
 
 /// Xen's programs in dom0, below the tools' root.
 const XEN_PROGRAMS: &[&str] = &[
@@ -32,6 +35,9 @@ const XEN_PROGRAMS: &[&str] = &[
 /// Xen's own checker of migration streams, and the modules that it is made of, below the tools' root.
 const CHECKER: &str = "usr/local/lib/xen/bin/verify-stream-v2";
 const CHECKER_MODULES: &[&str] = &["__init__.py", "util.py", "migration"];
+
+/// Where the library of a receiver without Lacuna is; it is found there by a search path of its own.
+const STOCK_RECEIVER: &str = "usr/local/lib/stock/libxenguest.so.4.20";
 
 /// Lists the files of the smallest Python that Debian has, in the version that the sysroot has. The packages' own list
 /// leaves out what Python makes when it runs.
@@ -72,24 +78,25 @@ pub(crate) struct Images {
 pub(crate) fn build(
     context: &Context,
     sysroot: &Sysroot,
-    tools: &Tools,
+    (tools, stock_receiver): (&Tools, &Path),
     programs: &Programs,
     dom0_kernel: &Kernel,
     guests: &[(&str, Kernel)],
     layouts: &[PathBuf],
 ) -> Result<Images> {
     let image = context.cached("images/dom0.cpio");
-    let mut key = KeyBuilder::new("images", 3)
+    let mut key = KeyBuilder::new("images", 4)
         .key(&sysroot.key)
         .key(&tools.key)
         .text(&dom0_kernel.release);
-    for program in [
-        &programs.driver,
+    for part in [
+        &*programs.driver,
         &programs.agent,
         &programs.lacuna,
         &programs.lacunad,
+        stock_receiver,
     ] {
-        key = key.file(program)?;
+        key = key.file(part)?;
     }
     for (name, kernel) in guests {
         key = key.text(name).text(&kernel.release);
@@ -134,6 +141,7 @@ pub(crate) fn build(
         archive.link("lib", "usr/lib")?;
         archive.link("lib64", "usr/lib64")?;
         checker(context, sysroot, tools, &mut archive)?;
+        archive.file(STOCK_RECEIVER, stock_receiver)?;
         for (place, module) in MODULES.iter().enumerate() {
             let packed = dom0_kernel.module(module)?;
             let plain = context.cached("images").join(format!("{module}.ko"));
@@ -170,6 +178,37 @@ pub(crate) fn build(
     Ok(Images {
         dom0: image,
         kernel: dom0_kernel.image(),
+    })
+}
+
+/// The same images with the driver of the emulator's network card: an archive behind the other, which the kernel unpacks
+/// over it.
+pub(crate) fn with_network(
+    context: &Context,
+    sysroot: &Sysroot,
+    kernel: &Kernel,
+    images: &Images,
+) -> Result<Images> {
+    let module = kernels::extra_module(context, sysroot, kernels::LINUX_6_12, kernel, NETWORK_CARD)?;
+    let image = context.cached("images/network.cpio");
+    let key = KeyBuilder::new("images/network", 1)
+        .file(&images.dom0)?
+        .file(&module)?;
+    context.step("images/network", &key.finish(), |_| {
+        let staged = Staged::file(image.clone())?;
+        let mut archive = Archive::create(&staged.path)?;
+        archive.file(&format!("modules/{}-{NETWORK_CARD}.ko", MODULES.len()), &module)?;
+        archive.finish()?;
+        let mut both = fs::read(&images.dom0).on("read", &images.dom0)?;
+        // An archive begins at a multiple of four bytes.
+        both.resize(both.len().next_multiple_of(4), 0);
+        both.extend(fs::read(&staged.path).on("read", &staged.path)?);
+        fs::write(&staged.path, both).on("write", &staged.path)?;
+        staged.commit()
+    })?;
+    Ok(Images {
+        dom0: image,
+        kernel: images.kernel.clone(),
     })
 }
 

@@ -124,6 +124,37 @@ pub(crate) fn kernel(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Re
     })
 }
 
+/// Fetches one more module of dom0's kernel: what boots everywhere is unpacked with the kernel, which this leaves alone.
+pub(crate) fn extra_module(
+    context: &Context,
+    sysroot: &Sysroot,
+    wanted: Wanted,
+    kernel: &Kernel,
+    module: &str,
+) -> Result<PathBuf> {
+    let name = format!("module/{module}");
+    let plain = context.cached("kernels").join(format!("{module}.ko"));
+    let key = KeyBuilder::new(&name, 1).text(&kernel.release).finish();
+    context.step(&name, &key, |progress| {
+        let log = context.step_log(&name);
+        let apt = PrivateApt::new(context, sysroot, wanted.suite, "amd64")?;
+        run_logged(apt.command("apt-get", &["update"]), &log, progress)?;
+        let image = format!("linux-image-{}", kernel.release);
+        run_logged(apt.command("apt-get", &["download", &image]), &log, progress)?;
+        let packages = packages(&apt.directory)?;
+        let package = packages.first().map(String::as_str).unwrap_or_default();
+        let staged = Staged::file(plain.clone())?;
+        let to = staged.path.to_string_lossy();
+        let file = format!("*/{module}.ko.xz");
+        let script = "dpkg-deb --fsys-tarfile \"$1\" | tar -x -O --wildcards \"$2\" | xz -dc > \"$3\"";
+        let line = ["sh", "-c", script, "sh", package, &file, &to];
+        run_logged(sysroot.command(&apt.directory, &line), &log, progress)?;
+        crate::context::remove(&apt.directory)?;
+        staged.commit()
+    })?;
+    Ok(plain)
+}
+
 /// An apt that looks at one suite and architecture only and keeps its state to itself.
 pub(crate) struct PrivateApt<'a> {
     sysroot: &'a Sysroot,

@@ -82,6 +82,11 @@ fn boot(stage: &Stage, boot: Boot, logs: &Path, progress: &Progress) -> Result<E
         return Emulator::boot_bochs(&stage.sysroot, &disc, logs);
     }
     let xen = stage.hypervisor(boot)?;
+    if boot == Boot::Pair {
+        let images = stage.pair()?;
+        booting();
+        return Emulator::boot_pair(&stage.sysroot, &xen, &images, logs);
+    }
     booting();
     Emulator::boot(&stage.sysroot, &xen, &stage.images, boot.into(), logs)
 }

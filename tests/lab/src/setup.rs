@@ -8,6 +8,7 @@ use crate::bochs::Disc;
 use crate::context::Context;
 use crate::error::Result;
 use crate::image::{self, Images};
+use crate::kernels::Kernel;
 use crate::sysroot::Sysroot;
 use crate::variant::{FLASK, MUTANTS, RELEASE, Variant};
 use crate::xen::{Hypervisor, Source, Tools};
@@ -27,6 +28,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) lacunad: PathBuf,
     /// dom0's kernel and file system.
     pub(crate) images: Images,
+    dom0_kernel: Kernel,
 }
 
 impl<'a> Stage<'a> {
@@ -35,6 +37,7 @@ impl<'a> Stage<'a> {
         let sysroot = Sysroot::build(context)?;
         let source = xen::source(context, &sysroot)?;
         let tools = xen::tools(context, &sysroot, &source)?;
+        let stock_receiver = xen::stock_receiver(context, &sysroot, &source, &tools)?;
         let dom0_kernel = kernels::kernel(context, &sysroot, kernels::LINUX_6_12)?;
         let mut guests = Vec::new();
         for wanted in kernels::GUESTS {
@@ -48,7 +51,7 @@ impl<'a> Stage<'a> {
         let images = image::build(
             context,
             &sysroot,
-            &tools,
+            (&tools, &stock_receiver),
             &programs,
             &dom0_kernel,
             &guests,
@@ -62,6 +65,7 @@ impl<'a> Stage<'a> {
             lacuna: programs.lacuna,
             lacunad: programs.lacunad,
             images,
+            dom0_kernel,
         })
     }
 
@@ -78,10 +82,15 @@ impl<'a> Stage<'a> {
     /// Makes the hypervisor that `boot` needs.
     pub(crate) fn hypervisor(&self, boot: Boot) -> Result<Hypervisor> {
         self.variant(match boot {
-            Boot::Release | Boot::Counted | Boot::Ept | Boot::Iommu | Boot::PvhDom0 => RELEASE,
+            Boot::Release | Boot::Counted | Boot::Ept | Boot::Pair | Boot::Iommu | Boot::PvhDom0 => RELEASE,
             Boot::Mutants => MUTANTS,
             Boot::Flask => FLASK,
         })
+    }
+
+    /// Makes the images of two hosts with a network between them.
+    pub(crate) fn pair(&self) -> Result<Images> {
+        image::with_network(self.context, &self.sysroot, &self.dom0_kernel, &self.images)
     }
 
     /// Makes the CD from which the machine with EPT boots.

@@ -187,6 +187,38 @@ pub(crate) fn tools(context: &Context, sysroot: &Sysroot, source: &Source) -> Re
     })
 }
 
+/// Builds the library that receives guests from the source as Debian has it, in a copy of the built tree: a receiver that
+/// knows nothing of Lacuna.
+pub(crate) fn stock_receiver(
+    context: &Context,
+    sysroot: &Sysroot,
+    source: &Source,
+    tools: &Tools,
+) -> Result<PathBuf> {
+    const BUILT: &str = "tools/libs/guest/libxenguest.so.4.20";
+    // Only what differs is copied, or make would build all of it again.
+    const SCRIPT: &str = "set -e\ncp -a \"$1\" \"$2\"\ncd \"$3/tools/libs/guest\"\nfor file in *; do\n\
+        cmp -s \"$file\" \"$2/tools/libs/guest/$file\" || cp \"$file\" \"$2/tools/libs/guest/$file\"\ndone\n\
+        make -C \"$2/tools/libs/guest\" \"$4\"";
+    let library = context.cached("xen/stock-libxenguest.so");
+    let key = KeyBuilder::new("xen/stock-receiver", 1).key(&tools.key).finish();
+    context.step("xen/stock-receiver", &key, |progress| {
+        let log = context.step_log("xen/stock-receiver");
+        let tree = Staged::file(context.cached("xen/stock-receiver"))?;
+        let pristine = context.cached("xen/pristine");
+        let names = [&source.build, &tree.path, &pristine].map(|path| path.to_string_lossy());
+        let jobs = jobs();
+        let line = ["sh", "-c", SCRIPT, "sh", &names[0], &names[1], &names[2], &jobs];
+        run_logged(sysroot.command("/", &line), &log, progress)?;
+        let staged = Staged::file(library.clone())?;
+        let built = tree.path.join(BUILT);
+        fs::copy(&built, &staged.path).on("copy", &built)?;
+        staged.commit()?;
+        remove(&tree.path)
+    })?;
+    Ok(library)
+}
+
 fn fetch(context: &Context, sysroot: &Sysroot, pristine: &Path, progress: &Progress) -> Result<()> {
     let log = context.step_log("xen/source");
     let download = Staged::directory(context.cached("xen/download"))?;

@@ -8,6 +8,7 @@ mod failure;
 mod guest;
 mod host;
 mod migration;
+mod peer;
 mod scenario;
 mod services;
 mod stream;
@@ -25,13 +26,16 @@ use crate::host::Host;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, task, folder] = &*arguments
-        && task == "tap"
-    {
-        return match stream::tap::run(Path::new(folder)) {
+    if let [_, task, operand] = &*arguments {
+        let ended = match task.as_str() {
+            "tap" => stream::tap::run(Path::new(operand)),
+            "dial" => peer::dial(operand),
+            _ => Err(std::io::ErrorKind::InvalidInput.into()),
+        };
+        return match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("lab-dom0 tap: {error}");
+                eprintln!("lab-dom0 {task}: {error}");
                 ExitCode::FAILURE
             }
         };
@@ -52,7 +56,9 @@ fn live() -> failure::Result<()> {
     services::mount_all()?;
     let command_line = std::fs::read_to_string("/proc/cmdline")?;
     let mut channel = Channel::open()?;
-    let started = services::start().and_then(|()| host::xen_version());
+    let started = services::start()
+        .and_then(|()| peer::start(&command_line))
+        .and_then(|()| host::xen_version());
     match started {
         Err(failure) => {
             channel.send(&Event::Broken {

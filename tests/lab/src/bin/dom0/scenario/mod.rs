@@ -46,6 +46,7 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/page-poison", migration::page_poison),
     ("migration/killed", migration::killed),
     ("migration/busy-long", migration::busy_long),
+    ("migration/two-hosts", migration::two_hosts),
     ("migration/debug", migration::debug),
     ("migration/scan-before-clean", migration::scan_before_clean),
     ("reclaim/race-without-recheck", race::without_recheck),

@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::process::{ChildStdin, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub(crate) const GO: &str = "go";
 pub(crate) struct Plan {
     /// Set for the receiving xl and its helper.
     pub(crate) receiver: Vec<(String, String)>,
+    /// The address of the receiving host; this one where there is none.
+    pub(crate) to: Option<String>,
     /// Hold the line once so many pages have been sent with content.
     pub(crate) hold_at: Option<u64>,
     /// Hold it when the guest stands still on both sides.
@@ -73,7 +75,14 @@ impl Write for Output {
 pub(crate) fn run(folder: &Path) -> io::Result<()> {
     let plan: Plan = serde_json::from_slice(&fs::read(folder.join(PLAN))?)?;
     let copy = plan.keep.then(|| File::create(folder.join(STREAM))).transpose()?;
-    let mut receiver = xen("sbin/xl", &["migrate-receive"]);
+    let mut receiver = match &plan.to {
+        None => xen("sbin/xl", &["migrate-receive"]),
+        Some(address) => {
+            let mut dial = Command::new("/init");
+            dial.args(["dial", address]);
+            dial
+        }
+    };
     receiver.envs(plan.receiver.iter().cloned());
     let mut receiver = receiver.stdin(Stdio::piped()).spawn()?;
     let Some(line) = receiver.stdin.take() else {

@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::migration::{Journey, compare, migrate};
 
 /// Migrations in a row in every run, and in a long one.
-const ROUNDS: u32 = 3;
+const ROUNDS: u32 = 2;
 const LONG_ROUNDS: u32 = 20;
 /// Migrations within which a scan from before CLEAN must have lost a write.
 const MUTANT_ROUNDS: u32 = 5;
@@ -17,7 +17,7 @@ const MUTANT_ROUNDS: u32 = 5;
 const MIB: u32 = 256;
 
 /// Starts a guest with a workload on both its vCPUs.
-fn busy_guest(host: &mut Host) -> Result<Guest> {
+pub(super) fn busy_guest(host: &mut Host) -> Result<Guest> {
     let mut guest = host.create(&Plan {
         vcpus: 2,
         mib: MIB,
@@ -27,7 +27,7 @@ fn busy_guest(host: &mut Host) -> Result<Guest> {
     guest.order(
         Task::WorkStart {
             threads: 2,
-            mib: 80,
+            mib: 40,
             seed: 0x2ac4_14a0,
         },
         AGENT_LIMIT,
@@ -79,7 +79,7 @@ fn rounds(host: &mut Host, rounds: u32) -> Result<()> {
 }
 
 /// The workload's counters, which must not tell of corruption.
-fn progress(report: Report) -> Result<(u64, u64)> {
+pub(super) fn progress(report: Report) -> Result<(u64, u64)> {
     match report {
         Report::Work {
             blocks,

@@ -5,12 +5,14 @@ mod classes;
 mod killed;
 mod one_host;
 mod stored;
+mod two_hosts;
 
 pub(super) use busy::{busy, busy_long, scan_before_clean};
 pub(super) use classes::{init_on_free, page_poison, stock_receiver};
 pub(super) use killed::killed;
 pub(super) use one_host::{debug, one_host, stock};
 pub(super) use stored::save_restore;
+pub(super) use two_hosts::two_hosts;
 
 use std::fs;
 use std::time::Duration;
@@ -44,8 +46,23 @@ const WORDS: &str = "Lacuna: ";
 const OFF: &[(&str, &str)] = &[("LACUNA_MIGRATION", "off")];
 /// A sender that knows its receiver to be a host with Lacuna.
 const KNOWN_RECEIVER: &[(&str, &str)] = &[("LACUNA_MIGRATION", "lacuna-receiver")];
-/// A receiver that does not use zero frames.
+/// A receiver with Lacuna's library that does not use zero frames.
 const PLAIN_RECEIVER: [(&str, &str); 1] = [("LACUNA_MIGRATION", "off")];
+/// A receiver with the library as Xen has it.
+const STOCK_RECEIVER: [(&str, &str); 1] = [("LD_LIBRARY_PATH", "/usr/local/lib/stock:/usr/local/lib")];
+
+/// A migration to a receiver with `settings`.
+fn to_receiver(settings: [(&str, &str); 1]) -> Journey {
+    Journey {
+        tap: tap::Plan {
+            receiver: settings
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
+            ..tap::Plan::default()
+        },
+        ..Journey::default()
+    }
+}
 
 /// A migration whose stream is kept for Xen's own checker.
 fn kept() -> Journey {
