@@ -90,15 +90,32 @@ pub(crate) fn fetch(context: &Context, sysroot: &Sysroot, flavour: Flavour) -> R
     })
 }
 
-/// The real package behind a meta package.
+/// The real package behind a meta package: the one whose name goes on with a version. A meta package's own name may go on
+/// with a digit as well (`linux-image-686-pae`).
 fn first(listing: &str, prefix: &str) -> Result<String> {
     let found = listing.split_whitespace().find(|word| {
         word.strip_prefix(prefix)
-            .is_some_and(|rest| rest.starts_with(|letter: char| letter.is_ascii_digit()))
+            .and_then(|rest| rest.split_once('.'))
+            .is_some_and(|(major, _)| major.parse::<u32>().is_ok())
     });
     found.map(str::to_owned).ok_or_else(|| Error::Unexpected {
         what: "the kernel behind a meta package".to_owned(),
         expected: format!("{prefix}N.N..."),
         seen: listing.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    #[test]
+    fn a_meta_package_whose_name_begins_with_a_digit_is_not_taken_for_a_kernel() {
+        let listing = "linux-image-686-pae\n  Depends: linux-image-6.1.0-50-686-pae\n";
+        assert_eq!(
+            super::first(listing, "linux-image-").unwrap(),
+            "linux-image-6.1.0-50-686-pae"
+        );
+        assert!(super::first("linux-image-686-pae", "linux-image-").is_err());
+    }
 }
