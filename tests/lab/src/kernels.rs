@@ -200,6 +200,8 @@ impl<'a> PrivateApt<'a> {
             format!("Dir::Cache={at}/cache"),
             // apt's unprivileged download user cannot enter root's own directories.
             "APT::Sandbox::User=root".to_owned(),
+            // The archive in use may be a snapshot of an earlier day. Signatures are checked all the same.
+            "Acquire::Check-Valid-Until=false".to_owned(),
             format!("APT::Architecture={}", self.architecture),
             format!("APT::Architectures::={}", self.architecture),
         ];
