@@ -59,6 +59,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("reclaim/truth-6.1", 600),
     quick("reclaim/destroy", 600),
     quick("reclaim/save", 600),
+    quick("reclaim/dump", 600),
     quick("reclaim/race", 900),
     quick("reclaim/kexec", 600),
     quick("reclaim/damaged-profiles", 300),
@@ -71,7 +72,6 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("migration/stock-receiver", 1200),
     quick("migration/one-host", 1500),
     // Not run yet, or not since the patch that they wait for.
-    long("reclaim/dump", 600),
     long("reclaim/refusals", 600),
     long("policy/daemon", 600),
     Scenario {
