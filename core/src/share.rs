@@ -21,8 +21,9 @@
 //! # Bounds
 //!
 //! A slice spends at most [`MAX_SLICE_UNITS`], one for each 4 KiB entry or rejected page and [`SUPERPAGE_UNITS`] for
-//! each 2 MiB entry, and ends early once the guest has been stopped for [`MAX_SLICE_NS`]: the clock is asked before each
-//! region and before each page that the bitmap names, so what follows the limit is one look at a page or a region.
+//! each 2 MiB entry; with them it shares at most [`MAX_SLICE_PAGES`]. It ends early once the guest has been stopped for
+//! [`MAX_SLICE_NS`]: the clock is asked before each region and before each page that the bitmap names, so what follows
+//! the limit is one look at a page or a region.
 
 // Where mutations do not exist, `mutated!` is the constant `false`.
 #![allow(clippy::nonminimal_bool)]
@@ -36,8 +37,10 @@ use crate::{
 
 /// Most work in one slice.
 pub const MAX_SLICE_UNITS: u64 = 512;
-/// What a 2 MiB entry costs: 512 frames are looked at, one entry is written. Eight fit a slice, that is 4,096 pages.
+/// What a 2 MiB entry costs: 512 frames are looked at, one entry is written.
 pub const SUPERPAGE_UNITS: u64 = 64;
+/// Most pages that one slice shares: eight 2 MiB entries.
+pub const MAX_SLICE_PAGES: u64 = MAX_SLICE_UNITS / SUPERPAGE_UNITS * Order::SUPERPAGE.pages();
 /// The guest is started again at the next page once it has been stopped this long, in nanoseconds.
 pub const MAX_SLICE_NS: u64 = 1_000_000;
 /// Frames whose bits are searched while the guest is stopped: the next nominee may be far away.
@@ -60,7 +63,7 @@ pub struct SliceReport {
     pub rejected: u64,
     /// Free pages left alone, by [`Skip::index`].
     pub skipped: [u64; Skip::COUNT],
-    /// Work done, at most [`MAX_SLICE_UNITS`] and one region more.
+    /// Work done, at most [`MAX_SLICE_UNITS`].
     pub units: u64,
     /// How long the guest was stopped, in nanoseconds; 0 when it was not.
     pub pause_ns: u64,
@@ -196,6 +199,10 @@ fn share_nominees<P: P2m>(
         let region_end = region.saturating_add(Order::SUPERPAGE.pages());
         let whole = at == region && region_end <= to;
         at = if whole && bitmap.count(region, region_end) == Order::SUPERPAGE.pages() {
+            // A region is not begun that does not fit: the next slice starts with it.
+            if report.units + SUPERPAGE_UNITS > MAX_SLICE_UNITS {
+                return;
+            }
             match share_region(p2m, profile, &mut check, region, steps, report) {
                 RegionEnd::Done => region_end,
                 RegionEnd::TryPages => share_pages(

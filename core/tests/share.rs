@@ -5,7 +5,7 @@
 use lacuna_core::abi::{Op, Request, State};
 use lacuna_core::mock::{Access, Config, Damage, Layout, MapPages, MockGuest, Primitive};
 use lacuna_core::{
-    Bitmap, BytesRule, Gfn, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_UNITS, Order, Outcome, Profile,
+    Bitmap, BytesRule, Gfn, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, Order, Outcome, Profile,
     SUPERPAGE_UNITS, Session, Skip, SliceReport, Status, Steps, share_slice, share_slice_protected,
 };
 use proptest::prelude::*;
@@ -187,7 +187,8 @@ proptest! {
         prop_assert_eq!(guest.host_free(), host_free + gained - counters.unshared);
         let statistics = session.statistics(&mut guest);
         prop_assert!(statistics.shared <= counters.released);
-        prop_assert!(statistics.slice_most_units < MAX_SLICE_UNITS + SUPERPAGE_UNITS);
+        prop_assert!(statistics.slice_most_units <= MAX_SLICE_UNITS);
+        prop_assert!(statistics.slice_most_pages <= MAX_SLICE_PAGES);
     }
 
     /// On a quiet guest, a scan and a share give back every free page that nothing holds, in the largest entries.
@@ -516,6 +517,45 @@ fn log_dirty_mode_stops_sharing_at_the_next_slice() {
     assert_eq!(guest.audit(), Ok(()));
 }
 
+/// A few single pages before whole regions: the region that no longer fits is the next slice's.
+#[test]
+fn a_slice_does_not_begin_a_region_that_no_longer_fits() {
+    let mut guest = MockGuest::new(&Config {
+        pages: 16384,
+        ..Config::default()
+    });
+    let profile = guest.profile();
+    let whole =
+        |guest: &MockGuest, region: u64| (region..region + 512).all(|page| guest.is_free(Gfn::new(page)));
+    let first = (0..16384)
+        .step_by(512)
+        .find(|first| (0..10).all(|region| whole(&guest, first + region * 512)))
+        .unwrap();
+    let words = guest.bitmap(16384).unwrap();
+    let bitmap = Bitmap::new(words.as_ref());
+    bitmap.set_range(Gfn::new(first), Gfn::new(first + 10 * 512));
+    let mut slice = |from: u64| {
+        let mut report = SliceReport::default();
+        let to = Gfn::new(first + 10 * 512);
+        share_slice(
+            &mut guest,
+            &profile,
+            &bitmap,
+            Gfn::new(from),
+            to,
+            Steps::default(),
+            &mut report,
+        )
+        .unwrap();
+        report
+    };
+    let report = slice(first + 512 - 63);
+    assert_eq!((report.shared, report.units), (63 + 7 * 512, 63 + 7 * SUPERPAGE_UNITS));
+    assert_eq!(report.next, first + 8 * 512);
+    let report = slice(report.next);
+    assert_eq!((report.shared, report.next), (2 * 512, first + 10 * 512));
+}
+
 /// The worst that descriptors can do to a stopped guest: every page looks at every order and finds nothing.
 #[test]
 fn a_slice_is_bounded_whatever_the_descriptors_say() {
@@ -559,7 +599,7 @@ fn a_slice_is_bounded_whatever_the_descriptors_say() {
         most_units = most_units.max(report.units);
         longest = longest.max(report.pause_ns);
     }
-    assert!(most_units < MAX_SLICE_UNITS + SUPERPAGE_UNITS);
+    assert!(most_units <= MAX_SLICE_UNITS);
     // The clock is asked often enough: what follows the limit is the price of one look, not of a region.
     assert!(
         longest < MAX_SLICE_NS + MAX_SLICE_NS / 8,

@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// Most reads of guest memory that one call of [`Session::operate`] may make, whatever the guest holds: a slice judges
-/// less than 576 pages, or a scan 4,096 descriptors, each of them by a walk of five entries and members of eight bytes, and
+/// at most 512 pages, or a scan 4,096 descriptors, each of them by a walk of five entries and members of eight bytes, and
 /// where there are sections by two more walks.
-pub const MOST_READS_A_CALL: u64 = 576 * 19 * 36;
+pub const MOST_READS_A_CALL: u64 = 512 * 19 * 36;
 
 /// Bytes taken one after the other; zeros when they run out.
 struct Input<'b>(&'b [u8]);

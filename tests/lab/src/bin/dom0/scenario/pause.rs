@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lacuna_core::{MAX_SLICE_NS, MAX_SLICE_UNITS, SUPERPAGE_UNITS};
+use lacuna_core::{MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS};
 use lacuna_guest::Task;
 
 use crate::failure::{Result, ensure};
@@ -39,15 +39,15 @@ pub(crate) fn bounded(host: &mut Host) -> Result<()> {
         status.number("pause_total_ns")? / shared.max(1),
     )?;
     ensure(
-        units < MAX_SLICE_UNITS + SUPERPAGE_UNITS,
+        units <= MAX_SLICE_UNITS,
         "the most work of a slice",
-        &format!("less than {} units", MAX_SLICE_UNITS + SUPERPAGE_UNITS),
+        &format!("at most {MAX_SLICE_UNITS} units"),
         &units.to_string(),
     )?;
     ensure(
-        (1..=4096).contains(&pages),
+        (1..=MAX_SLICE_PAGES).contains(&pages),
         "the most pages of a slice",
-        "1 to 4096",
+        &format!("1 to {MAX_SLICE_PAGES}"),
         &pages.to_string(),
     )?;
     ensure(
