@@ -64,7 +64,8 @@ pub use profile::{
 pub use scan::{ScanStep, Scanner};
 pub use session::{Host, Outcome, Session};
 pub use share::{
-    MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, SUPERPAGE_UNITS, SliceEnd, SliceReport, share_slice, share_slice_protected,
+    MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, SUPERPAGE_UNITS, SliceEnd, SliceReport, share_slice,
+    share_slice_protected,
 };
 pub use status::Status;
 #[cfg(feature = "mutants")]

@@ -5,8 +5,9 @@
 use lacuna_core::abi::{Op, Request, State};
 use lacuna_core::mock::{Access, Config, Damage, Layout, MapPages, MockGuest, Primitive};
 use lacuna_core::{
-    Bitmap, BytesRule, Gfn, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, Order, Outcome, Profile,
-    SUPERPAGE_UNITS, Session, Skip, SliceReport, Status, Steps, share_slice, share_slice_protected,
+    Bitmap, BytesRule, Gfn, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, Order,
+    Outcome, Profile, SUPERPAGE_UNITS, Session, Skip, SliceReport, Status, Steps, share_slice,
+    share_slice_protected,
 };
 use proptest::prelude::*;
 
@@ -550,7 +551,10 @@ fn a_slice_does_not_begin_a_region_that_no_longer_fits() {
         report
     };
     let report = slice(first + 512 - 63);
-    assert_eq!((report.shared, report.units), (63 + 7 * 512, 63 + 7 * SUPERPAGE_UNITS));
+    assert_eq!(
+        (report.shared, report.units),
+        (63 + 7 * 512, 63 + 7 * SUPERPAGE_UNITS)
+    );
     assert_eq!(report.next, first + 8 * 512);
     let report = slice(report.next);
     assert_eq!((report.shared, report.next), (2 * 512, first + 10 * 512));

@@ -39,10 +39,19 @@ impl DomainInfo {
     pub const DYING: u32 = 1 << 0;
     /// `XEN_DOMINF_hvm_guest`: HVM or PVH.
     pub const HVM: u32 = 1 << 1;
+    /// `XEN_DOMINF_shutdown`: it has shut down, for the reason in the bits of [`DomainInfo::shutdown_reason`].
+    pub const SHUTDOWN: u32 = 1 << 2;
     /// `XEN_DOMINF_paused`: by the toolstack.
     pub const PAUSED: u32 = 1 << 3;
     /// `XEN_DOMINF_hap`: hardware-assisted paging.
     pub const HAP: u32 = 1 << 8;
+
+    /// Why the domain has shut down (`SHUTDOWN_*` of `public/sched.h`: 0 power off, 1 reboot, 2 suspend, 3 crash, 4 watchdog,
+    /// 5 soft reset); `None` while it has not.
+    pub fn shutdown_reason(&self) -> Option<u8> {
+        // XEN_DOMINF_shutdownshift and -mask.
+        (self.flags & Self::SHUTDOWN != 0).then(|| self.flags.to_le_bytes()[2])
+    }
 
     /// Reads a `struct xen_domctl_getdomaininfo`; `None` when it is of another domain than the one asked for: older
     /// interfaces answer for the next domain when there is none.

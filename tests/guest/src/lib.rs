@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod filling;
 pub mod truth;
 
 /// What a line of the agent starts with.
@@ -23,7 +24,8 @@ pub struct Order {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Task {
-    /// Write random bytes to nearly all free memory, then free it: free pages are then not zero.
+    /// Write random words to nearly all free memory, then free it: free pages are then not zero, and known (see
+    /// [`filling`]).
     Fill,
     /// Start capturing which pages are free. Reply: [`Report::Truth`].
     TruthStart,

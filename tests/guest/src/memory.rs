@@ -3,6 +3,7 @@
 use std::io;
 
 use lacuna_guest::Report;
+use lacuna_guest::filling::Random;
 use lacuna_guest::truth::PAGE_WORDS;
 
 use crate::numbers;
@@ -44,16 +45,4 @@ pub(crate) fn fill() -> io::Result<()> {
         chunks.push(chunk);
     }
     Ok(())
-}
-
-/// Marsaglia's xorshift64: cheap, and never zero, so that no page of it is zero.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
 }

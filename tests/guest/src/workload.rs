@@ -2,6 +2,9 @@
 //!
 //! Anonymous memory and page cache (files in tmpfs) take turns. Every word written is a function of the seed, the
 //! block's generation and the word's place, so a word from elsewhere or lost is seen.
+//!
+//! Most blocks live for as long as a queue of them is: moments. Some small ones are kept for up to a minute: what a
+//! migration drops in its middle is then still needed at its end.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,15 +12,22 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use lacuna_guest::Report;
+use lacuna_guest::filling::Random;
 use lacuna_guest::truth::{PAGE_SIZE, PAGE_WORDS};
 
 use crate::console::Console;
-use crate::memory::Random;
 
 /// The largest block, in pages: 2 MiB, so that huge pages come and go as well.
 const BLOCK_PAGES: u64 = 512;
+/// Small blocks that each thread keeps, and their largest size in pages.
+const KEPT_BLOCKS: usize = 128;
+const KEPT_PAGES: u64 = 16;
+/// How many of them a thread looks at for each large block, and how long it keeps one at most.
+const KEPT_LOOKS: usize = 4;
+const KEPT_MS: u64 = 60_000;
 /// How many corrupt words are told one by one; the counter has all of them.
 const TOLD: u64 = 16;
 
@@ -40,8 +50,10 @@ impl Workload {
     pub(crate) fn start(threads: u32, mib: u32, seed: u64, console: &Arc<Console>) -> Self {
         let counters = Arc::new(Counters::default());
         let threads = threads.max(1);
-        // Each thread keeps a queue of blocks; half of the limit, as blocks average half of the largest.
-        let depth = u64::from(mib) * 256 / u64::from(threads) / BLOCK_PAGES * 2;
+        // Each thread has a queue of blocks beside the small ones that it keeps; blocks average half of the largest.
+        let kept = KEPT_BLOCKS as u64 * KEPT_PAGES / 2;
+        let queue = (u64::from(mib) * 256 / u64::from(threads)).saturating_sub(kept);
+        let depth = queue / BLOCK_PAGES * 2;
         let threads = (0..threads)
             .map(|number| {
                 let worker = Worker {
@@ -120,28 +132,50 @@ enum Block {
 impl Worker {
     fn run(mut self) -> io::Result<()> {
         let mut held = std::collections::VecDeque::new();
+        let mut kept: Vec<Option<(Instant, Block)>> = Vec::new();
+        kept.resize_with(KEPT_BLOCKS, || None);
+        let mut slot = 0;
         while !self.counters.stop.load(Ordering::Relaxed) {
-            held.push_back(self.make()?);
+            let pages = self.block_pages();
+            held.push_back(self.make(pages)?);
             if held.len() > self.depth
                 && let Some(block) = held.pop_front()
             {
                 self.check(block)?;
             }
+            for _ in 0..KEPT_LOOKS {
+                slot = (slot + 1) % KEPT_BLOCKS;
+                if let Some((due, block)) = kept[slot].take() {
+                    if due > Instant::now() {
+                        kept[slot] = Some((due, block));
+                        continue;
+                    }
+                    self.check(block)?;
+                }
+                let pages = 1 + self.random.next() % KEPT_PAGES;
+                let due = Instant::now() + Duration::from_millis(self.random.next() % KEPT_MS);
+                kept[slot] = Some((due, self.make(pages)?));
+            }
         }
-        for block in held {
+        let kept = kept.into_iter().flatten().map(|(_, block)| block);
+        for block in held.into_iter().chain(kept) {
             self.check(block)?;
         }
         Ok(())
     }
 
-    fn make(&mut self) -> io::Result<Block> {
-        let generation = self.random.next();
-        // One page, a whole 2 MiB, or anything between.
-        let pages = match generation % 4 {
-            0 => 1 + generation / 4 % 16,
+    /// The size of the next block of the queue: a few pages, a whole 2 MiB, or anything between.
+    fn block_pages(&mut self) -> u64 {
+        let random = self.random.next();
+        match random % 4 {
+            0 => 1 + random / 4 % 16,
             1 => BLOCK_PAGES,
-            _ => 1 + generation / 4 % BLOCK_PAGES,
-        };
+            _ => 1 + random / 4 % BLOCK_PAGES,
+        }
+    }
+
+    fn make(&mut self, pages: u64) -> io::Result<Block> {
+        let generation = self.random.next();
         let content = |index: u64| word(generation, index);
         if generation >> 32 & 3 != 0 {
             let words = (0..pages * PAGE_WORDS as u64).map(content).collect();

@@ -132,7 +132,14 @@ pub(crate) fn hypervisor(
     }
     context.step(&name, &key.finish(), |progress| {
         let log = context.step_log(&name);
+        // Xen's dependency files hold whole paths: in a cache that was moved or copied they name files that are not there.
+        let named = source.build.to_string_lossy();
+        let home = objects.join(".lab-tree");
+        if fs::read_to_string(&home).ok().as_deref() != Some(&*named) {
+            remove(&objects)?;
+        }
         fs::create_dir_all(&objects).on("create", &objects)?;
+        fs::write(&home, &*named).on("write", &home)?;
         let settings = objects.join(".config");
         fs::write(&settings, config.join("\n") + "\n").on("write", &settings)?;
         let tree = source.build.join("xen");

@@ -5,6 +5,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use lacuna::xen::domain_info::DomainId;
+use lacuna::xen::privcmd::Privcmd;
 use lacuna_guest::truth::Capture;
 use lacuna_guest::{MARK, Order, Reply, Report, Task};
 
@@ -17,6 +19,8 @@ use crate::services::xen;
 pub(crate) const CONSOLES: &str = "/var/log/xen/console";
 /// How long a guest may take until its agent speaks: 15 s is usual, a loaded machine takes a multiple.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// How long the last words of a guest that has ended are waited for.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What a guest is to be like.
 pub(crate) struct Plan {
@@ -259,9 +263,36 @@ impl Guest {
         ))
     }
 
+    /// Fails when the domain is gone, or has shut down for another reason than to be moved: nobody will answer then.
+    fn check_running(&self, privcmd: &Privcmd) -> Result<()> {
+        /// `SHUTDOWN_suspend` of Xen's `public/sched.h`.
+        const SUSPENDED: u8 = 2;
+        let (what, expected) = (format!("domain {} ({})", self.domain, self.name), "to run");
+        let failed = |seen: &str| {
+            let said = run(&mut xen("sbin/xl", &["dmesg"])).unwrap_or_default();
+            let said: Vec<&str> = said
+                .lines()
+                .filter(|line| line.contains("Triple fault"))
+                .collect();
+            let seen = format!("{seen} {} | {}", said.join(" | "), self.last_lines());
+            Err(differs(&what, expected, &seen))
+        };
+        let id = DomainId::new(self.domain).ok_or_else(|| differs(&what, expected, "no such number"))?;
+        let known = privcmd.domain_info(id);
+        match known.map_err(|error| differs(&what, expected, &error.to_string()))? {
+            None => failed("no such domain;"),
+            Some(info) => match info.shutdown_reason() {
+                None | Some(SUSPENDED) => Ok(()),
+                Some(reason) => failed(&format!("shut down, reason {reason};")),
+            },
+        }
+    }
+
     /// Waits for the report that answers order `id`. What the agent says on its own is a failure unless awaited (id 0).
     fn next_report(&mut self, id: u32, limit: Duration, what: &str) -> Result<Report> {
         let mut lines = std::collections::VecDeque::new();
+        let privcmd = Privcmd::open().map_err(|error| differs(what, "Xen to ask", &error.to_string()))?;
+        let mut ended = None;
         let found = wait_until(what, limit, || {
             lines.extend(self.new_lines()?);
             while let Some(line) = lines.pop_front() {
@@ -276,6 +307,12 @@ impl Guest {
                 if reply.id == 0 {
                     return Err(differs(what, "the answer", &format!("{:?}", reply.report)));
                 }
+            }
+            // What it said last may still be on its way through xenconsoled.
+            match (self.check_running(&privcmd), ended) {
+                (Ok(()), _) => ended = None,
+                (Err(failure), Some(since)) if Instant::now() > since + LAST_WORDS => return Err(failure),
+                (Err(_), since) => ended = since.or_else(|| Some(Instant::now())),
             }
             Ok(None)
         });

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use lacuna::xen::privcmd::{DomainId, ForeignFrames, Privcmd};
+use lacuna_guest::filling::is_filled;
 use lacuna_guest::truth::PAGE_SIZE;
 
 use super::Standstill;
@@ -23,8 +24,10 @@ pub(crate) struct Differences {
     pub(crate) skipped: u64,
     /// Of those, the ones that the receiver has and that are not zero there.
     pub(crate) not_zero: Vec<u64>,
-    /// Of the skipped, those that hold something at the sender: nothing anyone needs, if they are free.
+    /// Of the skipped, those that hold something at the sender that somebody wrote: nothing anyone needs, if they are free.
     pub(crate) dropped: Vec<u64>,
+    /// Likewise, but still what free memory was filled with: nobody has written them since.
+    pub(crate) filled: Vec<u64>,
     /// Frames that were not skipped and are not the same.
     pub(crate) changed: Vec<u64>,
     /// Frames that one side has and the other has not.
@@ -53,6 +56,7 @@ pub(crate) fn compare(still: &Standstill, frames: u64) -> Result<Differences> {
                     }
                     match (here == there, skipped) {
                         (true, _) => continue,
+                        (false, true) if is_filled(&here) => &mut differences.filled,
                         (false, true) => &mut differences.dropped,
                         (false, false) => &mut differences.changed,
                     }

@@ -110,9 +110,11 @@ fn zeroed(differences: &Differences) -> Result<()> {
     )
 }
 
-/// The frames that were dropped though they were in use: the writes that are lost. The guest stands still, so a scan of
-/// the copy that was sent is the truth about this very moment.
-fn lost(host: &mut Host, still: &Standstill, differences: &Differences) -> Result<Vec<u64>> {
+/// The frames that were left behind though they are in use and hold something that was written. The guest stands still,
+/// so a scan of the copy that was sent is the truth about this very moment. In a guest that was idle each is a write that
+/// is lost: its free pages hold what they were filled with. In a busy one it may be a page that was allocated and not
+/// written yet (see [`busy`]).
+fn left_in_use(host: &mut Host, still: &Standstill, differences: &Differences) -> Result<Vec<u64>> {
     host.lacuna(&["scan", &still.sender.to_string(), "--bitmap", BITMAP])?;
     let bitmap = fs::read(BITMAP)?;
     let free = |gfn: u64| {
@@ -127,9 +129,9 @@ fn lost(host: &mut Host, still: &Standstill, differences: &Differences) -> Resul
         .collect())
 }
 
-/// Fails when a write was lost.
+/// Fails when a write of an idle guest was lost.
 fn nothing_lost(host: &mut Host, still: &Standstill, differences: &Differences) -> Result<()> {
-    let lost = lost(host, still, differences)?;
+    let lost = left_in_use(host, still, differences)?;
     ensure(
         lost.is_empty(),
         "frames in use that were left behind",

@@ -3,7 +3,7 @@
 use lacuna_guest::Task;
 
 use super::AGENT_LIMIT;
-use super::busy::{busy_guest, progress};
+use super::busy::{busy_guest, progress, work};
 use crate::failure::{Result, ensure, equal};
 use crate::host::{Host, settled_free_mib};
 use crate::migration::{Journey, Migration, number};
@@ -20,7 +20,7 @@ pub(crate) fn two_hosts(host: &mut Host) -> Result<()> {
     let there_before = free_there()?;
     let here_before = settled_free_mib()?;
     let mut guest = busy_guest(host)?;
-    let (mut sent, mut skipped) = (0, 0);
+    let (mut sent, mut skipped, mut blocks, mut pages) = (0, 0, 0, 0);
     for round in 1..=ROUNDS {
         host.lacuna(&["attach", guest.name])?;
         host.note(&format!("round {round} of {ROUNDS}: from {FIRST} to {SECOND}"))?;
@@ -40,9 +40,13 @@ pub(crate) fn two_hosts(host: &mut Host) -> Result<()> {
         let words = ask(SECOND, &format!("send {}", guest.name))?;
         host.log("migrations.log", &words)?;
         guest.arrived(number(host, guest.name)?);
-        progress(guest.order(Task::WorkStatus, AGENT_LIMIT)?)?;
+        // Ends with a check of every word that the guest holds.
+        let (more_blocks, more_pages) = progress(guest.order(Task::WorkStop, AGENT_LIMIT)?)?;
+        blocks += more_blocks;
+        pages += more_pages;
+        work(&mut guest, round)?;
     }
-    let (blocks, pages) = progress(guest.order(Task::WorkStop, AGENT_LIMIT)?)?;
+    progress(guest.order(Task::WorkStop, AGENT_LIMIT)?)?;
     host.figure("rounds", ROUNDS)?;
     host.figure("sent", sent)?;
     host.figure("skipped", skipped)?;
