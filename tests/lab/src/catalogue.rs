@@ -72,62 +72,34 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("migration/save-restore", 1200),
     quick("migration/stock-receiver", 1200),
     quick("migration/one-host", 1500),
+    quick("migration/busy", 1200),
     // Its one run gave back less than it expects (SPECIFICATION.md).
     long("policy/daemon", 600),
-    Scenario {
-        boot: Boot::Counted,
-        ..quick("reclaim/pause", 900)
-    },
+    quick_on(Boot::Counted, "reclaim/pause", 900),
     // What one-host does first, on a smaller guest.
     long("migration/stock", 900),
-    // Not seen to the end yet.
-    long("migration/busy", 1200),
     long("migration/busy-long", 3600),
-    Scenario {
-        boot: Boot::Pair,
-        ..long("migration/two-hosts", 1800)
-    },
-    Scenario {
-        boot: Boot::Mutants,
-        ..long("migration/debug", 1200)
-    },
-    Scenario {
-        boot: Boot::Mutants,
-        ..long("migration/scan-before-clean", 1500)
-    },
-    Scenario {
-        boot: Boot::Mutants,
-        ..quick("reclaim/race-without-recheck", 900)
-    },
-    Scenario {
-        boot: Boot::Mutants,
-        ..long("reclaim/race-without-flush", 900)
-    },
-    Scenario {
-        boot: Boot::Iommu,
-        ..long("reclaim/refusals-iommu", 600)
-    },
-    Scenario {
-        boot: Boot::PvhDom0,
-        ..long("reclaim/refusals-pvh-dom0", 600)
-    },
-    Scenario {
-        boot: Boot::Ept,
-        full_only: true,
-        ..quick("reclaim/ept", 3600)
-    },
-    Scenario {
-        boot: Boot::Flask,
-        full_only: true,
-        ..quick("flask/reclaim", 600)
-    },
+    long_on(Boot::Pair, "migration/two-hosts", 1800),
+    long_on(Boot::Mutants, "migration/debug", 1200),
+    quick_on(Boot::Mutants, "migration/scan-before-clean", 1500),
+    quick_on(Boot::Mutants, "reclaim/race-without-recheck", 900),
+    long_on(Boot::Mutants, "reclaim/race-without-flush", 900),
+    long_on(Boot::Iommu, "reclaim/refusals-iommu", 600),
+    long_on(Boot::PvhDom0, "reclaim/refusals-pvh-dom0", 600),
+    long_on(Boot::Ept, "reclaim/ept", 3600),
+    long_on(Boot::Flask, "flask/reclaim", 600),
 ];
 
 /// A scenario of every run, on the release hypervisor.
 const fn quick(name: &'static str, seconds: u64) -> Scenario {
+    quick_on(Boot::Release, name, seconds)
+}
+
+/// A scenario of every run.
+const fn quick_on(boot: Boot, name: &'static str, seconds: u64) -> Scenario {
     Scenario {
         name,
-        boot: Boot::Release,
+        boot,
         limit: Duration::from_secs(seconds),
         full_only: false,
     }
@@ -135,9 +107,14 @@ const fn quick(name: &'static str, seconds: u64) -> Scenario {
 
 /// A scenario of long runs, on the release hypervisor.
 const fn long(name: &'static str, seconds: u64) -> Scenario {
+    long_on(Boot::Release, name, seconds)
+}
+
+/// A scenario of long runs.
+const fn long_on(boot: Boot, name: &'static str, seconds: u64) -> Scenario {
     Scenario {
         full_only: true,
-        ..quick(name, seconds)
+        ..quick_on(boot, name, seconds)
     }
 }
 

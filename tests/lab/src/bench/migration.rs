@@ -14,7 +14,7 @@ use crate::setup::Stage;
 const COLUMNS: &[(&str, &str)] = &[
     ("data", "sent"),
     ("zero", "of them zero"),
-    ("resent", "sent before"),
+    ("resent", "sent before and not skipped since"),
     ("skipped", "left behind"),
     ("bytes", "bytes"),
 ];

@@ -39,7 +39,7 @@ pub(crate) struct Iteration {
     pub(crate) data: u64,
     /// Of those, all zero.
     pub(crate) zero: u64,
-    /// Of those sent with content, sent with content before.
+    /// Of those sent with content, sent with content before and not skipped since, which is how the sender counts.
     pub(crate) resent: u64,
     /// Skipped.
     pub(crate) skipped: u64,
@@ -163,7 +163,7 @@ impl Tally {
         match kind {
             PageType::Data => {
                 iteration.data += 1;
-                iteration.resent += u64::from(*flags & SENT != 0);
+                iteration.resent += u64::from(*flags & SENT != 0 && *flags & LAST != LAST_SKIPPED);
                 iteration.zero += u64::from(content.iter().all(|byte| *byte == 0));
                 *flags = SENT | LAST_DATA;
             }
