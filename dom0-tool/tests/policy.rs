@@ -123,6 +123,7 @@ fn run(seconds: u64, trace: &dyn Fn(u64) -> (usize, usize), mut policy: Option<P
         };
         let observed = Observed {
             at: Duration::from_secs(second),
+            total: PAGES as u64,
             free: guest.free.len() as u64,
             given_back: guest.zeros,
             unshared: guest.faults,

@@ -361,6 +361,7 @@ impl<X: Xen> Supervisor<X> {
                     &bitmap,
                     Observed {
                         at: now,
+                        total: look.pages + statistics.zero_gfns,
                         free: statistics.scan_free,
                         given_back: statistics.zero_gfns,
                         unshared: statistics.unshared,
@@ -442,6 +443,8 @@ impl<X: Xen> Supervisor<X> {
             free_pages = statistics.scan_free,
             given_back_pages = statistics.zero_gfns,
             unshared_pages = statistics.unshared,
+            headroom_pages = watched.policy.headroom(),
+            pressure = watched.policy.pressure(),
         );
         self.succeeded(domain);
     }

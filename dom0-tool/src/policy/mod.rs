@@ -40,6 +40,9 @@ pub const REGION_PAGES: u64 = 512;
 pub struct Observed {
     /// When, since some fixed moment.
     pub at: Duration,
+    /// Pages of memory that the guest has, those on zero frames included. Its frames go further: a PVH guest has some just
+    /// below 4 GiB, however small it is.
+    pub total: u64,
     /// Pages free by the scan.
     pub free: u64,
     /// Pages on zero frames now.
@@ -115,7 +118,7 @@ impl Policy {
 
     /// Free pages that are left to the guest.
     pub fn headroom(&self) -> u64 {
-        self.headroom.pages(self.regions.len() as u64 * REGION_PAGES)
+        self.headroom.pages(self.last.map_or(0, |last| last.total))
     }
 }
 
@@ -152,8 +155,11 @@ mod tests {
     #[test]
     fn headroom_stays_with_the_guest() {
         let mut policy = Policy::default();
-        let bitmap = vec![0xff; 100 * 64];
+        // A hundred regions of memory, and frames far beyond them.
+        let mut bitmap = vec![0xff; 100 * 64];
+        bitmap.resize(2000 * 64, 0);
         let observed = Observed {
+            total: 100 * REGION_PAGES,
             free: 100 * REGION_PAGES,
             ..Observed::default()
         };
@@ -164,7 +170,11 @@ mod tests {
         );
         let decision = policy.decide(&bitmap, observed);
         assert_eq!(decision.allowance, 100 * REGION_PAGES - policy.headroom());
-        assert!(policy.headroom() > 0);
+        assert_eq!(
+            policy.headroom(),
+            100 * REGION_PAGES / 64,
+            "of memory, not of frames"
+        );
         // With all but the headroom given back, nothing more is.
         let observed = Observed {
             given_back: decision.allowance,
