@@ -130,15 +130,15 @@ fn run(seconds: u64, trace: &dyn Fn(u64) -> (usize, usize), mut policy: Option<P
         };
         let mut decision = policy.decide(&guest.bitmap(), observed);
         for run in decision.runs {
-            if decision.allowance < REGION_PAGES {
-                break;
+            // As the daemon does it: a run is cut where the allowance ends, and what is left of it comes next.
+            let mut from = run.from;
+            while from < run.to && decision.allowance > 0 {
+                let most = decision.allowance.next_multiple_of(REGION_PAGES);
+                let to = run.to.min(from + most);
+                decision.allowance -= guest.share(from, to, decision.allowance);
+                policy.gave_back(lacuna::policy::Run { from, to });
+                from = to;
             }
-            // As the daemon does it: a run is cut where the allowance ends.
-            let to = run
-                .to
-                .min(run.from + decision.allowance.next_multiple_of(REGION_PAGES));
-            decision.allowance -= guest.share(run.from, to, decision.allowance);
-            policy.gave_back(lacuna::policy::Run { from: run.from, to });
         }
     }
     Outcome {

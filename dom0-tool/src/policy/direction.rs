@@ -29,20 +29,26 @@ impl Direction {
         self.lean = self.lean * MEMORY + (mean - middle) / middle * (1.0 - MEMORY);
     }
 
-    /// Sorts `ripe` regions (which come lowest first): the oldest first, and of equally old ones those first that lie away from
-    /// where the guest allocates.
+    /// Sorts `ripe` regions (which come lowest first): those that are given back already last, for little is left in them;
+    /// then the oldest first, and of equally old ones those first that lie away from where the guest allocates.
     pub fn sort(&self, ripe: &mut [usize], regions: &Regions) {
         if self.lean < -LEAST_LEAN {
             ripe.reverse();
         }
         // Stable: what the direction has ordered stays so among equals.
-        ripe.sort_by_key(|index| std::cmp::Reverse(regions.age(*index)));
+        ripe.sort_by_key(|index| {
+            (
+                regions.is_given_back(*index),
+                std::cmp::Reverse(regions.age(*index)),
+            )
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Run;
 
     fn sorted(taken: &[usize]) -> Vec<usize> {
         let mut regions = Regions::default();
@@ -74,5 +80,8 @@ mod tests {
         let mut ripe = vec![0, 1, 2];
         Direction::default().sort(&mut ripe, &regions);
         assert_eq!(ripe, [1, 2, 0]);
+        regions.gave_back(Run { from: 512, to: 1024 });
+        Direction::default().sort(&mut ripe, &regions);
+        assert_eq!(ripe, [2, 0, 1], "what is given back already comes last");
     }
 }

@@ -107,11 +107,14 @@ impl Regions {
         changed
     }
 
-    /// Regions that have been left alone for long enough and are not given back, with every wait 2^`pressure` times as long.
+    /// Regions that have been left alone for long enough, with every wait 2^`pressure` times as long. Those that are given
+    /// back come again after a while: what was taken and freed between two scans, or could not be given back then, is seen in no
+    /// scan. For what is on zero frames already that costs the engine a look.
     pub fn ripe(&self, pressure: u32) -> Vec<usize> {
         let ripe = |region: &Region| {
             let need = u32::from(region.need) << pressure.min(8);
-            !region.given_back && u32::from(region.age) >= need.min(u32::from(MOST_AGE))
+            (!region.given_back || region.kept >= region.need.saturating_mul(FAIR))
+                && u32::from(region.age) >= need.min(u32::from(MOST_AGE))
         };
         let regions = self.each.iter().enumerate();
         regions
@@ -125,6 +128,11 @@ impl Regions {
         self.each.get(index).map_or(0, |region| region.age)
     }
 
+    /// Whether a region was given back, and nothing in it has been seen taken since.
+    pub fn is_given_back(&self, index: usize) -> bool {
+        self.each.get(index).is_some_and(|region| region.given_back)
+    }
+
     /// A run of regions was given back.
     pub fn gave_back(&mut self, run: Run) {
         let end = (run.to / REGION_PAGES).min(self.each.len() as u64);
@@ -133,8 +141,10 @@ impl Regions {
                 .ok()
                 .and_then(|index| self.each.get_mut(index))
             {
+                if !region.given_back {
+                    region.kept = 0;
+                }
                 region.given_back = true;
-                region.kept = 0;
             }
         }
     }
@@ -190,6 +200,29 @@ mod tests {
             );
             assert_eq!(regions.learn(&used), [0]);
         }
+    }
+
+    #[test]
+    fn what_no_scan_shows_is_mended_after_a_while() {
+        let mut regions = Regions::default();
+        let free = bitmap(&[true]);
+        while regions.ripe(0).is_empty() {
+            regions.learn(&free);
+        }
+        regions.gave_back(Run { from: 0, to: 512 });
+        // The guest takes it and frees it between two scans: it is free at each of them.
+        for scan in 1..u32::from(LEAST_AGE * FAIR) {
+            regions.learn(&free);
+            assert_eq!(regions.ripe(0), [0; 0], "after scan {scan}");
+        }
+        regions.learn(&free);
+        assert_eq!(regions.ripe(0), [0]);
+        regions.gave_back(Run { from: 0, to: 512 });
+        regions.learn(&bitmap(&[false]));
+        assert_eq!(
+            regions.each[0].need, LEAST_AGE,
+            "it was there for long, as far as is known"
+        );
     }
 
     #[test]
