@@ -73,8 +73,8 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("migration/stock-receiver", 1200),
     quick("migration/one-host", 1500),
     quick("migration/busy", 1200),
-    // Its one run gave back less than it expects (SPECIFICATION.md).
-    long("policy/daemon", 600),
+    quick("policy/daemon", 1200),
+    quick("overcommit/all-at-once", 1800),
     quick_on(Boot::Counted, "reclaim/pause", 900),
     // What one-host does first, on a smaller guest.
     long("migration/stock", 900),

@@ -13,6 +13,10 @@ use crate::guest::CONSOLES;
 
 /// Where the daemon serves its metrics.
 const SOCKET: &str = "/run/lacuna/metrics.sock";
+/// Its configuration.
+const CONFIGURATION: &str = "/etc/lacuna/lacunad.toml";
+/// Its events, beside the guests' consoles.
+const LOG: &str = "lacunad.log";
 /// How long a scrape may take: the daemon answers from memory.
 const SCRAPE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -28,11 +32,11 @@ impl Daemon {
     /// Starts it with this configuration. Its events go to the scenario's logs.
     pub(crate) fn start(configuration: &str) -> Result<Self> {
         fs::create_dir_all("/etc/lacuna")?;
-        fs::write("/etc/lacuna/lacunad.toml", configuration)?;
+        fs::write(CONFIGURATION, configuration)?;
         let log = File::options()
             .create(true)
             .append(true)
-            .open(Path::new(CONSOLES).join("lacunad.log"))?;
+            .open(Path::new(CONSOLES).join(LOG))?;
         let child = Command::new("/usr/bin/lacunad")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -61,6 +65,21 @@ impl Daemon {
             &false,
             &Path::new(SOCKET).exists(),
         )
+    }
+
+    /// Has it read another configuration.
+    pub(crate) fn configure(&self, configuration: &str) -> Result<()> {
+        fs::write(CONFIGURATION, configuration)?;
+        Ok(rustix::process::kill_process(
+            rustix::process::Pid::from_child(&self.child),
+            rustix::process::Signal::HUP,
+        )?)
+    }
+
+    /// How often daemons of this scenario have told of `event`, in logs of the format `json`.
+    pub(crate) fn told(event: &str) -> Result<usize> {
+        let log = fs::read_to_string(Path::new(CONSOLES).join(LOG))?;
+        Ok(log.matches(&format!("\"event\":\"{event}\"")).count())
     }
 
     /// What it tells; nothing while it does not answer yet. Fails when it has ended by itself.

@@ -116,6 +116,12 @@ impl Account {
     }
 }
 
+/// An order that was given and not answered yet.
+pub(crate) struct Sent {
+    id: u32,
+    what: String,
+}
+
 /// A running guest.
 pub(crate) struct Guest {
     /// The domain's name.
@@ -185,6 +191,12 @@ impl Guest {
 
     /// Gives the agent an order and waits for its answer.
     pub(crate) fn order(&mut self, task: Task, limit: Duration) -> Result<Report> {
+        let sent = self.send(task)?;
+        self.answer(&sent, limit)
+    }
+
+    /// Gives the agent an order; [`Self::answer`] waits for what it says.
+    pub(crate) fn send(&mut self, task: Task) -> Result<Sent> {
         let what = format!("{} answers {task:?}", self.name);
         let id = self.next_id;
         self.next_id += 1;
@@ -192,8 +204,13 @@ impl Guest {
         let terminal = self.terminal()?;
         let mut terminal = File::options().write(true).open(terminal.trim())?;
         terminal.write_all(format!("{order}\n").as_bytes())?;
-        match self.next_report(id, limit, &what)? {
-            Report::Failed { why } => Err(differs(&what, "an answer", &why)),
+        Ok(Sent { id, what })
+    }
+
+    /// Waits for the agent's answer.
+    pub(crate) fn answer(&mut self, sent: &Sent, limit: Duration) -> Result<Report> {
+        match self.next_report(sent.id, limit, &sent.what)? {
+            Report::Failed { why } => Err(differs(&sent.what, "an answer", &why)),
             report => Ok(report),
         }
     }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use lacuna_guest::Task;
+use lacuna_guest::{Report, Task};
 
 use crate::daemon::{Daemon, Metrics};
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, Plan};
 use crate::host::{Host, wait_until};
+use crate::tool::number;
 
 /// How long the agent may take for what touches all of the guest's memory.
 const AGENT_LIMIT: Duration = Duration::from_secs(180);
@@ -17,13 +18,26 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(120);
 const CONFIGURATION: &str = "[daemon]\npoll_seconds = 1\ncpu_percent = 80\nretry_first_seconds = 1\n\
     retry_longest_seconds = 5\n[log]\nformat = \"json\"\nlevel = \"debug\"\n[defaults]\ninterval_seconds = 2.0\n\
     [host]\nreserve_mib = 16\n";
-/// Part of what the guest has free that has to be given back.
+/// Part of what the guest has free beyond its headroom that has to be given back.
 const PER_CENT: f64 = 90.0;
 /// Bytes of a MiB.
 const MIB: f64 = 1_048_576.0;
 
-/// A guest starts beside a running daemon and is given back; the daemon is killed and started again, and goes on
-/// without attaching anew; the guest goes, another one comes.
+/// How long after its start a daemon is killed: while it looks for guests, attaches, scans, shares.
+const KILLED_AFTER: [Duration; 6] = [
+    Duration::from_millis(50),
+    Duration::from_millis(300),
+    Duration::from_millis(700),
+    Duration::from_millis(1200),
+    Duration::from_millis(2100),
+    Duration::from_millis(3300),
+];
+/// What a round may give back beyond its allowance: a slice, the least that the engine does.
+const SLICE_MIB: f64 = 16.0;
+
+/// A guest starts beside a running daemon and is given back, but for its headroom; the daemon is killed and started again,
+/// and goes on without attaching anew; the guest goes, another one of its name comes, and daemons are killed at many moments
+/// while it works.
 pub(crate) fn unattended(host: &mut Host) -> Result<()> {
     let mut daemon = Daemon::start(CONFIGURATION)?;
     let plan = |name| Plan {
@@ -69,21 +83,63 @@ pub(crate) fn unattended(host: &mut Host) -> Result<()> {
     )?;
     first.check_health()?;
 
-    let (name, domain) = (first.name, first.domain);
+    let answer = host.lacuna(&["top", "--once"])?;
+    let row = |member: &str| number(&answer.body["guests"][0], member);
+    equal(
+        "the guest's number in `lacuna top`",
+        &u64::from(first.domain),
+        &row("domain")?,
+    )?;
+    ensure(
+        row("given_back_pages")? > 0 && row("held_pages")? + row("given_back_pages")? <= row("limit_pages")?,
+        "the guest's row in `lacuna top`",
+        "memory given back, and no more in all than the limit",
+        &answer.body.to_string(),
+    )?;
+
+    let domain = first.domain;
     first.destroy(host)?;
-    let mut second = host.create(&plan("second"))?;
-    second.order(Task::Fill, AGENT_LIMIT)?;
-    let metrics = given_back(host, &mut daemon, &second)?;
+    let mut again = host.create(&plan("first"))?;
+    let metrics = given_back(host, &mut daemon, &again)?;
     equal(
         "whether the guest that is gone is told of",
         &false,
-        &metrics.of_guest("given_back_bytes", name, domain).is_some(),
+        &metrics.of_guest("given_back_bytes", "first", domain).is_some(),
     )?;
     host.figure(
         "daemon_cpu_seconds",
         metrics.of_host("daemon_cpu_seconds_total").unwrap_or(0.0),
     )?;
-    second.check_health()?;
+    daemon.stop()?;
+
+    host.note("daemons are killed at any moment while the guest works")?;
+    host.lacuna(&["detach", again.name])?;
+    again.order(
+        Task::WorkStart {
+            threads: 1,
+            mib: 64,
+            seed: 0x1ac4_0005,
+        },
+        AGENT_LIMIT,
+    )?;
+    for after in KILLED_AFTER {
+        let daemon = Daemon::start(CONFIGURATION)?;
+        std::thread::sleep(after);
+        daemon.kill()?;
+    }
+    let mut daemon = Daemon::start(CONFIGURATION)?;
+    let report = again.order(Task::WorkStop, AGENT_LIMIT)?;
+    let Report::Work { blocks, corrupt, .. } = report else {
+        return Err(differs(
+            "the workload's end",
+            "its counters",
+            &format!("{report:?}"),
+        ));
+    };
+    host.figure("blocks", blocks)?;
+    equal("corrupt words in the guest", &0, &corrupt)?;
+    given_back(host, &mut daemon, &again)?;
+    again.check_health()?;
     daemon.stop()
 }
 
@@ -97,21 +153,30 @@ fn given_back(host: &mut Host, daemon: &mut Daemon, guest: &Guest) -> Result<Met
         let Some(metrics) = daemon.metrics()? else {
             return Ok(None);
         };
-        let told = ["rounds_total", "free_bytes", "given_back_bytes"].map(|metric| sample(&metrics, metric));
+        let names = ["rounds_total", "free_bytes", "given_back_bytes", "headroom_bytes"];
+        let told = names.map(|metric| sample(&metrics, metric));
         last = format!("{told:?}");
-        let [Some(rounds), Some(free), Some(given_back)] = told else {
+        let [Some(rounds), Some(free), Some(given_back), Some(headroom)] = told else {
             return Ok(None);
         };
         // Whole rounds from here on, not what an earlier one found.
         let done = rounds >= *begun.get_or_insert(rounds) + 2.0
             && free > 64.0 * MIB
-            && given_back >= free * PER_CENT / 100.0;
+            && given_back >= (free - headroom) * PER_CENT / 100.0;
+        if done {
+            ensure(
+                headroom > 0.0 && given_back + headroom <= free + SLICE_MIB * MIB,
+                "what is left to the guest",
+                "its headroom",
+                &last,
+            )?;
+        }
         Ok(done.then_some(metrics))
     })
     .map_err(|failure| {
         differs(
-            "the daemon's rounds, and the bytes free and given back",
-            "most of what is free given back",
+            "the daemon's rounds, and the bytes free, given back and left as headroom",
+            "most of what is free beyond the headroom given back",
             &format!("{last}; {failure}"),
         )
     })

@@ -7,6 +7,7 @@ mod flask;
 mod hostile;
 mod kexec;
 mod migration;
+mod overcommit;
 mod pause;
 mod race;
 mod reclaim;
@@ -43,6 +44,7 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/one-host", migration::one_host),
     ("migration/busy", migration::busy),
     ("policy/daemon", daemon::unattended),
+    ("overcommit/all-at-once", overcommit::all_at_once),
     ("reclaim/pause", pause::bounded),
     ("migration/stock", migration::stock),
     ("migration/busy-long", migration::busy_long),
