@@ -1,15 +1,13 @@
 //! `cargo lab demo`: one live guest's free pages given back, and the figures of it in a table.
 
-use std::fs;
 use std::path::Path;
 
-use lacuna_lab::catalogue::{DEMO, find};
-use serde_json::{Map, Value, json};
+use lacuna_lab::catalogue::DEMO;
+use serde_json::{Value, json};
 
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
+use crate::error::Result;
 use crate::live;
-use crate::setup::Stage;
 
 /// The table's rows: what a figure is called in the report, what it means, and its unit.
 const ROWS: &[(&str, &str, Unit)] = &[
@@ -41,17 +39,8 @@ enum Unit {
 
 /// Runs the demonstration, prints its table, and writes the same figures to `report`.
 pub(crate) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
-    let stage = Stage::build(context)?;
-    let scenario = find(DEMO).ok_or_else(|| Error::NoScenario {
-        filter: DEMO.to_owned(),
-        known: String::new(),
-    })?;
-    let logs = context.repository.join("target/lab-logs");
-    let outcomes = live::run(&stage, &[scenario], &logs);
-    let Some(outcome) = outcomes.first() else {
-        return Ok(());
-    };
-    let figures: Map<String, Value> = outcome.figures.iter().cloned().collect();
+    let outcome = live::measure(context, DEMO)?;
+    let figures = outcome.by_name();
     println!("\nA live Linux guest's free memory, given back to the host by Xen\n");
     for (name, meaning, unit) in ROWS {
         // A run that failed half-way has only the first figures.
@@ -60,21 +49,7 @@ pub(crate) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
         }
     }
     println!();
-    if let Some(path) = report {
-        let mut figures = figures;
-        figures.insert("scenario".to_owned(), json!(outcome.name));
-        figures.insert("passed".to_owned(), json!(outcome.failure.is_none()));
-        figures.insert("seconds".to_owned(), json!(outcome.seconds));
-        let text = format!("{:#}\n", Value::Object(figures));
-        fs::write(path, text).on("write", path)?;
-    }
-    match &outcome.failure {
-        None => Ok(()),
-        Some(failure) => {
-            println!("{} failed\n{failure}", outcome.name);
-            Err(Error::Failed { failed: 1, total: 1 })
-        }
-    }
+    outcome.report(figures, report)
 }
 
 /// A figure with its unit; pages also as MiB, as people think of memory so.

@@ -5,10 +5,11 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use lacuna_lab::catalogue::{Boot, Scenario};
+use lacuna_lab::catalogue::{Boot, Scenario, find};
 use lacuna_lab::wire::{Event, Order};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
+use crate::context::Context;
 use crate::emulator::Emulator;
 use crate::error::{Error, IoContext, Result};
 use crate::progress::Progress;
@@ -24,6 +25,44 @@ pub(crate) struct Outcome {
     pub(crate) seconds: u64,
     /// What it measured.
     pub(crate) figures: Vec<(String, Value)>,
+}
+
+impl Outcome {
+    /// What it measured, by name.
+    pub(crate) fn by_name(&self) -> Map<String, Value> {
+        self.figures.iter().cloned().collect()
+    }
+
+    /// Ends a command that ran one scenario for its figures: writes them to `file`, with how it ended, and fails when the
+    /// scenario did.
+    pub(crate) fn report(&self, mut figures: Map<String, Value>, file: Option<&Path>) -> Result<()> {
+        if let Some(path) = file {
+            figures.insert("scenario".to_owned(), json!(self.name));
+            figures.insert("passed".to_owned(), json!(self.failure.is_none()));
+            figures.insert("seconds".to_owned(), json!(self.seconds));
+            let text = format!("{:#}\n", Value::Object(figures));
+            fs::write(path, text).on("write", path)?;
+        }
+        match &self.failure {
+            None => Ok(()),
+            Some(failure) => {
+                println!("{} failed\n{failure}", self.name);
+                Err(Error::Failed { failed: 1, total: 1 })
+            }
+        }
+    }
+}
+
+/// Makes everything and runs the scenario called `name` for its figures.
+pub(crate) fn measure(context: &Context, name: &str) -> Result<Outcome> {
+    let missing = || Error::NoScenario {
+        filter: name.to_owned(),
+        known: String::new(),
+    };
+    let scenario = find(name).ok_or_else(missing)?;
+    let stage = Stage::build(context)?;
+    let logs = context.repository.join("target/lab-logs");
+    run(&stage, &[scenario], &logs).pop().ok_or_else(missing)
 }
 
 /// Runs `scenarios`, in order, and returns an outcome for each.

@@ -2,36 +2,26 @@
 
 use std::path::Path;
 
-use lacuna_lab::catalogue::{MOVED, find};
+use lacuna_lab::catalogue::MOVED;
 use serde_json::{Map, Value, json};
 
 use crate::context::Context;
-use crate::error::{Error, IoContext, Result};
+use crate::error::Result;
 use crate::live;
-use crate::setup::Stage;
 
 /// The columns of the table of iterations: what the figure is called, and its heading.
 const COLUMNS: &[(&str, &str)] = &[
     ("data", "sent"),
     ("zero", "of them zero"),
-    ("resent", "sent before and not skipped since"),
+    ("resent", "sent before"),
     ("skipped", "left behind"),
     ("bytes", "bytes"),
 ];
 
 /// Runs the scenario, prints both sides by iteration, and writes the figures to `report`.
 pub(super) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
-    let stage = Stage::build(context)?;
-    let scenario = find(MOVED).ok_or_else(|| Error::NoScenario {
-        filter: MOVED.to_owned(),
-        known: String::new(),
-    })?;
-    let logs = context.repository.join("target/lab-logs");
-    let outcomes = live::run(&stage, &[scenario], &logs);
-    let Some(outcome) = outcomes.first() else {
-        return Ok(());
-    };
-    let mut figures: Map<String, Value> = outcome.figures.iter().cloned().collect();
+    let outcome = live::measure(context, MOVED)?;
+    let mut figures = outcome.by_name();
     for (name, dividend, divisor) in [
         ("bytes_ratio", "lacuna_bytes", "stock_bytes"),
         ("pages_ratio", "lacuna_pages", "stock_pages"),
@@ -49,20 +39,7 @@ pub(super) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
         println!("  {name:<24} {value:>14}");
     }
     println!();
-    if let Some(path) = report {
-        figures.insert("scenario".to_owned(), json!(outcome.name));
-        figures.insert("passed".to_owned(), json!(outcome.failure.is_none()));
-        figures.insert("seconds".to_owned(), json!(outcome.seconds));
-        let text = format!("{:#}\n", Value::Object(figures));
-        std::fs::write(path, text).on("write", path)?;
-    }
-    match &outcome.failure {
-        None => Ok(()),
-        Some(failure) => {
-            println!("{} failed\n{failure}", outcome.name);
-            Err(Error::Failed { failed: 1, total: 1 })
-        }
-    }
+    outcome.report(figures, report)
 }
 
 /// One figure by another, to a thousandth; `None` where one is missing, as in a run that failed half-way.
