@@ -3,20 +3,19 @@
 use std::fs;
 use std::path::Path;
 
-use lacuna_lab::catalogue::Boot;
-
 use crate::context::Staged;
 use crate::error::{IoContext, Result};
 use crate::process::run_logged;
 use crate::progress::Progress;
 use crate::setup::Stage;
+use crate::variant::PRODUCT;
 
 /// The hypervisor's files: the one for GRUB, the one for UEFI firmware, and the one with symbols for crash analysis.
 const HYPERVISOR: &[&str] = &["xen.gz", "xen.efi", "xen-syms"];
 
 /// Writes the product into `out`.
 pub(crate) fn build(stage: &Stage, out: &Path) -> Result<()> {
-    let xen = stage.hypervisor(Boot::Release)?;
+    let xen = stage.variant(PRODUCT)?;
     fs::create_dir_all(out).on("create", out)?;
     let out = out.canonicalize().on("find", out)?;
     for name in HYPERVISOR {
