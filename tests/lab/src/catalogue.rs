@@ -76,6 +76,8 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("policy/daemon", 1200),
     quick("overcommit/all-at-once", 1800),
     quick_on(Boot::Counted, "reclaim/pause", 900),
+    // Ten minutes of swings, and more on a busy machine.
+    long("policy/swing", 2400),
     // What one-host does first, on a smaller guest.
     long("migration/stock", 900),
     long("migration/busy-long", 3600),

@@ -13,6 +13,7 @@ mod race;
 mod reclaim;
 mod refusals;
 mod stored;
+mod swing;
 
 use crate::failure::{Result, differs};
 use crate::host::Host;
@@ -46,6 +47,7 @@ const BODIES: &[(&str, Body)] = &[
     ("policy/daemon", daemon::unattended),
     ("overcommit/all-at-once", overcommit::all_at_once),
     ("reclaim/pause", pause::bounded),
+    ("policy/swing", swing::swing),
     ("migration/stock", migration::stock),
     ("migration/busy-long", migration::busy_long),
     ("migration/two-hosts", migration::two_hosts),

@@ -1,0 +1,161 @@
+//! Figure 9's question: what does giving memory back cost a guest whose use of memory swings, and what does it save?
+
+use std::time::{Duration, Instant};
+
+use lacuna_guest::{Report, Task};
+
+use crate::daemon::Daemon;
+use crate::failure::{Result, differs, ensure};
+use crate::guest::{Guest, Plan};
+use crate::host::Host;
+use crate::tool;
+
+/// How long the agent may take for what touches much of the guest's memory.
+const AGENT_LIMIT: Duration = Duration::from_secs(180);
+/// The guest's memory, what its steady work uses, and what comes and goes, in MiB.
+const GUEST_MIB: u32 = 512;
+const WORK_MIB: u32 = 24;
+const SWING_MIB: u32 = 64;
+/// Memory is wanted for so long, and then not wanted for as long.
+const HALF: Duration = Duration::from_secs(12);
+/// Swings before the measurement, in which a policy may learn, and swings measured.
+const LEARNT: u32 = 2;
+const MEASURED: u32 = 3;
+/// Seconds between rounds.
+const INTERVALS: [u32; 2] = [1, 3];
+/// How often what is given back is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// Part of the saving that the policy has to keep.
+const SAVING_PER_CENT: f64 = 80.0;
+/// Part of the unshares that it may have.
+const UNSHARED_PER_CENT: f64 = 50.0;
+
+/// What some swings came to.
+struct Outcome {
+    /// Pages of its own work that the guest got done, a second.
+    work: f64,
+    /// Pages that it took back, a minute.
+    unshared: f64,
+    /// Pages that the host had, on average.
+    saved: f64,
+}
+
+/// The same guest, without sharing, with everything shared, and with what the policy lets share, at two intervals.
+pub(crate) fn swing(host: &mut Host) -> Result<()> {
+    let mut guest = host.create(&Plan {
+        mib: GUEST_MIB,
+        ..Plan::stock("swing", "6.12")
+    })?;
+    guest.order(Task::Fill, AGENT_LIMIT)?;
+    host.lacuna(&["attach", guest.name])?;
+    let task = Task::WorkStart {
+        threads: 1,
+        mib: WORK_MIB,
+        seed: 0x1ac4_0009,
+    };
+    guest.order(task, AGENT_LIMIT)?;
+    let none = none(host, &mut guest, "none")?;
+    for interval in INTERVALS {
+        let everything = shared(host, &mut guest, "everything", interval, none.work)?;
+        let settled = shared(host, &mut guest, "settled", interval, none.work)?;
+        let saving = settled.saved / everything.saved * 100.0;
+        let unshared = settled.unshared / everything.unshared * 100.0;
+        host.figure(&format!("saving_per_cent_{interval}s"), saving)?;
+        host.figure(&format!("unshared_per_cent_{interval}s"), unshared)?;
+        ensure(
+            saving >= SAVING_PER_CENT,
+            &format!("the saving that the policy keeps at {interval} s"),
+            &format!("at least {SAVING_PER_CENT} %"),
+            &format!("{saving:.1} %"),
+        )?;
+        ensure(
+            unshared <= UNSHARED_PER_CENT,
+            &format!("the unshares that the policy has at {interval} s"),
+            &format!("at most {UNSHARED_PER_CENT} % of those without it"),
+            &format!("{unshared:.1} %"),
+        )?;
+    }
+    // What the machine itself changed meanwhile: the ratios of work are no better than this one is near 1.
+    let again = self::none(host, &mut guest, "none_again")?;
+    host.figure("work_ratio_none_again", again.work / none.work)?;
+    match guest.order(Task::WorkStop, AGENT_LIMIT)? {
+        Report::Work { corrupt: 0, .. } => guest.check_health(),
+        other => Err(differs(
+            "the guest's work",
+            "no corrupt word",
+            &format!("{other:?}"),
+        )),
+    }
+}
+
+/// Swings with nothing done; what was given back before is the guest's again after the first ones.
+fn none(host: &mut Host, guest: &mut Guest, name: &str) -> Result<Outcome> {
+    // All that was given back is taken again, so that the swings meet no zero frame.
+    guest.order(Task::Fill, AGENT_LIMIT)?;
+    let outcome = swings(host, guest, MEASURED)?;
+    host.figure(&format!("work_per_second_{name}"), outcome.work)?;
+    Ok(outcome)
+}
+
+/// Swings beside a daemon that gives back `extent` every `interval` seconds.
+fn shared(host: &mut Host, guest: &mut Guest, extent: &str, interval: u32, alone: f64) -> Result<Outcome> {
+    host.note(&format!("giving back {extent}, every {interval} s"))?;
+    guest.order(Task::Fill, AGENT_LIMIT)?;
+    let daemon = Daemon::start(&format!(
+        "[daemon]\npoll_seconds = 1\ncpu_percent = 80\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\
+         [host]\nreserve_mib = 16\n[defaults]\ngive_back = \"{extent}\"\ninterval_seconds = {interval}.0\n"
+    ))?;
+    swings(host, guest, LEARNT)?;
+    let outcome = swings(host, guest, MEASURED)?;
+    daemon.stop()?;
+    for (figure, value) in [
+        ("work_ratio", outcome.work / alone),
+        ("unshared_per_minute", outcome.unshared),
+        ("saved_mib", outcome.saved / 256.0),
+    ] {
+        host.figure(&format!("{figure}_{extent}_{interval}s"), value)?;
+    }
+    Ok(outcome)
+}
+
+/// Lets the guest's use of memory swing `times` times.
+#[allow(clippy::cast_precision_loss)] // counts of pages, for ratios
+fn swings(host: &mut Host, guest: &mut Guest, times: u32) -> Result<Outcome> {
+    let unshared = |host: &mut Host, guest: &Guest| host.lacuna(&["status", guest.name])?.number("unshared");
+    let (began, first, work) = (Instant::now(), unshared(host, guest)?, done(guest)?);
+    let (mut saved, mut looks) = (0, 0_u32);
+    for half in 0..times * 2 {
+        let task = if half % 2 == 0 {
+            Task::Grow { mib: SWING_MIB }
+        } else {
+            Task::Shrink
+        };
+        let until = began + HALF * (half + 1);
+        guest.order(task, AGENT_LIMIT)?;
+        while Instant::now() < until {
+            saved += tool::ask(&["status", guest.name])?.number("zero_gfns")?;
+            looks += 1;
+            std::thread::sleep(LOOK);
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let work = done(guest)?.saturating_sub(work) as f64;
+    let unshared = unshared(host, guest)?.saturating_sub(first) as f64;
+    Ok(Outcome {
+        work: work / seconds,
+        unshared: unshared / seconds * 60.0,
+        saved: saved as f64 / f64::from(looks.max(1)),
+    })
+}
+
+/// Pages of work that the guest has done so far.
+fn done(guest: &mut Guest) -> Result<u64> {
+    match guest.order(Task::WorkStatus, AGENT_LIMIT)? {
+        Report::Work { pages, .. } => Ok(pages),
+        other => Err(differs(
+            "how far the guest's work is",
+            "its counters",
+            &format!("{other:?}"),
+        )),
+    }
+}
