@@ -31,8 +31,8 @@
 use crate::guard::check_boot_value;
 use crate::steps::{Steps, mutated};
 use crate::{
-    Bitmap, FreeCheck, Gfn, GuardFailure, GuardMismatch, GuestMemory, Order, P2m, Profile, Protect, Skip,
-    VcpuRegisters, Verdict, check_guard,
+    Bitmap, BytesRule, FreeCheck, Gfn, GuardFailure, GuardMismatch, GuestMemory, Order, P2m, Profile,
+    Protect, Skip, VcpuRegisters, Verdict, check_guard,
 };
 
 /// Most work in one slice.
@@ -257,7 +257,7 @@ fn share_region<P: P2m>(
     if !mutated!(steps, NoRecheck) && !region_is_free(p2m, check, region) {
         return RegionEnd::TryPages;
     }
-    match p2m.share_zero(region, Order::SUPERPAGE, profile.free.bytes) {
+    match p2m.share_zero(region, Order::SUPERPAGE, bytes_rule(profile, steps)) {
         Ok(pages) => {
             report.shared += pages;
             report.superpages += 1;
@@ -273,6 +273,15 @@ fn share_region<P: P2m>(
             report.units += SUPERPAGE_UNITS - 1;
             RegionEnd::TryPages
         }
+    }
+}
+
+/// What must hold of a page's bytes: the part of C that is done where the page changes hands.
+fn bytes_rule(profile: &Profile, steps: Steps) -> BytesRule {
+    if mutated!(steps, NoRecheck) {
+        BytesRule::Any
+    } else {
+        profile.free.bytes
     }
 }
 
@@ -332,7 +341,7 @@ fn share_pages<P: P2m>(
                 return at;
             }
             report.units += 1;
-            match p2m.share_zero(at, Order::PAGE, profile.free.bytes) {
+            match p2m.share_zero(at, Order::PAGE, bytes_rule(profile, steps)) {
                 Ok(pages) => {
                     report.shared += pages;
                     report.entries += 1;
@@ -396,7 +405,7 @@ fn share_protected_locked<P: Protect>(
     let free =
         early.unwrap_or_else(|| mutated!(steps, NoRecheck) || block_is_free(p2m, profile, gfn, order, steps));
     let result = if free {
-        p2m.share_zero(gfn, order, profile.free.bytes)
+        p2m.share_zero(gfn, order, bytes_rule(profile, steps))
     } else {
         Err(Skip::Held)
     };
