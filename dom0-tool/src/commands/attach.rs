@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::guest::{Live, cpus_of, identify_kernel, open_domain};
 use super::paused::PausedGuest;
 use super::scan::{scanned_json, show_scanned};
-use super::{Out, identify, profile, progress};
+use super::{Out, identify, profile, progress, windows};
 use crate::cli::Attach;
 use crate::migration;
 use crate::report::{Class, Failure};
@@ -42,14 +42,14 @@ pub(crate) fn attach(arguments: &Attach, live: &Live, out: Out) -> Result<Value,
 /// Builds the profile, hands it over, and has it held against the guest's own counters.
 fn give_profile(arguments: &Attach, live: &Live, out: Out) -> Result<Value, Failure> {
     let encoded = match &arguments.profile {
-        Some(file) => {
-            let bytes = profile::read_profile_file(file)?;
-            // Decoded here too, so that what is wrong is said without the hypervisor's log.
-            profile::decode(&bytes)?;
-            bytes
-        }
-        None => build(arguments, live, out)?,
+        Some(file) => profile::read_profile_file(file)?,
+        None => match windows::attach(live, &arguments.layout, out)? {
+            Some(encoded) => encoded,
+            None => build(arguments, live, out)?,
+        },
     };
+    // Decoded here too, so that what is wrong with a file is said without the hypervisor's log.
+    let counted = !profile::decode(&encoded)?.zones.is_empty();
     live.engine.set_profile(&encoded)?;
     let scanned = match admit(arguments, live) {
         Ok(scanned) => scanned,
@@ -61,16 +61,21 @@ fn give_profile(arguments: &Attach, live: &Live, out: Out) -> Result<Value, Fail
     };
     show_scanned(&scanned, out);
     let statistics = live.engine.statistics()?;
-    out.line(format!(
-        "admitted    the scan agrees with the guest's own counters ({} to {})",
-        statistics.guest_free_before.min(statistics.guest_free_after),
-        statistics.guest_free_before.max(statistics.guest_free_after)
-    ));
+    if counted {
+        out.line(format!(
+            "admitted    the scan agrees with the guest's own counters ({} to {})",
+            statistics.guest_free_before.min(statistics.guest_free_after),
+            statistics.guest_free_before.max(statistics.guest_free_after)
+        ));
+    } else {
+        out.line("admitted    the kernel counts nothing; pages from all over what the scan found are zero");
+    }
     out.line(format!("next        lacuna dedup {}", arguments.domain));
     Ok(json!({
         "domain": live.domain.id.get(),
         "name": live.domain.name,
         "state": "admitted",
+        "counted": counted,
         "profile_bytes": encoded.len(),
         "guest_free_before": statistics.guest_free_before,
         "guest_free_after": statistics.guest_free_after,

@@ -1,4 +1,4 @@
-//! Windows guests: identifying, profiling and scanning one, from a dump or a live domain.
+//! Windows guests: identifying, profiling, attaching and scanning one, from a dump or a live domain.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lacuna_core::{Agreement, Bitmap, OfflineScan, PagingLevels, VcpuRegisters, scan_offline};
 use serde_json::{Value, json};
 
-use super::guest::{open_domain, open_dump};
+use super::guest::{Live, open_domain, open_dump};
 use super::symbols::{find, read_pdb};
 use super::{Out, pages, progress};
 use crate::cli::{Identify, LayoutSource, ProfileBuild, Scan, SymbolSource};
@@ -58,7 +58,7 @@ pub(super) fn identify(
         to_json(kernel)
     };
     match (&arguments.guest.domain, &arguments.guest.dump.dump) {
-        (Some(domain), _) => match live(domain)? {
+        (Some(domain), _) => match running(&open_domain(domain)?)? {
             Some((_, kernel, _)) => Ok(shown(&kernel)),
             None => linux(),
         },
@@ -79,7 +79,7 @@ pub(super) fn build(
     let sources = Sources::of(&arguments.layout);
     let file = arguments.out.as_deref();
     match (&arguments.domain, &arguments.dump.dump) {
-        (Some(domain), _) => match live(domain)? {
+        (Some(domain), _) => match running(&open_domain(domain)?)? {
             Some((mut memory, kernel, vcpus)) => build_from(&mut memory, &kernel, &vcpus, sources, file, out),
             None => linux(),
         },
@@ -112,9 +112,19 @@ pub(super) fn scan(
     })
 }
 
+/// The profile of a live domain that runs Windows, as the engine takes it; nothing of any other domain.
+pub(super) fn attach(live: &Live, source: &LayoutSource, out: Out) -> Result<Option<Vec<u8>>, Failure> {
+    let Some((mut memory, kernel, vcpus)) = running(live)? else {
+        return Ok(None);
+    };
+    show(&kernel, out);
+    let (built, _) = make(&mut memory, &kernel, &vcpus, Sources::of(source), out)?;
+    show_built(&built, out);
+    super::profile::encode(&built.profile).map(Some)
+}
+
 /// A live domain that runs Windows: its memory, its kernel, its registers.
-fn live(domain: &str) -> Result<Option<(DomainMemory, Located, Vec<VcpuRegisters>)>, Failure> {
-    let live = open_domain(domain)?;
+fn running(live: &Live) -> Result<Option<(DomainMemory, Located, Vec<VcpuRegisters>)>, Failure> {
     let vcpus = live.engine.registers()?;
     let cpus: Vec<Cpu> = vcpus.iter().map(Cpu::from_registers).collect();
     let mut memory = live.memory()?;
