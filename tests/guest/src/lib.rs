@@ -1,7 +1,7 @@
 //! What the agent inside a guest and the driver in dom0 say to each other, and the layout of the truth they share.
 //!
 //! Orders go in as lines of JSON on the guest's console; replies come out as lines that start with [`MARK`], between
-//! whatever else the kernel writes there.
+//! whatever else the kernel writes there. The Windows-like guest (`tests/windows/kernel`) speaks the same.
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,14 @@ pub enum Task {
     /// Replace the kernel by the one in the image, with KASLR off, by kexec. Reply: [`Report::Done`], before the jump;
     /// the new kernel's agent says [`Report::Ready`] again.
     Kexec,
+    /// Put pages that are not zero where only zeroed ones belong: half of them on the list, half as if just taken off it.
+    /// The Windows-like guest only.
+    Lie {
+        /// How many.
+        pages: u32,
+    },
+    /// Look whether those pages still hold what was written to them. Reply: [`Report::Lies`].
+    LiesCheck,
     /// What the kernel has logged, and its memory counters. Reply: [`Report::Health`].
     Health,
 }
@@ -109,6 +117,13 @@ pub enum Report {
         expected: u64,
         /// What is there.
         seen: u64,
+    },
+    /// What became of the pages that were lied about.
+    Lies {
+        /// How many there are.
+        pages: u64,
+        /// How many do not hold what was written to them.
+        lost: u64,
     },
     /// How the guest is.
     Health {

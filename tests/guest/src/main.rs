@@ -138,6 +138,9 @@ impl Agent {
                 Ok(Report::Done)
             }
             Task::Kexec => kexec::load().map(|()| Report::Done).map_err(text),
+            Task::Lie { .. } | Task::LiesCheck => {
+                Err("only the Windows-like guest keeps lists that an agent could lie on".to_owned())
+            }
             Task::Health => health::report().map_err(text),
         }
     }

@@ -47,9 +47,6 @@ const PYTHON_FILES: &str = "version=$(basename $(readlink -f /usr/bin/python3)) 
 /// Loaded by name at run time, so no program's list of libraries has it: without it `pthread_cancel` aborts xl.
 const LOADED_BY_NAME: &str = "usr/lib/x86_64-linux-gnu/libgcc_s.so.1";
 
-/// Where `lacuna` looks for layouts by itself (`DEFAULT_FOLDER` in its `linux/layout.rs`).
-const LAYOUTS: &str = "var/lib/lacuna/layouts";
-
 /// Debian's kexec, in the sysroot and in the guests that use it.
 const KEXEC: &str = "usr/sbin/kexec";
 
@@ -74,7 +71,8 @@ pub(crate) struct Images {
     pub(crate) kernel: PathBuf,
 }
 
-/// Writes dom0's image, with the guests' inside it.
+/// Writes dom0's image, with the guests' inside it. `files` are put into it as they are: their names in dom0, and where
+/// they come from.
 pub(crate) fn build(
     context: &Context,
     sysroot: &Sysroot,
@@ -82,10 +80,10 @@ pub(crate) fn build(
     programs: &Programs,
     dom0_kernel: &Kernel,
     guests: &[(&str, Kernel)],
-    layouts: &[PathBuf],
+    files: &[(String, PathBuf)],
 ) -> Result<Images> {
     let image = context.cached("images/dom0.cpio");
-    let mut key = KeyBuilder::new("images", 4)
+    let mut key = KeyBuilder::new("images", 5)
         .key(&sysroot.key)
         .key(&tools.key)
         .text(&dom0_kernel.release);
@@ -101,8 +99,8 @@ pub(crate) fn build(
     for (name, kernel) in guests {
         key = key.text(name).text(&kernel.release);
     }
-    for layout in layouts {
-        key = key.file(layout)?;
+    for (name, file) in files {
+        key = key.text(name).file(file)?;
     }
     context.step("images", &key.finish(), |_| {
         let agent = Staged::file(context.cached("images/guest.cpio"))?;
@@ -151,9 +149,8 @@ pub(crate) fn build(
             output(sysroot.command("/", &arguments), &context.step_log("images"))?;
             archive.file(&format!("modules/{place}-{module}.ko"), &plain)?;
         }
-        for layout in layouts {
-            let name = layout.file_name().unwrap_or_default().to_string_lossy();
-            archive.file(&format!("{LAYOUTS}/{name}"), layout)?;
+        for (name, file) in files {
+            archive.file(name, file)?;
         }
         for (name, kernel) in guests {
             archive.file(&format!("guests/{name}/vmlinuz"), &kernel.image())?;

@@ -11,17 +11,19 @@ use crate::process::run_logged;
 use crate::programs::Programs;
 use crate::sysroot::Sysroot;
 
-/// Makes the layout of `kernel` and returns its file, which is named as `lacuna` looks for it.
+/// Where `lacuna` looks for layouts by itself (`DEFAULT_FOLDER` in its `linux/layout.rs`).
+const FOLDER: &str = "var/lib/lacuna/layouts";
+
+/// Makes the layout of `kernel` and returns where `lacuna` in dom0 looks for it, and the file.
 pub(crate) fn layout(
     context: &Context,
     sysroot: &Sysroot,
     programs: &Programs,
     kernel: &Kernel,
-) -> Result<PathBuf> {
+) -> Result<(String, PathBuf)> {
     let name = format!("layout/{}", kernel.release);
-    let file = context
-        .cached("layouts")
-        .join(format!("{}.layout.json", kernel.release));
+    let plain = format!("{}.layout.json", kernel.release);
+    let file = context.cached("layouts").join(&plain);
     let key = KeyBuilder::new(&name, 1)
         .key(&sysroot.key)
         .file(&programs.lacuna)?
@@ -42,5 +44,5 @@ pub(crate) fn layout(
         run_logged(sysroot.command("/", &line), &context.step_log(&name), progress)?;
         staged.commit()
     })?;
-    Ok(file)
+    Ok((format!("{FOLDER}/{plain}"), file))
 }

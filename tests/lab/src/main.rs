@@ -24,6 +24,7 @@ mod sysroot;
 mod tree;
 mod variant;
 mod windows;
+mod windows_guest;
 mod xen;
 
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use crate::kernels::Kernel;
 use crate::sysroot::Sysroot;
 use crate::variant::{FLASK, MUTANTS, RELEASE, Variant};
 use crate::xen::{Hypervisor, Source, Tools};
-use crate::{kernels, layouts, module, programs, xen};
+use crate::{kernels, layouts, module, programs, windows_guest, xen};
 
 /// What is ready for booting and for taking away.
 pub(crate) struct Stage<'a> {
@@ -44,9 +44,9 @@ impl<'a> Stage<'a> {
             guests.push((wanted.series, kernels::kernel(context, &sysroot, *wanted)?));
         }
         let programs = programs::build(context)?;
-        let mut layouts = Vec::new();
+        let mut files = windows_guest::build(context, &sysroot)?;
         for (_, kernel) in &guests {
-            layouts.push(layouts::layout(context, &sysroot, &programs, kernel)?);
+            files.push(layouts::layout(context, &sysroot, &programs, kernel)?);
         }
         let images = image::build(
             context,
@@ -55,7 +55,7 @@ impl<'a> Stage<'a> {
             &programs,
             &dom0_kernel,
             &guests,
-            &layouts,
+            &files,
         )?;
         Ok(Self {
             context,

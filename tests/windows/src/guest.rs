@@ -8,15 +8,15 @@ use crate::pe::{AMD64, DATA, I386, IMAGE_SIZE, Pe, Record};
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
 /// Where the variables are in `.data`.
-const PFN_DATABASE: u32 = 0x10;
-const MEMORY_BLOCK: u32 = 0x20;
-const ZEROED_LIST: u32 = 0x40;
+pub(crate) const PFN_DATABASE: u32 = 0x10;
+pub(crate) const MEMORY_BLOCK: u32 = 0x20;
+pub(crate) const ZEROED_LIST: u32 = 0x40;
 const DEBUGGER_BLOCK: u32 = 0x400;
 /// Where the structure is that `MmPhysicalMemoryBlock` points to.
 const DESCRIPTOR: u32 = 0x100;
 /// Where the exception handlers and the system call's entry lie in the image.
 const HANDLER: u64 = 0x1020;
-const ENTRY: u64 = 0x1040;
+pub(crate) const ENTRY: u64 = 0x1040;
 /// Most frames of page tables.
 const TABLE_FRAMES: u64 = 64;
 
@@ -126,7 +126,7 @@ impl Guest {
         matches!(self.paging, Paging::Four | Paging::Five)
     }
 
-    fn base(&self) -> u64 {
+    pub(crate) fn base(&self) -> u64 {
         match self.paging {
             Paging::Four => 0xffff_f803_12c0_0000,
             Paging::Five => 0xff3a_f803_12c0_0000,
@@ -134,7 +134,7 @@ impl Guest {
         }
     }
 
-    fn database(&self) -> u64 {
+    pub(crate) fn database(&self) -> u64 {
         match self.paging {
             Paging::Four => 0xffff_fa80_0000_0000,
             Paging::Five => 0xff3a_fa80_0000_0000,
@@ -148,7 +148,7 @@ impl Guest {
     }
 
     /// The executable, with these in its variables.
-    fn executable(&self, data: Vec<(u32, Vec<u8>)>) -> Pe {
+    pub(crate) fn executable(&self, data: Vec<(u32, Vec<u8>)>) -> Pe {
         Pe {
             machine: if self.wide() { AMD64 } else { I386 },
             image_base: 0x40_0000,
@@ -158,7 +158,7 @@ impl Guest {
         }
     }
 
-    fn pdb(&self) -> Vec<u8> {
+    pub(crate) fn pdb(&self) -> Vec<u8> {
         let mut pdb = Pdb::new(self.guid, self.age, if self.wide() { AMD64 } else { I386 });
         self.layout.write(&mut pdb.types);
         let prefix = if self.wide() { "" } else { "_" };

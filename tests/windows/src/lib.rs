@@ -4,7 +4,8 @@
 //! * [`types`], [`msf`], [`pdb`]: writers for PDBs, old and new;
 //! * [`pe`]: a writer for executables;
 //! * [`crash`]: a writer for crash dumps;
-//! * [`guest`]: the memory of a guest that stands still.
+//! * [`guest`]: the memory of a guest that stands still;
+//! * [`live`]: what the lab's own Windows-like guest (`kernel/`, which runs on Xen) is given to boot from.
 
 // What makes fixtures may stop a test at once when it is used wrongly.
 #![allow(clippy::expect_used, clippy::panic)]
@@ -12,6 +13,7 @@
 pub mod crash;
 pub mod guest;
 pub mod layouts;
+pub mod live;
 pub mod msf;
 pub mod pdb;
 pub mod pe;
