@@ -14,6 +14,7 @@ mod reclaim;
 mod refusals;
 mod stored;
 mod swing;
+mod windows;
 
 use crate::failure::{Result, differs};
 use crate::host::Host;
@@ -37,6 +38,10 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/page-poison", hostile::poisoned),
     ("reclaim/no-guest", hostile::no_guest),
     ("reclaim/refusals", refusals::plain_host),
+    ("windows/truth-7", windows::truth_7),
+    ("windows/truth-10", windows::truth_10),
+    ("windows/liar", windows::liar),
+    ("windows/race", windows::race),
     ("migration/killed", migration::killed),
     ("migration/init-on-free", migration::init_on_free),
     ("migration/page-poison", migration::page_poison),
@@ -54,6 +59,7 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/debug", migration::debug),
     ("migration/scan-before-clean", migration::scan_before_clean),
     ("reclaim/race-without-recheck", race::without_recheck),
+    ("windows/race-without-recheck", windows::race_without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
     ("reclaim/refusals-iommu", refusals::with_iommu),
     ("reclaim/refusals-pvh-dom0", refusals::pvh_dom0),

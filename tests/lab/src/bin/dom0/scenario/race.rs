@@ -23,7 +23,7 @@ const HARM_LIMIT: Duration = Duration::from_secs(45);
 /// Between a scan and the round that trusts it: the scan is stale by then, as it is on a busy host.
 const STALE: Duration = Duration::from_millis(20);
 
-/// Starts a guest with an attached profile and a workload on both its vCPUs.
+/// Starts a Linux guest with an attached profile and a workload on both its vCPUs.
 fn busy_guest(host: &mut Host) -> Result<Guest> {
     let mut guest = host.create(&Plan {
         vcpus: 2,
@@ -35,8 +35,8 @@ fn busy_guest(host: &mut Host) -> Result<Guest> {
     Ok(guest)
 }
 
-/// Starts the workload; each number makes its data differ from the last one's.
-fn work(guest: &mut Guest, number: u64) -> Result<()> {
+/// Starts the workload on two vCPUs; each number makes its data differ from the last one's.
+pub(super) fn work(guest: &mut Guest, number: u64) -> Result<()> {
     let task = Task::WorkStart {
         threads: 2,
         mib: 200,
@@ -47,7 +47,12 @@ fn work(guest: &mut Guest, number: u64) -> Result<()> {
 
 /// All steps: nothing is lost.
 pub(crate) fn complete(host: &mut Host) -> Result<()> {
-    let mut guest = busy_guest(host)?;
+    let guest = busy_guest(host)?;
+    nothing_is_lost(host, guest)
+}
+
+/// Share rounds with a guest that has a profile and a workload.
+pub(super) fn nothing_is_lost(host: &mut Host, mut guest: Guest) -> Result<()> {
     host.note(&format!("{ROUNDS} share rounds while the guest works"))?;
     let shared = host.lacuna(&["dedup", guest.name, "--rounds", &ROUNDS.to_string()])?;
     let report = guest.order(Task::WorkStop, AGENT_LIMIT)?;
@@ -84,7 +89,13 @@ pub(crate) fn complete(host: &mut Host) -> Result<()> {
 
 /// The re-check left out: the workload must lose data, or this test could not see a loss at all.
 pub(crate) fn without_recheck(host: &mut Host) -> Result<()> {
-    let harm = harm_without(host, LeftOut::Recheck)?;
+    let guest = busy_guest(host)?;
+    data_is_lost(host, guest)
+}
+
+/// Rounds without the re-check, with a guest that has a profile and a workload.
+pub(super) fn data_is_lost(host: &mut Host, guest: Guest) -> Result<()> {
+    let harm = harm_without(host, guest, LeftOut::Recheck)?;
     host.figure("harm", harm.clone().unwrap_or_default())?;
     harm.map(drop)
         .ok_or_else(|| differs("share rounds without the re-check", "lost data", "none lost"))
@@ -94,7 +105,8 @@ pub(crate) fn without_recheck(host: &mut Host) -> Result<()> {
 /// present entry, on NPT as it writes the entry (`hap.c`, `hap_write_p2m_entry_post`), on EPT before the p2m lock is dropped
 /// (`mm-locks.h`, `p2m_unlock`). The engine's flush says what it relies on, should that change.
 pub(crate) fn without_flush(host: &mut Host) -> Result<()> {
-    let harm = harm_without(host, LeftOut::Flush)?;
+    let guest = busy_guest(host)?;
+    let harm = harm_without(host, guest, LeftOut::Flush)?;
     host.figure("harm", harm.unwrap_or_else(|| "none seen".to_owned()))
 }
 
@@ -102,8 +114,7 @@ pub(crate) fn without_flush(host: &mut Host) -> Result<()> {
 ///
 /// The workload checks a block when it frees it, a hundred blocks later: it is stopped every few rounds, which makes it
 /// check all that it holds.
-fn harm_without(host: &mut Host, step: LeftOut) -> Result<Option<String>> {
-    let mut guest = busy_guest(host)?;
+fn harm_without(host: &mut Host, mut guest: Guest, step: LeftOut) -> Result<Option<String>> {
     let direct = Direct::open(guest.domain)?;
     let mut shared = 0;
     for batch in 1..=MUTANT_BATCHES {

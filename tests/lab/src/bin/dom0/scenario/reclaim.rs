@@ -171,14 +171,16 @@ pub(crate) fn destroy(host: &mut Host) -> Result<()> {
 }
 
 /// How a scan's bitmap and the guest's account differ.
-struct Comparison {
-    wrongly_free: u64,
-    missed: u64,
+pub(super) struct Comparison {
+    /// Pages that the scan calls free and the guest does not.
+    pub(super) wrongly_free: u64,
+    /// Pages that the guest calls free and the scan does not.
+    pub(super) missed: u64,
 }
 
 impl Comparison {
     /// Compares page by page, also beyond the end of the shorter one.
-    fn of(capture: &Capture, bitmap: &[u8]) -> Self {
+    pub(super) fn of(capture: &Capture, bitmap: &[u8]) -> Self {
         let pages = capture.pages.max(bitmap.len() as u64 * 8);
         let found = |gfn: u64| {
             let byte = usize::try_from(gfn / 8)
