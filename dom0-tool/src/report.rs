@@ -355,6 +355,11 @@ impl From<DumpError> for Failure {
             DumpError::Truncated { .. } | DumpError::Impossible { .. } => {
                 Self::new(Class::Failed, error, "take the dump again, or copy it again")
             }
+            DumpError::CutShort { .. } => Self::new(
+                Class::Refused,
+                error,
+                "take the dump again, of all of memory, or copy it again whole",
+            ),
             _ => Self::plain(Class::Failed, error),
         }
     }

@@ -410,3 +410,52 @@ proptest! {
         }
     }
 }
+
+/// Runs `lacuna scan` on a raw dump with `bytes`; exit status and what it says.
+fn scan_of(bytes: &[u8]) -> (i32, serde_json::Value) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    std::fs::write(file("dump"), bytes).unwrap();
+    FakeKernel::layout().save(&file("layout")).unwrap();
+    let registers: Vec<serde_json::Value> = FakeKernel::vcpus()
+        .iter()
+        .map(|cpu| {
+            let hex = |value: u64| format!("{value:#x}");
+            serde_json::json!({
+                "cr0": hex(cpu.cr0), "cr3": hex(cpu.cr3), "cr4": hex(cpu.cr4), "efer": hex(cpu.efer),
+                "idt_base": hex(cpu.idt_base), "idt_limit": hex(u64::from(cpu.idt_limit)), "lstar": hex(cpu.lstar),
+            })
+        })
+        .collect();
+    std::fs::write(file("registers"), serde_json::to_vec(&registers).unwrap()).unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_lacuna"))
+        .args(["scan", "--json", "--dump"])
+        .arg(file("dump"))
+        .arg("--registers")
+        .arg(file("registers"))
+        .arg("--layout")
+        .arg(file("layout"))
+        .output()
+        .unwrap();
+    let answer = serde_json::from_slice(&output.stdout).unwrap();
+    (output.status.code().unwrap(), answer)
+}
+
+#[test]
+fn a_dump_that_is_cut_short_is_refused_whatever_the_counters_say() {
+    let guest = FakeKernel::new();
+    let (status, answer) = scan_of(&guest.memory);
+    assert_eq!(
+        (status, answer["verdict"].as_str()),
+        (0, Some("exact")),
+        "{answer}"
+    );
+    // Every free page and every descriptor lies before the cut.
+    let cut = guest.memory.len() / 10 * 9;
+    let (status, answer) = scan_of(&guest.memory[..cut]);
+    assert_eq!(status, 3, "{answer}");
+    assert!(
+        answer["error"].as_str().unwrap().contains("cut short"),
+        "{answer}"
+    );
+}

@@ -228,6 +228,7 @@ pub(super) fn read(file: &MappedFile, elf: &Elf) -> Result<Parts, DumpError> {
             });
         }
     }
+    parts.missing = cut;
     if cut > 0 {
         parts.remarks.push(format!(
             "the file is cut short: {cut} bytes of guest memory that its headers promise are missing"

@@ -103,6 +103,12 @@ pub enum DumpError {
         /// Its value.
         value: u64,
     },
+    /// The end of guest memory is not in the file.
+    #[error("the dump is cut short: at least {bytes} bytes of the guest's memory are missing at its end")]
+    CutShort {
+        /// How many.
+        bytes: u64,
+    },
     /// No page of guest memory is in the file.
     #[error("the file holds no guest memory")]
     Empty,
@@ -121,6 +127,8 @@ pub struct Dump {
     pub vmcoreinfo: Option<Vec<u8>>,
     /// What is odd about the file, for people.
     pub remarks: Vec<String>,
+    /// Bytes of guest memory that the headers promise and the file does not have.
+    missing: u64,
 }
 
 /// What the reader of one format finds.
@@ -130,6 +138,7 @@ struct Parts {
     cpus: Vec<Cpu>,
     vmcoreinfo: Option<Vec<u8>>,
     remarks: Vec<String>,
+    missing: u64,
 }
 
 /// How far apart a guest's memory is taken to lie: within [`FAR`] bytes and [`SPREAD`] times the file's own. A header that says
@@ -224,12 +233,32 @@ impl Dump {
             cpus: parts.cpus,
             vmcoreinfo: parts.vmcoreinfo,
             remarks: parts.remarks,
+            missing: parts.missing,
         })
     }
 
     /// How the file is laid out.
     pub const fn format(&self) -> Format {
         self.format
+    }
+
+    /// Whether the file ends before guest memory does: by its own headers, or, where frames of the file are frames of
+    /// memory, by the guest's word for its last one. Of a core of Xen's only the headers tell: frames that a guest has ballooned
+    /// away are not in it.
+    ///
+    /// # Errors
+    /// [`DumpError::CutShort`].
+    pub fn check_whole(&self, last_frame: Option<u64>) -> Result<(), DumpError> {
+        let beyond = match (self.format, last_frame) {
+            (Format::Raw | Format::Elf, Some(last)) => last
+                .saturating_sub(self.end.get())
+                .saturating_mul(PAGE_SIZE as u64),
+            _ => 0,
+        };
+        match self.missing.max(beyond) {
+            0 => Ok(()),
+            bytes => Err(DumpError::CutShort { bytes }),
+        }
     }
 
     /// Where guest memory is, lowest first, without overlap.

@@ -49,6 +49,7 @@ pub(super) fn read(file: &MappedFile, elf: &Elf) -> Result<Option<Parts>, DumpEr
     let page = PAGE_SIZE as u64;
     let there = file.length().saturating_sub(pages.offset).min(pages.bytes) / page;
     let promised = (pages.bytes / page).min(numbers.bytes / 8);
+    parts.missing = promised.saturating_sub(there).saturating_mul(page);
     if there < promised {
         parts.remarks.push(format!(
             "the file is cut short: {} pages that its headers promise are missing",

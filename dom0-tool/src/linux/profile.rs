@@ -21,7 +21,7 @@ use super::layout::Layout;
 use super::memory_model::{MemoryModel, MemoryModelError, find_memory_map};
 use super::system_map::{self, SystemMapError};
 use super::vmcoreinfo::VmcoreInfoError;
-use super::zones::{Zone, ZonesError, find_zones};
+use super::zones::{Zone, ZonesError, find_zones, last_frame};
 use crate::dump::Cpu;
 
 /// Accessed and dirty, which the processor sets by itself.
@@ -160,6 +160,8 @@ pub struct Built {
     pub zones: Vec<Zone>,
     /// The kernel's switches.
     pub contents: FreeContents,
+    /// One past the last frame of memory by the kernel's own account, where a source says where that is.
+    pub last_frame: Option<u64>,
     /// The guest's own count of free pages, at this moment.
     pub counted: CounterReading,
     /// Numbers on which sources agree.
@@ -187,6 +189,7 @@ pub fn build<M: GuestMemory>(
     let contents = free_contents(&mut view, symbols, &facts)?;
     let memory_model = find_memory_map(&mut view, kernel, symbols, &facts)?;
     let zones = find_zones(&mut view, &kernel.info, &facts)?;
+    let last_frame = last_frame(&mut view, &kernel.info, &facts)?;
     if let Some(file) = sources.config {
         Config::read(file)?.check(levels, memory_model.name)?;
     }
@@ -311,6 +314,7 @@ pub fn build<M: GuestMemory>(
         memory_model,
         zones,
         contents,
+        last_frame,
         counted,
         agreed,
         unusable,

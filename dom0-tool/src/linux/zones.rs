@@ -156,6 +156,31 @@ pub fn find_nodes<M: GuestMemory>(
     Ok(nodes)
 }
 
+/// One past the last frame that any node spans: where the guest's memory ends by its own account. `None` where no source
+/// says where nodes have that.
+///
+/// # Errors
+/// [`ZonesError`].
+pub fn last_frame<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    info: &VmcoreInfo,
+    facts: &Facts,
+) -> Result<Option<u64>, ZonesError> {
+    let (Some(start), Some(spanned)) = (
+        facts.find("offsetof(struct pglist_data,node_start_pfn)")?,
+        facts.find("offsetof(struct pglist_data,node_spanned_pages)")?,
+    ) else {
+        return Ok(None);
+    };
+    let mut last = 0;
+    for node in find_nodes(view, info)? {
+        let first = view.word(GuestVirt::new(node.data.wrapping_add(start)))?;
+        let count = view.word(GuestVirt::new(node.data.wrapping_add(spanned)))?;
+        last = last.max(first.saturating_add(count));
+    }
+    Ok(Some(last))
+}
+
 fn narrow(name: &'static str, value: u64) -> Result<u16, ZonesError> {
     u16::try_from(value).map_err(|_| ZonesError::Impossible { name, value })
 }

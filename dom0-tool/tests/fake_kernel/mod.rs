@@ -206,6 +206,7 @@ impl FakeKernel {
         self.u64(NODE + 160, FRAMES);
         let zones = 3 * ZONE_BYTES;
         self.write(NODE + zones, &1_u32.to_le_bytes());
+        self.u64(NODE + zones + 16, FRAMES);
     }
 
     /// Puts a free block into the memory map and the counters.
@@ -231,7 +232,8 @@ impl FakeKernel {
              OFFSET(mem_section.section_mem_map)=0\nNUMBER(SECTION_SIZE_BITS)=27\nSIZE(page)=64\n\
              OFFSET(page._refcount)=52\nOFFSET(page._mapcount)=48\nOFFSET(page.private)=40\nOFFSET(page.flags)=0\n\
              OFFSET(page.lru)=8\nSIZE(pglist_data)=4864\nOFFSET(pglist_data.node_zones)=0\n\
-             OFFSET(pglist_data.nr_zones)=4608\nSIZE(zone)=1536\nOFFSET(zone.free_area)=256\n\
+             OFFSET(pglist_data.nr_zones)=4608\nOFFSET(pglist_data.node_start_pfn)=4616\n\
+             OFFSET(pglist_data.node_spanned_pages)=4624\nSIZE(zone)=1536\nOFFSET(zone.free_area)=256\n\
              OFFSET(zone.spanned_pages)=160\nSIZE(free_area)=88\nLENGTH(zone.free_area)=11\nLENGTH(node_data)=4\n\
              SYMBOL(node_data)={:x}\nNUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-268435456\nNUMBER(phys_base)={PHYS_BASE}\n\
              NUMBER(pgtable_l5_enabled)=0\nSYMBOL(kallsyms_names)={:x}\nSYMBOL(kallsyms_num_syms)={:x}\n\
