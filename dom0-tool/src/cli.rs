@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::linux::layout::DEFAULT_FOLDER;
+use crate::linux::packages::DEFAULT_CACHE;
+use crate::linux::stub::toolchain::Compiler;
 
 /// Lets Xen see which pages of a guest are free, and gives them back to the host.
 #[derive(Debug, Parser)]
@@ -127,10 +129,28 @@ pub enum SourceChoice {
     Btf,
 }
 
+/// A C compiler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CompilerChoice {
+    /// GNU's
+    Gcc,
+    /// LLVM's
+    Clang,
+}
+
+impl From<CompilerChoice> for Compiler {
+    fn from(choice: CompilerChoice) -> Self {
+        match choice {
+            CompilerChoice::Gcc => Self::Gcc,
+            CompilerChoice::Clang => Self::Clang,
+        }
+    }
+}
+
 /// Where the layout comes from.
 #[derive(Debug, Args)]
 pub struct LayoutSource {
-    /// The guest kernel's header tree [default: where distributions put it]
+    /// The guest kernel's header tree, or its sources with --config [default: where distributions put it]
     #[arg(long, value_name = "DIR", conflicts_with = "layout")]
     pub headers: Option<PathBuf>,
     /// A layout file
@@ -139,15 +159,21 @@ pub struct LayoutSource {
     /// The guest kernel's System.map, a second source for symbols
     #[arg(long, value_name = "FILE")]
     pub system_map: Option<PathBuf>,
-    /// The guest kernel's configuration, held against what its memory shows
+    /// The guest kernel's configuration: held against what its memory shows, and used with sources that have none
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// The compiler for headers [default: the first of these that is installed]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub compiler: Option<CompilerChoice>,
     /// Which source of the kernel's layout to use
     #[arg(long, value_enum, value_name = "SOURCE", default_value_t = SourceChoice::Auto)]
     pub source: SourceChoice,
     /// Folder in which to look for RELEASE.layout.json
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
     pub layouts: PathBuf,
+    /// Folder in which `lacuna profile fetch` keeps headers
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE)]
+    pub header_cache: PathBuf,
     /// Where a Windows kernel's PDB comes from
     #[command(flatten)]
     pub symbols: SymbolSource,
@@ -191,6 +217,12 @@ pub enum ProfileCommand {
     /// A layout is what of a kernel does not change from boot to boot. It can be made on any machine that has the
     /// kernel's headers, gcc and ld; Dom0 needs none of them then.
     Build(ProfileBuild),
+    /// Fetch the headers of a guest's kernel, so that `build` and `attach` find them
+    ///
+    /// The package comes through apt, from the archives that this machine uses or, if they do not have it, from the other
+    /// releases of Debian's archive. It is unpacked into a cache and not installed: nothing on this machine changes. Where
+    /// apt cannot help, what to fetch by hand is told.
+    Fetch(ProfileFetch),
     /// Show a profile or a layout: a file, or what a domain has
     Show(ProfileShow),
     /// Write what a Windows kernel's PDB says to a small file, for a host without network
@@ -214,6 +246,41 @@ pub struct ProfileBuild {
     /// File to write
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+/// What a guest's kernel is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GuestArch {
+    /// 64 bits
+    Amd64,
+    /// 32 bits
+    I386,
+}
+
+/// `lacuna profile fetch`.
+#[derive(Debug, Args)]
+pub struct ProfileFetch {
+    /// Number or name of the domain whose kernel is meant
+    #[arg(conflicts_with_all = ["dump", "release"], required_unless_present_any = ["dump", "release"])]
+    pub domain: Option<String>,
+    /// What of a dump
+    #[command(flatten)]
+    pub dump: DumpSource,
+    /// The kernel itself, as `uname -r` has it
+    #[arg(long, value_name = "RELEASE", conflicts_with = "dump")]
+    pub release: Option<String>,
+    /// What the kernel is built for [default: by the name of the release, else amd64]
+    #[arg(long, value_enum, requires = "release")]
+    pub arch: Option<GuestArch>,
+    /// The release of the guest's distribution, for example bookworm [default: this machine's, then every one of Debian's]
+    #[arg(long, value_name = "NAME", value_parser = parse_word)]
+    pub suite: Option<String>,
+    /// The distribution's archive, as in apt's sources [default: this machine's]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_word)]
+    pub mirror: Option<String>,
+    /// Folder to keep headers in
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE)]
+    pub header_cache: PathBuf,
 }
 
 /// `lacuna profile export`.
@@ -364,6 +431,15 @@ pub struct Explain {
 pub struct Inspect {
     /// A PE executable or a PDB
     pub file: PathBuf,
+}
+
+/// A word of a line of apt's sources.
+fn parse_word(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_graphic() && !"[]#\"'".contains(c);
+    if text.is_empty() || text.starts_with('-') || !text.chars().all(plain) {
+        return Err("a word without blanks, brackets and quotes is wanted".into());
+    }
+    Ok(text.to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -9,6 +9,7 @@ use crate::linux::layout::LayoutError;
 use crate::linux::profile::BuildError;
 use crate::linux::stub::StubError;
 use crate::linux::stub::compile::CompileError;
+use crate::linux::stub::headers::HeadersError;
 use crate::linux::stub::run::RunError;
 use crate::windows::facts::FactsError;
 use crate::windows::locate::LocateError;
@@ -408,15 +409,20 @@ impl From<LayoutError> for Failure {
 impl From<StubError> for Failure {
     fn from(error: StubError) -> Self {
         let failure = match &error {
-            StubError::Headers(_) => Self::new(
+            StubError::Headers(HeadersError::NoConfig(_) | HeadersError::Config(_)) => Self::new(
                 Class::NotFound,
                 error,
-                "install the guest kernel's headers (Debian: linux-headers-RELEASE, both packages) or name them with --headers",
+                "give the guest's configuration with --config (on the guest: /boot/config-RELEASE, or /proc/config.gz unpacked)",
+            ),
+            StubError::Headers(_) | StubError::Compile(CompileError::Headers(_)) => Self::new(
+                Class::NotFound,
+                error,
+                "`lacuna profile fetch`, or install the guest kernel's headers (Debian: linux-headers-RELEASE, both packages) or name them with --headers",
             ),
             StubError::Compile(CompileError::ToolMissing { .. }) => Self::new(
                 Class::NotFound,
                 error,
-                "install gcc and binutils, or make the layout on a machine that has them with `lacuna profile build --headers DIR --out FILE` and give it with --layout",
+                "install gcc (or clang) and binutils, or make the layout on a machine that has them with `lacuna profile build --headers DIR --out FILE` and give it with --layout",
             ),
             StubError::Compile(CompileError::Failed { .. }) => Self::new(
                 Class::Failed,
@@ -427,6 +433,11 @@ impl From<StubError> for Failure {
                 Class::Refused,
                 error,
                 "make the layout on a machine whose kernel has CONFIG_SECCOMP",
+            ),
+            StubError::Run(RunError::WordSize) => Self::new(
+                Class::Failed,
+                error,
+                "make the layout on a machine that runs them, or use another source: --source vmcoreinfo",
             ),
             StubError::Learn(_) => Self::new(
                 Class::Refused,

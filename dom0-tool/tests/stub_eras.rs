@@ -11,7 +11,8 @@ use lacuna::linux::stub::compile::CompileError;
 use lacuna::linux::stub::headers::HeadersError;
 use lacuna::linux::stub::learn::LearnError;
 use lacuna::linux::stub::run::RunError;
-use lacuna::linux::stub::{StubError, layout_from_headers};
+use lacuna::linux::stub::toolchain::Compiler;
+use lacuna::linux::stub::{StubError, StubOptions, layout_from_headers};
 use lacuna_core::{Blocks, Field, Order, Predicate};
 use tempfile::TempDir;
 
@@ -26,7 +27,7 @@ typedef struct { int counter; } atomic_t;
 struct list_head { struct list_head *next, *prev; };
 struct free_area { struct list_head free_list[5]; unsigned long nr_free; };
 struct zone { unsigned long spanned_pages; struct free_area free_area[11]; };
-struct pglist_data { struct zone node_zones[MAX_NR_ZONES]; int nr_zones; };
+struct pglist_data { struct zone node_zones[MAX_NR_ZONES]; int nr_zones; unsigned long node_start_pfn, node_spanned_pages; };
 struct task_struct { long state; unsigned long stack_canary; };
 #define CONFIG_STACKPROTECTOR 1
 static inline void set_page_private(struct page *page, unsigned long v) { page->private = v; }
@@ -65,8 +66,13 @@ static inline void __SetPageBuddy(struct page *p) { p->flags |= 1ul << 19; }
 static inline void __ClearPageBuddy(struct page *p) { p->flags &= ~(1ul << 19); }
 ";
 
-/// Makes a tree whose `mm.h` is `page` and what all trees share.
+/// Makes a 64-bit kernel's tree whose `mm.h` is `page` and what all trees share.
 fn tree(page: &str) -> TempDir {
+    tree_for("CONFIG_X86_64", page)
+}
+
+/// The same, of the word size that `option` stands for.
+fn tree_for(option: &str, page: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let put = |file: &str, text: &str| {
         let path = folder.path().join(file);
@@ -80,7 +86,8 @@ fn tree(page: &str) -> TempDir {
         "include/generated/utsrelease.h",
         "#define UTS_RELEASE \"6.12.0-made\"\n",
     );
-    put("include/generated/autoconf.h", "");
+    put("include/generated/autoconf.h", &format!("#define {option} 1\n"));
+    put("arch/x86/include/asm/page.h", "");
     put("include/generated/bounds.h", "");
     // stub.c needs atomic_t before struct page: the type goes first.
     let (types, rest) = COMMON.split_at(COMMON.find("struct list_head").unwrap());
@@ -116,11 +123,81 @@ fn have_compiler() -> bool {
 }
 
 fn learnt(page: &str) -> Layout {
-    layout_from_headers(tree(page).path()).unwrap()
+    ask(&tree(page)).unwrap()
 }
 
 fn refused(page: &str) -> StubError {
-    layout_from_headers(tree(page).path()).map(|_| ()).unwrap_err()
+    ask(&tree(page)).map(|_| ()).unwrap_err()
+}
+
+fn ask(folder: &TempDir) -> Result<Layout, StubError> {
+    layout_from_headers(folder.path(), &StubOptions::default())
+}
+
+#[test]
+fn a_32_bit_kernel_is_asked_by_a_32_bit_program() {
+    if !have_compiler() {
+        return;
+    }
+    let layout = ask(&tree_for("CONFIG_X86_32", BYTE)).unwrap();
+    assert_eq!(layout.descriptor_bytes, 36);
+    let field = |offset, width| Field { offset, width };
+    assert_eq!(
+        layout.free.predicate,
+        Predicate {
+            field: field(27, 1),
+            mask: 0xff,
+            expected: 0xf0,
+        }
+    );
+    assert_eq!(layout.free.conditions, [Predicate::zero(field(28, 4))]);
+    assert_eq!(layout.free.blocks.unwrap().order, field(20, 4));
+    assert_eq!(
+        layout.fact("offsetof(struct task_struct,stack_canary)").unwrap(),
+        4
+    );
+    // A setter that makes a system call of the 32-bit kind: strict seccomp kills it, too.
+    let hostile = BYTE.replace(
+        "p->page_type = 0xf0u << 24;",
+        "long r; __asm__ volatile (\"int $0x80\" : \"=a\" (r) : \"0\" (20L) : \"memory\"); p->page_type = 0xf0u << 24;",
+    );
+    let error = ask(&tree_for("CONFIG_X86_32", &hostile)).map(|_| ()).unwrap_err();
+    assert!(
+        matches!(&error, StubError::Run(RunError::Ended(how)) if how.contains("signal 9")),
+        "{error}"
+    );
+}
+
+#[test]
+fn both_compilers_learn_the_same() {
+    if !have_compiler() || !Compiler::Clang.is_here() {
+        eprintln!("not tried: gcc and clang are not both installed");
+        return;
+    }
+    for option in ["CONFIG_X86_64", "CONFIG_X86_32"] {
+        for page in [BYTE, CLEARED_BIT, NUMBER, FLAG] {
+            let folder = tree_for(option, page);
+            let by = |compiler| {
+                let options = StubOptions {
+                    compiler: Some(compiler),
+                    ..StubOptions::default()
+                };
+                layout_from_headers(folder.path(), &options).unwrap()
+            };
+            let (gcc, clang) = (by(Compiler::Gcc), by(Compiler::Clang));
+            assert_eq!(gcc.id(), clang.id());
+            assert!(clang.free_source.contains("clang"), "{}", clang.free_source);
+        }
+    }
+}
+
+#[test]
+fn another_architectures_headers_are_refused() {
+    let error = ask(&tree_for("CONFIG_ARM64", BYTE)).map(|_| ()).unwrap_err();
+    assert!(
+        matches!(error, StubError::Headers(HeadersError::NotX86(_))),
+        "{error}"
+    );
 }
 
 #[test]
@@ -259,7 +336,7 @@ fn code_in_the_headers_can_do_nothing_but_answer() {
 
 #[test]
 fn what_is_missing_is_named() {
-    let error = layout_from_headers(Path::new("/nowhere/at/all"))
+    let error = layout_from_headers(Path::new("/nowhere/at/all"), &StubOptions::default())
         .map(|_| ())
         .unwrap_err();
     assert!(
@@ -269,7 +346,9 @@ fn what_is_missing_is_named() {
 
     let folder = tree(BYTE);
     fs::remove_file(folder.path().join("include/generated/bounds.h")).unwrap();
-    let error = layout_from_headers(folder.path()).map(|_| ()).unwrap_err();
+    let uses = "#include <generated/bounds.h>\n";
+    fs::write(folder.path().join("include/linux/page-flags.h"), uses).unwrap();
+    let error = ask(&folder).map(|_| ()).unwrap_err();
     assert!(
         error.to_string().contains("include/generated/bounds.h"),
         "{error}"
@@ -281,7 +360,7 @@ fn what_is_missing_is_named() {
         "include /usr/src/linux-headers-0.0-nowhere/Makefile\n",
     )
     .unwrap();
-    let error = layout_from_headers(folder.path()).map(|_| ()).unwrap_err();
+    let error = ask(&folder).map(|_| ()).unwrap_err();
     assert!(
         error.to_string().contains("/usr/src/linux-headers-0.0-nowhere"),
         "{error}"
@@ -308,8 +387,8 @@ fn real_headers_give_a_layout() {
         return;
     };
     for headers in std::env::split_paths(&trees) {
-        let layout =
-            layout_from_headers(&headers).unwrap_or_else(|error| panic!("{}: {error}", headers.display()));
+        let layout = layout_from_headers(&headers, &StubOptions::default())
+            .unwrap_or_else(|error| panic!("{}: {error}", headers.display()));
         assert_eq!(layout.descriptor_bytes, 64, "{}", layout.release);
         assert!(
             layout

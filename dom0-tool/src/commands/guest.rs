@@ -1,6 +1,6 @@
 //! Opening what a command is about: a live domain or a dump, and the layout for its kernel.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use lacuna_core::VcpuRegisters;
@@ -9,10 +9,11 @@ use super::Out;
 use super::progress;
 use crate::cli::{DumpSource, LayoutSource, SourceChoice};
 use crate::dump::{Cpu, Dump};
-use crate::linux::identify::{Identified, IdentifyError, identify};
+use crate::linux::identify::{Identified, IdentifyError, architecture, identify};
 use crate::linux::layout::Layout;
+use crate::linux::packages::{HeaderCache, KernelName};
 use crate::linux::stub::headers::HeaderTree;
-use crate::linux::stub::layout_from_headers;
+use crate::linux::stub::{StubOptions, layout_from_headers};
 use crate::memory::GuestSource;
 use crate::report::{Cause, Class, Failure};
 use crate::xen::domain::{Domain, find};
@@ -97,14 +98,15 @@ pub(crate) fn cpus_of(vcpus: &[VcpuRegisters]) -> Vec<Cpu> {
 /// The layout that `--source` wants: for `auto` the headers', if they are to be had.
 pub(crate) fn wanted_layout(
     source: &LayoutSource,
-    release: &str,
+    kernel: &Identified,
     out: Out,
 ) -> Result<Option<Layout>, Failure> {
+    let release = kernel.release.as_str();
     let named = source.layout.is_some() || source.headers.is_some();
     match source.source {
         SourceChoice::Vmcoreinfo | SourceChoice::Btf => return Ok(None),
         SourceChoice::Auto if !named => {
-            let places = HeaderTree::usual_places(release);
+            let places = header_places(source, kernel);
             let there = Layout::file_in(&source.layouts, release).is_file()
                 || places.iter().any(|place| place.is_dir());
             if !there {
@@ -114,9 +116,18 @@ pub(crate) fn wanted_layout(
         }
         SourceChoice::Auto | SourceChoice::Stub => {}
     }
-    let (layout, from) = layout_for(source, release, out)?;
+    let (layout, from) = layout_for(source, kernel, out)?;
     out.line(format!("layout      {from}"));
     Ok(Some(layout))
+}
+
+/// Where the headers of `kernel` may be: where distributions put them, and where they were fetched to.
+fn header_places(source: &LayoutSource, kernel: &Identified) -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = HeaderTree::usual_places(&kernel.release).into();
+    if let Ok(name) = KernelName::new(&kernel.release, architecture(kernel.space.levels)) {
+        places.push(HeaderCache::new(&source.header_cache).place(&name));
+    }
+    places
 }
 
 /// Identifies the guest's kernel, with progress.
@@ -140,37 +151,41 @@ pub(crate) fn identify_kernel<M: GuestSource>(memory: &mut M, cpus: &[Cpu]) -> R
 /// The layout for `release`, and where it came from.
 pub(crate) fn layout_for(
     source: &LayoutSource,
-    release: &str,
+    kernel: &Identified,
     out: Out,
 ) -> Result<(Layout, String), Failure> {
+    let release = kernel.release.as_str();
     if let Some(file) = &source.layout {
         return Ok((Layout::load(file)?, format!("layout {}", file.display())));
     }
     if let Some(headers) = &source.headers {
-        return Ok((from_headers(headers)?, format!("headers {}", headers.display())));
+        return Ok((
+            from_headers(headers, source, Some(release))?,
+            format!("headers {}", headers.display()),
+        ));
     }
     let file = Layout::file_in(&source.layouts, release);
     if file.is_file() {
         return Ok((Layout::load(&file)?, format!("layout {}", file.display())));
     }
-    let places = HeaderTree::usual_places(release);
+    let places = header_places(source, kernel);
     let Some(headers) = places.iter().find(|place| place.is_dir()) else {
+        let looked: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
         return Err(Failure::new(
             Class::NotFound,
             format!(
-                "neither a layout nor the headers of the guest's kernel {release} are here: looked for {}, {} and {}",
+                "neither a layout nor the headers of the guest's kernel {release} are here: looked for {} and {}",
                 file.display(),
-                places[0].display(),
-                places[1].display()
+                looked.join(", ")
             ),
             format!(
-                "install linux-headers-{release}, or make the layout elsewhere with `lacuna profile build --headers DIR --out {release}.layout.json` and put it into {}",
+                "`lacuna profile fetch` for this guest, or install linux-headers-{release}, or make the layout elsewhere with `lacuna profile build --headers DIR --out {release}.layout.json` and put it into {}",
                 source.layouts.display()
             ),
         )
         .because(Cause::NoLayout));
     };
-    let layout = from_headers(headers)?;
+    let layout = from_headers(headers, source, Some(release))?;
     match layout.save(&file) {
         Ok(()) => out.line(format!("kept the layout as {}", file.display())),
         // Making it again next time costs seconds: not a failure.
@@ -179,10 +194,19 @@ pub(crate) fn layout_for(
     Ok((layout, format!("headers {}", headers.display())))
 }
 
-/// Makes a layout from headers, with progress.
-pub(crate) fn from_headers(headers: &Path) -> Result<Layout, Failure> {
+/// Makes a layout from headers, with progress. `release` is what the guest calls its kernel, where there is a guest.
+pub(crate) fn from_headers(
+    headers: &Path,
+    source: &LayoutSource,
+    release: Option<&str>,
+) -> Result<Layout, Failure> {
+    let options = StubOptions {
+        config: source.config.as_deref(),
+        release,
+        compiler: source.compiler.map(Into::into),
+    };
     let spinner = progress::spinner("asking the kernel headers");
-    let layout = layout_from_headers(headers);
+    let layout = layout_from_headers(headers, &options);
     spinner.finish_and_clear();
     Ok(layout?)
 }

@@ -3,6 +3,7 @@
 pub(crate) mod attach;
 mod engine;
 mod estimate;
+mod fetch;
 pub(crate) mod guest;
 mod identify;
 mod inspect;
@@ -73,6 +74,7 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Profile(ProfileCommand::Build(arguments)) => {
             windows::build(arguments, out, || profile::build(arguments, out))
         }
+        Command::Profile(ProfileCommand::Fetch(arguments)) => fetch::run(arguments, out),
         Command::Profile(ProfileCommand::Show(arguments)) => profile::show(arguments, out),
         Command::Profile(ProfileCommand::Export(arguments)) => symbols::export(arguments, out),
         Command::Profile(ProfileCommand::Import(arguments)) => symbols::import(arguments, out),

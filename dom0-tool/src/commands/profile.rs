@@ -53,7 +53,7 @@ fn build_layout(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
             "name a domain for its profile, or --headers DIR for a layout",
         ));
     };
-    let layout = from_headers(headers)?;
+    let layout = from_headers(headers, &arguments.layout, None)?;
     if let Some(file) = &arguments.out {
         layout.save(file)?;
     }
@@ -69,7 +69,7 @@ pub(super) fn make<M: GuestMemory>(
     source: &LayoutSource,
     out: Out,
 ) -> Result<Built, Failure> {
-    let layout = wanted_layout(source, &kernel.release, out)?;
+    let layout = wanted_layout(source, kernel, out)?;
     let sources = Sources {
         layout: layout.as_ref(),
         vmcoreinfo: matches!(source.source, SourceChoice::Auto | SourceChoice::Vmcoreinfo),

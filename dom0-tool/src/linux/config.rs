@@ -1,6 +1,7 @@
 //! A kernel's configuration file (`.config`, `/boot/config-RELEASE`): one more witness of what the guest's memory shows.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,20 @@ impl Config {
     /// Whether an option is built in.
     pub fn has(&self, option: &str) -> bool {
         self.set.get(option).is_some_and(|value| value == "y")
+    }
+
+    /// The configuration as the compiler sees it: the text of `autoconf.h` (`scripts/kconfig/confdata.c`).
+    pub fn autoconf(&self) -> String {
+        let mut text = String::new();
+        for (name, value) in &self.set {
+            // Writing to a String cannot fail.
+            let _ = match value.as_str() {
+                "y" => writeln!(text, "#define {name} 1"),
+                "m" => writeln!(text, "#define {name}_MODULE 1"),
+                other => writeln!(text, "#define {name} {other}"),
+            };
+        }
+        text
     }
 
     /// Holds the configuration against what the guest's memory shows.

@@ -13,6 +13,7 @@ pub mod kallsyms;
 pub mod kernel_view;
 pub mod layout;
 pub mod memory_model;
+pub mod packages;
 pub mod profile;
 pub mod stub;
 pub mod system_map;

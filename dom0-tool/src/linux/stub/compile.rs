@@ -2,23 +2,20 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::Command;
 
 use tempfile::TempDir;
 use thiserror::Error;
 
-use super::headers::HeaderTree;
+use super::headers::{HeaderTree, HeadersError};
+use super::prepare::{PrepareError, Prepared, prepare};
+use super::toolchain::{Compiler, FLAGS, TOOL_LIMIT, run, word_flags};
 
 const STUB_C: &str = include_str!("stub.c");
 const ENTRY_S: &str = include_str!("entry.S");
+const ENTRY32_S: &str = include_str!("entry32.S");
 const LINK_SCRIPT: &str = include_str!("stub.ld");
-
-/// Longest that one run of the compiler or linker may take. About a second in practice, half a minute under emulation.
-const TOOL_LIMIT: Duration = Duration::from_secs(180);
-/// Lines of a compiler's complaint that are shown.
-const EXCERPT_LINES: usize = 8;
 
 /// Why there is no stub.
 #[derive(Debug, Error)]
@@ -45,9 +42,21 @@ pub enum CompileError {
         /// Which tool.
         tool: &'static str,
     },
+    /// The tree lacks something that cannot be made.
+    #[error(transparent)]
+    Headers(#[from] HeadersError),
     /// Files could not be written or a process not started.
     #[error("building the stub: {0}")]
     Io(#[from] io::Error),
+}
+
+impl From<PrepareError> for CompileError {
+    fn from(error: PrepareError) -> Self {
+        match error {
+            PrepareError::Headers(error) => Self::Headers(error),
+            PrepareError::Io(error) => Self::Io(error),
+        }
+    }
 }
 
 /// A compiled stub, in a temporary folder that goes away with this value.
@@ -63,43 +72,49 @@ impl StubProgram {
     }
 }
 
-/// Compiles and links the stub against `tree`.
+/// Compiles and links the stub against `tree`. `release` is the guest's word for its kernel, where there is a guest.
 ///
 /// # Errors
 /// [`CompileError`].
-pub fn compile(tree: &HeaderTree) -> Result<StubProgram, CompileError> {
+pub fn compile(
+    tree: &HeaderTree,
+    compiler: Compiler,
+    release: Option<&str>,
+) -> Result<StubProgram, CompileError> {
     let folder = tempfile::Builder::new().prefix("lacuna-stub-").tempdir()?;
     let inside = |name: &str| folder.path().join(name);
-    fs::write(inside("stub.c"), STUB_C)?;
-    fs::write(inside("entry.S"), ENTRY_S)?;
-    fs::write(inside("stub.ld"), LINK_SCRIPT)?;
+    let mut prepared = prepare(tree, release, folder.path())?;
+    if let Some(source) = prepared.bounds.clone() {
+        let mut bounds = ask(tree, compiler, &prepared)?;
+        // Only to assembly, which is read for its comments; clang's own assembler would take them for instructions.
+        bounds.args(["-S", "-o"]).arg(inside("bounds.s")).arg(source);
+        if compiler == Compiler::Clang {
+            bounds.arg("-fno-integrated-as");
+        }
+        run(compiler.program(), bounds, &tree.generated)?;
+        prepared.add_bounds(&fs::read_to_string(inside("bounds.s"))?)?;
+    }
 
-    let mut entry = Command::new("gcc");
+    fs::write(inside("stub.c"), STUB_C)?;
+    fs::write(inside("entry.S"), if tree.wide { ENTRY_S } else { ENTRY32_S })?;
+    fs::write(inside("stub.ld"), LINK_SCRIPT)?;
+    let mut entry = Command::new(compiler.program());
     entry
-        .args(["-m64", "-c", "-o"])
+        .args([if tree.wide { "-m64" } else { "-m32" }, "-c", "-o"])
         .arg(inside("entry.o"))
         .arg(inside("entry.S"));
-    run("gcc", entry, tree)?;
+    run(compiler.program(), entry, &tree.generated)?;
 
-    let mut stub = Command::new("gcc");
-    stub.args(["-c", "-o"])
-        .arg(inside("stub.o"))
-        .arg(inside("stub.c"));
-    stub.args(COMPILER_FLAGS);
-    for folder in tree.include_folders() {
-        stub.arg("-I").arg(folder);
-    }
-    for file in tree.forced_includes() {
-        stub.arg("-include").arg(file);
-    }
-    // Kernels before 5.16 take stdarg.h from the compiler. Searched last.
-    stub.arg("-isystem").arg(compiler_headers()?);
-    run("gcc", stub, tree)?;
+    let mut stub = ask(tree, compiler, &prepared)?;
+    stub.arg("-o").arg(inside("stub.o")).arg(inside("stub.c"));
+    run(compiler.program(), stub, &tree.generated)?;
 
     let mut link = Command::new("ld");
     // What PageBuddy and its like call only when an assertion fails (dump_page under CONFIG_DEBUG_VM) stays undefined:
     // a call there faults, and a fault of the stub is a refusal.
     link.args([
+        "-m",
+        if tree.wide { "elf_x86_64" } else { "elf_i386" },
         "-static",
         "-z",
         "noexecstack",
@@ -111,101 +126,26 @@ pub fn compile(tree: &HeaderTree) -> Result<StubProgram, CompileError> {
         .arg(inside("stub"))
         .arg(inside("entry.o"))
         .arg(inside("stub.o"));
-    run("ld", link, tree)?;
+    run("ld", link, &tree.generated)?;
     Ok(StubProgram { folder })
 }
 
-/// The kernel's own flags as far as they bear on layout and meaning (top Makefile and `arch/x86/Makefile`).
-const COMPILER_FLAGS: [&str; 23] = [
-    "-D__KERNEL__",
-    "-DKBUILD_MODNAME=\"lacuna\"",
-    "-DKBUILD_BASENAME=\"lacuna\"",
-    "-O2",
-    "-std=gnu11",
-    "-m64",
-    "-nostdinc",
-    "-ffreestanding",
-    "-mcmodel=kernel",
-    "-mno-red-zone",
-    "-mno-sse",
-    "-mno-mmx",
-    "-fshort-wchar",
-    "-fno-common",
-    "-fno-pie",
-    "-fno-strict-aliasing",
-    "-fno-strict-overflow",
-    "-fno-stack-protector",
-    "-fno-jump-tables",
-    "-fno-asynchronous-unwind-tables",
-    "-fcf-protection=none",
-    // Since 6.19 headers have unnamed members of a named type; without it their layout is another one.
-    "-fms-extensions",
-    "-w",
-];
-
-fn compiler_headers() -> Result<PathBuf, CompileError> {
-    let output = Command::new("gcc")
-        .arg("-print-file-name=include")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| tool_error("gcc", error))?;
-    Ok(Path::new(String::from_utf8_lossy(&output.stdout).trim()).to_owned())
-}
-
-fn tool_error(tool: &'static str, error: io::Error) -> CompileError {
-    if error.kind() == io::ErrorKind::NotFound {
-        CompileError::ToolMissing { tool }
-    } else {
-        CompileError::Io(error)
+/// The compiler with everything but its input and output.
+fn ask(tree: &HeaderTree, compiler: Compiler, prepared: &Prepared) -> Result<Command, CompileError> {
+    let mut command = Command::new(compiler.program());
+    command.args(FLAGS).args(word_flags(tree.wide));
+    command.args(
+        prepared
+            .gcc
+            .map_or_else(Vec::new, |major| compiler.pass_for(major)),
+    );
+    for folder in prepared.include_folders() {
+        command.arg("-I").arg(folder);
     }
-}
-
-fn run(tool: &'static str, mut command: Command, tree: &HeaderTree) -> Result<(), CompileError> {
-    // Complaints go to a file: a pipe that nobody reads while waiting would stop the tool.
-    let complaints = tempfile::tempfile()?;
-    let mut child = command
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(complaints.try_clone()?)
-        .spawn()
-        .map_err(|error| tool_error(tool, error))?;
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if started.elapsed() > TOOL_LIMIT {
-            child.kill()?;
-            child.wait()?;
-            return Err(CompileError::TooSlow { tool });
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    if status.success() {
-        return Ok(());
+    for file in &prepared.forced {
+        command.arg("-include").arg(file);
     }
-    Err(CompileError::Failed {
-        tool,
-        headers: tree.generated.clone(),
-        excerpt: excerpt(complaints)?,
-    })
-}
-
-fn excerpt(mut complaints: fs::File) -> io::Result<String> {
-    use std::io::{Read, Seek};
-    complaints.rewind()?;
-    let mut bytes = Vec::new();
-    complaints.take(64 << 10).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    Ok(text
-        .lines()
-        .filter(|line| line.contains("rror") || line.contains("undefined"))
-        .take(EXCERPT_LINES)
-        .fold(String::new(), |mut all, line| {
-            all.push_str("  ");
-            all.push_str(line);
-            all.push('\n');
-            all
-        }))
+    // Searched last.
+    command.arg("-isystem").arg(compiler.own_headers()?);
+    Ok(command)
 }

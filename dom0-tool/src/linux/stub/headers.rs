@@ -1,13 +1,16 @@
-//! Finding the parts of a kernel header tree.
+//! Finding the parts of a kernel's header tree or source tree.
 //!
-//! Three shapes occur: a full build tree (sources and generated files together), a separate output folder whose
-//! `source` link leads to the sources, and Debian's pair `linux-headers-X-amd64` (generated) and `linux-headers-X-common`
-//! (sources), where the former's Makefile includes the latter's by an absolute path.
+//! Four shapes occur: a full build tree (sources and generated files together); a separate output folder whose `source`
+//! link leads to the sources; Debian's pair `linux-headers-X-amd64` (generated) and `linux-headers-X-common` (sources),
+//! where the former's Makefile includes the latter's; and sources that were never built, which need the kernel's
+//! configuration ([`prepare`](super::prepare) makes what such a tree lacks).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+
+use crate::linux::config::{Config, ConfigError};
 
 /// Why a folder is not a usable header tree.
 #[derive(Debug, Error)]
@@ -32,8 +35,17 @@ pub enum HeadersError {
         sources: PathBuf,
     },
     /// Neither this folder nor its Makefile leads to the sources.
-    #[error("the header tree at {} has no sources (include/linux/kconfig.h) and names none", .0.display())]
+    #[error("the header tree at {} has no sources (include/linux/mm.h) and names none", .0.display())]
     SourcesUnnamed(PathBuf),
+    /// Sources without configuration.
+    #[error("the kernel sources at {} have no configuration: neither autoconf.h nor .config", .0.display())]
+    NoConfig(PathBuf),
+    /// The configuration is unusable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration is another architecture's.
+    #[error("the header tree at {} is not configured for x86", .0.display())]
+    NotX86(PathBuf),
 }
 
 /// A header tree of one kernel build.
@@ -43,49 +55,72 @@ pub struct HeaderTree {
     pub generated: PathBuf,
     /// The source headers. The same folder in a full build tree.
     pub sources: PathBuf,
+    /// The configuration, where the tree has no `autoconf.h` made of it.
+    pub config: Option<Config>,
+    /// Whether the kernel is a 64-bit one.
+    pub wide: bool,
 }
 
-/// Present in every tree since 2.6.33, and the first thing that a compilation needs.
-const KCONFIG: &str = "include/linux/kconfig.h";
+/// Present in the sources of every kernel.
+const MM: &str = "include/linux/mm.h";
+/// Where the compiler's view of the configuration is: since 2.6.33, and before.
+pub(super) const AUTOCONF: [&str; 2] = ["include/generated/autoconf.h", "include/linux/autoconf.h"];
 
 impl HeaderTree {
-    /// Opens the tree at `path` and checks that what every compilation needs is there.
+    /// Opens the tree at `path`. `config` is the kernel's configuration, for sources that were never configured.
     ///
     /// # Errors
     /// [`HeadersError`].
-    pub fn open(path: &Path) -> Result<Self, HeadersError> {
+    pub fn open(path: &Path, config: Option<&Path>) -> Result<Self, HeadersError> {
         let generated = fs::canonicalize(path).map_err(|_| HeadersError::NoTree(path.to_owned()))?;
         let sources = Self::find_sources(&generated)?;
-        let tree = Self { generated, sources };
-        for file in [
-            "include/generated/autoconf.h",
-            "include/generated/utsrelease.h",
-            "include/generated/bounds.h",
-        ] {
-            if !tree.generated.join(file).is_file() {
+        for file in [MM, "include/linux/page-flags.h", "include/linux/mmzone.h"] {
+            if !sources.join(file).is_file() {
                 return Err(HeadersError::Missing {
-                    tree: tree.generated,
+                    tree: sources,
                     file: file.into(),
                 });
             }
         }
-        for file in [KCONFIG, "include/linux/mm.h", "include/linux/page-flags.h"] {
-            if !tree.sources.join(file).is_file() {
-                return Err(HeadersError::Missing {
-                    tree: tree.sources,
-                    file: file.into(),
-                });
+        let autoconf = AUTOCONF
+            .iter()
+            .find_map(|file| fs::read_to_string(generated.join(file)).ok());
+        let config = if autoconf.is_some() {
+            None
+        } else {
+            let beside = generated.join(".config");
+            let file = config
+                .or_else(|| beside.is_file().then_some(beside.as_path()))
+                .ok_or_else(|| HeadersError::NoConfig(generated.clone()))?;
+            Some(Config::read(file)?)
+        };
+        let has = |option: &str| match (&config, &autoconf) {
+            (Some(config), _) => config.has(option),
+            (None, text) => {
+                let line = format!("#define {option} 1");
+                let mut lines = text.as_deref().unwrap_or_default().lines();
+                lines.any(|one| one.trim_end() == line)
             }
+        };
+        let wide = has("CONFIG_X86_64");
+        // Until 2.6.23 the two were architectures of their own, and i386 called itself CONFIG_X86_32 or only CONFIG_X86.
+        if !wide && !has("CONFIG_X86_32") && !has("CONFIG_X86") {
+            return Err(HeadersError::NotX86(generated));
         }
-        Ok(tree)
+        Ok(Self {
+            generated,
+            sources,
+            config,
+            wide,
+        })
     }
 
     fn find_sources(generated: &Path) -> Result<PathBuf, HeadersError> {
-        if generated.join(KCONFIG).is_file() {
+        if generated.join(MM).is_file() {
             return Ok(generated.to_owned());
         }
         let linked = generated.join("source");
-        if linked.join(KCONFIG).is_file() {
+        if linked.join(MM).is_file() {
             return Ok(linked);
         }
         let makefile = fs::read_to_string(generated.join("Makefile")).unwrap_or_default();
@@ -102,34 +137,27 @@ impl HeaderTree {
         [beside, Some(named.clone())]
             .into_iter()
             .flatten()
-            .find(|folder| folder.join(KCONFIG).is_file())
+            .find(|folder| folder.join(MM).is_file())
             .ok_or(HeadersError::NoSources {
                 tree: generated.to_owned(),
                 sources: named,
             })
     }
 
-    /// The folders that the kernel's own build searches, in its order (`LINUXINCLUDE` and `USERINCLUDE`, top Makefile).
-    pub fn include_folders(&self) -> Vec<PathBuf> {
-        vec![
-            self.sources.join("arch/x86/include"),
-            self.generated.join("arch/x86/include/generated"),
-            self.sources.join("include"),
-            self.generated.join("include"),
-            self.sources.join("arch/x86/include/uapi"),
-            self.generated.join("arch/x86/include/generated/uapi"),
-            self.sources.join("include/uapi"),
-            self.generated.join("include/generated/uapi"),
-        ]
+    /// Where the tree has one of `files`, in its generated half or its sources.
+    pub(super) fn find(&self, files: &[&str]) -> Option<PathBuf> {
+        [&self.generated, &self.sources]
+            .into_iter()
+            .flat_map(|half| files.iter().map(|file| half.join(file)))
+            .find(|path| path.is_file())
     }
 
-    /// The files that the kernel's build includes before any other. `compiler_types.h` came in 4.15.
-    pub fn forced_includes(&self) -> Vec<PathBuf> {
-        ["include/linux/kconfig.h", "include/linux/compiler_types.h"]
-            .iter()
-            .map(|file| self.sources.join(file))
-            .filter(|file| file.is_file())
-            .collect()
+    /// The release that the tree says it is of, if it was ever built.
+    pub fn release(&self) -> Option<String> {
+        let stated = self.find(&["include/generated/utsrelease.h", "include/linux/utsrelease.h"])?;
+        let text = fs::read_to_string(stated).ok()?;
+        let (_, rest) = text.split_once("UTS_RELEASE")?;
+        rest.split('"').nth(1).map(str::to_owned)
     }
 
     /// Where distributions put the headers of `release`, best first.

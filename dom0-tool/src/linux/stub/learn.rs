@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::headers::HeaderTree;
 use super::run::{Operation, RunError, Stub};
+use super::toolchain::Compiler;
 use crate::linux::layout::{FORMAT, Known, Layout, Proof};
 use crate::report::hexadecimal;
 
@@ -88,7 +89,7 @@ pub enum LearnError {
     #[error("the headers do not give {0}")]
     MissingFact(&'static str),
     /// A number is not one that x86 can have.
-    #[error("the headers give {name} = {value}, which is not possible on x86-64")]
+    #[error("the headers give {name} = {value}, which is not possible on x86")]
     BadFact {
         /// Which.
         name: &'static str,
@@ -132,7 +133,7 @@ impl Random {
 ///
 /// # Errors
 /// [`LearnError`].
-pub fn learn(stub: &mut Stub, tree: &HeaderTree) -> Result<Layout, LearnError> {
+pub fn learn(stub: &mut Stub, tree: &HeaderTree, compiler: Compiler) -> Result<Layout, LearnError> {
     if stub.fact("CONFIG_RANDSTRUCT").is_some() {
         return Err(LearnError::Shuffled);
     }
@@ -158,7 +159,12 @@ pub fn learn(stub: &mut Stub, tree: &HeaderTree) -> Result<Layout, LearnError> {
     check_order(stub, order, u64::from(max_order.get()))?;
     let proof = prove(stub, &predicate)?;
 
-    let compiled = format!("headers of {}, compiled with gcc {}", stub.release, stub.compiler);
+    let compiled = format!(
+        "headers of {}, compiled with {} {}",
+        stub.release,
+        compiler.program(),
+        stub.compiler
+    );
     let facts: BTreeMap<String, Known> = stub
         .facts
         .iter()

@@ -45,6 +45,11 @@ pub enum RunError {
     /// This machine does not allow strict seccomp, and the stub is not run without.
     #[error("this machine does not offer seccomp (CONFIG_SECCOMP), without which the stub is not run")]
     NoSandbox,
+    /// This machine's kernel does not run programs of the guest's word size.
+    #[error(
+        "this machine's kernel does not run 32-bit programs (CONFIG_IA32_EMULATION), which the stub of a 32-bit kernel is"
+    )]
+    WordSize,
     /// It did not answer in time.
     #[error("the stub did not finish within {} s", TIME_LIMIT.as_secs())]
     TooSlow,
@@ -110,7 +115,11 @@ impl Stub {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            .spawn()?;
+            .spawn()
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOEXEC) => RunError::WordSize,
+                _ => RunError::Io(error),
+            })?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let output = output.ok_or(RunError::Greeting("no pipe"))?;
         let child = Arc::new(Mutex::new(child));

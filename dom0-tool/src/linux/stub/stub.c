@@ -12,13 +12,21 @@
 #include <linux/mmzone.h>
 #include <linux/page-flags.h>
 #include <linux/sched.h>
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(3, 4, 0)
 #include <linux/jump_label.h>
+#endif
 #include <linux/utsname.h>
 
-/* __NR_read and __NR_write, arch/x86/entry/syscalls/syscall_64.tbl: all that strict seccomp leaves, with exit. */
+/* __NR_read and __NR_write, arch/x86/entry/syscalls/syscall_{64,32}.tbl: all that strict seccomp leaves, with exit. */
+#ifdef __i386__
+#define CALL_READ 3
+#define CALL_WRITE 4
+/* 32-bit kernels are compiled with -mregparm=3; entry32.S takes its arguments from the stack. */
+__attribute__((regparm(0)))
+#else
 #define CALL_READ 0
 #define CALL_WRITE 1
-
+#endif
 extern long lacuna_syscall3(long number, long a, long b, long c);
 
 struct lacuna_fact {
@@ -56,6 +64,12 @@ static const struct lacuna_fact facts[] = {
     SIZE_OF(struct pglist_data),
     OFFSET_OF(struct pglist_data, node_zones),
     OFFSET_OF(struct pglist_data, nr_zones),
+    OFFSET_OF(struct pglist_data, node_start_pfn),
+    OFFSET_OF(struct pglist_data, node_spanned_pages),
+/* The condition had a name of its own until 5.14 (include/linux/mmzone.h). */
+#if defined(CONFIG_FLAT_NODE_MEM_MAP) || (defined(CONFIG_FLATMEM) && LINUX_VERSION_CODE >= KERNEL_VERSION(5, 14, 0))
+    OFFSET_OF(struct pglist_data, node_mem_map),
+#endif
 #ifdef CONFIG_SPARSEMEM
     SIZE_OF(struct mem_section),
     OFFSET_OF(struct mem_section, section_mem_map),
@@ -65,7 +79,8 @@ static const struct lacuna_fact facts[] = {
 #if defined(CONFIG_STACKPROTECTOR) || defined(CONFIG_CC_STACKPROTECTOR)
     OFFSET_OF(struct task_struct, stack_canary),
 #endif
-#ifdef CONFIG_JUMP_LABEL
+/* Before 3.4 struct static_key was struct jump_label_key, and page poisoning had no switch. */
+#if defined(CONFIG_JUMP_LABEL) && LINUX_VERSION_CODE >= KERNEL_VERSION(3, 4, 0)
     OFFSET_OF(struct static_key, enabled),
     MEMBER_SIZE(struct static_key, enabled),
 #endif
