@@ -134,6 +134,7 @@ fn parse_line(line: &str) -> Option<(&str, u64)> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use proptest::prelude::*;
     use std::fmt::Write as _;
 
     fn file(lines: &[(&str, u64)], filler: u64) -> tempfile::NamedTempFile {
@@ -185,5 +186,33 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_file_is_an_answer_or_an_error(
+            flips in proptest::collection::vec((0..40_000_usize, any::<u8>()), 0..40),
+            keep in 0..60_000_usize,
+        ) {
+            let lines = [
+                ("_stext", 0xffff_ffff_8100_0000),
+                ("init_uts_ns", 0xffff_ffff_8200_0000),
+            ];
+            let whole = file(&lines, 1100);
+            let mut bytes = fs::read(whole.path()).unwrap();
+            for (at, value) in flips {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= value;
+                }
+            }
+            bytes.truncate(keep);
+            fs::write(whole.path(), bytes).unwrap();
+            // What is believed fits the running kernel, whatever the file has become.
+            if let Ok(symbols) = read(whole.path(), &info(), &["filler_7"]) {
+                prop_assert_eq!(symbols.find("_stext"), info().find_symbol("_stext"));
+                let moved = symbols.find("init_uts_ns");
+                prop_assert!(moved.is_none() || moved == info().find_symbol("init_uts_ns"));
+            }
+        }
     }
 }
