@@ -69,7 +69,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("windows/truth-7", 600),
     quick("windows/truth-10", 600),
     quick("windows/liar", 600),
-    // Not seen to the end yet, as the one without the re-check below.
+    // Not seen to the end yet.
     long("windows/race", 1800),
     quick("migration/killed", 1200),
     quick("migration/init-on-free", 1200),
@@ -90,7 +90,7 @@ pub const SCENARIOS: &[Scenario] = &[
     long_on(Boot::Mutants, "migration/debug", 1200),
     quick_on(Boot::Mutants, "migration/scan-before-clean", 1500),
     quick_on(Boot::Mutants, "reclaim/race-without-recheck", 900),
-    long_on(Boot::Mutants, "windows/race-without-recheck", 1800),
+    quick_on(Boot::Mutants, "windows/race-without-recheck", 900),
     long_on(Boot::Mutants, "reclaim/race-without-flush", 900),
     long_on(Boot::Iommu, "reclaim/refusals-iommu", 600),
     long_on(Boot::PvhDom0, "reclaim/refusals-pvh-dom0", 600),
