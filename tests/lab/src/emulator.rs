@@ -22,6 +22,8 @@ use crate::xen::Hypervisor;
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long the machine may take to go off.
 const OFF_LIMIT: Duration = Duration::from_secs(30);
+/// Xen's console, and dom0's, in the logs of the scenario that the machine was booted for.
+const CONSOLE: &str = "console.log";
 /// The emulator's own words, in a scenario's logs.
 const WORDS: &str = "emulator.log";
 /// Lines of Xen's console that go into an error.
@@ -272,6 +274,18 @@ impl Emulator {
         }
     }
 
+    /// How much Xen has written on its console so far, in bytes.
+    pub(crate) fn console_length(&self) -> u64 {
+        fs::metadata(self.logs.join(CONSOLE)).map_or(0, |metadata| metadata.len())
+    }
+
+    /// What Xen has written on its console from byte `from` on.
+    pub(crate) fn console_from(&self, from: u64) -> String {
+        let bytes = fs::read(self.logs.join(CONSOLE)).unwrap_or_default();
+        let new = usize::try_from(from).ok().and_then(|from| bytes.get(from..));
+        String::from_utf8_lossy(new.unwrap_or_default()).into_owned()
+    }
+
     /// Switches the machine off, by force when it does not go off by itself.
     pub(crate) fn off(mut self) {
         // A machine that is gone already, or does not go, is no failure of the scenarios that ran on it; dropping ends it.
@@ -285,7 +299,7 @@ impl Emulator {
     }
 
     fn broken(&self, what: &str) -> Error {
-        let console = last_lines(&self.logs.join("console.log"), CONSOLE_TAIL);
+        let console = last_lines(&self.logs.join(CONSOLE), CONSOLE_TAIL);
         let errors = last_lines(&self.logs.join(WORDS), CONSOLE_TAIL);
         // Said at every start for the processor's features that only real ones have.
         let errors: Vec<&str> = errors
@@ -314,7 +328,7 @@ fn fresh(logs: &Path) -> Result<(PathBuf, fs::File)> {
     fs::create_dir_all(logs).on("create", logs)?;
     let words = logs.join(WORDS);
     let words = fs::File::create(&words).on("create", &words)?;
-    Ok((logs.join("console.log"), words))
+    Ok((logs.join(CONSOLE), words))
 }
 
 /// Waits for the emulator to connect, which it does before anything else.

@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::setup::Stage;
 
 /// How often a scenario runs again for the emulator's sake.
-const RERUNS: u32 = 2;
+const RERUNS: u32 = 4;
 
 /// What came of one test.
 pub(crate) struct Outcome {
@@ -69,16 +69,16 @@ pub(crate) fn measure(context: &Context, name: &str) -> Result<Outcome> {
 }
 
 /// Runs `scenarios`, in order, and returns an outcome for each. One that fails because the emulator lost a guest runs again
-/// on a new machine, see [`emulator_lost_a_guest`].
+/// on a new machine, see [`shows_a_lost_guest`].
 pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Vec<Outcome> {
     let mut machine = None;
     let outcomes = scenarios
         .iter()
         .map(|scenario| {
             let here = logs.join(scenario.name.replace('/', "-"));
-            let mut outcome = attempt(stage, &mut machine, *scenario, &here);
+            let (mut outcome, mut guest_lost) = attempt(stage, &mut machine, *scenario, &here);
             for rerun in 1..=RERUNS {
-                if outcome.failure.is_none() || !emulator_lost_a_guest(&here) {
+                if outcome.failure.is_none() || !guest_lost {
                     break;
                 }
                 println!(
@@ -93,7 +93,7 @@ pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Vec<Out
                 let _ = crate::context::remove(&kept);
                 let _ = fs::rename(&here, &kept);
                 let seconds = outcome.seconds;
-                outcome = attempt(stage, &mut machine, *scenario, &here);
+                (outcome, guest_lost) = attempt(stage, &mut machine, *scenario, &here);
                 outcome.seconds += seconds;
                 outcome
                     .figures
@@ -109,13 +109,13 @@ pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Vec<Out
 }
 
 /// Runs `scenario` on `machine`, or on a new one where there is none or another one is needed; leaves there what the next one
-/// may use.
+/// may use. Tells as well whether the emulator lost a guest meanwhile.
 fn attempt(
     stage: &Stage,
     machine: &mut Option<(Boot, Emulator)>,
     scenario: Scenario,
     here: &Path,
-) -> Outcome {
+) -> (Outcome, bool) {
     let progress = Progress::begin(scenario.name);
     let started = Instant::now();
     let mut figures = Vec::new();
@@ -129,10 +129,14 @@ fn attempt(
             boot(stage, scenario.boot, here, &progress)
         }
     };
+    let before = running.as_ref().map_or(0, Emulator::console_length);
     let ended = match &mut running {
         Ok(running) => one(running, scenario, here, &progress, &mut figures),
         Err(_) => Ok(None),
     };
+    let guest_lost = running
+        .as_ref()
+        .is_ok_and(|running| shows_a_lost_guest(&running.console_from(before)));
     let failure = match (running, ended) {
         (Ok(running), Ok(failure)) => {
             *machine = Some((scenario.boot, running));
@@ -144,25 +148,18 @@ fn attempt(
     let failure = failure.map(|text| format!("{text}\n  logs:     {}", here.display()));
     let seconds = started.elapsed().as_secs();
     progress.done();
-    Outcome {
+    let outcome = Outcome {
         name: scenario.name.to_owned(),
         failure,
         seconds,
         figures,
-    }
+    };
+    (outcome, guest_lost)
 }
 
-/// Whether a guest of the scenario whose logs are in `logs` died with Xen's own code segment and instruction pointer as its
-/// state. No guest can get there, whatever Xen or Lacuna do to its memory: the emulated processor has saved the host's state in
-/// the place of the guest's.
-fn emulator_lost_a_guest(logs: &Path) -> bool {
-    ["hypervisor.log", "console.log"].iter().any(|name| {
-        let text = fs::read(logs.join(name)).unwrap_or_default();
-        shows_a_lost_guest(&String::from_utf8_lossy(&text))
-    })
-}
-
-/// Looks for a dump of a guest's state that is Xen's.
+/// Whether Xen's console tells of a guest that died with Xen's own code segment and instruction pointer as its state. No
+/// guest can get there, whatever Xen or Lacuna do to its memory: the emulated processor has saved the host's state in the place
+/// of the guest's.
 fn shows_a_lost_guest(console: &str) -> bool {
     let lines: Vec<&str> = console.lines().collect();
     lines

@@ -17,7 +17,7 @@ use crate::host::Host;
 use crate::migration::{Journey, compare, migrate};
 
 /// Migrations in a row in every run, and in a long one.
-const ROUNDS: u32 = 3;
+const ROUNDS: u32 = 2;
 const LONG_ROUNDS: u32 = 20;
 /// Migrations within which a scan from before CLEAN must have lost a write.
 const MUTANT_ROUNDS: u32 = 8;
