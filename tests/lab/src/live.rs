@@ -157,14 +157,21 @@ fn attempt(
     (outcome, guest_lost)
 }
 
-/// Whether Xen's console tells of a guest that died with Xen's own code segment and instruction pointer as its state. No
-/// guest can get there, whatever Xen or Lacuna do to its memory: the emulated processor has saved the host's state in the place
-/// of the guest's.
+/// Whether Xen's console tells of a guest that the emulated processor has lost: one with Xen's own code segment and instruction
+/// pointer as its state, where no guest can get, whatever is done to its memory; or one that died because the processor could
+/// not read gate 8 of its interrupt table, where Linux has that table, after it had not been able to read the gate before.
 fn shows_a_lost_guest(console: &str) -> bool {
+    const TRIPLE: &str = "Triple fault - invoking HVM shutdown";
+    /// Lines of Xen's dump of a virtual CPU.
+    const DUMP: usize = 16;
     let lines: Vec<&str> = console.lines().collect();
-    lines
-        .windows(2)
-        .any(|pair| pair[0].contains("RIP:    e008:[<ffff82d0") && pair[1].contains("CONTEXT: hvm guest"))
+    lines.iter().enumerate().any(|(at, line)| {
+        let dump = &lines[at..lines.len().min(at + DUMP)];
+        let has = |part: &str| dump.iter().any(|line| line.contains(part));
+        line.contains(TRIPLE)
+            && has("CONTEXT: hvm guest")
+            && (has("RIP:    e008:[<ffff82d0") || has("cr2: fffffe0000000080"))
+    })
 }
 
 /// Makes what the machine needs, and starts it.
@@ -241,17 +248,20 @@ mod tests {
     use super::shows_a_lost_guest;
 
     #[test]
-    fn only_a_guest_with_xens_own_state_was_lost_by_the_emulator() {
-        let dump = |rip: &str, context: &str| {
+    fn only_a_guest_with_xens_state_or_without_its_interrupt_table_was_lost_by_the_emulator() {
+        let dump = |rip: &str, context: &str, cr2: &str| {
             format!(
                 "(XEN) d6v0 Triple fault - invoking HVM shutdown action 1\n(XEN) CPU:    0\n(XEN) RIP:    {rip}\n\
-                 (XEN) RFLAGS: 0000000000000246   CONTEXT: {context}\n"
+                 (XEN) RFLAGS: 0000000000000246   CONTEXT: {context}\n(XEN) cr3: 0000000005cf6000   cr2: {cr2}\n"
             )
         };
-        let xen = "e008:[<ffff82d040215c3f>]";
-        assert!(shows_a_lost_guest(&dump(xen, "hvm guest (d6v0)")));
-        assert!(!shows_a_lost_guest(&dump(xen, "hypervisor (d6v0)")));
-        let guest = "0010:[<ffffffff81d03a03>]";
-        assert!(!shows_a_lost_guest(&dump(guest, "hvm guest (d1v1)")));
+        let (xen, guest) = ("e008:[<ffff82d040215c3f>]", "0010:[<ffffffff81d03a03>]");
+        let (gate, other) = ("fffffe0000000080", "fffffe0000001ff8");
+        assert!(shows_a_lost_guest(&dump(xen, "hvm guest (d6v0)", other)));
+        assert!(shows_a_lost_guest(&dump(guest, "hvm guest (d6v0)", gate)));
+        assert!(!shows_a_lost_guest(&dump(guest, "hvm guest (d6v0)", other)));
+        assert!(!shows_a_lost_guest(&dump(xen, "hypervisor (d6v0)", other)));
+        let oops = dump(guest, "hvm guest (d6v0)", gate).replace("Triple fault", "Oops");
+        assert!(!shows_a_lost_guest(&oops));
     }
 }
