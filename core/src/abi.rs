@@ -11,7 +11,7 @@ use crate::VcpuRegisters;
 /// The domctl's number, `XEN_DOMCTL_lacuna`: "LA", far above what Xen allots in sequence.
 pub const DOMCTL_LACUNA: u32 = 0x4c41;
 /// Version of this interface.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What is asked of the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,20 @@ pub enum Op {
     /// Map zero frames at the frames in `buffer`, an array of 64-bit numbers, from index `cursor` on; `flags` is the order of
     /// each, 0 or 9. For a domain that is being received. The shim's own.
     PopulateZero = 11,
+    /// Content stage over frames `cursor..end`, `budget` pages at most. Needs no profile. `flags`: [`CONTENT_LEAVE_FREE`].
+    /// `result`: pages put on zero frames, pages put on a shared frame, pages hashed, of them not as in the last round or
+    /// met for the first time; added up likewise.
+    Content = 12,
+    /// Have the domain share by content with the members of the trust group that `buffer` names, and they with it; with an
+    /// empty buffer with nobody but itself. The shim's own.
+    SetGroup = 13,
 }
+
+/// Flag of [`Op::Content`]: leave pages alone that the last scan found free.
+pub const CONTENT_LEAVE_FREE: u32 = 1;
+
+/// Longest name of a trust group, in bytes (`XEN_DOMCTL_LACUNA_GROUP_MAX`).
+pub const GROUP_NAME_MAX: usize = 63;
 
 impl Op {
     /// The operation with number `code`.
@@ -62,6 +75,8 @@ impl Op {
             9 => Self::ReadBitmap,
             10 => Self::ZeroMap,
             11 => Self::PopulateZero,
+            12 => Self::Content,
+            13 => Self::SetGroup,
             _ => return None,
         })
     }
@@ -258,6 +273,32 @@ statistics! {
     metadata_bytes,
     /// Frames that the bitmap covers.
     bitmap_gfns,
+    /// Pages that the content stage looked at, in all.
+    content_pages,
+    /// Pages hashed, in all.
+    content_hashed,
+    /// Pages hashed that were not as in the last round, or were met for the first time, in all.
+    content_changed,
+    /// Pages found to be zero and put on zero frames by the content stage, in all.
+    content_zeroed,
+    /// Pages put on a frame that others share, in all.
+    content_merged,
+    /// Pages entered into the index, in all.
+    content_indexed,
+    /// Entries of the index that gave way to others, in all.
+    content_evicted,
+    /// Times that the index named a page which turned out to differ, in all.
+    content_differed,
+    /// Pages left alone by the content stage because something holds them, in all.
+    content_held,
+    /// Times that a frame had as many sharers as a frame may have, in all.
+    content_full,
+    /// Pages left alone by the content stage for any other reason, in all.
+    content_refused,
+    /// Pages on frames shared by content now.
+    content_gfns,
+    /// Write faults that took a page off a frame shared by content, in all.
+    content_unshared,
 }
 
 /// What is known of one frame.
@@ -331,8 +372,10 @@ pub struct ShimCounters {
     pub pool_refused: u64,
     /// Bytes held for the domain by the shim, bitmap included.
     pub metadata_bytes: u64,
-    /// 0.
-    pub pad: [u64; 2],
+    /// Frames shared by content now.
+    pub content_gfns: u64,
+    /// Write faults that took a page off such a frame.
+    pub content_unshared: u64,
 }
 
 static_assertions::const_assert_eq!(size_of::<Request>(), 88);
@@ -341,7 +384,7 @@ static_assertions::const_assert_eq!(size_of::<VcpuRegisters>(), 64);
 static_assertions::const_assert_eq!(size_of::<GfnInfo>(), 40);
 static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 64);
 static_assertions::const_assert_eq!(size_of::<Explanation>(), 96);
-static_assertions::const_assert_eq!(size_of::<Statistics>(), 39 * 8);
+static_assertions::const_assert_eq!(size_of::<Statistics>(), 52 * 8);
 
 #[cfg(test)]
 mod tests {
@@ -364,7 +407,7 @@ mod tests {
         };
         let mut golden = [0_u8; 88];
         for (at, value) in [
-            (0, 2),
+            (0, 3),
             (4, 4),
             (8, 2),
             (12, 3),
@@ -385,10 +428,10 @@ mod tests {
 
     #[test]
     fn every_operation_has_one_number() {
-        for code in 1..=11 {
+        for code in 1..=13 {
             assert_eq!(Op::from_code(code).map(|op| op as u32), Some(code));
         }
         assert_eq!(Op::from_code(0), None);
-        assert_eq!(Op::from_code(12), None);
+        assert_eq!(Op::from_code(14), None);
     }
 }

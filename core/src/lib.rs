@@ -23,6 +23,7 @@ pub mod abi;
 mod addr;
 mod admission;
 mod bitmap;
+mod content;
 mod explain;
 mod frame_copies;
 mod free;
@@ -47,6 +48,10 @@ mod walk;
 pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
 pub use admission::{CounterError, CounterReading, free_by_counters};
 pub use bitmap::Bitmap;
+pub use content::{
+    BYTES_PER_PAGE, ContentReport, Digest, DomainId, Entry, Index, Inserted, MAX_SHARERS, PageState, Peers,
+    Place, Rounds, Seed, Stage, merge_protected, share_zero_protected,
+};
 pub use explain::explain;
 pub use frame_copies::FrameCopies;
 pub use free::{FreeCheck, InUseReason, UnknownReason, Verdict};
@@ -62,7 +67,7 @@ pub use profile::{
     PagingLevels, Predicate, Profile, ProfileError, RootSlot, Sections, ZoneCounter,
 };
 pub use scan::{ScanStep, Scanner};
-pub use session::{Host, Outcome, Session};
+pub use session::{ContentArea, Host, Outcome, Session};
 pub use share::{
     MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, SUPERPAGE_UNITS, SliceEnd, SliceReport, share_slice,
     share_slice_protected,

@@ -22,11 +22,19 @@ pub enum Skip {
     Already,
     /// The domain is being destroyed.
     Dying,
+    /// Its bytes are not those of the page that it was to share a frame with.
+    Differs,
+    /// The frame that it was to share has as many sharers as a frame may have.
+    Full,
+    /// The hypervisor has no memory to keep book of another sharer.
+    NoMemory,
+    /// The domain with which it was to share is gone, or not of the same trust group.
+    NoPartner,
 }
 
 impl Skip {
     /// Number of reasons.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 12;
 
     /// Position of this reason in [`crate::SliceReport::skipped`]; the shim's code is one more.
     pub const fn index(self) -> usize {
@@ -39,10 +47,14 @@ impl Skip {
             Self::LogDirty => 5,
             Self::Already => 6,
             Self::Dying => 7,
+            Self::Differs => 8,
+            Self::Full => 9,
+            Self::NoMemory => 10,
+            Self::NoPartner => 11,
         }
     }
 
-    /// The reason with the shim's code `code`, 1 to 8.
+    /// The reason with the shim's code `code`, 1 to 12.
     pub const fn from_code(code: i32) -> Option<Self> {
         Some(match code {
             1 => Self::NotRam,
@@ -53,6 +65,10 @@ impl Skip {
             6 => Self::LogDirty,
             7 => Self::Already,
             8 => Self::Dying,
+            9 => Self::Differs,
+            10 => Self::Full,
+            11 => Self::NoMemory,
+            12 => Self::NoPartner,
             _ => return None,
         })
     }

@@ -50,6 +50,9 @@ pub enum Status {
     PopulateOnDemand = 218,
     /// Xen has no zero frames (it found no 2 MiB of memory for them at boot), or the domain is the hardware domain.
     NoZeroFrames = 220,
+    /// The domain cannot leave its trust group: it is on frames that it shares by content, perhaps with other members.
+    /// `result`: pages.
+    GroupInUse = 221,
     /// The hypervisor gave a reason that this version does not know. `result`: the reason.
     Blocked = 219,
 
@@ -82,7 +85,7 @@ pub enum Status {
 
 impl Status {
     /// Every answer, in the order of their numbers.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Done,
         Self::ProfileTruncated,
         Self::ProfileMagic,
@@ -103,6 +106,7 @@ impl Status {
         Self::PvhDom0,
         Self::PopulateOnDemand,
         Self::NoZeroFrames,
+        Self::GroupInUse,
         Self::Blocked,
         Self::KernelChanged,
         Self::NoVcpuOnline,

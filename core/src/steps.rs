@@ -34,6 +34,8 @@ pub enum Mutation {
     NoLock,
     /// The entry left read-only when the block is not shared (protected variant).
     NoRestore,
+    /// R left out for the page whose frame is to be shared (content).
+    NoProtectPartner,
 }
 
 /// Which steps a slice takes: all of them, in their order. Only with the test-only feature `mutants` is there another

@@ -354,12 +354,18 @@ fn each_call_failed_once_loses_nothing_and_leaves_nothing_half_done() {
     assert_eq!(scenario(&mut guest, &mut session), [Status::Done; 2]);
     let goal = guest.zero_gfns();
     assert_eq!(goal, guest.free_pages());
-    let calls = Primitive::ALL.map(|primitive| (primitive, guest.calls(primitive)));
+    // The protected variant and the content stage have tests of their own.
+    let calls = [
+        Primitive::Read,
+        Primitive::Registers,
+        Primitive::ShareZero,
+        Primitive::Bitmap,
+        Primitive::Blocker,
+        Primitive::Preempted,
+    ]
+    .map(|primitive| (primitive, guest.calls(primitive)));
 
     for (primitive, calls) in calls {
-        if primitive == Primitive::Protect {
-            continue; // the protected variant has its own test
-        }
         assert!(calls > 0, "{primitive:?} is never called: the test shows nothing");
         for call in 0..calls {
             let (mut guest, mut session) = furnished_guest();

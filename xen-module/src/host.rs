@@ -5,10 +5,11 @@ use core::sync::atomic::AtomicU64;
 
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::{
-    BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Predicate, ReadError, Row, Skip, Status, VcpuRegisters,
+    BYTES_PER_PAGE, BytesRule, ContentArea, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Predicate, ReadError, Row, Skip, Status, VcpuRegisters,
     failing_one_by_one, value_by_bytes,
 };
 
+use crate::content::words;
 use crate::mapped_frame::MappedFrame;
 use crate::shim::{self, Domain};
 
@@ -19,9 +20,9 @@ use crate::shim::{self, Domain};
 /// `domain` is a live domain other than the caller's own, held by a reference for as long as this value exists, and the
 /// domain's Lacuna lock is held. [`XenHost::new`]'s caller promises it; every `unsafe` block below leans on it.
 pub(crate) struct XenHost {
-    domain: *mut Domain,
+    pub(crate) domain: *mut Domain,
     /// The frame read last. Descriptors of neighbours lie side by side, and so do page-table entries.
-    last: Option<MappedFrame>,
+    pub(crate) last: Option<MappedFrame>,
 }
 
 impl XenHost {
@@ -136,7 +137,7 @@ impl P2m for XenHost {
 }
 
 /// The bitmap's words: hypervisor memory of the domain's Lacuna state.
-pub(crate) struct Words(&'static [AtomicU64]);
+pub(crate) struct Words(pub(crate) &'static [AtomicU64]);
 
 impl AsRef<[AtomicU64]> for Words {
     fn as_ref(&self) -> &[AtomicU64] {
@@ -210,6 +211,27 @@ impl Host for XenHost {
     fn paused_by_toolstack(&mut self) -> bool {
         // SAFETY: invariant.
         unsafe { shim::lacuna_x_paused_by_toolstack(self.domain) }
+    }
+
+    fn content_area(&mut self, gfns: u64) -> Result<ContentArea<Self::Words>, u64> {
+        let mut area = shim::RawContentArea {
+            rounds: ptr::null_mut(),
+            rounds_words: 0,
+            index: ptr::null_mut(),
+            index_words: 0,
+            seed: 0,
+        };
+        // SAFETY: invariant; the out-pointer is to a local of the C side's layout.
+        let result = unsafe { shim::lacuna_x_content_area(self.domain, gfns, &raw mut area) };
+        if result != 0 {
+            return Err(gfns.saturating_mul(BYTES_PER_PAGE));
+        }
+        // SAFETY: the C side keeps that many words of zero-initialised, 8-byte-aligned memory at both places. The rounds
+        // grow in this very function, which is called once in an operation; a domain's own index does not, nor does its
+        // group's, which stays while the domain is a member: it leaves under the Lacuna lock. All access is by atomics.
+        let (rounds, index) =
+            unsafe { (words(area.rounds, area.rounds_words), words(area.index, area.index_words)) };
+        Ok(ContentArea { rounds, index, seed: area.seed })
     }
 
     fn counters(&mut self) -> ShimCounters {

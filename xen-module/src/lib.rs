@@ -7,6 +7,7 @@
 //! itself. There is no allocator.
 #![no_std]
 
+mod content;
 mod entry;
 mod host;
 mod mapped_frame;

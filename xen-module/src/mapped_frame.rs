@@ -90,6 +90,14 @@ impl MappedFrame {
         if offset.checked_add(into.len())? > PAGE_SIZE {
             return None;
         }
+        if (offset | into.len()) & 7 == 0 {
+            for (index, eight) in into.chunks_exact_mut(8).enumerate() {
+                // SAFETY: as in `value`: `offset + 8 * index + 8` is at most `PAGE_SIZE`, and a multiple of eight.
+                let value = unsafe { self.at.add(offset).cast::<u64>().add(index).read_volatile() };
+                eight.copy_from_slice(&value.to_le_bytes());
+            }
+            return Some(());
+        }
         for (index, byte) in into.iter_mut().enumerate() {
             // SAFETY: as in `value`: `offset + index` is below `PAGE_SIZE`, and a byte has no alignment.
             *byte = unsafe { self.at.add(offset + index).read_volatile() };

@@ -135,6 +135,8 @@ impl MockGuest {
             registers: (0..config.vcpus).map(|_| registers).collect(),
             toolstack_pause: false,
             bitmap: std::sync::Arc::from(Vec::new()),
+            rounds: std::sync::Arc::from(Vec::new()),
+            index: std::sync::Arc::from(Vec::new()),
             header: (0..PAGE_SIZE / 8)
                 .map(|_| core::sync::atomic::AtomicU64::new(0))
                 .collect(),

@@ -9,8 +9,8 @@ use super::faults::Primitive;
 use super::machine::{Entry, Violation};
 use crate::abi::{GfnInfo, ShimCounters};
 use crate::{
-    BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Protect, ReadError, Skip, Status,
-    VcpuRegisters,
+    BytesRule, ContentArea, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Protect, ReadError,
+    Skip, Status, VcpuRegisters,
 };
 
 /// Prices of calls on the mock's clock, in nanoseconds: a read of a mapped frame, and a change of an entry.
@@ -29,7 +29,7 @@ const SKIPS: [Skip; 6] = [
 
 impl MockGuest {
     /// Lets the guest run for a moment, if it is running.
-    fn interlude(&mut self) {
+    pub(super) fn interlude(&mut self) {
         if self.machine.running() && !self.toolstack_pause {
             if let Some(mut program) = self.interlude.take() {
                 program(self);
@@ -194,6 +194,10 @@ impl Host for MockGuest {
         self.toolstack_pause
     }
 
+    fn content_area(&mut self, gfns: u64) -> Result<ContentArea<Self::Words>, u64> {
+        self.content_area_of(gfns)
+    }
+
     fn counters(&mut self) -> ShimCounters {
         ShimCounters {
             zero_gfns: self.machine.zero_gfns(),
@@ -202,7 +206,8 @@ impl Host for MockGuest {
             released: self.machine.released,
             pool_refused: self.machine.pool_refused,
             metadata_bytes: self.bitmap.len() as u64 * 8,
-            pad: [0; 2],
+            content_gfns: self.machine.content_gfns(),
+            content_unshared: self.machine.content_unshared,
         }
     }
 
@@ -210,7 +215,7 @@ impl Host for MockGuest {
         let entry = self.machine.entry(gfn.get());
         GfnInfo {
             mfn: match entry {
-                Entry::Ram { frame, .. } => frame as u64,
+                Entry::Ram { frame, .. } | Entry::Shared(frame) => frame as u64,
                 Entry::Hole | Entry::Zero => u64::MAX,
             },
             // One reference for being allocated, as Xen counts (`PGC_allocated | 1`), and one for each holder.

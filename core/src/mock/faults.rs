@@ -19,11 +19,19 @@ pub enum Primitive {
     Blocker,
     /// [`crate::Host::preempted`]: yes.
     Preempted,
+    /// [`crate::Host::content_area`]: no memory.
+    ContentArea,
+    /// [`crate::Peers::equal`]: no.
+    Equal,
+    /// [`crate::Peers::lock_with`]: the partner is gone.
+    LockWith,
+    /// [`crate::Peers::merge`]: one [`crate::Skip`] after the other.
+    Merge,
 }
 
 impl Primitive {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::Read,
         Self::Registers,
         Self::ShareZero,
@@ -31,6 +39,10 @@ impl Primitive {
         Self::Bitmap,
         Self::Blocker,
         Self::Preempted,
+        Self::ContentArea,
+        Self::Equal,
+        Self::LockWith,
+        Self::Merge,
     ];
 }
 

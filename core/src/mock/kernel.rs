@@ -48,6 +48,8 @@ pub struct MockGuest {
     pub(super) toolstack_pause: bool,
     pub(super) bitmap: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
     pub(super) header: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
+    pub(super) rounds: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
+    pub(super) index: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
     pub(super) clock: u64,
     pub(super) read_price: u64,
     pub(super) reads: u64,

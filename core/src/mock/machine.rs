@@ -56,28 +56,35 @@ pub enum Violation {
 
 /// Whose a host frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
+pub(super) enum Owner {
     Host,
     Guest,
+    /// Nobody's: shared by content.
+    Shared,
     /// Taken out of the p2m, not yet given back.
     Queued,
     Neighbour,
 }
 
 #[derive(Clone, Debug)]
-struct Frame {
-    owner: Owner,
-    references: u32,
+pub(super) struct Frame {
+    pub(super) owner: Owner,
+    pub(super) references: u32,
     /// `None`: all zero.
-    bytes: Option<Box<[u8; PAGE_SIZE]>>,
+    pub(super) bytes: Option<Box<[u8; PAGE_SIZE]>>,
 }
 
 /// One 4 KiB entry of the p2m.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Hole,
-    Ram { frame: usize, writable: bool },
+    Ram {
+        frame: usize,
+        writable: bool,
+    },
     Zero,
+    /// A frame shared by content.
+    Shared(usize),
 }
 
 /// Where a translation leads; `None` is a zero frame.
@@ -107,13 +114,13 @@ pub enum Access {
 /// See the module's header.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
-    frames: Vec<Frame>,
-    free: Vec<usize>,
+    pub(super) frames: Vec<Frame>,
+    pub(super) free: Vec<usize>,
     p2m: Vec<Entry>,
     /// 2 MiB regions that are one entry.
-    large: BTreeSet<u64>,
+    pub(super) large: BTreeSet<u64>,
     caches: Vec<BTreeMap<u64, Translation>>,
-    queue: Vec<usize>,
+    pub(super) queue: Vec<usize>,
     locked: bool,
     pauses: u32,
     pub(super) pool_pages: u64,
@@ -124,9 +131,10 @@ pub(super) struct Machine {
     pub(super) unshare_enomem: u64,
     pub(super) released: u64,
     pub(super) pool_refused: u64,
+    pub(super) content_unshared: u64,
 }
 
-const REGION: u64 = 512;
+pub(super) const REGION: u64 = 512;
 
 impl Machine {
     /// A machine whose guest has `pages` frames, but for `hole`, and whose host has `host_free` more.
@@ -174,6 +182,7 @@ impl Machine {
             unshare_enomem: 0,
             released: 0,
             pool_refused: 0,
+            content_unshared: 0,
         }
     }
 
@@ -189,7 +198,11 @@ impl Machine {
             .unwrap_or(Entry::Hole)
     }
 
-    fn set_entry(&mut self, gfn: u64, entry: Entry) {
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.p2m
+    }
+
+    pub(super) fn set_entry(&mut self, gfn: u64, entry: Entry) {
         if let Some(slot) = usize::try_from(gfn).ok().and_then(|gfn| self.p2m.get_mut(gfn)) {
             *slot = entry;
         }
@@ -218,7 +231,7 @@ impl Machine {
 
     pub(super) fn references(&mut self, gfn: u64) -> Option<&mut u32> {
         match self.entry(gfn) {
-            Entry::Ram { frame, .. } => Some(&mut self.frames[frame].references),
+            Entry::Ram { frame, .. } | Entry::Shared(frame) => Some(&mut self.frames[frame].references),
             Entry::Hole | Entry::Zero => None,
         }
     }
@@ -242,9 +255,15 @@ impl Machine {
     /// Whether every host frame is exactly where its owner says; the first that is not.
     pub(super) fn misplaced(&self) -> Option<usize> {
         let mut seen: Vec<Owner> = std::vec![Owner::Neighbour; self.frames.len()];
+        let mut shared = BTreeSet::new();
         for entry in &self.p2m {
-            if let Entry::Ram { frame, .. } = entry {
-                seen[*frame] = Owner::Guest;
+            match entry {
+                Entry::Ram { frame, .. } => seen[*frame] = Owner::Guest,
+                Entry::Shared(frame) => {
+                    seen[*frame] = Owner::Shared;
+                    shared.insert(*frame);
+                }
+                Entry::Hole | Entry::Zero => {}
             }
         }
         for frame in &self.free {
@@ -254,7 +273,7 @@ impl Machine {
             seen[*frame] = Owner::Queued;
         }
         let placed = self.p2m.iter().filter(|entry| matches!(entry, Entry::Ram { .. }));
-        let all_different = placed.count() + self.free.len() + self.queue.len()
+        let all_different = placed.count() + shared.len() + self.free.len() + self.queue.len()
             == seen.iter().filter(|owner| **owner != Owner::Neighbour).count();
         if !all_different {
             return Some(0);
@@ -280,7 +299,7 @@ impl Machine {
     pub(super) fn peek(&self, gfn: u64, offset: usize, into: &mut [u8]) -> bool {
         match self.entry(gfn) {
             Entry::Hole => return false,
-            Entry::Ram { frame, .. } => self.read_frame(Some(frame), offset, into),
+            Entry::Ram { frame, .. } | Entry::Shared(frame) => self.read_frame(Some(frame), offset, into),
             Entry::Zero => self.read_frame(None, offset, into),
         }
         true
@@ -307,6 +326,7 @@ impl Machine {
             Entry::Hole => return Err(Access::Absent),
             Entry::Ram { frame, writable } => (Some(frame), writable),
             Entry::Zero => (None, false),
+            Entry::Shared(frame) => (Some(frame), false),
         };
         if write && !writable {
             return self.fault(vcpu, gfn);
@@ -344,6 +364,10 @@ impl Machine {
                 self.large.remove(&(gfn / REGION));
                 frame
             }
+            Entry::Shared(frame) => match self.unshare(frame) {
+                Some(own) => own,
+                None => return Err(Access::NoMemory),
+            },
         };
         self.set_entry(
             gfn,
@@ -358,8 +382,9 @@ impl Machine {
         self.translate(vcpu, gfn, true)
     }
 
-    fn own(&mut self, vcpu: usize, gfn: u64, target: Target) {
-        if target.is_some_and(|frame| self.frames[frame].owner != Owner::Guest) {
+    fn own(&mut self, vcpu: usize, gfn: u64, target: Target, write: bool) {
+        let may = |owner| owner == Owner::Guest || !write && owner == Owner::Shared;
+        if target.is_some_and(|frame| !may(self.frames[frame].owner)) {
             self.violations.push(Violation::Foreign { vcpu, gfn });
         }
     }
@@ -367,7 +392,7 @@ impl Machine {
     pub(super) fn load(&mut self, vcpu: usize, gfn: u64, offset: usize, into: &mut [u8]) -> Access {
         match self.translate(vcpu, gfn, false) {
             Ok(target) => {
-                self.own(vcpu, gfn, target);
+                self.own(vcpu, gfn, target, false);
                 self.read_frame(target, offset, into);
                 Access::Done
             }
@@ -378,7 +403,7 @@ impl Machine {
     pub(super) fn store(&mut self, vcpu: usize, gfn: u64, offset: usize, bytes: &[u8]) -> Access {
         match self.translate(vcpu, gfn, true) {
             Ok(Some(frame)) => {
-                self.own(vcpu, gfn, Some(frame));
+                self.own(vcpu, gfn, Some(frame), true);
                 self.write_frame(frame, offset, bytes);
                 Access::Done
             }
@@ -445,7 +470,7 @@ impl Machine {
         let mut frames = Vec::new();
         for at in covered.clone() {
             match self.entry(at) {
-                Entry::Hole => return Err(Skip::NotRam),
+                Entry::Hole | Entry::Shared(_) => return Err(Skip::NotRam),
                 Entry::Zero => {}
                 Entry::Ram { frame, .. } => {
                     if self.frames[frame].references > 0 {
@@ -483,7 +508,10 @@ impl Machine {
     /// As [`crate::Protect::protect`] and [`crate::Protect::restore`].
     pub(super) fn protect(&mut self, gfn: u64, order: Order, writable: bool) -> Result<(), Skip> {
         let covered = self.covered(gfn, order);
-        if covered.clone().any(|at| self.entry(at) == Entry::Hole) {
+        if covered
+            .clone()
+            .any(|at| matches!(self.entry(at), Entry::Hole | Entry::Shared(_)))
+        {
             return Err(Skip::NotRam);
         }
         for at in covered {

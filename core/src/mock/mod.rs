@@ -31,6 +31,7 @@
 
 mod buddy;
 mod build;
+mod content;
 mod engine;
 mod faults;
 pub mod hostile;

@@ -5,14 +5,17 @@
 //! progress, and the caller may be interrupted, or the domain change, before it comes back. Nothing is assumed across
 //! that gap but what is checked again.
 
+mod content;
 mod scanning;
 
 use core::sync::atomic::AtomicU64;
 
 use zerocopy::IntoBytes;
 
+pub use self::content::ContentArea;
 use self::scanning::FullScan;
 use crate::abi::{GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
+use crate::content::Peers;
 use crate::header::{Announcement, Nominations};
 use crate::nominees::{Search, first_to_share};
 use crate::query::{put, read_bitmap, registers};
@@ -48,6 +51,11 @@ pub trait Host: P2m {
     fn preempted(&mut self) -> bool;
     /// Whether the toolstack keeps the guest paused.
     fn paused_by_toolstack(&mut self) -> bool;
+    /// The memory of the content stage, for `gfns` frames at least; contents are kept.
+    ///
+    /// # Errors
+    /// The bytes that could not be had.
+    fn content_area(&mut self, gfns: u64) -> Result<ContentArea<Self::Words>, u64>;
     /// What the shim counts.
     fn counters(&mut self) -> ShimCounters;
     /// What the hypervisor has at a frame.
@@ -133,7 +141,12 @@ impl Session {
 
     /// Carries out `request`, with `buffer` as the hypervisor's copy of the caller's buffer: filled for operations that
     /// read it, to be filled (and `request.buffer_size` set) by those that write it.
-    pub fn operate<H: Host>(&mut self, host: &mut H, request: &mut Request, buffer: &mut [u8]) -> Outcome {
+    pub fn operate<H: Host + Peers>(
+        &mut self,
+        host: &mut H,
+        request: &mut Request,
+        buffer: &mut [u8],
+    ) -> Outcome {
         let outcome = match self.dispatch(host, request, buffer) {
             Ok(outcome) => {
                 request.status = Status::Done.code();
@@ -171,7 +184,7 @@ impl Session {
         }
     }
 
-    fn dispatch<H: Host>(
+    fn dispatch<H: Host + Peers>(
         &mut self,
         host: &mut H,
         request: &mut Request,
@@ -183,7 +196,7 @@ impl Session {
             return Err(bad(request.pad));
         }
         let flags_allowed = match op {
-            Op::Share => true,
+            Op::Share | Op::Content => true,
             Op::Scan => cfg!(feature = "mutants") && request.flags == SCAN_EARLY,
             _ => false,
         };
@@ -199,6 +212,7 @@ impl Session {
             }
             Op::Scan => self.scan(host, request),
             Op::Share => self.share(host, request),
+            Op::Content => self.content(host, request),
             Op::Statistics => {
                 let statistics = self.statistics(host);
                 put(request, buffer, statistics.as_bytes()).map(|()| Outcome::Finished)
@@ -207,7 +221,7 @@ impl Session {
             Op::Registers => registers(host, request, buffer).map(|()| Outcome::Finished),
             Op::ReadBitmap => read_bitmap(host, request, buffer).map(|()| Outcome::Finished),
             // They do not come here: the shim has all that they need.
-            Op::ZeroMap | Op::PopulateZero => Err(bad(request.op)),
+            Op::ZeroMap | Op::PopulateZero | Op::SetGroup => Err(bad(request.op)),
         }
     }
 
@@ -437,6 +451,8 @@ impl Session {
             unshared: shim.unshared,
             unshare_enomem: shim.unshare_enomem,
             released: shim.released,
+            content_gfns: shim.content_gfns,
+            content_unshared: shim.content_unshared,
             metadata_bytes: shim.metadata_bytes,
             bitmap_gfns: covered,
             ..self.statistics

@@ -19,6 +19,7 @@
 
 mod engine;
 mod machine;
+mod merge;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Cell};
@@ -57,6 +58,27 @@ fn engine(world: &World, variant: Variant, steps: Steps) {
 
 /// Tries every interleaving; returns their number and the first thing that went wrong.
 fn explore(variant: Variant, program: Program, block: usize, steps: Steps) -> (u64, Option<&'static str>) {
+    explore_threads(
+        move || World::new(snapshot().blocks[block]),
+        move |world| {
+            world.run(program);
+            world.state.lock().unwrap().descriptors_settled = true;
+        },
+        |world| world.step(State::drain_one),
+        move |world| engine(world, variant, steps),
+        move |world| world.judge(program),
+    )
+}
+
+/// Tries every interleaving of a guest, its store buffer and the engine in a world of `make`'s; returns their number and
+/// the first thing that `judge` found wrong.
+fn explore_threads<W: 'static>(
+    make: impl Fn() -> W + Send + Sync + 'static,
+    guest: impl Fn(&W) + Copy + Send + Sync + 'static,
+    buffer: impl Fn(&W) + Copy + Send + Sync + 'static,
+    engine: impl Fn(&W) + Send + Sync + 'static,
+    judge: impl Fn(&W) -> Option<&'static str> + Send + Sync + 'static,
+) -> (u64, Option<&'static str>) {
     let count = Arc::new(AtomicU64::new(0));
     let wrong = Arc::new(Cell::new(None));
     let mut builder = loom::model::Builder::new();
@@ -64,24 +86,21 @@ fn explore(variant: Variant, program: Program, block: usize, steps: Steps) -> (u
     builder.max_branches = 100_000;
     let (counted, noted) = (Arc::clone(&count), Arc::clone(&wrong));
     builder.check(move || {
-        let world = loom::sync::Arc::new(World::new(snapshot().blocks[block]));
-        let guest = {
-            let world = loom::sync::Arc::clone(&world);
-            loom::thread::spawn(move || {
-                world.run(program);
-                world.state.lock().unwrap().descriptors_settled = true;
-            })
+        let world = loom::sync::Arc::new(make());
+        let threads = {
+            let (one, other) = (loom::sync::Arc::clone(&world), loom::sync::Arc::clone(&world));
+            [
+                loom::thread::spawn(move || guest(&one)),
+                loom::thread::spawn(move || buffer(&other)),
+            ]
         };
-        let buffer = {
-            let world = loom::sync::Arc::clone(&world);
-            loom::thread::spawn(move || world.step(State::drain_one))
-        };
-        engine(&world, variant, steps);
-        guest.join().unwrap();
-        buffer.join().unwrap();
+        engine(&world);
+        for thread in threads {
+            thread.join().unwrap();
+        }
         counted.fetch_add(1, Ordering::Relaxed);
         let mut noted = noted.lock().unwrap();
-        *noted = noted.or(world.judge(program));
+        *noted = noted.or(judge(&world));
     });
     let wrong = *wrong.lock().unwrap();
     (count.load(Ordering::Relaxed), wrong)

@@ -1,0 +1,282 @@
+//! Where pages with a given hash were last seen: a table of fixed size.
+//!
+//! Buckets of eight places, a cache line each, and no memory beyond them: nothing is allocated, moved or rehashed, so an
+//! insertion costs the same always and cannot fail for want of memory. That is why it is not one of the growing tables
+//! (`docs/dependencies.md`).
+//!
+//! Every entry is one word that is read and written whole, and everything it says is checked again before it is
+//! acted on. So the members of a trust group use one index without a lock: an entry lost to a race costs a later look.
+//!
+//! # Eviction
+//!
+//! Each entry has a worth, 0 to 15, which grows each time a page was shared through it. A new page takes an empty place,
+//! else one without worth; where there is none, every entry of the bucket loses one and the newcomer has to
+//! come again in the next round. Entries that pay outlive any number of pages met once.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Digest, DomainId, Place};
+use crate::Gfn;
+
+/// Places of a bucket: as many words as a cache line has.
+const WAYS: usize = 8;
+
+/// Layout of an entry: frame number (bits 0 to 31), domain (32 to 46; Xen has domains up to 0x7fff,
+/// `xen/include/public/xen.h`), in use (47), tag (48 to 59), worth (60 to 63).
+const DOMAIN_SHIFT: u32 = 32;
+const USED: u64 = 1 << 47;
+const TAG_SHIFT: u32 = 48;
+const TAG_MASK: u64 = 0xfff;
+const WORTH_SHIFT: u32 = 60;
+const WORTH: u64 = 1 << WORTH_SHIFT;
+const MAX_WORTH: u64 = 15;
+
+/// A borrowed table. See the module's header.
+#[derive(Clone, Copy, Debug)]
+pub struct Index<'w> {
+    words: &'w [AtomicU64],
+}
+
+/// An entry as it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where the page was.
+    pub place: Place,
+    slot: usize,
+    word: u64,
+}
+
+/// What became of an insertion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// It took an empty place.
+    Free,
+    /// It took the place of an entry without worth.
+    Replaced,
+    /// All entries of its bucket have paid of late.
+    Refused,
+}
+
+const fn tag(digest: Digest) -> u64 {
+    digest.get() >> 52 & TAG_MASK
+}
+
+const fn word(digest: Digest, place: Place) -> u64 {
+    place.gfn.get() & 0xffff_ffff
+        | (place.domain.get() as u64 & 0x7fff) << DOMAIN_SHIFT
+        | USED
+        | tag(digest) << TAG_SHIFT
+}
+
+impl<'w> Index<'w> {
+    /// A table in `words`; what does not fill a bucket is left over.
+    pub const fn new(words: &'w [AtomicU64]) -> Self {
+        Self { words }
+    }
+
+    /// Entries that it has room for.
+    pub const fn places(&self) -> usize {
+        self.words.len() / WAYS * WAYS
+    }
+
+    /// The bucket of `digest`: its first slot and its words. Empty where the table is.
+    fn bucket(&self, digest: Digest) -> (usize, &'w [AtomicU64]) {
+        let buckets = (self.words.len() / WAYS) as u64;
+        // The low half, scaled: the tag is of the high half.
+        let bucket = (digest.get() & 0xffff_ffff).wrapping_mul(buckets) >> 32;
+        let first = usize::try_from(bucket).unwrap_or(0).saturating_mul(WAYS);
+        (
+            first,
+            self.words.get(first..first.saturating_add(WAYS)).unwrap_or(&[]),
+        )
+    }
+
+    /// Pages that may have this hash.
+    pub fn candidates(&self, digest: Digest) -> impl Iterator<Item = Entry> + use<'w> {
+        let (first, words) = self.bucket(digest);
+        let tag = tag(digest);
+        (first..).zip(words).filter_map(move |(slot, word)| {
+            let word = word.load(Ordering::Relaxed);
+            (word & USED != 0 && word >> TAG_SHIFT & TAG_MASK == tag).then(|| Entry {
+                place: Place {
+                    domain: DomainId::new((word >> DOMAIN_SHIFT & 0x7fff) as u16),
+                    gfn: Gfn::new(word & 0xffff_ffff),
+                },
+                slot,
+                word,
+            })
+        })
+    }
+
+    /// Enters a page. One whose frame number or domain does not fit an entry is never found again by it.
+    pub fn insert(&self, digest: Digest, place: Place) -> Inserted {
+        let (_, words) = self.bucket(digest);
+        let mut victim = None;
+        for slot in words {
+            let found = slot.load(Ordering::Relaxed);
+            if found & USED == 0 {
+                slot.store(word(digest, place), Ordering::Relaxed);
+                return Inserted::Free;
+            }
+            if found >> WORTH_SHIFT == 0 && victim.is_none() {
+                victim = Some(slot);
+            }
+        }
+        if let Some(slot) = victim {
+            slot.store(word(digest, place), Ordering::Relaxed);
+            return Inserted::Replaced;
+        }
+        for slot in words {
+            let found = slot.load(Ordering::Relaxed);
+            slot.store(found.saturating_sub(WORTH), Ordering::Relaxed);
+        }
+        Inserted::Refused
+    }
+
+    /// A page was shared through the entry.
+    pub fn pays(&self, entry: &Entry) {
+        if entry.word >> WORTH_SHIFT < MAX_WORTH {
+            self.change(entry, entry.word + WORTH);
+        }
+    }
+
+    /// Another page takes the entry's place, and begins without worth.
+    pub fn replace(&self, entry: &Entry, digest: Digest, place: Place) {
+        self.change(entry, word(digest, place));
+    }
+
+    /// Writes an entry, unless another member of the group has by now.
+    fn change(&self, entry: &Entry, to: u64) {
+        if let Some(slot) = self.words.get(entry.slot) {
+            if slot.load(Ordering::Relaxed) == entry.word {
+                slot.store(to, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+    use std::vec::Vec;
+
+    fn table(words: usize) -> Vec<AtomicU64> {
+        (0..words).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    fn at(gfn: u64) -> Place {
+        Place {
+            domain: DomainId::new(7),
+            gfn: Gfn::new(gfn),
+        }
+    }
+
+    /// Spread over all 64 bits, as a hash is.
+    fn digest(value: u64) -> Digest {
+        Digest::of_value(value.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17))
+    }
+
+    fn find(index: &Index<'_>, value: u64) -> Option<Entry> {
+        index
+            .candidates(digest(value))
+            .find(|entry| entry.place == at(value))
+    }
+
+    #[test]
+    fn a_page_is_found_where_it_was_entered() {
+        let words = table(64);
+        let index = Index::new(&words);
+        for value in 0..8 {
+            assert_ne!(index.insert(digest(value), at(value)), Inserted::Refused);
+        }
+        for value in 0..8 {
+            assert!(find(&index, value).is_some(), "{value}");
+        }
+        assert!(find(&index, 8).is_none());
+    }
+
+    #[test]
+    fn every_bucket_of_a_table_of_any_size_is_used() {
+        for words in [8, 24, 100, 1024] {
+            let words = table(words);
+            let index = Index::new(&words);
+            for value in 0..20_000 {
+                index.insert(digest(value), at(value));
+            }
+            let used = words.iter().filter(|word| word.load(Ordering::Relaxed) != 0);
+            assert_eq!(used.count(), index.places());
+        }
+    }
+
+    #[test]
+    fn what_pays_outlives_a_flood_of_pages_met_once() {
+        let words = table(1024);
+        let index = Index::new(&words);
+        index.insert(digest(1), at(1));
+        index.pays(&find(&index, 1).unwrap());
+        for value in 2..200_000_u64 {
+            index.insert(digest(value), at(value));
+            // It pays now and then: once in about a thousand pages.
+            if value % 1024 == 0 {
+                let entry = find(&index, 1).expect("an entry that pays was evicted");
+                index.pays(&entry);
+            }
+        }
+        assert!(find(&index, 1).is_some());
+    }
+
+    #[test]
+    fn what_has_paid_once_gives_way_in_the_end() {
+        let words = table(8);
+        let index = Index::new(&words);
+        for value in 0..8 {
+            index.insert(digest(value), at(value));
+            let entry = find(&index, value).unwrap();
+            index.pays(&entry);
+        }
+        assert_eq!(index.insert(digest(100), at(100)), Inserted::Refused);
+        assert_eq!(index.insert(digest(100), at(100)), Inserted::Replaced);
+        assert!(find(&index, 100).is_some());
+    }
+
+    #[test]
+    fn an_empty_table_refuses_and_finds_nothing() {
+        let index = Index::new(&[]);
+        assert_eq!(index.insert(digest(1), at(1)), Inserted::Refused);
+        assert_eq!(index.candidates(digest(1)).count(), 0);
+    }
+
+    #[test]
+    fn an_entry_that_another_member_has_changed_is_left_alone() {
+        let words = table(8);
+        let index = Index::new(&words);
+        index.insert(digest(1), at(1));
+        let stale = find(&index, 1).unwrap();
+        index.replace(&stale, digest(2), at(2));
+        index.replace(&stale, digest(3), at(3));
+        index.pays(&stale);
+        assert!(find(&index, 2).is_some());
+        assert!(find(&index, 3).is_none());
+    }
+
+    proptest! {
+        /// Whatever is found was entered under that hash.
+        #[test]
+        fn nothing_is_found_that_was_not_entered(values in prop::collection::vec(0_u64..500, 1..400)) {
+            let words = table(128);
+            let index = Index::new(&words);
+            let mut entered: BTreeMap<u64, Digest> = BTreeMap::new();
+            for value in values {
+                index.insert(digest(value), at(value));
+                entered.insert(value, digest(value));
+                for entry in index.candidates(digest(value)) {
+                    let found = entered.get(&entry.place.gfn.get()).copied();
+                    prop_assert_eq!(found.map(tag), Some(tag(digest(value))));
+                    prop_assert_eq!(entry.place.domain, DomainId::new(7));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The content stage: pages that are in use and hold the same bytes come to share one frame.
+//!
+//! # A page's way
+//!
+//! ```text
+//! hash -> as in the last round? -> zero: zero frame | look up -> compare -> lock p2m -> R, flush -> compare -> S or restore -> flush
+//!            no: remember it                          none: remember where it is
+//! ```
+//!
+//! The guest runs all the while. Hash, last round's hash and index only nominate: what they hold may be out of date, be
+//! that of another domain that is gone by now, or be made up by a guest. A page changes hands after every byte of it was
+//! compared with its partner's while neither could be written: both entries were made read-only, the flush of all
+//! processors' translations was acknowledged, and the p2m lock kept write faults waiting. No other proof is needed, so
+//! no profile is either.
+//!
+//! # Lock order
+//!
+//! The domain's Lacuna lock (held by the caller) < the p2m locks of the domain and of its partner, the one with the lower
+//! number first < whatever the p2m needs.
+//!
+//! # Memory
+//!
+//! [`BYTES_PER_PAGE`] at most for each frame of the guest, and never more for what the guest does: 4 for the hash of the
+//! last round, 8 for an [`Index`] with at most as many places as the guest has frames (a trust group's index has a fixed
+//! size of its own). Nothing grows while a round goes on.
+
+mod digest;
+mod index;
+mod merge;
+mod peers;
+mod rounds;
+
+use crate::steps::Steps;
+use crate::{Bitmap, Gfn, Skip};
+
+pub use digest::{Digest, Seed};
+pub use index::{Entry, Index, Inserted};
+pub use merge::{merge_protected, share_zero_protected};
+pub use peers::{DomainId, PageState, Peers, Place};
+pub use rounds::Rounds;
+
+/// Most hypervisor memory that the stage takes for each frame of a guest, in bytes.
+pub const BYTES_PER_PAGE: u64 = 12;
+/// Most frames that share one. Xen finds the sharers of a frame in a list up to this number, and by a table after it
+/// (`RMAP_HEAVY_SHARED_PAGE`, `xen/arch/x86/mm/mem_sharing.c`); the next page with these bytes begins a frame of its own.
+pub const MAX_SHARERS: u32 = 255;
+
+/// What a stretch of the stage did, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentReport {
+    /// Looked at.
+    pub looked_at: u64,
+    /// Hashed.
+    pub hashed: u64,
+    /// Not as in the last round, or met for the first time.
+    pub changed: u64,
+    /// Newly on zero frames.
+    pub zeroed: u64,
+    /// Newly on a frame that others share.
+    pub merged: u64,
+    /// Entered into the index.
+    pub indexed: u64,
+    /// Entries of the index that gave way to others.
+    pub evicted: u64,
+    /// On a shared frame already.
+    pub shared_already: u64,
+    /// Left alone, by [`Skip::index`].
+    pub skipped: [u64; Skip::COUNT],
+}
+
+/// What the stage knows of one domain, and what it may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage<'w> {
+    /// The hashes of the last round.
+    pub rounds: Rounds<'w>,
+    /// Where pages with a hash were last seen.
+    pub index: Index<'w>,
+    /// What hashes begin with.
+    pub seed: Seed,
+    /// Pages to leave to the free stage, if any.
+    pub leave: Option<Bitmap<'w>>,
+    /// All steps, but for tests.
+    pub steps: Steps,
+}
+
+impl Stage<'_> {
+    /// Takes page `gfn` as far as it goes.
+    pub fn page<P: Peers>(&self, host: &mut P, gfn: Gfn, report: &mut ContentReport) {
+        if self.leave.is_some_and(|free| free.get(gfn)) {
+            return;
+        }
+        report.looked_at += 1;
+        match host.page_state(gfn) {
+            PageState::Private => {}
+            PageState::Shared => {
+                report.shared_already += 1;
+                return;
+            }
+            PageState::Zero | PageState::Other => return,
+        }
+        let Ok(digest) = self.seed.digest(host, gfn) else {
+            return;
+        };
+        report.hashed += 1;
+        if !self.rounds.unchanged(gfn, digest) {
+            report.changed += 1;
+            return;
+        }
+        if digest.is_zero() {
+            match share_zero_protected(host, gfn, self.steps) {
+                Ok(pages) => report.zeroed += pages,
+                Err(skip) => report.skipped[skip.index()] += 1,
+            }
+            return;
+        }
+        self.find_partner(host, gfn, digest, report);
+    }
+
+    /// Shares the page with one that the index names, or enters it.
+    fn find_partner<P: Peers>(&self, host: &mut P, gfn: Gfn, digest: Digest, report: &mut ContentReport) {
+        let here = Place {
+            domain: host.domain(),
+            gfn,
+        };
+        let mut stale = None;
+        for entry in self.index.candidates(digest) {
+            if entry.place == here {
+                return;
+            }
+            // Both may run: no proof, but a page that has changed meanwhile is found out without any flush.
+            let result = if host.equal(gfn, entry.place) {
+                merge_protected(host, gfn, entry.place, MAX_SHARERS, self.steps)
+            } else {
+                Err(Skip::Differs)
+            };
+            let Err(skip) = result else {
+                report.merged += 1;
+                self.index.pays(&entry);
+                return;
+            };
+            report.skipped[skip.index()] += 1;
+            match skip {
+                // What the entry says is no longer so, or leads no further.
+                Skip::Differs | Skip::Full | Skip::NoPartner | Skip::NotRam => {
+                    stale = stale.or(Some(entry));
+                }
+                // The trouble is elsewhere and may pass.
+                _ => return,
+            }
+        }
+        if let Some(entry) = stale {
+            self.index.replace(&entry, digest, here);
+            report.indexed += 1;
+            return;
+        }
+        match self.index.insert(digest, here) {
+            Inserted::Free => report.indexed += 1,
+            Inserted::Replaced => {
+                report.indexed += 1;
+                report.evicted += 1;
+            }
+            Inserted::Refused => {}
+        }
+    }
+}

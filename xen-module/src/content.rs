@@ -1,0 +1,99 @@
+//! The content stage's traits on Xen.
+
+use core::sync::atomic::AtomicU64;
+
+use lacuna_core::{DomainId, Gfn, Order, PageState, Peers, Place, Protect, Skip};
+
+use crate::host::{Words, XenHost};
+use crate::shim;
+
+/// The words at `at`.
+///
+/// # Safety
+///
+/// `at` is null, or `length` words of initialised, 8-byte-aligned memory are there that only atomics touch, for as long
+/// as the result is used.
+pub(crate) unsafe fn words(at: *mut u64, length: u64) -> Words {
+    match usize::try_from(length) {
+        // SAFETY: this function's contract.
+        Ok(length) if !at.is_null() => Words(unsafe { core::slice::from_raw_parts(at.cast::<AtomicU64>(), length) }),
+        _ => Words(&[]),
+    }
+}
+
+/// 0, or a negative `LACUNA_SKIP_*`.
+fn skip(result: i32) -> Result<(), Skip> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Skip::from_code(result.wrapping_neg()).unwrap_or(Skip::EntryRefused))
+    }
+}
+
+impl Protect for XenHost {
+    fn protect(&mut self, gfn: Gfn, order: Order) -> Result<(), Skip> {
+        if order != Order::PAGE {
+            return Err(Skip::EntryRefused);
+        }
+        // Our own mapping holds a reference: it would make the frame look held.
+        self.last = None;
+        // SAFETY: invariant; the engine holds the p2m lock.
+        skip(unsafe { shim::lacuna_x_protect(self.domain, gfn.get()) })
+    }
+
+    fn restore(&mut self, gfn: Gfn, _order: Order) {
+        // SAFETY: invariant; the engine holds the p2m lock.
+        unsafe { shim::lacuna_x_restore(self.domain, gfn.get()) };
+    }
+}
+
+impl Peers for XenHost {
+    fn domain(&mut self) -> DomainId {
+        // SAFETY: invariant.
+        DomainId::new(unsafe { shim::lacuna_x_domain_id(self.domain) })
+    }
+
+    fn page_state(&mut self, gfn: Gfn) -> PageState {
+        // SAFETY: invariant.
+        match unsafe { shim::lacuna_x_page_state(self.domain, gfn.get()) } {
+            1 => PageState::Private,
+            2 => PageState::Shared,
+            3 => PageState::Zero,
+            _ => PageState::Other,
+        }
+    }
+
+    fn equal(&mut self, gfn: Gfn, partner: Place) -> bool {
+        // SAFETY: invariant; the C side finds the partner by its number, and refuses one that is not of the group.
+        unsafe { shim::lacuna_x_equal(self.domain, gfn.get(), partner.domain.get(), partner.gfn.get()) }
+    }
+
+    fn lock_with(&mut self, partner: DomainId) -> Result<(), Skip> {
+        self.last = None;
+        // SAFETY: invariant; no p2m lock is held (the engine pairs `lock_with` and `unlock_with`).
+        skip(unsafe { shim::lacuna_x_pair_lock(self.domain, partner.get()) })
+    }
+
+    fn unlock_with(&mut self) {
+        self.last = None;
+        // SAFETY: invariant; taken by `lock_with`.
+        unsafe { shim::lacuna_x_pair_unlock(self.domain) };
+    }
+
+    fn protect_partner(&mut self, partner: Place) -> Result<(), Skip> {
+        self.last = None;
+        // SAFETY: invariant; the engine holds both locks, so the C side knows the partner.
+        skip(unsafe { shim::lacuna_x_protect_partner(self.domain, partner.gfn.get()) })
+    }
+
+    fn restore_partner(&mut self, partner: Place) {
+        // SAFETY: as in `protect_partner`.
+        unsafe { shim::lacuna_x_restore_partner(self.domain, partner.gfn.get()) };
+    }
+
+    fn merge(&mut self, gfn: Gfn, partner: Place, most: u32) -> Result<(), Skip> {
+        self.last = None;
+        // SAFETY: as in `protect_partner`; both pages are protected and were found equal.
+        skip(unsafe { shim::lacuna_x_merge(self.domain, gfn.get(), partner.gfn.get(), most) })
+    }
+}
