@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lacuna_core::abi::GROUP_NAME_MAX;
 
 use crate::linux::layout::DEFAULT_FOLDER;
 use crate::linux::packages::DEFAULT_CACHE;
@@ -42,7 +43,11 @@ pub enum Command {
     Detach(OneDomain),
     /// Look for a guest's free pages
     Scan(Scan),
-    /// Give a guest's free pages back to the host: scan, and share what is free
+    /// Give a guest's pages back to the host: those that it holds free, those that are equal, or both
+    ///
+    /// The free stage (intro) scans, and puts what is free on zero frames. The content stage (dedup) hashes every page
+    /// that it has not shared yet, puts zero pages on zero frames and equal pages on one frame; it needs no profile, and
+    /// two rounds, as it leaves alone what has changed since the last one.
     Dedup(Dedup),
     /// Tell beforehand what a migration of a guest would send and leave behind
     ///
@@ -368,15 +373,58 @@ pub struct Scan {
 pub struct Dedup {
     /// Number or name of the domain
     pub domain: String,
-    /// Rounds to do; 0 for ever
-    #[arg(long, default_value_t = 1, conflicts_with = "until_stable")]
-    pub rounds: u64,
+    /// What to look for
+    #[arg(long, value_enum, default_value_t = Mode::Intro)]
+    pub mode: Mode,
+    /// Let the guest share pages by content with the members of this group, and them with it, from now on. Guests can then
+    /// find out, by the time that a write takes, what others of the group have in memory
+    #[arg(long, value_name = "NAME", conflicts_with = "no_trust_group", value_parser = parse_group)]
+    pub trust_group: Option<String>,
+    /// Let the guest share pages with no other guest
+    #[arg(long)]
+    pub no_trust_group: bool,
+    /// Rounds to do; 0 for ever [default: 1, with the content stage 2]
+    #[arg(long, conflicts_with = "until_stable")]
+    pub rounds: Option<u64>,
     /// Go on until a round gives back less than a thousandth of what is free (at most 50 rounds)
     #[arg(long)]
     pub until_stable: bool,
     /// Seconds between two rounds
     #[arg(long, default_value = "0", value_parser = parse_seconds)]
     pub interval: Duration,
+}
+
+/// What `lacuna dedup` looks for; the names are the paper's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Pages that the guest's kernel holds free
+    Intro,
+    /// Pages that are zero or equal
+    Dedup,
+    /// Free pages first, then equal ones among the rest
+    #[value(name = "introdedup")]
+    IntroDedup,
+}
+
+impl Mode {
+    /// Whether free pages are looked for.
+    pub const fn has_intro(self) -> bool {
+        matches!(self, Self::Intro | Self::IntroDedup)
+    }
+
+    /// Whether equal pages are looked for.
+    pub const fn has_content(self) -> bool {
+        matches!(self, Self::Dedup | Self::IntroDedup)
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Intro => "intro",
+            Self::Dedup => "dedup",
+            Self::IntroDedup => "introdedup",
+        }
+    }
 }
 
 /// `lacuna status`.
@@ -454,6 +502,18 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// What the hypervisor accepts as the name of a trust group.
+fn parse_group(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > GROUP_NAME_MAX {
+        return Err(format!("a name has 1 to {GROUP_NAME_MAX} characters"));
+    }
+    if text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(text.to_owned())
+    } else {
+        Err("a name has printable ASCII characters, and no spaces".into())
+    }
+}
+
 fn parse_hexadecimal(text: &str) -> Result<u64, String> {
     u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
         .map_err(|error| format!("not a hexadecimal number: {error}"))
@@ -475,6 +535,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_trust_group_has_a_name_that_the_hypervisor_takes() {
+        let dedup = |name: &str| Cli::try_parse_from(["lacuna", "dedup", "web1", "--trust-group", name]);
+        assert!(dedup("tenant-7").is_ok());
+        for wrong in ["", "two words", "gr\u{fc}n", &"x".repeat(64)] {
+            assert!(dedup(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

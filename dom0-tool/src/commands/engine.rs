@@ -1,109 +1,21 @@
-//! The subcommands that drive the engine: detach, dedup, status, explain.
-
-use std::thread;
+//! The subcommands that ask the engine, and detach.
 
 use lacuna_core::Gfn;
 use lacuna_core::abi::{Explanation, State, Statistics};
 use serde_json::{Map, Value, json};
 
 use super::guest::{Live, open_domain};
-use super::scan::scanned_json;
-use super::{Out, duration, pages, progress};
-use crate::cli::{Dedup, Explain, OneDomain};
+use super::{Out, duration};
+use crate::cli::{Explain, OneDomain};
 use crate::migration::{self, Side};
 use crate::report::Failure;
 use crate::xen::answer::mismatch;
-use crate::xen::engine::{EngineError, Scanned, Shared};
-
-/// Rounds after which `--until-stable` gives up on a guest that never settles.
-const MOST_ROUNDS: u64 = 50;
-/// `--until-stable`: a round that gives back less than this part of what is free is the last.
-const STABLE_PART: u64 = 1000;
 
 pub(super) fn detach(arguments: &OneDomain, out: Out) -> Result<Value, Failure> {
     let live = open_domain(&arguments.domain)?;
     live.engine.clear_profile()?;
     out.line(format!("{} has no profile any more", live.title()));
     Ok(json!({ "domain": live.domain.id.get(), "state": "empty" }))
-}
-
-pub(super) fn dedup(arguments: &Dedup, out: Out) -> Result<Value, Failure> {
-    let live = open_domain(&arguments.domain)?;
-    let most = match (arguments.until_stable, arguments.rounds) {
-        (true, _) => MOST_ROUNDS,
-        (false, 0) => u64::MAX,
-        (false, rounds) => rounds,
-    };
-    let before = live.engine.statistics()?;
-    let mut rounds = Vec::new();
-    let mut total = Shared::default();
-    let mut stable = false;
-    for number in 1..=most {
-        if number > 1 {
-            thread::sleep(arguments.interval);
-        }
-        let spinner = progress::spinner(format!("round {number}"));
-        let round = one_round(&live);
-        spinner.finish_and_clear();
-        let (scanned, shared, now) = round?;
-        total.pages += shared.pages;
-        total.superpages += shared.superpages;
-        total.rejected += shared.rejected;
-        total.held += shared.held;
-        out.line(format!(
-            "round {number:<5} {} free, gave back {} in {} 2 MiB entries and {} single pages; {} no longer free, {} held by something",
-            pages(scanned.free),
-            pages(shared.pages),
-            shared.superpages,
-            shared.pages.saturating_sub(shared.superpages * 512),
-            shared.rejected,
-            shared.held,
-        ));
-        // For ever is long: only the last rounds are kept for the answer.
-        if rounds.len() == 1024 {
-            rounds.remove(0);
-        }
-        rounds.push(json!({
-            "scan": scanned_json(&scanned),
-            "shared": shared.pages,
-            "superpages": shared.superpages,
-            "rejected": shared.rejected,
-            "held": shared.held,
-            "zero_gfns": now.zero_gfns,
-        }));
-        stable = shared.pages <= scanned.free / STABLE_PART;
-        if arguments.until_stable && stable {
-            break;
-        }
-    }
-    let after = live.engine.statistics()?;
-    out.line(format!(
-        "given back  {} in all; now {} on zero frames",
-        pages(total.pages),
-        pages(after.zero_gfns)
-    ));
-    out.line(format!(
-        "pauses      {} of the guest, longest {}, {} in all",
-        after.pauses - before.pauses.min(after.pauses),
-        duration(after.pause_longest_ns),
-        duration(after.pause_total_ns.saturating_sub(before.pause_total_ns)),
-    ));
-    Ok(json!({
-        "domain": live.domain.id.get(),
-        "shared": total.pages,
-        "superpages": total.superpages,
-        "rejected": total.rejected,
-        "held": total.held,
-        "stable": stable,
-        "rounds": rounds,
-        "statistics": statistics_json(&after),
-    }))
-}
-
-fn one_round(live: &Live) -> Result<(Scanned, Shared, Statistics), EngineError> {
-    let scanned = live.engine.scan()?;
-    let shared = live.engine.share()?;
-    Ok((scanned, shared, live.engine.statistics()?))
 }
 
 fn state_name(code: u64) -> &'static str {

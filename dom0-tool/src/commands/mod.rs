@@ -1,6 +1,7 @@
 //! What each subcommand does.
 
 pub(crate) mod attach;
+mod dedup;
 mod engine;
 mod estimate;
 mod fetch;
@@ -82,7 +83,7 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Attach(arguments) => attach::run(arguments, out),
         Command::Detach(arguments) => engine::detach(arguments, out),
         Command::Scan(arguments) => windows::scan(arguments, out, || scan::run(arguments, out)),
-        Command::Dedup(arguments) => engine::dedup(arguments, out),
+        Command::Dedup(arguments) => dedup::dedup(arguments, out),
         Command::Estimate(arguments) => estimate::run(arguments, out),
         Command::Status(arguments) => match &arguments.domain {
             Some(domain) => engine::status(domain, out),

@@ -120,6 +120,13 @@ pub fn explain_status(status: Status, values: &[u64; 4]) -> Answer {
             "Xen has no zero frames, or this is the hardware domain".into(),
             "see `xl dmesg` for why Xen could not set 2 MiB of memory aside at boot; Dom0 itself is never shared",
         ),
+        Status::GroupInUse => (
+            Class::Refused,
+            format!(
+                "the domain cannot leave its trust group: {one} of its pages are on frames that other members may share"
+            ),
+            "let the guest write them (a reboot does), or destroy it; a guest joins a group for its lifetime",
+        ),
         Status::Blocked => (
             Class::Refused,
             format!("the hypervisor refuses for a reason this version does not know ({one})"),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use lacuna_core::abi::{Explanation, Op, Request, Statistics, VERSION};
+use lacuna_core::abi::{CONTENT_LEAVE_FREE, Explanation, Op, Request, Statistics, VERSION};
 use lacuna_core::{Gfn, MAX_PROFILE_BYTES, PAGE_SIZE, Status, VcpuRegisters};
 use thiserror::Error;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -102,6 +102,19 @@ pub struct Shared {
     pub rejected: u64,
     /// Free pages left alone because something holds them.
     pub held: u64,
+}
+
+/// Figures of a round of the content stage, in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Found to be zero and put on zero frames.
+    pub zeroed: u64,
+    /// Put on a frame that others share.
+    pub merged: u64,
+    /// Hashed.
+    pub hashed: u64,
+    /// Hashed and not as in the last round, or met for the first time.
+    pub changed: u64,
 }
 
 /// A part of an operation over all of a domain's memory.
@@ -295,6 +308,34 @@ impl Engine {
             held,
         };
         Ok(Part::of(figures, &answer))
+    }
+
+    /// One round of the content stage over all memory; `leave_free`: but for what the last scan found free.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn content(&self, leave_free: bool) -> Result<Contents, EngineError> {
+        let request = Request {
+            flags: if leave_free { CONTENT_LEAVE_FREE } else { 0 },
+            ..Request::default()
+        };
+        let answer = self.call_request(Op::Content, request, &mut [])?;
+        let [zeroed, merged, hashed, changed] = answer.result;
+        Ok(Contents {
+            zeroed,
+            merged,
+            hashed,
+            changed,
+        })
+    }
+
+    /// Lets the domain share by content with the members of the trust group called `name`; with none for an empty name.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn set_group(&self, name: &str) -> Result<(), EngineError> {
+        let mut bytes = name.as_bytes().to_vec();
+        self.call(Op::SetGroup, 0, &mut bytes).map(|_| ())
     }
 
     /// The domain's counters.
