@@ -51,6 +51,30 @@ pub enum Task {
     },
     /// Free what [`Task::Grow`] took.
     Shrink,
+    /// Write pages with known contents and keep them: `kinds` times `copies` that are equal kind by kind, in turn, and
+    /// `unique` that are like no other. The same numbers make the same pages in every guest. Reply:
+    /// [`Report::Truth`] with the frame of each page.
+    PatternMake {
+        /// How many different contents have copies.
+        kinds: u32,
+        /// How many pages have each of them.
+        copies: u32,
+        /// How many pages have contents of their own.
+        unique: u32,
+        /// Makes the contents this run's own.
+        seed: u64,
+    },
+    /// Look at every word of them. Reply: [`Report::Checked`].
+    PatternCheck,
+    /// Give every so many-th of them contents of its own.
+    PatternRewrite {
+        /// 1 for all.
+        every: u32,
+    },
+    /// Start writing and checking them in random order, always contents that others have too.
+    ChurnStart,
+    /// Stop that, and look at all of them. Reply: [`Report::Checked`], with the pages written.
+    ChurnStop,
     /// Replace the kernel by the one in the image, with KASLR off, by kexec. Reply: [`Report::Done`], before the jump;
     /// the new kernel's agent says [`Report::Ready`] again.
     Kexec,
@@ -95,9 +119,16 @@ pub enum Report {
         /// How many of them were not all zero when handed out.
         dirty: u64,
     },
-    /// The truth is being captured.
+    /// Pages with known contents were looked at.
+    Checked {
+        /// How many.
+        pages: u64,
+        /// How many did not hold what was written.
+        wrong: u64,
+    },
+    /// The truth is being captured, or pages with known contents were made.
     Truth {
-        /// The guest frames of the capture's memory, in order; see [`truth`] for what they hold.
+        /// The guest frames of that memory, in order; see [`truth`] for what a capture's hold.
         gfns: Vec<u64>,
     },
     /// The workload's counters.

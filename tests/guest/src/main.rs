@@ -5,6 +5,7 @@ mod console;
 mod health;
 mod kexec;
 mod memory;
+mod pattern;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -19,11 +20,15 @@ use rustix::mount::{MountFlags, mount};
 use crate::account::Account;
 use crate::console::Console;
 use crate::memory::Held;
+use crate::pattern::{Churn, Pattern};
 use crate::workload::Workload;
 
 /// glibc's setting for "give every block of this size or more back to the kernel at once". Left alone it grows with use,
 /// and freed memory would stay with the agent.
 const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "65536");
+
+/// The answer to orders about pages with known contents when there are none.
+const NO_PATTERN: &str = "there are no pages with known contents";
 
 /// What the agent holds between orders.
 #[derive(Default)]
@@ -31,6 +36,8 @@ struct Agent {
     account: Option<Account>,
     workload: Option<Workload>,
     held: Vec<Held>,
+    pattern: Option<Pattern>,
+    churn: Option<Churn>,
 }
 
 fn main() {
@@ -136,6 +143,29 @@ impl Agent {
             Task::Shrink => {
                 self.held.clear();
                 Ok(Report::Done)
+            }
+            Task::PatternMake {
+                kinds,
+                copies,
+                unique,
+                seed,
+            } => {
+                let pattern = self.pattern.insert(Pattern::make(kinds, copies, unique, seed));
+                pattern.frames().map(|gfns| Report::Truth { gfns }).map_err(text)
+            }
+            Task::PatternCheck => Ok(self.pattern.as_mut().ok_or(NO_PATTERN)?.check()),
+            Task::PatternRewrite { every } => {
+                self.pattern.as_mut().ok_or(NO_PATTERN)?.rewrite(every);
+                Ok(Report::Done)
+            }
+            Task::ChurnStart => {
+                self.churn = Some(Churn::start(self.pattern.take().ok_or(NO_PATTERN)?));
+                Ok(Report::Done)
+            }
+            Task::ChurnStop => {
+                let (pattern, report) = self.churn.take().ok_or("nothing is being written")?.stop()?;
+                self.pattern = Some(pattern);
+                Ok(report)
             }
             Task::Kexec => kexec::load().map(|()| Report::Done).map_err(text),
             Task::Lie { .. } | Task::LiesCheck => {

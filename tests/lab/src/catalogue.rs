@@ -71,6 +71,10 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("windows/liar", 600),
     // Not seen to the end yet.
     long("windows/race", 1800),
+    quick("content/duplicates", 900),
+    quick("content/both", 900),
+    quick("content/race", 900),
+    quick("content/groups", 900),
     quick("migration/killed", 1200),
     quick("migration/init-on-free", 1200),
     quick("migration/page-poison", 1200),

@@ -1,6 +1,7 @@
 //! The live scenarios. Each is a function that does something and fails with what it expected and saw.
 
 mod boot;
+mod content;
 mod daemon;
 mod ept;
 mod flask;
@@ -42,6 +43,10 @@ const BODIES: &[(&str, Body)] = &[
     ("windows/truth-10", windows::truth_10),
     ("windows/liar", windows::liar),
     ("windows/race", windows::race),
+    ("content/duplicates", content::duplicates),
+    ("content/both", content::both),
+    ("content/race", content::race),
+    ("content/groups", content::groups),
     ("migration/killed", migration::killed),
     ("migration/init-on-free", migration::init_on_free),
     ("migration/page-poison", migration::page_poison),
