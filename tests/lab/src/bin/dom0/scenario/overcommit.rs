@@ -236,7 +236,7 @@ fn starve(host: &mut Host, daemon: &mut Daemon, guests: [&Guest; 3]) -> Result<(
     }
     let log = host.xl(&["dmesg"])?;
     ensure(
-        log.contains("no memory to unshare zero frames, waiting"),
+        log.contains("no memory to unshare frames, waiting"),
         "Xen's log",
         "a word about guests that wait",
         "none",
