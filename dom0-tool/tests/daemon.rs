@@ -230,6 +230,102 @@ fn each_mode_does_what_it_says() {
 }
 
 #[test]
+fn equal_pages_are_shared_after_the_free_ones_and_within_the_group_alone() {
+    let host = FakeHost::new();
+    for (domain, name) in [(1, "one"), (2, "two"), (3, "plain")] {
+        host.put(
+            domain,
+            FakeGuest {
+                equal: 1_000,
+                ..FakeGuest::named(name)
+            },
+        );
+    }
+    let text = "[defaults]\nmode = \"free+content\"\n[domain.two]\ntrust_group = \"build\"\n[domain.plain]\nmode = \"free\"\n";
+    let mut daemon = supervisor(&host, text);
+    pass(&host, &mut daemon, 30);
+    let log = host.take_log();
+    let first = |what: &str| log.iter().position(|entry| entry == what).unwrap();
+    let last = |what: &str| log.iter().rposition(|entry| entry == what).unwrap();
+    assert!(last("share 1") < first("group \"\" 1"), "{log:?}");
+    assert!(first("group \"\" 1") < first("content 1"), "{log:?}");
+    assert!(first("group \"build\" 2") < first("content 2"), "{log:?}");
+    assert_eq!(
+        (count(&log, "content 1"), count(&log, "content 3")),
+        (2, 0),
+        "{log:?}"
+    );
+    assert_eq!(host.0.borrow().guests[&1].merged, 1_000);
+    assert_eq!(host.0.borrow().guests[&3].merged, 0);
+    assert_eq!(
+        daemon.guests()[&1].given_back(),
+        7_000,
+        "what a guest may take back counts as promised, however it is shared"
+    );
+}
+
+#[test]
+fn contents_are_looked_at_ever_more_rarely_where_there_is_nothing_to_find() {
+    let host = FakeHost::new();
+    host.put(3, FakeGuest::named("web"));
+    let mut daemon = supervisor(
+        &host,
+        "[defaults]\nmode = \"free+content\"\ninterval_seconds = 1.0\n",
+    );
+    pass(&host, &mut daemon, 200);
+    let deeds = daemon.guests()[&3].deeds;
+    assert!(deeds.rounds > 190, "{deeds:?}");
+    assert!((8..=12).contains(&deeds.content_rounds), "{deeds:?}");
+}
+
+#[test]
+fn a_guest_that_cannot_leave_its_group_shares_nothing_more_and_its_free_pages_all_the_same() {
+    let host = FakeHost::new();
+    host.put(
+        3,
+        FakeGuest {
+            equal: 1_000,
+            group: "old".to_owned(),
+            stays: true,
+            ..FakeGuest::named("web")
+        },
+    );
+    let mut daemon = supervisor(&host, "[defaults]\nmode = \"free+content\"\n");
+    pass(&host, &mut daemon, 200);
+    let log = host.take_log();
+    assert_eq!(count(&log, "content 3"), 0, "{log:?}");
+    assert_eq!(host.0.borrow().guests[&3].zero, 6_000);
+    let watched = &daemon.guests()[&3];
+    assert!(watched.content_trouble.is_some() && watched.exclusion.is_none());
+    host.change(3, |guest| guest.stays = false);
+    pass(&host, &mut daemon, 600);
+    assert_eq!(host.0.borrow().guests[&3].merged, 1_000);
+}
+
+#[test]
+fn below_the_reserve_nothing_more_is_shared_by_content() {
+    let host = FakeHost::new();
+    host.put(
+        3,
+        FakeGuest {
+            equal: 2_000,
+            ..FakeGuest::named("web")
+        },
+    );
+    host.0.borrow_mut().free = 20_000;
+    let mut daemon = supervisor(
+        &host,
+        "[host]\nreserve_mib = 100\n[defaults]\nmode = \"free+content\"\ninterval_seconds = 1.0\n",
+    );
+    pass(&host, &mut daemon, 20);
+    let log = host.take_log();
+    assert_eq!(count(&log, "content 3"), 0, "{log:?}");
+    host.0.borrow_mut().free = 60_000;
+    pass(&host, &mut daemon, 60);
+    assert_eq!(host.0.borrow().guests[&3].merged, 2_000);
+}
+
+#[test]
 fn a_busy_guest_is_scanned_again_and_a_wrong_profile_replaced() {
     let host = FakeHost::new();
     host.put(3, FakeGuest::named("web"));

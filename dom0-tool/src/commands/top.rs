@@ -78,7 +78,7 @@ pub(super) fn host(out: Out) -> Result<Value, Failure> {
             "{:>5} {:20} could take back {} MiB",
             seen.domain,
             seen.name.as_deref().unwrap_or("-"),
-            look.statistics.zero_gfns / PAGES_PER_MIB
+            look.given_back() / PAGES_PER_MIB
         ));
     }
     Ok(answer(&sample, &rows(&sample, &sample)))
@@ -100,10 +100,7 @@ impl Sample {
 
     /// Pages that guests could take back.
     fn promised(&self) -> u64 {
-        self.guests
-            .iter()
-            .map(|(_, look)| look.statistics.zero_gfns)
-            .sum()
+        self.guests.iter().map(|(_, look)| look.given_back()).sum()
     }
 
     fn host_line(&self) -> String {
@@ -126,7 +123,7 @@ fn rows(before: &Sample, after: &Sample) -> Vec<Row> {
             .guests
             .iter()
             .find(|(other, _)| other.domain == seen.domain)
-            .map_or(now, |(_, look)| look.statistics);
+            .map_or(look, |(_, look)| look);
         let rate = |now: u64, earlier: u64| {
             let difference = now.saturating_sub(earlier) as f64;
             if seconds > 0.0 { difference / seconds } else { 0.0 }
@@ -143,9 +140,9 @@ fn rows(before: &Sample, after: &Sample) -> Vec<Row> {
             limit: look.max_pages,
             held: look.pages,
             free: now.scan_free,
-            given_back: now.zero_gfns,
-            unshared_rate: rate(now.unshared, earlier.unshared),
-            paused: rate(now.pause_total_ns, earlier.pause_total_ns) / 1e9,
+            given_back: look.given_back(),
+            unshared_rate: rate(look.unshared(), earlier.unshared()),
+            paused: rate(now.pause_total_ns, earlier.statistics.pause_total_ns) / 1e9,
         }
     };
     after.guests.iter().map(row).collect()
@@ -227,8 +224,10 @@ mod tests {
             statistics: Statistics {
                 state: State::Admitted as u64,
                 scan_free: 40_000,
-                zero_gfns: 31_072,
-                unshared,
+                zero_gfns: 31_000,
+                content_gfns: 72,
+                unshared: unshared / 2,
+                content_unshared: unshared - unshared / 2,
                 pause_total_ns,
                 ..Statistics::default()
             },

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lacuna_core::abi::GROUP_NAME_MAX;
 use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
@@ -57,6 +58,9 @@ pub enum Mode {
     /// Give free pages back.
     #[default]
     Free,
+    /// The same, and share pages that hold the same bytes, in whatever use they are.
+    #[serde(rename = "free+content")]
+    FreeContent,
 }
 
 impl Mode {
@@ -66,7 +70,18 @@ impl Mode {
             Self::Off => "off",
             Self::Observe => "observe",
             Self::Free => "free",
+            Self::FreeContent => "free+content",
         }
+    }
+
+    /// Whether free pages are given back.
+    pub const fn gives_back(self) -> bool {
+        matches!(self, Self::Free | Self::FreeContent)
+    }
+
+    /// Whether pages are shared by content.
+    pub const fn has_content(self) -> bool {
+        matches!(self, Self::FreeContent)
     }
 }
 
@@ -129,7 +144,7 @@ pub enum Listen {
 }
 
 /// How one guest is treated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Treatment {
     /// What is done.
     pub mode: Mode,
@@ -137,6 +152,8 @@ pub struct Treatment {
     pub extent: Extent,
     /// Between the beginnings of two rounds.
     pub interval: Duration,
+    /// The trust group with whose members pages are shared by content; empty for none but the guest itself.
+    pub group: String,
 }
 
 /// The configuration, checked.
@@ -195,18 +212,37 @@ impl Config {
         let source = Source { text, file };
         let raw: Raw = toml::from_str(text).map_err(|error| source.of_toml(&error))?;
         let daemon = raw.daemon;
+        let defaults_group = source.group(raw.defaults.trust_group.as_ref())?;
         let defaults = Treatment {
             mode: raw.defaults.mode.unwrap_or_default(),
             extent: raw.defaults.give_back.unwrap_or_default(),
             interval: source.interval(raw.defaults.interval_seconds.as_ref(), Duration::from_secs(60))?,
+            group: defaults_group.unwrap_or_default(),
         };
         let mut domains = BTreeMap::new();
         for (name, domain) in raw.domain {
+            let group = source.group(domain.trust_group.as_ref())?;
             let treatment = Treatment {
                 mode: domain.mode.unwrap_or(defaults.mode),
                 extent: domain.give_back.unwrap_or(defaults.extent),
                 interval: source.interval(domain.interval_seconds.as_ref(), defaults.interval)?,
+                group: group.unwrap_or_else(|| defaults.group.clone()),
             };
+            // A group that was asked for and does nothing would be taken for one that does.
+            if let (Some(given), false, false) = (
+                &domain.trust_group,
+                treatment.group.is_empty(),
+                treatment.mode.has_content(),
+            ) {
+                return Err(source.wrong(
+                    given.span().start,
+                    format!(
+                        "a trust group, and the mode of guest {name:?} is {:?}",
+                        treatment.mode.name()
+                    ),
+                    format!("a trust group where the mode is {:?}", Mode::FreeContent.name()),
+                ));
+            }
             domains.insert(name, treatment);
         }
         let retry_first = source.seconds(daemon.retry_first_seconds.as_ref(), 5, 1..=3600)?;
@@ -233,10 +269,9 @@ impl Config {
     }
 
     /// How the guest called `name` is treated; one without a name as the defaults say.
-    pub fn treatment(&self, name: Option<&str>) -> Treatment {
+    pub fn treatment(&self, name: Option<&str>) -> &Treatment {
         name.and_then(|name| self.domains.get(name))
-            .copied()
-            .unwrap_or(self.defaults)
+            .unwrap_or(&self.defaults)
     }
 
     /// The settings in force, for people.
@@ -261,13 +296,18 @@ impl Config {
             .iter()
             .map(|(name, treatment)| (name.as_str(), treatment));
         for (name, treatment) in std::iter::once(("(any other)", &self.defaults)).chain(each) {
-            let _ = writeln!(
+            let _ = write!(
                 text,
                 "guest {name}: {}, {}, a round every {} s",
                 treatment.mode.name(),
                 treatment.extent.name(),
                 treatment.interval.as_secs_f64()
             );
+            let _ = match (treatment.mode.has_content(), treatment.group.as_str()) {
+                (false, _) => writeln!(text),
+                (true, "") => writeln!(text, ", equal pages shared with no other guest"),
+                (true, group) => writeln!(text, ", equal pages shared in trust group {group:?}"),
+            };
         }
         text
     }
@@ -320,6 +360,7 @@ struct RawTreatment {
     mode: Option<Mode>,
     give_back: Option<Extent>,
     interval_seconds: Option<Spanned<f64>>,
+    trust_group: Option<Spanned<String>>,
 }
 
 /// The text that messages point into.
@@ -393,6 +434,21 @@ impl Source<'_> {
         ))
     }
 
+    fn group(&self, given: Option<&Spanned<String>>) -> Result<Option<String>, ConfigError> {
+        let Some(given) = given else { return Ok(None) };
+        let name = given.get_ref();
+        if name.len() <= GROUP_NAME_MAX && name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Ok(Some(name.clone()));
+        }
+        Err(self.wrong(
+            given.span().start,
+            format!("{name:?} is no name of a trust group"),
+            format!(
+                "at most {GROUP_NAME_MAX} printable ASCII characters without spaces, or \"\" for no group"
+            ),
+        ))
+    }
+
     fn listen(&self, given: &Spanned<String>) -> Result<Listen, ConfigError> {
         let text = given.get_ref().as_str();
         let parsed = match text.split_once(':') {
@@ -461,14 +517,42 @@ mod tests {
             mode,
             interval,
             extent: Extent::Settled,
+            group: String::new(),
         };
-        assert_eq!(config.treatment(Some("db")), treat(Mode::Free, seconds(30.0)));
+        assert_eq!(*config.treatment(Some("db")), treat(Mode::Free, seconds(30.0)));
         assert_eq!(
-            config.treatment(Some("old one")),
+            *config.treatment(Some("old one")),
             treat(Mode::Observe, seconds(0.5))
         );
-        assert_eq!(config.treatment(Some("web")), treat(Mode::Observe, seconds(30.0)));
-        assert_eq!(config.treatment(None), treat(Mode::Observe, seconds(30.0)));
+        assert_eq!(
+            *config.treatment(Some("web")),
+            treat(Mode::Observe, seconds(30.0))
+        );
+        assert_eq!(*config.treatment(None), treat(Mode::Observe, seconds(30.0)));
+    }
+
+    #[test]
+    fn a_trust_group_is_a_guests_own_or_that_of_the_defaults() {
+        let config = parse(
+            "[defaults]\nmode = \"free+content\"\ntrust_group = \"all\"\n[domain.db]\ntrust_group = \"\"\n[domain.ci]\ntrust_group = \"build\"\n[domain.old]\nmode = \"free\"\n",
+        )
+        .unwrap();
+        for (name, mode, group) in [
+            ("db", Mode::FreeContent, ""),
+            ("ci", Mode::FreeContent, "build"),
+            ("old", Mode::Free, "all"),
+            ("web", Mode::FreeContent, "all"),
+        ] {
+            let treatment = config.treatment(Some(name));
+            assert_eq!(
+                (treatment.mode, treatment.group.as_str()),
+                (mode, group),
+                "{name}"
+            );
+        }
+        let text = config.describe();
+        assert!(text.contains("guest ci: free+content, settled, a round every 60 s, equal pages shared in trust group \"build\"\n"), "{text}");
+        assert!(text.contains("guest db: free+content, settled, a round every 60 s, equal pages shared with no other guest\n"), "{text}");
     }
 
     #[test]
@@ -483,8 +567,20 @@ mod tests {
                 &[
                     "lacunad.toml:2",
                     "unknown variant `fre`",
-                    "`off`, `observe`, `free`",
+                    "`off`, `observe`, `free`, `free+content`",
                 ],
+            ),
+            (
+                "[domain.web]\nmode = \"free\"\ntrust_group = \"all\"\n",
+                &[
+                    "lacunad.toml:3",
+                    "the mode of guest \"web\" is \"free\"",
+                    "free+content",
+                ],
+            ),
+            (
+                "[defaults]\ntrust_group = \"a b\"\n",
+                &["lacunad.toml:2", "\"a b\" is no name", "at most 63"],
             ),
             (
                 "[domain.web]\nmod = \"free\"",

@@ -136,6 +136,39 @@ const GUEST: &[Metric<GuestRow>] = &[
         value: |row| look(row, |look| look.statistics.zero_gfns * PAGE),
     },
     Metric {
+        name: "guest_content",
+        measure: Measure::Bytes,
+        kind: Kind::Gauge,
+        help: "Guest memory on frames that pages of the same content share now; each page is due when the guest writes to it",
+        value: |row| look(row, |look| look.statistics.content_gfns * PAGE),
+    },
+    Metric {
+        name: "guest_content_shared",
+        measure: Measure::Bytes,
+        kind: Kind::Counter,
+        help: "Memory that the content stage put on shared frames, zero frames included",
+        value: |row| {
+            look(row, |look| {
+                let statistics = look.statistics;
+                (statistics.content_merged + statistics.content_zeroed).saturating_mul(PAGE)
+            })
+        },
+    },
+    Metric {
+        name: "guest_content_unshared",
+        measure: Measure::Bytes,
+        kind: Kind::Counter,
+        help: "Memory that the guest took off frames shared by content by writing to it",
+        value: |row| look(row, |look| look.statistics.content_unshared * PAGE),
+    },
+    Metric {
+        name: "guest_content_rounds",
+        measure: Measure::Number,
+        kind: Kind::Counter,
+        help: "Looks of this daemon at the contents of all of the guest's pages",
+        value: |row| Value::Whole(row.watched.deeds.content_rounds),
+    },
+    Metric {
         name: "guest_headroom",
         measure: Measure::Bytes,
         kind: Kind::Gauge,
@@ -332,7 +365,7 @@ const HOST: &[Metric<HostRow>] = &[
 /// Name and help of the metric that says what state a guest is in.
 const STATE: (&str, &str) = (
     "guest_state",
-    "1 for each guest: its mode (off, observe, free), whether it is attached, and why nothing is done with it, if so",
+    "1 for each guest: its mode (off, observe, free, free+content), whether it is attached, and why nothing is done with it, if so",
 );
 
 impl Snapshot {

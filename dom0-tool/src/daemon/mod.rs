@@ -3,7 +3,7 @@
 //! * [`config`] is its file; [`log`] its events; [`signals`] what ends it or makes it read its file again;
 //! * [`xen`] is all it asks of the host, behind a trait, so that the rest runs in tests without one;
 //! * [`supervisor`] decides what to do next; [`watched`] is what it knows of one guest, [`backoff`] when it tries again,
-//!   [`budget`] how much of a CPU it may use;
+//!   [`budget`] how much of a CPU it may use, [`pace`] how often contents are looked at;
 //! * [`reserve`] watches the host's memory; [`metrics`] is what it tells, [`server`] who hands that out.
 //!
 //! It keeps no state of its own on disk. Profiles and counters live in the hypervisor, and every look at a guest begins
@@ -14,6 +14,7 @@ pub mod budget;
 pub mod config;
 pub mod log;
 pub mod metrics;
+pub mod pace;
 pub mod reserve;
 pub mod run;
 pub mod server;

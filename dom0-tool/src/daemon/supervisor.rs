@@ -12,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::daemon::budget::Budget;
 use crate::daemon::config::{Config, Extent, Mode};
+use crate::daemon::pace;
 use crate::daemon::reserve::{Change, Reserve};
 use crate::daemon::watched::{Exclusion, Plan, Watched, Work};
 use crate::daemon::xen::Xen;
@@ -24,6 +25,8 @@ const MOST_DISAGREEMENTS: u32 = 3;
 const RUNS_AT_ONCE: u32 = 64;
 /// Pages after which a piece of work ends, whatever runs are left: 64 MiB.
 const PIECE_PAGES: u64 = 1 << 14;
+/// Frame numbers that one piece of work of the content stage goes over: 64 MiB.
+const CONTENT_PIECE: u64 = 1 << 14;
 /// Until the next try when somebody else works on the domain.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
 
@@ -263,6 +266,7 @@ impl<X: Xen> Supervisor<X> {
                 }
                 Work::Scan(_) => self.scan(domain, now),
                 Work::Share => self.share(domain, now),
+                Work::Content(from) => self.content(domain, from, now),
             },
             state => {
                 watched.work = Work::Look;
@@ -328,7 +332,7 @@ impl<X: Xen> Supervisor<X> {
             return Ok(());
         }
         watched.disagreeing = 0;
-        if watched.treatment.mode == Mode::Free {
+        if watched.treatment.mode.gives_back() {
             self.plan(domain, now)?;
         } else {
             self.end_round(domain, now);
@@ -391,7 +395,7 @@ impl<X: Xen> Supervisor<X> {
             };
             let allowance = plan.allowance.min(self.reserve.allowance());
             let (Some((from, end)), true) = (plan.runs.front().copied(), allowance > 0) else {
-                self.end_round(domain, now);
+                self.after_free(domain, now);
                 return Ok(());
             };
             // No further than the allowance reaches: the engine's own limit is one of slices.
@@ -423,6 +427,101 @@ impl<X: Xen> Supervisor<X> {
             }
         }
         Ok(())
+    }
+
+    /// The round's free pages are given back: goes on with the contents of the others where that is wanted and due.
+    fn after_free(&mut self, domain: u16, now: Duration) {
+        if let Some(watched) = self.guests.get_mut(&domain)
+            && watched.treatment.mode.has_content()
+            && watched.pace.is_due()
+        {
+            watched.pace.begin();
+            watched.work = Work::Content(0);
+            watched.due = now;
+        } else {
+            self.end_round(domain, now);
+        }
+    }
+
+    /// A piece of the content stage.
+    fn content(&mut self, domain: u16, from: u64, now: Duration) -> Result<(), Failure> {
+        self.look_at_host();
+        let allowance = self.reserve.allowance();
+        if allowance == 0 || (from == 0 && !self.joins_group(domain)?) {
+            self.end_round(domain, now);
+            return Ok(());
+        }
+        let part = self.xen.content(domain, from, CONTENT_PIECE.min(allowance))?;
+        let gave = part.figures.zeroed.saturating_add(part.figures.merged);
+        self.reserve.gave_back(gave);
+        let look = match part.next {
+            Some(_) => None,
+            None => Some(self.xen.look(domain)?),
+        };
+        let Some(watched) = self.guests.get_mut(&domain) else {
+            return Ok(());
+        };
+        watched.pace.add(pace::Look {
+            gave,
+            hashed: part.figures.hashed,
+            changed: part.figures.changed,
+        });
+        match (part.next, look) {
+            (Some(next), _) => {
+                watched.work = Work::Content(next);
+                watched.due = now;
+            }
+            (None, look) => {
+                let statistics = look.map(|look| look.statistics).unwrap_or_default();
+                watched.pace.end(statistics.content_unshared);
+                watched.deeds.content_rounds += 1;
+                debug!(
+                    event = "content.ended",
+                    domain,
+                    name = watched.name.as_deref(),
+                    shared_pages = statistics.content_gfns,
+                    taken_back_pages = statistics.content_unshared,
+                    rounds_until_next = watched.pace.rounds(),
+                );
+                self.end_round(domain, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the guest share with the members of the group that the configuration names, and with nobody else. False where the
+    /// hypervisor refuses that: then nothing is shared by content, since it would be with guests that are not meant.
+    fn joins_group(&mut self, domain: u16) -> Result<bool, Failure> {
+        let Some(group) = self
+            .guests
+            .get(&domain)
+            .map(|watched| watched.treatment.group.clone())
+        else {
+            return Ok(false);
+        };
+        let failure = match self.xen.set_group(domain, &group) {
+            Ok(()) => None,
+            Err(failure) if matches!(failure.cause, Cause::Gone | Cause::Busy) => return Err(failure),
+            Err(failure) => Some(failure),
+        };
+        let Some(watched) = self.guests.get_mut(&domain) else {
+            return Ok(false);
+        };
+        let trouble = failure.as_ref().map(|failure| failure.what.clone());
+        if let Some(failure) = failure
+            && watched.content_trouble != trouble
+        {
+            warn!(
+                event = "content.refused",
+                domain,
+                name = watched.name.as_deref(),
+                group,
+                what = failure.what,
+                remedy = failure.remedy.as_deref(),
+            );
+        }
+        watched.content_trouble = trouble;
+        Ok(watched.content_trouble.is_none())
     }
 
     fn end_round(&mut self, domain: u16, now: Duration) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::daemon::backoff::Backoff;
 use crate::daemon::config::{Config, Treatment};
+use crate::daemon::pace::Pace;
 use crate::daemon::xen::Look;
 use crate::policy::Policy;
 use crate::report::{Cause, Failure};
@@ -18,6 +19,8 @@ pub enum Work {
     Scan(u64),
     /// What is left of the round's plan.
     Share,
+    /// Pages in use that hold the same bytes, from this frame on.
+    Content(u64),
 }
 
 /// Frames to be shared, and how many pages of them at most.
@@ -61,6 +64,8 @@ pub struct Deeds {
     pub rounds: u64,
     /// Scans that disagreed with the guest's own counters.
     pub disagreements: u64,
+    /// Looks at the contents of all its pages, completed.
+    pub content_rounds: u64,
     /// CPU time spent on it, hypercalls included.
     pub cpu: Duration,
 }
@@ -80,6 +85,10 @@ pub struct Watched {
     pub plan: Plan,
     /// What is known of how the guest uses its memory.
     pub policy: Policy,
+    /// How often it is worth to look at the contents of its pages.
+    pub pace: Pace,
+    /// Why its pages are not shared by content, if so and once told.
+    pub content_trouble: Option<String>,
     /// When the round under way began.
     pub round_began: Duration,
     /// What the hypervisor said last.
@@ -98,12 +107,14 @@ impl Watched {
     /// A guest that has just been seen.
     pub fn new(name: Option<String>, config: &Config, now: Duration) -> Self {
         Self {
-            treatment: config.treatment(name.as_deref()),
+            treatment: config.treatment(name.as_deref()).clone(),
             name,
             due: now,
             work: Work::Look,
             plan: Plan::default(),
             policy: Policy::default(),
+            pace: Pace::default(),
+            content_trouble: None,
             round_began: now,
             look: None,
             exclusion: None,
@@ -117,10 +128,11 @@ impl Watched {
     pub fn configure(&mut self, config: &Config, now: Duration) {
         self.backoff = Backoff::new(config.retry_first, config.retry_longest);
         let treatment = config.treatment(self.name.as_deref());
-        if treatment == self.treatment {
+        if *treatment == self.treatment {
             return;
         }
-        self.treatment = treatment;
+        self.treatment = treatment.clone();
+        self.content_trouble = None;
         self.work = Work::Look;
         self.due = now;
     }
@@ -130,8 +142,8 @@ impl Watched {
         self.name.as_deref().unwrap_or("")
     }
 
-    /// Pages on zero frames, by the last look.
+    /// [`Look::given_back`] by the last look.
     pub fn given_back(&self) -> u64 {
-        self.look.map_or(0, |look| look.statistics.zero_gfns)
+        self.look.map_or(0, |look| look.given_back())
     }
 }

@@ -15,7 +15,7 @@ use crate::commands::attach::attach;
 use crate::commands::guest::Live;
 use crate::report::{Cause, Class, Failure};
 use crate::xen::domain::{Domain, find};
-use crate::xen::engine::{Engine, EngineError, Part, Scanned, Shared};
+use crate::xen::engine::{Contents, Engine, EngineError, Part, Scanned, Shared};
 use crate::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd};
 use crate::xen::xenstore::{Xenstore, XenstoreError};
 
@@ -42,6 +42,22 @@ pub struct Look {
     pub max_pages: u64,
     /// The engine's counters.
     pub statistics: Statistics,
+}
+
+impl Look {
+    /// Pages of the guest on zero frames or on frames shared by content: so many may want a frame of their own again.
+    pub const fn given_back(&self) -> u64 {
+        self.statistics
+            .zero_gfns
+            .saturating_add(self.statistics.content_gfns)
+    }
+
+    /// Pages that the guest has taken off such frames by writing to them.
+    pub const fn unshared(&self) -> u64 {
+        self.statistics
+            .unshared
+            .saturating_add(self.statistics.content_unshared)
+    }
 }
 
 /// What the daemon asks of the host.
@@ -86,6 +102,16 @@ pub trait Xen {
     /// The engine's refusal.
     fn share(&mut self, domain: u16, from: u64, end: Option<u64>, most: u64)
     -> Result<Part<Shared>, Failure>;
+    /// Has a guest share by content with the members of trust group `name`, with nobody else for an empty name.
+    ///
+    /// # Errors
+    /// The hypervisor's refusal: pages are shared with members of another group.
+    fn set_group(&mut self, domain: u16, name: &str) -> Result<(), Failure>;
+    /// Shares pages that hold the same bytes, but for those that the last scan found free: `frames` frames from `from` on.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    fn content(&mut self, domain: u16, from: u64, frames: u64) -> Result<Part<Contents>, Failure>;
 }
 
 /// The host that this runs on.
@@ -227,5 +253,13 @@ impl Xen for ThisHost {
         most: u64,
     ) -> Result<Part<Shared>, Failure> {
         Ok(self.engine(domain)?.share_part(from, end, most.min(SHARE_PART))?)
+    }
+
+    fn set_group(&mut self, domain: u16, name: &str) -> Result<(), Failure> {
+        Ok(self.engine(domain)?.set_group(name)?)
+    }
+
+    fn content(&mut self, domain: u16, from: u64, frames: u64) -> Result<Part<Contents>, Failure> {
+        Ok(self.engine(domain)?.content_part(from, frames, true)?)
     }
 }

@@ -315,18 +315,39 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn content(&self, leave_free: bool) -> Result<Contents, EngineError> {
+        // A budget of 0 is no bound.
+        Ok(self.content_some(0, 0, leave_free)?.figures)
+    }
+
+    /// The content stage over `frames` frame numbers (not 0) from `from` on; `leave_free` as in [`Self::content`].
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn content_part(
+        &self,
+        from: u64,
+        frames: u64,
+        leave_free: bool,
+    ) -> Result<Part<Contents>, EngineError> {
+        self.content_some(from, frames.max(1), leave_free)
+    }
+
+    fn content_some(&self, from: u64, frames: u64, leave_free: bool) -> Result<Part<Contents>, EngineError> {
         let request = Request {
             flags: if leave_free { CONTENT_LEAVE_FREE } else { 0 },
+            cursor: from,
+            budget: frames,
             ..Request::default()
         };
         let answer = self.call_request(Op::Content, request, &mut [])?;
         let [zeroed, merged, hashed, changed] = answer.result;
-        Ok(Contents {
+        let figures = Contents {
             zeroed,
             merged,
             hashed,
             changed,
-        })
+        };
+        Ok(Part::of(figures, &answer))
     }
 
     /// Lets the domain share by content with the members of the trust group called `name`; with none for an empty name.

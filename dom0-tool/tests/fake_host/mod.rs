@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lacuna::daemon::xen::{Look, Seen, Xen};
 use lacuna::report::{Cause, Class, Failure};
-use lacuna::xen::engine::{Part, Scanned, Shared};
+use lacuna::xen::engine::{Contents, Part, Scanned, Shared};
 use lacuna::xen::privcmd::HostMemory;
 use lacuna_core::abi::{State, Statistics};
 
@@ -23,6 +23,14 @@ pub(crate) struct FakeGuest {
     pub(crate) pages: u64,
     pub(crate) free: u64,
     pub(crate) zero: u64,
+    /// Pages in use that are like others, and of those, how many share.
+    pub(crate) equal: u64,
+    pub(crate) merged: u64,
+    /// Pages taken off shared frames.
+    pub(crate) taken: u64,
+    /// The trust group that it is in, and whether it can leave it.
+    pub(crate) group: String,
+    pub(crate) stays: bool,
     /// What the next attempts to attach fail with.
     pub(crate) attach_fails: Vec<Cause>,
     /// How many of the next scans disagree with its counters.
@@ -41,6 +49,11 @@ impl FakeGuest {
             pages: 10_000,
             free: 6_000,
             zero: 0,
+            equal: 0,
+            merged: 0,
+            taken: 0,
+            group: String::new(),
+            stays: false,
             attach_fails: Vec::new(),
             disagrees: 0,
             always: None,
@@ -147,12 +160,15 @@ impl Xen for FakeHost {
             return Err(fail(cause));
         }
         Ok(Look {
-            pages: guest.pages - guest.zero,
+            pages: guest.pages - guest.zero - guest.merged,
             max_pages: guest.pages,
             statistics: Statistics {
                 state: guest.state as u64,
                 scan_free: guest.free,
                 zero_gfns: guest.zero,
+                content_gfns: guest.merged,
+                content_merged: guest.merged + guest.taken,
+                content_unshared: guest.taken,
                 shared: guest.zero,
                 scans: guest.scans,
                 pause_total_ns: 1_500_000,
@@ -222,6 +238,35 @@ impl Xen for FakeHost {
                     ..Shared::default()
                 },
                 next: (pages < wanted).then_some(guest.zero),
+            })
+        })
+    }
+
+    fn set_group(&mut self, domain: u16, name: &str) -> Result<(), Failure> {
+        self.operate(domain, &format!("group {name:?}"), |guest, _| {
+            if guest.stays && guest.group != name {
+                return Err(fail(Cause::Other));
+            }
+            name.clone_into(&mut guest.group);
+            Ok(())
+        })
+    }
+
+    fn content(&mut self, domain: u16, from: u64, frames: u64) -> Result<Part<Contents>, Failure> {
+        self.operate(domain, "content", |guest, free| {
+            let to = (from + frames.min(PART * 5)).min(guest.pages);
+            // The highest frames are the equal ones.
+            let in_range = to.saturating_sub(from.max(guest.pages - guest.equal));
+            let merged = in_range.min(guest.equal - guest.merged);
+            guest.merged += merged;
+            *free += merged;
+            Ok(Part {
+                figures: Contents {
+                    merged,
+                    hashed: (to - from.min(to)).saturating_sub(guest.free.saturating_sub(from)),
+                    ..Contents::default()
+                },
+                next: (to < guest.pages).then_some(to),
             })
         })
     }

@@ -82,6 +82,8 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("migration/stock-receiver", 1200),
     quick("migration/one-host", 1500),
     quick("migration/busy", 1200),
+    // Three minutes of waiting for a daemon's rounds.
+    long("content/daemon", 1200),
     quick("policy/daemon", 1200),
     quick("overcommit/all-at-once", 1800),
     quick_on(Boot::Counted, "reclaim/pause", 900),

@@ -12,9 +12,9 @@ use crate::guest::{Guest, Plan};
 use crate::host::{Host, settled_free_mib};
 
 /// How long the agent may take for what touches all of the guest's memory.
-const AGENT_LIMIT: Duration = Duration::from_secs(180);
+pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(180);
 /// Contents that have copies, and how many pages have each: 16 MiB together. Fewer copies than a frame may have sharers.
-const KINDS: u32 = 32;
+pub(super) const KINDS: u32 = 32;
 const COPIES: u32 = 128;
 /// Pages that are like no other.
 const UNIQUE: u32 = 1024;
@@ -33,7 +33,7 @@ const STAGE_BYTES_PER_PAGE: u64 = 12;
 const XEN_BYTES_PER_SHARER: u64 = 256;
 
 /// A guest's pages with known contents.
-struct Known {
+pub(super) struct Known {
     gfns: Vec<u64>,
     kinds: u32,
     copies: u32,
@@ -41,17 +41,24 @@ struct Known {
 
 /// Where the pages are in the host.
 #[derive(Default)]
-struct Where {
+pub(super) struct Where {
     /// The frames of each kind with copies.
     frames: BTreeMap<u64, BTreeSet<u64>>,
     /// Pages with copies that are on a shared frame.
-    shared: u64,
+    pub(super) shared: u64,
     /// Pages like no other that share a frame.
     unique_shared: u64,
 }
 
+impl Where {
+    /// The frames of all pages with copies.
+    pub(super) fn all_frames(&self) -> BTreeSet<u64> {
+        self.frames.values().flatten().copied().collect()
+    }
+}
+
 impl Known {
-    fn make(guest: &mut Guest, kinds: u32, copies: u32, unique: u32) -> Result<Self> {
+    pub(super) fn make(guest: &mut Guest, kinds: u32, copies: u32, unique: u32) -> Result<Self> {
         let task = Task::PatternMake {
             kinds,
             copies,
@@ -70,7 +77,7 @@ impl Known {
         }
     }
 
-    fn places(&self, guest: &Guest) -> Result<Where> {
+    pub(super) fn places(&self, guest: &Guest) -> Result<Where> {
         let direct = Direct::open(guest.domain)?;
         let mut places = Where::default();
         for (page, gfn) in (0_u64..).zip(&self.gfns) {
@@ -99,7 +106,7 @@ impl Known {
 }
 
 /// Fails unless every page that the agent knows holds what was written there.
-fn intact(guest: &mut Guest, when: &str) -> Result<()> {
+pub(super) fn intact(guest: &mut Guest, when: &str) -> Result<()> {
     match guest.order(Task::PatternCheck, AGENT_LIMIT)? {
         Report::Checked { wrong: 0, .. } => Ok(()),
         other => Err(differs(
@@ -317,7 +324,6 @@ pub(crate) fn groups(host: &mut Host) -> Result<()> {
         host.lacuna(&["dedup", name, "--mode", "dedup", "--trust-group", group])?;
         guests.push((guest, known));
     }
-    let frames = |places: &Where| -> BTreeSet<u64> { places.frames.values().flatten().copied().collect() };
     let mut of = Vec::new();
     for (guest, known) in &guests {
         let places = known.places(guest)?;
@@ -326,7 +332,7 @@ pub(crate) fn groups(host: &mut Host) -> Result<()> {
             &u64::from(KINDS * 4),
             &places.shared,
         )?;
-        of.push(frames(&places));
+        of.push(places.all_frames());
     }
     let in_common = |one: usize, other: usize| of[one].intersection(&of[other]).count();
     host.figure("frames_in_common_one_group", in_common(0, 1) as u64)?;

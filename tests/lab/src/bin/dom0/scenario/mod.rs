@@ -2,6 +2,7 @@
 
 mod boot;
 mod content;
+mod content_daemon;
 mod daemon;
 mod ept;
 mod flask;
@@ -54,6 +55,7 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/stock-receiver", migration::stock_receiver),
     ("migration/one-host", migration::one_host),
     ("migration/busy", migration::busy),
+    ("content/daemon", content_daemon::unattended),
     ("policy/daemon", daemon::unattended),
     ("overcommit/all-at-once", overcommit::all_at_once),
     ("reclaim/pause", pause::bounded),
