@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lacuna_guest::Task;
 
-use super::refusals::{Refusal, keep_profile, refused_while_stopped};
+use super::refusals::{Refusal, SMALL_MIB, keep_profile, refused_while_stopped};
 use crate::failure::{Result, ensure};
 use crate::guest::Plan;
 use crate::host::Host;
@@ -37,7 +37,7 @@ pub(crate) fn labelled(host: &mut Host) -> Result<()> {
 
     keep_profile(&guest)?;
     let protected = Plan {
-        mib: 64,
+        mib: SMALL_MIB,
         configuration: "seclabel=\"system_u:system_r:prot_domU_t\"",
         ..Plan::stock("protected", "6.12")
     };

@@ -15,6 +15,8 @@ use crate::host::Host;
 const AGENT_LIMIT: Duration = Duration::from_secs(180);
 /// Where a good profile is kept for guests that do not run.
 const PROFILE: &str = "/root/good.profile";
+/// Memory of a guest that is only to be refused, in MiB: Debian's kernel needs more than 64 to be loaded.
+pub(super) const SMALL_MIB: u32 = 128;
 /// `lacuna`'s exit status for "refused as unsafe".
 const REFUSED: i32 = 3;
 
@@ -76,13 +78,13 @@ pub(crate) fn plain_host(host: &mut Host) -> Result<()> {
 /// What only Intel's processors offer in Xen: a guest that may run nested guests, and one that uses altp2m.
 pub(crate) fn on_ept(host: &mut Host) -> Result<()> {
     let nested = Plan {
-        mib: 64,
+        mib: SMALL_MIB,
         configuration: "nestedhvm=1",
         ..Plan::stock("nested", "6.12")
     };
     refused_while_stopped(host, &nested, &unsafe_for("nested", "nested guests"))?;
     let views = Plan {
-        mib: 64,
+        mib: SMALL_MIB,
         configuration: "altp2m=\"external\"",
         ..Plan::stock("views", "6.12")
     };
@@ -109,7 +111,7 @@ pub(crate) fn with_iommu(host: &mut Host) -> Result<()> {
     guest.check_health()?;
     guest.destroy(host)?;
     let assigned = Plan {
-        mib: 64,
+        mib: SMALL_MIB,
         configuration: "passthrough=\"sync_pt\"",
         ..Plan::stock("assigned", "6.12")
     };
