@@ -15,9 +15,7 @@ pub enum Boot {
     Ept,
     /// The hypervisor with XSM and FLASK, enforcing.
     Flask,
-    /// The release hypervisor on a machine with an IOMMU.
-    Iommu,
-    /// The same, with a PVH dom0.
+    /// The release hypervisor on a machine with an IOMMU, with a PVH dom0, which needs one.
     PvhDom0,
     /// The release hypervisor on two machines with a network between them; the scenario runs on the first.
     Pair,
@@ -98,7 +96,6 @@ pub const SCENARIOS: &[Scenario] = &[
     quick_on(Boot::Mutants, "reclaim/race-without-recheck", 900),
     quick_on(Boot::Mutants, "windows/race-without-recheck", 900),
     long_on(Boot::Mutants, "reclaim/race-without-flush", 900),
-    long_on(Boot::Iommu, "reclaim/refusals-iommu", 600),
     long_on(Boot::PvhDom0, "reclaim/refusals-pvh-dom0", 600),
     long_on(Boot::Ept, "reclaim/ept", 3600),
     long_on(Boot::Flask, "flask/reclaim", 600),

@@ -76,10 +76,6 @@ impl From<Boot> for Machine {
                 clock: Clock::Instructions,
                 ..PLAIN
             },
-            Boot::Iommu => Self {
-                board: WITH_IOMMU,
-                ..PLAIN
-            },
             Boot::PvhDom0 => Self {
                 board: WITH_IOMMU,
                 xen: "dom0=pvh",

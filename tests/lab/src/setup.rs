@@ -82,7 +82,7 @@ impl<'a> Stage<'a> {
     /// Makes the hypervisor that `boot` needs.
     pub(crate) fn hypervisor(&self, boot: Boot) -> Result<Hypervisor> {
         self.variant(match boot {
-            Boot::Release | Boot::Counted | Boot::Ept | Boot::Pair | Boot::Iommu | Boot::PvhDom0 => RELEASE,
+            Boot::Release | Boot::Counted | Boot::Ept | Boot::Pair | Boot::PvhDom0 => RELEASE,
             Boot::Mutants => MUTANTS,
             Boot::Flask => FLASK,
         })

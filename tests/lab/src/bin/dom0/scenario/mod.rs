@@ -68,7 +68,6 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/race-without-recheck", race::without_recheck),
     ("windows/race-without-recheck", windows::race_without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
-    ("reclaim/refusals-iommu", refusals::with_iommu),
     ("reclaim/refusals-pvh-dom0", refusals::pvh_dom0),
     ("reclaim/ept", ept::ept),
     ("flask/reclaim", flask::labelled),

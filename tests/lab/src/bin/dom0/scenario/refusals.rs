@@ -103,21 +103,6 @@ pub(crate) fn on_ept(host: &mut Host) -> Result<()> {
     host.xl(&["destroy", views.name]).map(drop)
 }
 
-/// A host with an IOMMU: a guest to which a device may be assigned.
-pub(crate) fn with_iommu(host: &mut Host) -> Result<()> {
-    let mut guest = host.create(&Plan::stock("normal", "6.12"))?;
-    host.lacuna(&["attach", guest.name])?;
-    keep_profile(&guest)?;
-    guest.check_health()?;
-    guest.destroy(host)?;
-    let assigned = Plan {
-        mib: SMALL_MIB,
-        configuration: "passthrough=\"sync_pt\"",
-        ..Plan::stock("assigned", "6.12")
-    };
-    refused_while_stopped(host, &assigned, &unsafe_for("passthrough", "assigned"))
-}
-
 /// A PVH dom0: no guest can be shared.
 pub(crate) fn pvh_dom0(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan::stock("normal", "6.12"))?;
