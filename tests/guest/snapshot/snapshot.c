@@ -9,6 +9,9 @@
  *   snap.fill=N     touch N percent of the free memory and give every other run of pages back (default 60)
  *   snap.decoys     plant notes, banners and page arrays that look like the kernel's own, below and above the fill
  *   snap.huge=N     map N huge pages of the pool that hugepages= made
+ *   snap.fragment   give back every other page of the fill, so that hardly two free pages lie together
+ *   snap.wait=W     before anything else, say "SNAP waiting" and wait until there is more (W = more) or less memory
+ * A file /balloon.ko in the initial file system is loaded as a module first.
  */
 
 typedef unsigned char u8;
@@ -22,7 +25,7 @@ typedef unsigned long word;
 
 #if defined(__x86_64__)
 enum { SYS_read = 0, SYS_write = 1, SYS_open = 2, SYS_mmap = 9, SYS_munmap = 11, SYS_mlockall = 151, SYS_mount = 165,
-       SYS_mkdir = 83, SYS_nanosleep = 35, SYS_pread = 17, SYS_madvise = 28, SYS_setpriority = 141, SYS_reboot = 169 };
+       SYS_mkdir = 83, SYS_nanosleep = 35, SYS_pread = 17, SYS_madvise = 28, SYS_setpriority = 141, SYS_finit_module = 313 };
 static long call(long n, long a, long b, long c, long d, long e, long f)
 {
     long result;
@@ -45,7 +48,7 @@ static void *map(word bytes, int flags)
 __asm__(".globl _start\n_start:\n\txor %ebp,%ebp\n\tand $-16,%rsp\n\tcall run\n\thlt\n");
 #else
 enum { SYS_read = 3, SYS_write = 4, SYS_open = 5, SYS_mmap2 = 192, SYS_munmap = 91, SYS_mlockall = 152, SYS_mount = 21,
-       SYS_mkdir = 39, SYS_nanosleep = 162, SYS_pread = 180, SYS_madvise = 219, SYS_setpriority = 97, SYS_reboot = 88 };
+       SYS_mkdir = 39, SYS_nanosleep = 162, SYS_pread = 180, SYS_madvise = 219, SYS_setpriority = 97, SYS_finit_module = 350 };
 /* Six arguments want ebp: all of them go through memory, so that the compiler need not spare a register. */
 long call(long n, long a, long b, long c, long d, long e, long f);
 __asm__(".globl call\ncall:\n\tpush %ebp\n\tpush %ebx\n\tpush %esi\n\tpush %edi\n\tmov 20(%esp),%eax\n\tmov 24(%esp),%ebx\n"
@@ -231,7 +234,52 @@ static void plant(word note)
     }
 }
 
-static void fill(word percent)
+/* Until MemTotal has changed as `more` says, or two minutes have passed, which the lab notices by the missing account. */
+static void wait_for_memory(int more)
+{
+    struct { word seconds, nanoseconds; } pause = { 0, 200000000 };
+    word before, now, i;
+
+    read_all("/proc/meminfo", text, sizeof(text));
+    before = number_after(text, "MemTotal:", 0);
+    say("SNAP waiting\n");
+    for ( i = 0; i < 600; i++ )
+    {
+        read_all("/proc/meminfo", text, sizeof(text));
+        now = number_after(text, "MemTotal:", 0);
+        /* 64 MiB at least: kernels change a little by themselves. */
+        if ( more ? now > before + 65536 : now + 65536 < before )
+        {
+            word last;
+
+            /* And until it has come to rest. */
+            do
+            {
+                last = now;
+                pause.seconds = 2;
+                call(SYS_nanosleep, (long)&pause, 0, 0, 0, 0, 0);
+                read_all("/proc/meminfo", text, sizeof(text));
+                now = number_after(text, "MemTotal:", 0);
+            } while ( now != last );
+            say("SNAP memory changed\n");
+            return;
+        }
+        call(SYS_nanosleep, (long)&pause, 0, 0, 0, 0, 0);
+    }
+    say("SNAP memory did not change\n");
+    for ( ;; )
+        call(SYS_nanosleep, (long)&pause, 0, 0, 0, 0, 0);
+}
+
+static void load_module(const char *path)
+{
+    int file = open_file(path, 0);
+
+    if ( file >= 0 && call(SYS_finit_module, file, (long)"", 0, 0, 0, 0) < 0 )
+        say("SNAP the module was refused\n");
+}
+
+static void fill(word percent, int fragment)
 {
     word pages, i;
     u8 *at;
@@ -246,6 +294,10 @@ static void fill(word percent)
         return;
     for ( i = 0; i < pages; i++ )
         *(word *)(at + i * PAGE) = i | 1;
+    for ( i = 0; fragment && i < pages; i += 2 )
+        call(SYS_madvise, (long)(at + i * PAGE), PAGE, 4 /* MADV_DONTNEED */, 0, 0, 0);
+    if ( fragment )
+        return;
     /* Runs of 1 to 64 pages, every other one given back. */
     for ( i = 0; i < pages; )
     {
@@ -366,6 +418,11 @@ void run(void)
     console = open_file("/dev/ttyS0", 2);
     say("\nSNAP up\n");
     read_all("/proc/cmdline", line, sizeof(line));
+    load_module("/balloon.ko");
+    if ( find(line, "snap.wait=more") )
+        wait_for_memory(1);
+    if ( find(line, "snap.wait=less") )
+        wait_for_memory(0);
     note = find_note();
     if ( find(line, "snap.decoys") )
         plant(note);
@@ -377,7 +434,7 @@ void run(void)
         if ( (word)huge > (word)-4096 )
             say("SNAP no huge pages\n");
     }
-    fill(number_after(line, "snap.fill=", 60));
+    fill(number_after(line, "snap.fill=", 60), find(line, "snap.fragment") != 0);
     if ( find(line, "snap.decoys") )
         plant(note);
     account();

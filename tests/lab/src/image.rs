@@ -186,7 +186,13 @@ pub(crate) fn with_network(
     kernel: &Kernel,
     images: &Images,
 ) -> Result<Images> {
-    let module = kernels::extra_module(context, sysroot, kernels::LINUX_6_12, kernel, NETWORK_CARD)?;
+    let module = kernels::extra_module(
+        context,
+        sysroot,
+        kernels::LINUX_6_12.suite,
+        &kernel.release,
+        NETWORK_CARD,
+    )?;
     let image = context.cached("images/network.cpio");
     let key = KeyBuilder::new("images/network", 1)
         .file(&images.dom0)?

@@ -18,7 +18,7 @@ pub(crate) struct Wanted {
     /// The release series, which is also its name in the lab.
     pub(crate) series: &'static str,
     /// The Debian release that has it as its standard kernel.
-    suite: &'static str,
+    pub(crate) suite: &'static str,
 }
 
 /// The kernel of dom0 and of the newest stock guest.
@@ -124,22 +124,23 @@ pub(crate) fn kernel(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Re
     })
 }
 
-/// Fetches one more module of dom0's kernel: what boots everywhere is unpacked with the kernel, which this leaves alone.
+/// Fetches one more module of the amd64 kernel `release`: what boots everywhere is unpacked with the kernel, which this
+/// leaves alone.
 pub(crate) fn extra_module(
     context: &Context,
     sysroot: &Sysroot,
-    wanted: Wanted,
-    kernel: &Kernel,
+    suite: &str,
+    release: &str,
     module: &str,
 ) -> Result<PathBuf> {
     let name = format!("module/{module}");
     let plain = context.cached("kernels").join(format!("{module}.ko"));
-    let key = KeyBuilder::new(&name, 1).text(&kernel.release).finish();
+    let key = KeyBuilder::new(&name, 1).text(release).finish();
     context.step(&name, &key, |progress| {
         let log = context.step_log(&name);
-        let apt = PrivateApt::new(context, sysroot, wanted.suite, "amd64")?;
+        let apt = PrivateApt::new(context, sysroot, suite, "amd64")?;
         run_logged(apt.command("apt-get", &["update"]), &log, progress)?;
-        let image = format!("linux-image-{}", kernel.release);
+        let image = format!("linux-image-{release}");
         run_logged(apt.command("apt-get", &["download", &image]), &log, progress)?;
         let packages = packages(&apt.directory)?;
         let package = packages.first().map(String::as_str).unwrap_or_default();

@@ -20,6 +20,17 @@ pub(crate) enum Expected {
     Refused(&'static str),
 }
 
+/// What happens to a guest's memory before it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Nothing.
+    None,
+    /// So many MiB are plugged in, above 4 GiB. Then only the ELF dump is taken: a raw one would be mostly hole.
+    PlugIn(u64),
+    /// A balloon leaves so many MiB of them.
+    BalloonTo(u64),
+}
+
 /// One boot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
@@ -33,9 +44,11 @@ pub(crate) struct Case {
     pub(crate) words: &'static str,
     /// Added to QEMU's command line.
     pub(crate) machine: &'static [&'static str],
+    /// What happens to its memory.
+    pub(crate) change: Change,
     /// What must come of it.
     pub(crate) expected: Expected,
-    /// Whether `cargo lab test linux` and `cargo lab test --full` run it, too.
+    /// Whether `cargo lab test` runs it, too.
     pub(crate) quick: bool,
 }
 
@@ -62,6 +75,7 @@ const fn plain(name: &'static str, flavour: Flavour) -> Case {
         processor: "EPYC",
         words: "",
         machine: &[],
+        change: Change::None,
         expected: Expected::Exact,
         quick: false,
     }
@@ -80,10 +94,7 @@ pub(crate) const CASES: &[Case] = &[
     plain("5.10-cloud-amd64", amd64("bullseye", "cloud-amd64")),
     plain("5.10-rt-amd64", amd64("bullseye", "rt-amd64")),
     plain("6.1-amd64", amd64("bookworm", "amd64")),
-    Case {
-        quick: true,
-        ..plain("6.1-cloud-amd64", amd64("bookworm", "cloud-amd64"))
-    },
+    plain("6.1-cloud-amd64", amd64("bookworm", "cloud-amd64")),
     plain("6.1-rt-amd64", amd64("bookworm", "rt-amd64")),
     Case {
         processor: "qemu32",
@@ -120,7 +131,23 @@ pub(crate) const CASES: &[Case] = &[
     variant("6.12-mem", "mem=400M"),
     variant("6.12-crashkernel", "crashkernel=128M"),
     variant("6.12-huge-pages", "hugepages=32 snap.huge=8"),
-    variant("6.12-cma", "cma=64M"),
+    variant("6.12-fragmented", "snap.fragment snap.fill=90"),
+    // Debian's 6.12 has no CMA.
+    Case {
+        words: "cma=64M",
+        ..plain("7-cma", amd64("sid", "amd64"))
+    },
+    Case {
+        change: Change::PlugIn(256),
+        // The last word on -m counts; slots are what memory is plugged into.
+        machine: &["-m", "1024,slots=2,maxmem=4G"],
+        ..variant("6.12-hot-plug", "memhp_default_state=online snap.wait=more")
+    },
+    Case {
+        change: Change::BalloonTo(768),
+        machine: &["-device", "virtio-balloon-pci"],
+        ..variant("6.12-balloon", "snap.wait=less")
+    },
     variant("6.12-init-on-free", "init_on_free=1"),
     Case {
         machine: &[

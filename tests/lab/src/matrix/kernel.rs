@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::case::Flavour;
 use crate::context::{Context, Staged};
 use crate::error::{Error, IoContext, Result};
-use crate::kernels::{PrivateApt, packages};
+use crate::kernels::{PrivateApt, extra_module, packages};
 use crate::key::{KeyBuilder, files_below};
 use crate::process::{output, run_logged};
 use crate::sysroot::Sysroot;
@@ -88,6 +88,16 @@ pub(crate) fn fetch(context: &Context, sysroot: &Sysroot, flavour: Flavour) -> R
         headers: root.join("usr/src").join(format!("linux-headers-{release}")),
         release,
     })
+}
+
+/// The driver of the virtio balloon that belongs to the kernel `release` of `flavour`, decompressed.
+pub(crate) fn balloon(
+    context: &Context,
+    sysroot: &Sysroot,
+    flavour: Flavour,
+    release: &str,
+) -> Result<PathBuf> {
+    extra_module(context, sysroot, flavour.suite, release, "virtio_balloon")
 }
 
 /// The real package behind a meta package: the one whose name goes on with a version. A meta package's own name may go on

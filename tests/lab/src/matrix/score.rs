@@ -24,28 +24,27 @@ pub(crate) struct Score {
     pub(crate) answer: Value,
 }
 
-/// Scans the dumps with each source alone and all together. 32-bit kernels of Debian have no BTF, and the stub is for amd64.
+/// Scans the dumps with each source alone and all together. 32-bit kernels of Debian have no BTF.
 pub(crate) fn score(lacuna: &Path, case: &Case, headers: &Path, dumps: &Dumps) -> Result<Vec<Score>> {
     let headers = headers.to_string_lossy().into_owned();
     let registers = dumps.registers.to_string_lossy().into_owned();
     let with_registers: &[&str] = &["--registers", &registers];
     let with_headers: &[&str] = &["--headers", &headers];
-    let mut runs: Vec<(&str, &Path, &str, Vec<&[&str]>)> = vec![
-        ("raw", &dumps.raw, "vmcoreinfo", vec![with_registers]),
-        ("elf", &dumps.elf, "auto", vec![]),
-        ("raw without registers", &dumps.raw, "auto", vec![]),
-    ];
+    let mut runs: Vec<(&str, &Path, &str, Vec<&[&str]>)> = vec![("elf", &dumps.elf, "auto", vec![])];
+    let (name, dump) = match &dumps.raw {
+        Some(raw) => {
+            runs.push(("raw without registers", raw, "auto", vec![]));
+            ("raw", raw.as_path())
+        }
+        None => ("elf", dumps.elf.as_path()),
+    };
+    runs.push((name, dump, "vmcoreinfo", vec![with_registers]));
     if case.flavour.architecture == "amd64" {
-        runs.push(("raw", &dumps.raw, "btf", vec![with_registers]));
-        runs.push(("raw", &dumps.raw, "stub", vec![with_registers, with_headers]));
-        runs.push((
-            "raw with headers",
-            &dumps.raw,
-            "auto",
-            vec![with_registers, with_headers],
-        ));
+        runs.push((name, dump, "btf", vec![with_registers]));
     }
-    let bits = dumps.raw.with_file_name("free.bits");
+    runs.push((name, dump, "stub", vec![with_registers, with_headers]));
+    runs.push((name, dump, "auto", vec![with_registers, with_headers]));
+    let bits = dumps.elf.with_file_name("free.bits");
     let mut scores = Vec::new();
     for (name, dump, source, more) in runs {
         crate::context::remove(&bits)?;
@@ -82,7 +81,11 @@ pub(crate) fn score(lacuna: &Path, case: &Case, headers: &Path, dumps: &Dumps) -
             }
         };
         scores.push(Score {
-            what: format!("{name}, {source}"),
+            what: if more.contains(&with_headers) {
+                format!("{name}, {source}, headers")
+            } else {
+                format!("{name}, {source}")
+            },
             good,
             told,
             answer,

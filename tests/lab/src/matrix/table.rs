@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::case::{Case, Expected};
+use super::case::{CASES, Case, Expected};
 use super::score::Score;
+use crate::context::{Context, remove};
 use crate::error::{Error, IoContext, Result};
+use crate::key::{Key, KeyBuilder};
 
 const BEGIN: &str = "<!-- matrix: written by `cargo lab matrix --readme` -->\n";
 const END: &str = "<!-- matrix: end -->";
@@ -36,6 +38,49 @@ impl Row {
                 said("paging")
             ),
         }
+    }
+}
+
+/// What cases have shown, kept in the cache so that the whole matrix need not be one run.
+pub(crate) struct Results {
+    folder: PathBuf,
+    /// Of the tool that was tried: results of another are none.
+    key: Key,
+}
+
+impl Results {
+    /// Those of `lacuna`.
+    pub(crate) fn of(context: &Context, lacuna: &Path) -> Result<Self> {
+        let folder = context.cached("matrix-results");
+        fs::create_dir_all(&folder).on("create", &folder)?;
+        let key = KeyBuilder::new("matrix-results", 1).file(lacuna)?.finish();
+        Ok(Self { folder, key })
+    }
+
+    /// Keeps the row of a case that passed; forgets one that did not.
+    pub(crate) fn keep(&self, case: &Case, row: Option<Row>) -> Result<()> {
+        let file = self.folder.join(case.name);
+        match row {
+            Some(row) => {
+                let text = format!("{}\n{}", self.key.as_str(), row.text);
+                fs::write(&file, text).on("write", &file)
+            }
+            None => remove(&file),
+        }
+    }
+
+    /// The rows of all cases that have passed, and the names of the others.
+    pub(crate) fn all(&self) -> (Vec<Row>, Vec<&'static str>) {
+        let mut rows = Vec::new();
+        let mut missing = Vec::new();
+        for case in CASES {
+            let kept = fs::read_to_string(self.folder.join(case.name)).unwrap_or_default();
+            match kept.split_once('\n') {
+                Some((key, row)) if key == self.key.as_str() => rows.push(Row { text: row.to_owned() }),
+                _ => missing.push(case.name),
+            }
+        }
+        (rows, missing)
     }
 }
 
