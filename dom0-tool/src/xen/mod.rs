@@ -8,4 +8,5 @@ pub mod domain_info;
 pub mod engine;
 pub mod foreign;
 pub mod privcmd;
+pub mod sharing;
 pub mod xenstore;
