@@ -42,6 +42,9 @@ pub const DEMO: &str = "reclaim/truth-6.12";
 /// The scenario that `cargo lab bench migration` measures.
 pub const MOVED: &str = "migration/one-host";
 
+/// The scenario that `cargo lab bench gmd` measures.
+pub const GMD: &str = "gmd/baseline";
+
 /// The scenario called `name`.
 pub fn find(name: &str) -> Option<Scenario> {
     SCENARIOS.iter().copied().find(|scenario| scenario.name == name)
@@ -85,6 +88,8 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("policy/daemon", 1200),
     quick("overcommit/all-at-once", 1800),
     quick_on(Boot::Counted, "reclaim/pause", 900),
+    // Fourteen rounds, half of them with two hypercalls a page.
+    long_on(Boot::Counted, GMD, 3600),
     // Ten minutes of swings, and more on a busy machine.
     long("policy/swing", 2400),
     // What one-host does first, on a smaller guest.

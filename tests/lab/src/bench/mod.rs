@@ -1,5 +1,7 @@
-//! `cargo lab bench`: counts instructions, and holds the counts against the stored bounds; or measures migrations.
+//! `cargo lab bench`: counts instructions, and holds the counts against the stored bounds; or measures live
+//! rounds and migrations.
 
+mod gmd;
 mod migration;
 
 use std::path::Path;
@@ -15,6 +17,8 @@ use crate::progress::Progress;
 pub(crate) enum Subject {
     /// Instructions of the core's hot functions
     Core,
+    /// Rounds of Intro, Dedup and `IntroDedup` against a user-level engine's, from one run
+    Gmd,
     /// What a migration sends, stock and with Lacuna, from one run
     Migration,
 }
@@ -23,6 +27,7 @@ pub(crate) enum Subject {
 pub(crate) fn run(context: &Context, subject: Subject, report: Option<&Path>) -> Result<()> {
     match subject {
         Subject::Core => core(context),
+        Subject::Gmd => gmd::run(context, report),
         Subject::Migration => migration::run(context, report),
     }
 }

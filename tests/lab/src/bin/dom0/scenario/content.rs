@@ -43,11 +43,11 @@ pub(super) struct Known {
 #[derive(Default)]
 pub(super) struct Where {
     /// The frames of each kind with copies.
-    frames: BTreeMap<u64, BTreeSet<u64>>,
+    pub(super) frames: BTreeMap<u64, BTreeSet<u64>>,
     /// Pages with copies that are on a shared frame.
     pub(super) shared: u64,
     /// Pages like no other that share a frame.
-    unique_shared: u64,
+    pub(super) unique_shared: u64,
 }
 
 impl Where {

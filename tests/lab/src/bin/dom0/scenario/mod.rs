@@ -6,6 +6,7 @@ mod content_daemon;
 mod daemon;
 mod ept;
 mod flask;
+mod gmd;
 mod hostile;
 mod kexec;
 mod migration;
@@ -59,6 +60,7 @@ const BODIES: &[(&str, Body)] = &[
     ("policy/daemon", daemon::unattended),
     ("overcommit/all-at-once", overcommit::all_at_once),
     ("reclaim/pause", pause::bounded),
+    ("gmd/baseline", gmd::against_baseline),
     ("policy/swing", swing::swing),
     ("migration/stock", migration::stock),
     ("migration/busy-long", migration::busy_long),
