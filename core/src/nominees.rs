@@ -12,7 +12,16 @@ const HORIZON_GFNS: u64 = 1 << 21;
 
 /// What a search came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Search {
+pub(crate) struct Search {
+    /// Nominated pages passed over, which are on zero frames already.
+    pub(crate) already: u64,
+    /// Where it ended.
+    pub(crate) end: SearchEnd,
+}
+
+/// How a search ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SearchEnd {
     /// There is something to share here.
     Found(Gfn),
     /// Nothing before this frame; the search goes on from it. Always further on than where it began.
@@ -25,30 +34,34 @@ pub(crate) enum Search {
 pub(crate) fn first_to_share<H: Host>(host: &mut H, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> Search {
     let horizon = from.saturating_add(HORIZON_GFNS).min(to);
     let mut at = from;
+    let mut already = 0;
+    let ended = |already, end| Search { already, end };
     for _ in 0..MAX_LOOKUPS {
         let Some(nominee) = bitmap.next_set(at, horizon) else {
-            return Search::NothingBefore(horizon);
+            return ended(already, SearchEnd::NothingBefore(horizon));
         };
         let info = host.gfn_info(nominee);
         if info.zero_frame == 0 {
-            return Search::Found(nominee);
+            return ended(already, SearchEnd::Found(nominee));
         }
         let region_end = nominee
             .align_down(Order::SUPERPAGE)
-            .saturating_add(Order::SUPERPAGE.pages());
+            .saturating_add(Order::SUPERPAGE.pages())
+            .min(to);
+        let nominees = || bitmap.count(nominee, region_end);
         at = if info.order >= u32::from(Order::SUPERPAGE.get()) {
+            already += nominees();
             region_end
-        } else if nominee.is_aligned(Order::SUPERPAGE)
-            && bitmap.count(nominee, region_end.min(to)) == Order::SUPERPAGE.pages()
-        {
+        } else if nominee.is_aligned(Order::SUPERPAGE) && nominees() == Order::SUPERPAGE.pages() {
             // 512 small entries that one of 2 MiB can replace.
-            return Search::Found(nominee);
+            return ended(already, SearchEnd::Found(nominee));
         } else {
+            already += 1;
             nominee.saturating_add(1)
         };
         if at >= horizon {
-            return Search::NothingBefore(at.min(to));
+            return ended(already, SearchEnd::NothingBefore(at));
         }
     }
-    Search::NothingBefore(at)
+    ended(already, SearchEnd::NothingBefore(at))
 }

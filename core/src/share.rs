@@ -22,8 +22,9 @@
 //!
 //! A slice spends at most [`MAX_SLICE_UNITS`], one for each 4 KiB entry or rejected page and [`SUPERPAGE_UNITS`] for
 //! each 2 MiB entry; with them it shares at most [`MAX_SLICE_PAGES`]. It ends early once the guest has been stopped for
-//! [`MAX_SLICE_NS`]: the clock is asked before each region and before each page that the bitmap names, so what follows
-//! the limit is one look at a page or a region.
+//! [`MAX_SLICE_NS`]: the clock is asked before each region and before each page that the bitmap names, but for the first
+//! page, so what follows the limit is one look at a page or a region. The first page is always dealt with: where the guard
+//! alone takes as long as the limit (a slow machine, or one whose processor was taken away), no slice would get anywhere.
 
 // Where mutations do not exist, `mutated!` is the constant `false`.
 #![allow(clippy::nonminimal_bool)]
@@ -119,7 +120,8 @@ pub fn share_slice<P: P2m>(
     }
     if identified.is_ok() {
         lock(p2m, steps);
-        share_nominees(p2m, profile, bitmap, first, to, started, steps, report);
+        let limit = Limit { started, first };
+        share_nominees(p2m, profile, bitmap, to, limit, steps, report);
         if !mutated!(steps, NoFlush) && !mutated!(steps, UnpauseBeforeFlush) && !mutated!(steps, ReleaseFirst)
         {
             p2m.flush();
@@ -176,23 +178,21 @@ fn identify<P: P2m>(p2m: &mut P, profile: &Profile) -> Result<(), SliceEnd> {
     check_boot_value(p2m, profile).map_err(SliceEnd::Guard)
 }
 
-/// C and S over the nominees from `first` on, until the slice's bounds.
-#[allow(clippy::too_many_arguments)] // one call site: the body of a slice
+/// C and S over the nominees from the slice's first page on, until its bounds.
 fn share_nominees<P: P2m>(
     p2m: &mut P,
     profile: &Profile,
     bitmap: &Bitmap<'_>,
-    first: Gfn,
     to: Gfn,
-    started: u64,
+    limit: Limit,
     steps: Steps,
     report: &mut SliceReport,
 ) {
     let mut check = FreeCheck::new(profile);
-    let mut at = first;
+    let mut at = limit.first;
     loop {
         report.next = at.get();
-        if is_spent(p2m, started, report) {
+        if limit.is_spent(p2m, at, report) {
             return;
         }
         let region = at.align_down(Order::SUPERPAGE);
@@ -206,7 +206,7 @@ fn share_nominees<P: P2m>(
             match share_region(p2m, profile, &mut check, region, steps, report) {
                 RegionEnd::Done => region_end,
                 RegionEnd::TryPages => share_pages(
-                    p2m, profile, bitmap, &mut check, at, region_end, started, steps, report,
+                    p2m, profile, bitmap, &mut check, at, region_end, limit, steps, report,
                 ),
             }
         } else {
@@ -217,7 +217,7 @@ fn share_nominees<P: P2m>(
                 &mut check,
                 at,
                 region_end.min(to),
-                started,
+                limit,
                 steps,
                 report,
             )
@@ -232,9 +232,21 @@ fn share_nominees<P: P2m>(
     }
 }
 
-/// Whether the slice has used up its work or its time.
-fn is_spent<P: P2m>(p2m: &mut P, started: u64, report: &SliceReport) -> bool {
-    report.units >= MAX_SLICE_UNITS || p2m.now().saturating_sub(started) >= MAX_SLICE_NS
+/// From where a slice's bounds count.
+#[derive(Clone, Copy)]
+struct Limit {
+    /// When the guest was stopped, in nanoseconds.
+    started: u64,
+    /// The slice's first page, with which it is to deal whatever the time.
+    first: Gfn,
+}
+
+impl Limit {
+    /// Whether the slice, which has come to `at`, has used up its work or its time.
+    fn is_spent<P: P2m>(self, p2m: &mut P, at: Gfn, report: &SliceReport) -> bool {
+        report.units >= MAX_SLICE_UNITS
+            || at > self.first && p2m.now().saturating_sub(self.started) >= MAX_SLICE_NS
+    }
 }
 
 enum RegionEnd {
@@ -260,6 +272,8 @@ fn share_region<P: P2m>(
     match p2m.share_zero(region, Order::SUPERPAGE, bytes_rule(profile, steps)) {
         Ok(pages) => {
             report.shared += pages;
+            // Some of its small entries were there before.
+            report.skipped[Skip::Already.index()] += Order::SUPERPAGE.pages().saturating_sub(pages);
             report.superpages += 1;
             report.units += SUPERPAGE_UNITS - 1;
             RegionEnd::Done
@@ -305,7 +319,7 @@ fn region_is_free<M: GuestMemory>(memory: &mut M, check: &mut FreeCheck, region:
 }
 
 /// Nominated pages of `from..end`, which lie in one 2 MiB region, as 4 KiB entries. Returns where it stopped.
-#[allow(clippy::too_many_arguments)] // as share_nominees
+#[allow(clippy::too_many_arguments)] // two call sites, both in the body of a slice
 fn share_pages<P: P2m>(
     p2m: &mut P,
     profile: &Profile,
@@ -313,14 +327,14 @@ fn share_pages<P: P2m>(
     check: &mut FreeCheck,
     from: Gfn,
     end: Gfn,
-    started: u64,
+    limit: Limit,
     steps: Steps,
     report: &mut SliceReport,
 ) -> Gfn {
     let mut at = from;
     while let Some(nominee) = bitmap.next_set(at, end) {
         at = nominee;
-        if is_spent(p2m, started, report) {
+        if limit.is_spent(p2m, at, report) {
             return at;
         }
         let stop = if mutated!(steps, NoRecheck) {
@@ -337,7 +351,7 @@ fn share_pages<P: P2m>(
             }
         };
         while at < stop {
-            if is_spent(p2m, started, report) {
+            if limit.is_spent(p2m, at, report) {
                 return at;
             }
             report.units += 1;

@@ -17,7 +17,7 @@ use self::scanning::FullScan;
 use crate::abi::{GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
 use crate::content::Peers;
 use crate::header::{Announcement, Nominations};
-use crate::nominees::{Search, first_to_share};
+use crate::nominees::{SearchEnd, first_to_share};
 use crate::query::{put, read_bitmap, registers};
 use crate::share::{identify_paused, mismatch_values};
 use crate::{
@@ -320,9 +320,11 @@ impl Session {
                 request.cursor = at;
                 return Ok(Outcome::Again);
             }
-            match first_to_share(host, &bitmap, Gfn::new(at), Gfn::new(end)) {
-                Search::Found(nominee) => at = nominee.get(),
-                Search::NothingBefore(next) => {
+            let search = first_to_share(host, &bitmap, Gfn::new(at), Gfn::new(end));
+            self.statistics.already += search.already;
+            match search.end {
+                SearchEnd::Found(nominee) => at = nominee.get(),
+                SearchEnd::NothingBefore(next) => {
                     at = next.get();
                     continue;
                 }

@@ -1,7 +1,7 @@
 //! Sessions with kernels other than a 64-bit Linux: 32-bit ones, classic sparse memory, Windows.
 
 use lacuna_core::abi::{Op, State, Statistics};
-use lacuna_core::mock::{Access, Config, Layout, MapPages, MockGuest, Model};
+use lacuna_core::mock::{Access, Config, Layout, MapPages, MockGuest, Model, Primitive};
 use lacuna_core::{
     Anchor, Gate, Gfn, GuardFailure, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels, Status, VcpuRegisters,
 };
@@ -261,6 +261,78 @@ fn a_windows_guest_that_lies_keeps_its_data() {
             (first.slices, first.skipped_not_zero)
         );
         assert_eq!(guest.audit(), Ok(()));
+    }
+}
+
+/// Pages that the last complete scan found free, and of those met since `before` the ones that some counter accounts for.
+fn found_and_accounted_for(before: &Statistics, now: &Statistics) -> (u64, u64) {
+    let sum = |s: &Statistics| {
+        s.shared
+            + s.rejected
+            + s.already
+            + s.skipped_not_ram
+            + s.skipped_held
+            + s.skipped_not_zero
+            + s.skipped_no_pool
+            + s.skipped_entry_refused
+            + s.skipped_log_dirty
+    };
+    (now.scan_free, sum(now) - sum(before))
+}
+
+/// Nothing that the scan found is forgotten: not the first page of a slice whose time was up when the guard was through
+/// (a busy host, an emulated one), nor that of a region which took all the time and could not be one entry.
+#[test]
+fn every_page_found_is_accounted_for_however_slow_the_machine() {
+    let windows = Config {
+        layout: Layout::windows(),
+        model: Model::Runs,
+        ..Config::default()
+    };
+    for (config, map_pages) in [Config::default(), windows]
+        .into_iter()
+        .flat_map(|config| [MapPages::Small, MapPages::Large].map(|pages| (config.clone(), pages)))
+    {
+        // What a read costs: as always; so that 512 looks take longer than a slice may; so that the guard alone does.
+        for price in [20, 5_000, 500_000] {
+            let mut guest = MockGuest::new(&Config {
+                map_pages,
+                ..config.clone()
+            });
+            // Regions that are wholly free but for the lies and the held pages in them.
+            for region in [4096, 4608, 6144] {
+                assert!(guest.is_free(Gfn::new(region)));
+                guest.store(0, Gfn::new(region + 77), 8, &[1]);
+                guest.hold(Gfn::new(region + 100));
+            }
+            let mut session = admitted(&mut guest);
+            guest.set_read_price(price);
+            guest.fail_all(Primitive::Preempted);
+            let mut before = Statistics::default();
+            for round in 0..3 {
+                assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::Done);
+                assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done);
+                let now: Statistics = answer(&mut session, &mut guest, request(Op::Statistics));
+                let (found, accounted) = found_and_accounted_for(&before, &now);
+                assert_eq!(accounted, found, "round {round}, {price} ns, {config:?}");
+                let lies = if config.model == Model::Runs { 3 } else { 0 };
+                assert_eq!(
+                    guest.zero_gfns(),
+                    guest.free_pages() - 3 - lies,
+                    "{price} ns, {config:?}"
+                );
+                before = now;
+                // Some of what was given back is taken again, so that 2 MiB entries fall apart: also one that is free again
+                // as a whole, and is put together from entries that are on zero frames and one that is not.
+                assert_eq!(guest.store(0, Gfn::new(5120 + 7), 0, &[0]), Access::Done);
+                for _ in 0..5 {
+                    let page = guest.alloc(0, 0).unwrap();
+                    assert_eq!(guest.store(0, page, 0, &[0]), Access::Done);
+                    guest.free(0, page);
+                }
+            }
+            assert_eq!((guest.verify(), guest.audit()), (Ok(()), Ok(())));
+        }
     }
 }
 
