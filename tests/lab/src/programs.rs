@@ -23,20 +23,34 @@ pub(crate) struct Programs {
     pub(crate) lacunad: PathBuf,
 }
 
-/// Builds them. cargo itself knows what is up to date.
+/// Where cargo builds them.
+fn target(context: &Context) -> PathBuf {
+    context.repository.join("target/lab")
+}
+
+fn cargo(context: &Context) -> Command {
+    let mut command = Command::new("cargo");
+    command
+        .current_dir(&context.repository)
+        .args(["build", "--locked", "--release"]);
+    command.arg("--target-dir").arg(target(context));
+    command
+}
+
+/// Builds the product's programs, and returns where its command is. cargo itself knows what is up to date.
+pub(crate) fn product(context: &Context) -> Result<PathBuf> {
+    let progress = Progress::begin("product");
+    let mut product = cargo(context);
+    product.args(["--package", "lacuna", "--bin", "lacuna", "--bin", "lacunad"]);
+    run_logged(product, &context.step_log("programs"), &progress)?;
+    progress.done();
+    Ok(target(context).join("release/lacuna"))
+}
+
+/// Builds them all.
 pub(crate) fn build(context: &Context) -> Result<Programs> {
     let progress = Progress::begin("programs");
-    let log = context.step_log("programs");
-    let target = context.repository.join("target/lab");
-    let cargo = || {
-        let mut command = Command::new("cargo");
-        command
-            .current_dir(&context.repository)
-            .args(["build", "--locked", "--release"]);
-        command.arg("--target-dir").arg(&target);
-        command
-    };
-    let mut fixed = cargo();
+    let mut fixed = cargo(context);
     // Static: they are the first process, in images with nothing else in them.
     fixed.args(["--target", TARGET, "--config"]);
     fixed.arg(format!(
@@ -54,16 +68,14 @@ pub(crate) fn build(context: &Context) -> Result<Programs> {
         "--bin",
         "lab-dom0",
     ]);
-    run_logged(fixed, &log, &progress)?;
-    let mut product = cargo();
-    product.args(["--package", "lacuna", "--bin", "lacuna", "--bin", "lacunad"]);
-    run_logged(product, &log, &progress)?;
+    run_logged(fixed, &context.step_log("programs"), &progress)?;
     progress.done();
-    let fixed = target.join(TARGET).join("release");
+    let lacuna = product(context)?;
+    let fixed = target(context).join(TARGET).join("release");
     Ok(Programs {
         driver: fixed.join("lab-dom0"),
         agent: fixed.join("lacuna-guest"),
-        lacuna: target.join("release/lacuna"),
-        lacunad: target.join("release/lacunad"),
+        lacunad: lacuna.with_file_name("lacunad"),
+        lacuna,
     })
 }

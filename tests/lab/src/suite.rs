@@ -19,8 +19,10 @@ use crate::windows;
 enum HostTest {
     /// A program with its arguments, in the checkout.
     Program(&'static [&'static str]),
-    /// The instruction counts, against their stored bounds.
+    /// The core's instruction counts, against their stored bounds.
     Bench,
+    /// Instructions and memory that a kernel's PDB takes, likewise.
+    LargePdb,
     /// PDBs and executables of clang and lld-link, which are installed when missing.
     Windows,
 }
@@ -49,6 +51,7 @@ const HOST: &[(&str, HostTest)] = &[
         HostTest::Program(&["cargo", "test", "--locked", "--workspace"]),
     ),
     ("host/bench", HostTest::Bench),
+    ("host/windows-large-pdb", HostTest::LargePdb),
     ("host/windows", HostTest::Windows),
     (
         LINUX_ALONE,
@@ -136,6 +139,10 @@ fn host(context: &Context, name: &str, test: HostTest) -> Result<Outcome> {
         HostTest::Windows => {
             println!("lab: {name}: cargo test --test windows, with clang and lld-link");
             windows::run(context).err().map(|error| error.to_string())
+        }
+        HostTest::LargePdb => {
+            println!("lab: {name}: lacuna inspect, under valgrind");
+            bench::large_pdb(context).err().map(|error| error.to_string())
         }
         HostTest::Bench => {
             println!("lab: {name}: cargo bench, under valgrind");

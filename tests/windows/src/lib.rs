@@ -4,6 +4,7 @@
 //! * [`types`], [`msf`], [`pdb`]: writers for PDBs, old and new;
 //! * [`pe`]: a writer for executables;
 //! * [`crash`]: a writer for crash dumps;
+//! * [`large`]: a PDB as large as a kernel's;
 //! * [`guest`]: the memory of a guest that stands still;
 //! * [`live`]: what the lab's own Windows-like guest (`kernel/`, which runs on Xen) is given to boot from.
 
@@ -12,6 +13,7 @@
 
 pub mod crash;
 pub mod guest;
+pub mod large;
 pub mod layouts;
 pub mod live;
 pub mod msf;

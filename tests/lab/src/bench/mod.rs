@@ -3,6 +3,7 @@
 
 mod gmd;
 mod migration;
+mod pdb;
 
 use std::path::Path;
 use std::process::Command;
@@ -17,6 +18,8 @@ use crate::progress::Progress;
 pub(crate) enum Subject {
     /// Instructions of the core's hot functions
     Core,
+    /// Instructions and peak memory of reading a kernel's PDB
+    Pdb,
     /// Rounds of Intro, Dedup and `IntroDedup` against a user-level engine's, from one run
     Gmd,
     /// What a migration sends, stock and with Lacuna, from one run
@@ -27,21 +30,35 @@ pub(crate) enum Subject {
 pub(crate) fn run(context: &Context, subject: Subject, report: Option<&Path>) -> Result<()> {
     match subject {
         Subject::Core => core(context),
+        Subject::Pdb => large_pdb(context),
         Subject::Gmd => gmd::run(context, report),
         Subject::Migration => migration::run(context, report),
     }
 }
 
-/// Runs the counting benchmarks under valgrind, which is installed when missing.
-pub(crate) fn core(context: &Context) -> Result<()> {
-    if !is_installed("valgrind") {
-        require_root()?;
-        let progress = Progress::begin("installing valgrind on this machine");
-        let mut install = Command::new("apt-get");
-        install.args(["install", "-y", "--no-install-recommends", "valgrind"]);
-        run_logged(install, &context.step_log("bench"), &progress)?;
-        progress.done();
+/// Installs valgrind when it is missing.
+fn have_valgrind(context: &Context) -> Result<()> {
+    if is_installed("valgrind") {
+        return Ok(());
     }
+    require_root()?;
+    let progress = Progress::begin("installing valgrind on this machine");
+    let mut install = Command::new("apt-get");
+    install.args(["install", "-y", "--no-install-recommends", "valgrind"]);
+    run_logged(install, &context.step_log("bench"), &progress)?;
+    progress.done();
+    Ok(())
+}
+
+/// Counts what reading a kernel's PDB takes.
+pub(crate) fn large_pdb(context: &Context) -> Result<()> {
+    have_valgrind(context)?;
+    pdb::run(context)
+}
+
+/// Runs the core's counting benchmarks under valgrind.
+pub(crate) fn core(context: &Context) -> Result<()> {
+    have_valgrind(context)?;
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(&context.repository)
