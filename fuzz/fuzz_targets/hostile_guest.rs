@@ -1,8 +1,6 @@
-//! Any bytes as a guest, its profile and the toolstack's requests: `cargo +nightly fuzz run hostile_guest`.
+//! The target `hostile_guest` of `tests/hostile`; docs/fuzzing.md says how to run it.
 #![no_main]
 
-use lacuna_core::mock::hostile;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    hostile::hostile_guest(bytes);
+    lacuna_hostile::run("hostile_guest", bytes);
 });

@@ -6,6 +6,10 @@ use lacuna_core::{Gfn, GuestMemory, GuestPhys};
 use proptest::prelude::*;
 
 use super::*;
+use cores::{elf, note, qemu_note, xen};
+
+#[path = "../../tests/made/cores.rs"]
+mod cores;
 
 /// A file with `bytes`.
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -16,144 +20,6 @@ fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
 
 fn open(bytes: &[u8]) -> Result<Dump, DumpError> {
     Dump::open(file(bytes).path())
-}
-
-fn put(bytes: &mut Vec<u8>, at: usize, value: &[u8]) {
-    if bytes.len() < at + value.len() {
-        bytes.resize(at + value.len(), 0);
-    }
-    bytes[at..at + value.len()].copy_from_slice(value);
-}
-
-/// An ELF core: header, program headers, notes, then one page for each of `pages`, whose first bytes are their number.
-fn elf(wide: bool, pages: &[u64], notes: &[u8], extended: bool) -> Vec<u8> {
-    let word = |value: u64| {
-        if wide {
-            value.to_le_bytes().to_vec()
-        } else {
-            u32::try_from(value).unwrap().to_le_bytes().to_vec()
-        }
-    };
-    let (header, entry, section) = if wide { (64, 56, 64) } else { (52, 32, 40) };
-    let mut bytes = vec![0; header];
-    put(&mut bytes, 0, b"\x7fELF");
-    put(&mut bytes, 4, &[if wide { 2 } else { 1 }, 1, 1]);
-    put(&mut bytes, 16, &4_u16.to_le_bytes());
-    put(&mut bytes, 18, &(if wide { 62_u16 } else { 3 }).to_le_bytes());
-    let rest = if wide { 52 } else { 40 };
-    let count = pages.len() + 1;
-    let short = if extended {
-        0xffff
-    } else {
-        u16::try_from(count).unwrap()
-    };
-    put(&mut bytes, if wide { 32 } else { 28 }, &word(header as u64));
-    put(&mut bytes, rest + 2, &u16::try_from(entry).unwrap().to_le_bytes());
-    put(&mut bytes, rest + 4, &short.to_le_bytes());
-    put(
-        &mut bytes,
-        rest + 6,
-        &u16::try_from(section).unwrap().to_le_bytes(),
-    );
-    let notes_at = header + count * entry;
-    let pages_at = (notes_at + notes.len()).next_multiple_of(4096);
-    let mut segment = |index: usize, kind: u32, offset: usize, physical: u64, length: u64| {
-        let at = header + index * entry;
-        put(&mut bytes, at, &kind.to_le_bytes());
-        let places = if wide { [8, 24, 32] } else { [4, 12, 16] };
-        for (place, value) in places.into_iter().zip([offset as u64, physical, length]) {
-            put(&mut bytes, at + place, &word(value));
-        }
-    };
-    segment(0, 4, notes_at, 0, notes.len() as u64);
-    for (index, page) in pages.iter().enumerate() {
-        segment(index + 1, 1, pages_at + index * 4096, page * 4096, 4096);
-    }
-    put(&mut bytes, notes_at, notes);
-    for (index, page) in pages.iter().enumerate() {
-        let mut contents = vec![0; 4096];
-        contents[..8].copy_from_slice(&page.to_le_bytes());
-        put(&mut bytes, pages_at + index * 4096, &contents);
-    }
-    if extended {
-        let at = bytes.len();
-        put(&mut bytes, if wide { 40 } else { 32 }, &word(at as u64));
-        bytes.resize(at + section, 0);
-        put(
-            &mut bytes,
-            at + if wide { 44 } else { 28 },
-            &u32::try_from(count).unwrap().to_le_bytes(),
-        );
-    }
-    bytes
-}
-
-fn note(name: &[u8], kind: u32, body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend(u32::try_from(name.len() + 1).unwrap().to_le_bytes());
-    bytes.extend(u32::try_from(body.len()).unwrap().to_le_bytes());
-    bytes.extend(kind.to_le_bytes());
-    bytes.extend(name);
-    bytes.push(0);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes.extend(body);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-fn qemu_note(cr3: u64) -> Vec<u8> {
-    let mut body = vec![0; 440];
-    put(&mut body, 368 + 4, &0xfff_u32.to_le_bytes());
-    put(&mut body, 368 + 16, &0xffff_fe00_0000_0000_u64.to_le_bytes());
-    put(&mut body, 392, &0x8005_0033_u64.to_le_bytes());
-    put(&mut body, 416, &cr3.to_le_bytes());
-    put(&mut body, 424, &0x6f0_u64.to_le_bytes());
-    note(b"QEMU", 0, &body)
-}
-
-/// A Xen core: sections `.xen_prstatus`, `.xen_pfn`, `.xen_pages`.
-fn xen(pages: &[u64]) -> Vec<u8> {
-    let names = b"\0.shstrtab\0.xen_prstatus\0.xen_pfn\0.xen_pages\0";
-    let mut bytes = vec![0; 64 + 5 * 64];
-    put(&mut bytes, 0, b"\x7fELF\x02\x01\x01");
-    put(&mut bytes, 18, &62_u16.to_le_bytes());
-    put(&mut bytes, 40, &64_u64.to_le_bytes());
-    put(&mut bytes, 54, &56_u16.to_le_bytes());
-    for (at, value) in [(58, 64_u16), (60, 5), (62, 1)] {
-        put(&mut bytes, at, &value.to_le_bytes());
-    }
-    let mut context = vec![0; 5168];
-    for (index, value) in [(0, 0x8005_0033_u64), (3, 0x1234_5000), (4, 0x6f0)] {
-        put(&mut context, 4984 + index * 8, &value.to_le_bytes());
-    }
-    let names_at = bytes.len();
-    bytes.extend(names);
-    let context_at = bytes.len();
-    bytes.extend(&context);
-    let numbers_at = bytes.len();
-    for page in pages {
-        bytes.extend(page.to_le_bytes());
-    }
-    let pages_at = bytes.len().next_multiple_of(4096);
-    bytes.resize(pages_at, 0);
-    for page in pages {
-        let mut contents = vec![0; 4096];
-        contents[..8].copy_from_slice(&page.to_le_bytes());
-        bytes.extend(contents);
-    }
-    for (index, name, offset, length, entry) in [
-        (1, 1, names_at, names.len(), 0),
-        (2, 11, context_at, 5168, 5168),
-        (3, 25, numbers_at, pages.len() * 8, 8),
-        (4, 34, pages_at, pages.len() * 4096, 4096),
-    ] {
-        let at = 64 + index * 64;
-        put(&mut bytes, at, &u32::try_from(name).unwrap().to_le_bytes());
-        for (place, value) in [(24, offset), (32, length), (56, entry)] {
-            put(&mut bytes, at + place, &(value as u64).to_le_bytes());
-        }
-    }
-    bytes
 }
 
 fn first_word(dump: &mut Dump, gfn: u64) -> Option<u64> {

@@ -65,6 +65,8 @@ const HOST: &[(&str, HostTest)] = &[
             "--test",
             "linux_guest",
             "--test",
+            "damaged_dump",
+            "--test",
             "stub_eras",
             "--test",
             "stub_sources",

@@ -134,16 +134,19 @@ impl Random {
 /// # Errors
 /// [`LearnError`].
 pub fn learn(stub: &mut Stub, tree: &HeaderTree, compiler: Compiler) -> Result<Layout, LearnError> {
-    if stub.fact("CONFIG_RANDSTRUCT").is_some() {
+    if stub.greeting.fact("CONFIG_RANDSTRUCT").is_some() {
         return Err(LearnError::Shuffled);
     }
-    if stub.fact("PAGE_SIZE") != Some(lacuna_core::PAGE_SIZE as u64) {
+    if stub.greeting.fact("PAGE_SIZE") != Some(lacuna_core::PAGE_SIZE as u64) {
         return Err(LearnError::BadFact {
             name: "PAGE_SIZE",
-            value: stub.fact("PAGE_SIZE").unwrap_or(0),
+            value: stub.greeting.fact("PAGE_SIZE").unwrap_or(0),
         });
     }
-    let orders = stub.fact("orders").ok_or(LearnError::MissingFact("orders"))?;
+    let orders = stub
+        .greeting
+        .fact("orders")
+        .ok_or(LearnError::MissingFact("orders"))?;
     let max_order = orders
         .checked_sub(1)
         .and_then(Order::new)
@@ -161,11 +164,12 @@ pub fn learn(stub: &mut Stub, tree: &HeaderTree, compiler: Compiler) -> Result<L
 
     let compiled = format!(
         "headers of {}, compiled with {} {}",
-        stub.release,
+        stub.greeting.release,
         compiler.program(),
-        stub.compiler
+        stub.greeting.compiler
     );
     let facts: BTreeMap<String, Known> = stub
+        .greeting
         .facts
         .iter()
         .map(|fact| {
@@ -178,13 +182,14 @@ pub fn learn(stub: &mut Stub, tree: &HeaderTree, compiler: Compiler) -> Result<L
             )
         })
         .collect();
-    let descriptor_bytes = u16::try_from(stub.descriptor_bytes).map_err(|_| LearnError::BadFact {
-        name: "sizeof(struct page)",
-        value: stub.descriptor_bytes as u64,
-    })?;
+    let descriptor_bytes =
+        u16::try_from(stub.greeting.descriptor_bytes).map_err(|_| LearnError::BadFact {
+            name: "sizeof(struct page)",
+            value: stub.greeting.descriptor_bytes as u64,
+        })?;
     Ok(Layout {
         format: FORMAT,
-        release: stub.release.clone(),
+        release: stub.greeting.release.clone(),
         descriptor_bytes,
         free: FreeRule {
             predicate,
@@ -202,7 +207,7 @@ pub fn learn(stub: &mut Stub, tree: &HeaderTree, compiler: Compiler) -> Result<L
 /// Descriptors that the kernel's setter has made free, from several backgrounds. Not every background will do: where
 /// the mark is a cleared bit (4.18 to 6.10) it is only true of a descriptor whose type was "none" before.
 fn free_samples(stub: &mut Stub) -> Result<Vec<Vec<u8>>, LearnError> {
-    let size = stub.descriptor_bytes;
+    let size = stub.greeting.descriptor_bytes;
     let mut random = Random(SEED);
     let mut descriptors = vec![vec![0xff; size], vec![0; size]];
     descriptors.extend((0..64).map(|_| random.descriptor(size)));
@@ -279,7 +284,7 @@ fn find_member(
     setter: &'static str,
     number: u64,
 ) -> Result<Field, LearnError> {
-    let size = stub.descriptor_bytes;
+    let size = stub.greeting.descriptor_bytes;
     let mut changed = vec![false; size];
     for fill in [0x00, 0xff] {
         let before = vec![fill; size];
@@ -325,7 +330,7 @@ fn find_member(
 /// The order that the kernel writes is the number in the member, for every order it has.
 fn check_order(stub: &mut Stub, field: Field, max_order: u64) -> Result<(), LearnError> {
     for order in 0..=max_order {
-        let mut bytes = vec![0xff; stub.descriptor_bytes];
+        let mut bytes = vec![0xff; stub.greeting.descriptor_bytes];
         stub.perform(Operation::SetOrder, order, &mut bytes)?;
         let read = stub.perform(Operation::Order, 0, &mut bytes)?;
         let found = value_of(&bytes, field);
@@ -343,7 +348,7 @@ fn check_order(stub: &mut Stub, field: Field, max_order: u64) -> Result<(), Lear
 /// Asks the kernel's test and `predicate` about descriptors of three kinds: random ones; random ones made to satisfy
 /// the predicate; and those with one bit that matters flipped.
 fn prove(stub: &mut Stub, predicate: &Predicate) -> Result<Proof, LearnError> {
-    let size = stub.descriptor_bytes;
+    let size = stub.greeting.descriptor_bytes;
     let mut random = Random(SEED ^ u64::MAX);
     let mut proof = Proof {
         descriptors: 0,

@@ -85,6 +85,65 @@ pub struct Fact {
     pub value: u64,
 }
 
+/// What a stub says of itself before anything is asked of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Greeting {
+    /// `UTS_RELEASE` of the headers.
+    pub release: String,
+    /// The compiler's `__VERSION__`.
+    pub compiler: String,
+    /// What the compiler found.
+    pub facts: Vec<Fact>,
+    /// `sizeof(struct page)`, in bytes.
+    pub descriptor_bytes: usize,
+}
+
+impl Greeting {
+    /// Reads it from a stub, which is foreign code: nothing in it is believed to be of a possible size.
+    ///
+    /// # Errors
+    /// [`RunError::Greeting`]; [`RunError::Io`] where it ends too early.
+    pub fn read(stub: &mut impl Read) -> Result<Self, RunError> {
+        let mut greeting = [0; GREETING_BYTES];
+        stub.read_exact(&mut greeting)?;
+        if greeting[..8] != *b"LACSTUB1" {
+            return Err(RunError::Greeting("wrong magic number"));
+        }
+        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| greeting[at + index]));
+        let (fact_bytes, facts, descriptor) = (number(8), number(16), number(24));
+        if fact_bytes != FACT_BYTES as u64 || facts > MAX_FACTS {
+            return Err(RunError::Greeting("impossible table of facts"));
+        }
+        if !(8..=MAX_DESCRIPTOR).contains(&descriptor) {
+            return Err(RunError::Greeting("impossible size of struct page"));
+        }
+        let mut read = Self {
+            release: text(&greeting[32..160]),
+            compiler: text(&greeting[160..]),
+            facts: Vec::new(),
+            descriptor_bytes: usize::try_from(descriptor).map_err(|_| RunError::Greeting("size"))?,
+        };
+        for _ in 0..facts {
+            let mut fact = [0; FACT_BYTES];
+            stub.read_exact(&mut fact)?;
+            let value = u64::from_le_bytes(std::array::from_fn(|index| fact[56 + index]));
+            read.facts.push(Fact {
+                name: text(&fact[..48]),
+                value,
+            });
+        }
+        Ok(read)
+    }
+
+    /// The fact `name`, if the headers have it.
+    pub fn fact(&self, name: &str) -> Option<u64> {
+        self.facts
+            .iter()
+            .find(|fact| fact.name == name)
+            .map(|fact| fact.value)
+    }
+}
+
 /// A running stub.
 #[derive(Debug)]
 pub struct Stub {
@@ -94,14 +153,8 @@ pub struct Stub {
     /// Dropping it tells the watchdog to stop.
     _alive: Sender<()>,
     timed_out: Arc<Mutex<bool>>,
-    /// `UTS_RELEASE` of the headers.
-    pub release: String,
-    /// The compiler's `__VERSION__`.
-    pub compiler: String,
-    /// What the compiler found.
-    pub facts: Vec<Fact>,
-    /// `sizeof(struct page)`, in bytes.
-    pub descriptor_bytes: usize,
+    /// What it said of itself.
+    pub greeting: Greeting,
 }
 
 impl Stub {
@@ -139,50 +192,14 @@ impl Stub {
             output,
             _alive: alive,
             timed_out,
-            release: String::new(),
-            compiler: String::new(),
-            facts: Vec::new(),
-            descriptor_bytes: 0,
+            greeting: Greeting::default(),
         };
-        stub.greet()?;
+        match Greeting::read(&mut stub.output) {
+            Ok(greeting) => stub.greeting = greeting,
+            Err(RunError::Io(error)) => return Err(stub.explain(error)),
+            Err(error) => return Err(error),
+        }
         Ok(stub)
-    }
-
-    fn greet(&mut self) -> Result<(), RunError> {
-        let mut greeting = [0; GREETING_BYTES];
-        self.receive(&mut greeting)?;
-        if greeting[..8] != *b"LACSTUB1" {
-            return Err(RunError::Greeting("wrong magic number"));
-        }
-        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| greeting[at + index]));
-        let (fact_bytes, facts, descriptor) = (number(8), number(16), number(24));
-        if fact_bytes != FACT_BYTES as u64 || facts > MAX_FACTS {
-            return Err(RunError::Greeting("impossible table of facts"));
-        }
-        if !(8..=MAX_DESCRIPTOR).contains(&descriptor) {
-            return Err(RunError::Greeting("impossible size of struct page"));
-        }
-        self.descriptor_bytes = usize::try_from(descriptor).map_err(|_| RunError::Greeting("size"))?;
-        self.release = text(&greeting[32..160]);
-        self.compiler = text(&greeting[160..]);
-        for _ in 0..facts {
-            let mut fact = [0; FACT_BYTES];
-            self.receive(&mut fact)?;
-            let value = u64::from_le_bytes(std::array::from_fn(|index| fact[56 + index]));
-            self.facts.push(Fact {
-                name: text(&fact[..48]),
-                value,
-            });
-        }
-        Ok(())
-    }
-
-    /// The fact `name`, if the headers have it.
-    pub fn fact(&self, name: &str) -> Option<u64> {
-        self.facts
-            .iter()
-            .find(|fact| fact.name == name)
-            .map(|fact| fact.value)
     }
 
     /// Performs `operation` with `number` on `descriptor`, which it changes, and returns the answer's number.
@@ -201,7 +218,7 @@ impl Stub {
         answers.first().copied().ok_or(RunError::Greeting("no answer"))
     }
 
-    /// Performs `operation` on every descriptor, each of which has [`Stub::descriptor_bytes`] bytes.
+    /// Performs `operation` on every descriptor, each of which has [`Greeting::descriptor_bytes`] bytes.
     ///
     /// # Errors
     /// [`RunError`].
@@ -211,7 +228,7 @@ impl Stub {
         number: u64,
         descriptors: &mut [Vec<u8>],
     ) -> Result<Vec<u64>, RunError> {
-        let exchange = EXCHANGE_HEADER + self.descriptor_bytes;
+        let exchange = EXCHANGE_HEADER + self.greeting.descriptor_bytes;
         let mut answers = Vec::with_capacity(descriptors.len());
         for batch in descriptors.chunks_mut((BATCH_BYTES / exchange).max(1)) {
             let mut bytes = Vec::with_capacity(batch.len() * exchange);

@@ -1,0 +1,88 @@
+//! Dumps of guest memory, and the registers that go with them.
+
+use std::io::Write;
+
+use lacuna::dump::{Dump, MAX_CPUS, parse_registers};
+use lacuna::memory::GuestSource;
+use lacuna_core::{Gfn, GuestMemory, PAGE_SIZE};
+
+#[path = "../../../dom0-tool/tests/made/cores.rs"]
+mod cores;
+
+/// Frames looked at in one dump.
+const FRAMES: usize = 1000;
+
+/// Any bytes as a dump, of whichever format they begin like: what it says it holds can be walked, and lies where it says.
+pub(crate) fn dump(bytes: &[u8]) -> bool {
+    let Ok(mut file) = tempfile::NamedTempFile::new() else {
+        return false;
+    };
+    if file.write_all(bytes).is_err() {
+        return false;
+    }
+    let Ok(mut dump) = Dump::open(file.path()) else {
+        return false;
+    };
+    assert!(dump.cpus.len() <= MAX_CPUS);
+    let held: u64 = dump.extents().iter().map(|extent| extent.bytes).sum();
+    assert!(held <= bytes.len() as u64, "more memory than the file has");
+    for pair in dump.extents().windows(2) {
+        assert!(pair[0].start + pair[0].bytes <= pair[1].start, "extents overlap");
+    }
+    let mut at = Gfn::new(0);
+    for _ in 0..FRAMES {
+        let Some(gfn) = dump.next_present(at) else { break };
+        assert!(gfn >= at && gfn < dump.end(), "{gfn:?} from {at:?}");
+        if let Some(base) = gfn.base() {
+            let mut page = [0; PAGE_SIZE];
+            // The last frame may be there in part.
+            let _ = dump.read(base, &mut page);
+        }
+        at = gfn.saturating_add(1);
+    }
+    let _ = dump.check_whole(Some(dump.end().get()));
+    true
+}
+
+/// Cores of each kind, and raw memory.
+pub(crate) fn dump_seeds() -> Vec<Vec<u8>> {
+    let notes = [
+        cores::qemu_note(0x1000),
+        cores::note(b"CORE", 1, &[0; 336]),
+        cores::note(b"VMCOREINFO", 0, b"OSRELEASE=1\n"),
+    ]
+    .concat();
+    vec![
+        cores::elf(true, &[1, 2, 9], &notes, false),
+        cores::elf(true, &[1, 2, 9], &notes, true),
+        cores::elf(false, &[1, 2, 9], &notes, false),
+        cores::elf(false, &[1, 2, 9], &notes, true),
+        cores::xen(&[1, 2, 9]),
+        vec![7; 2 * PAGE_SIZE],
+    ]
+}
+
+/// Any text as registers, of JSON or of QEMU's monitor.
+pub(crate) fn registers(bytes: &[u8]) -> bool {
+    match parse_registers(&String::from_utf8_lossy(bytes)) {
+        Ok(cpus) => {
+            assert!(!cpus.is_empty() && cpus.len() <= MAX_CPUS);
+            true
+        }
+        Err(why) => {
+            assert!(!why.is_empty());
+            false
+        }
+    }
+}
+
+/// Both forms.
+pub(crate) fn registers_seeds() -> Vec<Vec<u8>> {
+    let monitor = "CPU#0\r\nRAX=0 RBX=0\r\nRIP=ffffffff81000010 RFL=00000246 [---Z-P-] CPL=0 HLT=1\r\n\
+        GS =0000 ffff88803ec00000 00000000 00000000\r\nIDT=     fffffe0000000000 00000fff\r\n\
+        CR0=80050033 CR2=0 CR3=0000000001234000 CR4=000006f0\r\nEFER=0000000000000d01\r\n\
+        CPU#1\r\nIDT=     c0a00000 000007ff\r\nCR0=80050033 CR2=0 CR3=02000000 CR4=00000690\r\n";
+    let json =
+        r#"[{"cr0": "0x80050033", "cr3": "0x1000", "cr4": "0x6f0", "efer": "0xd01", "idt_limit": "0xfff"}]"#;
+    vec![monitor.as_bytes().to_vec(), json.as_bytes().to_vec()]
+}
