@@ -15,14 +15,9 @@ use crate::commands::attach::attach;
 use crate::commands::guest::Live;
 use crate::report::{Cause, Class, Failure};
 use crate::xen::domain::{Domain, find};
-use crate::xen::engine::{Contents, Engine, EngineError, Part, Scanned, Shared};
+use crate::xen::engine::{Contents, Engine, EngineError, Part, SCAN_PART, SHARE_PART, Scanned, Shared};
 use crate::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd};
 use crate::xen::xenstore::{Xenstore, XenstoreError};
-
-/// Descriptors of one part of a scan: those of 4 GiB of memory in use. A part is what a stop signal waits for.
-const SCAN_PART: u64 = 1 << 20;
-/// Pages of one part of a share round: 256 MiB, a quarter of a second's work at 1 ms a slice.
-const SHARE_PART: u64 = 1 << 16;
 
 /// A guest that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -134,6 +134,29 @@ impl<T> Part<T> {
     }
 }
 
+/// How much one hypercall is to do: some milliseconds' worth.
+///
+/// Xen interrupts a long one for dom0's events, but dom0's kernel may not run anything else on that processor before it is
+/// over: Linux with `CONFIG_PREEMPTION` is built without `xen_maybe_preempt_hcall` (`drivers/xen/preempt.c`), and where it runs
+/// without full preemption all the same (`CONFIG_PREEMPT_DYNAMIC`, as Debian's 6.12), nothing stands in for it. Seen: 53 ms
+/// for 71,000 pages in one call.
+///
+/// Descriptors looked at by a scan.
+pub const SCAN_PART: u64 = 1 << 16;
+/// Pages shared.
+pub const SHARE_PART: u64 = 1 << 13;
+/// Frames that the content stage goes through.
+pub const CONTENT_PART: u64 = 1 << 12;
+
+/// Does `part`, which is given the frame to begin at and tells the next part's, until there is none.
+fn in_parts(mut part: impl FnMut(u64) -> Result<Option<u64>, EngineError>) -> Result<(), EngineError> {
+    let mut from = 0;
+    while let Some(next) = part(from)? {
+        from = next;
+    }
+    Ok(())
+}
+
 /// What [`Engine::frames`] looks for; the numbers are those of `XEN_DOMCTL_LACUNA_FRAMES_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
@@ -238,32 +261,38 @@ impl Engine {
         self.call(Op::ClearProfile, 0, &mut []).map(|_| ())
     }
 
-    /// Scans all of the domain's memory. The first scan of a profile also admits it.
+    /// Scans all of the domain's memory, part by part. The first scan of a profile also admits it.
     ///
     /// # Errors
     /// [`EngineError`].
     pub fn scan(&self) -> Result<Scanned, EngineError> {
-        let [free, in_use, no_descriptor, unknown] = self.call(Op::Scan, 0, &mut [])?.result;
-        Ok(Scanned {
-            free,
-            in_use,
-            no_descriptor,
-            unknown,
-        })
+        let mut sum = Scanned::default();
+        in_parts(|from| {
+            let part = self.scan_part(from, SCAN_PART)?;
+            sum.free += part.figures.free;
+            sum.in_use += part.figures.in_use;
+            sum.no_descriptor += part.figures.no_descriptor;
+            sum.unknown += part.figures.unknown;
+            Ok(part.next)
+        })?;
+        Ok(sum)
     }
 
-    /// Shares nominated pages of all of the domain's memory.
+    /// Shares nominated pages of all of the domain's memory, part by part.
     ///
     /// # Errors
     /// [`EngineError`].
     pub fn share(&self) -> Result<Shared, EngineError> {
-        let [pages, superpages, rejected, held] = self.call(Op::Share, 0, &mut [])?.result;
-        Ok(Shared {
-            pages,
-            superpages,
-            rejected,
-            held,
-        })
+        let mut sum = Shared::default();
+        in_parts(|from| {
+            let part = self.share_part(from, None, SHARE_PART)?;
+            sum.pages += part.figures.pages;
+            sum.superpages += part.figures.superpages;
+            sum.rejected += part.figures.rejected;
+            sum.held += part.figures.held;
+            Ok(part.next)
+        })?;
+        Ok(sum)
     }
 
     /// Scans frames from `from` on, about `descriptors` descriptors (not 0). Parts that follow one another from frame 0
@@ -310,13 +339,21 @@ impl Engine {
         Ok(Part::of(figures, &answer))
     }
 
-    /// One round of the content stage over all memory; `leave_free`: but for what the last scan found free.
+    /// One round of the content stage over all memory, part by part; `leave_free`: but for what the last scan found free.
     ///
     /// # Errors
     /// [`EngineError`].
     pub fn content(&self, leave_free: bool) -> Result<Contents, EngineError> {
-        // A budget of 0 is no bound.
-        Ok(self.content_some(0, 0, leave_free)?.figures)
+        let mut sum = Contents::default();
+        in_parts(|from| {
+            let part = self.content_part(from, CONTENT_PART, leave_free)?;
+            sum.zeroed += part.figures.zeroed;
+            sum.merged += part.figures.merged;
+            sum.hashed += part.figures.hashed;
+            sum.changed += part.figures.changed;
+            Ok(part.next)
+        })?;
+        Ok(sum)
     }
 
     /// The content stage over `frames` frame numbers (not 0) from `from` on; `leave_free` as in [`Self::content`].
@@ -329,14 +366,10 @@ impl Engine {
         frames: u64,
         leave_free: bool,
     ) -> Result<Part<Contents>, EngineError> {
-        self.content_some(from, frames.max(1), leave_free)
-    }
-
-    fn content_some(&self, from: u64, frames: u64, leave_free: bool) -> Result<Part<Contents>, EngineError> {
         let request = Request {
             flags: if leave_free { CONTENT_LEAVE_FREE } else { 0 },
             cursor: from,
-            budget: frames,
+            budget: frames.max(1),
             ..Request::default()
         };
         let answer = self.call_request(Op::Content, request, &mut [])?;
