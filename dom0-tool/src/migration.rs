@@ -131,6 +131,7 @@ mod tests {
             flags: 0,
             pages: 0,
             max_pages: 0,
+            cpu_time: 0,
             online_vcpus: 0,
             handle: std::array::from_fn(|index| u8::try_from(index * 16 + index).unwrap_or(0)),
         }

@@ -8,6 +8,9 @@ impl DomainId {
     /// `DOMID_FIRST_RESERVED` (`xen.h`): no domain has this number or a higher one.
     const LIMIT: u16 = 0x7ff0;
 
+    /// Dom0; to `XEN_DOMCTL_createdomain` it says that Xen is to choose a number.
+    pub const ZERO: Self = Self(0);
+
     /// Domain `number`; `None` for a reserved one.
     pub fn new(number: u16) -> Option<Self> {
         (number < Self::LIMIT).then_some(Self(number))
@@ -28,6 +31,8 @@ pub struct DomainInfo {
     pub pages: u64,
     /// Most pages that it may own.
     pub max_pages: u64,
+    /// Time that its virtual CPUs have run, what Xen did for them meanwhile included, in ns.
+    pub cpu_time: u64,
     /// Virtual CPUs online.
     pub online_vcpus: u32,
     /// The handle, which toolstacks set to the guest's UUID and keep across a migration.
@@ -58,11 +63,12 @@ impl DomainInfo {
     pub(super) fn read(bytes: &[u8], domain: DomainId) -> Option<Self> {
         let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        // domain, pad1, flags, tot_pages, max_pages, five more of 8 bytes, nr_online_vcpus, max_vcpu_id, ssidref, handle.
+        // domain, pad1, flags, tot_pages, max_pages, four more of 8 bytes, cpu_time, nr_online_vcpus, max_vcpu_id, ssidref, handle.
         (word(0)? & 0xffff == u32::from(domain.get())).then_some(Self {
             flags: word(4)?,
             pages: long(8)?,
             max_pages: long(16)?,
+            cpu_time: long(56)?,
             online_vcpus: word(64)?,
             handle: bytes.get(76..92)?.try_into().ok()?,
         })
@@ -85,6 +91,7 @@ mod tests {
         bytes[..8].copy_from_slice(&[7, 0, 0, 0, 0x0a, 1, 0, 0]);
         bytes[8..10].copy_from_slice(&[0, 2]);
         bytes[17] = 3;
+        bytes[58] = 6;
         bytes[64] = 2;
         bytes[76] = 4;
         bytes[91] = 5;
@@ -93,6 +100,7 @@ mod tests {
             flags: 0x10a,
             pages: 0x200,
             max_pages: 0x300,
+            cpu_time: 0x6_0000,
             online_vcpus: 2,
             handle: [4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5],
         };

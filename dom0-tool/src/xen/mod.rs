@@ -8,5 +8,6 @@ pub mod domain_info;
 pub mod engine;
 pub mod foreign;
 pub mod privcmd;
+pub mod provoke;
 pub mod sharing;
 pub mod xenstore;

@@ -28,8 +28,8 @@ const IOCTL_HYPERCALL: libc::c_ulong = 48 << 16 | 0x5000;
 const IOCTL_MMAPBATCH_V2: libc::c_ulong = 32 << 16 | 0x5004;
 /// `__HYPERVISOR_memory_op`, `__HYPERVISOR_hvm_op` and `__HYPERVISOR_domctl` (`xen.h`).
 const MEMORY_OP: u64 = 12;
-const HVM_OP: u64 = 34;
-const DOMCTL: u64 = 36;
+pub(super) const HVM_OP: u64 = 34;
+pub(super) const DOMCTL: u64 = 36;
 /// `__HYPERVISOR_sysctl` (`xen.h`), its interface version in Xen 4.20, and `XEN_SYSCTL_physinfo` (`sysctl.h`).
 const SYSCTL: u64 = 35;
 const SYSCTL_VERSION: u32 = 0x15;
@@ -45,18 +45,10 @@ const DOMCTL_VERSION: u32 = 0x17;
 const DOMCTL_PAUSE: u32 = 3;
 const DOMCTL_UNPAUSE: u32 = 4;
 const DOMCTL_GETDOMAININFO: u32 = 5;
-const DOMCTL_SHADOW_OP: u32 = 10;
-const DOMCTL_RESUME: u32 = 27;
-/// `XEN_DOMCTL_SHADOW_OP_OFF` and `_ENABLE_LOGDIRTY` (`domctl.h`).
-const SHADOW_OP_OFF: u32 = 0;
-const SHADOW_OP_ENABLE_LOGDIRTY: u32 = 2;
-/// `HVMOP_altp2m`, and its command to set a domain's state (`hvm/hvm_op.h`).
-const HVMOP_ALTP2M: u64 = 25;
-const ALTP2M_SET_DOMAIN_STATE: u32 = 2;
 /// `sizeof(struct xen_domctl)`: a 16-byte head and a union of 128.
-const DOMCTL_BYTES: usize = 144;
+pub(super) const DOMCTL_BYTES: usize = 144;
 /// Where the union begins.
-const UNION: usize = 16;
+pub(super) const UNION: usize = 16;
 /// `sizeof(struct xen_mem_sharing_op)`: an 8-byte head and a union of 40 (`memory.h`).
 pub(super) const SHARING_OP_BYTES: usize = 48;
 /// Where the guest handle of the payload is in [`Request`].
@@ -198,50 +190,6 @@ impl Privcmd {
             .map(|_| ())
     }
 
-    /// Lets a domain that has shut itself down go on behind its hypercall, as if that had done nothing. The lab takes
-    /// the toolstack's soft reset out of a kexec this way: libxl offers one to HVM guests only, and destroys a PVH
-    /// guest that asks for it.
-    ///
-    /// # Errors
-    /// [`PrivcmdError::Call`].
-    pub fn resume(&self, domain: DomainId) -> Result<(), PrivcmdError> {
-        let mut bytes = domctl(DOMCTL_RESUME, domain);
-        self.hypercall("XEN_DOMCTL_resumedomain", DOMCTL, 0, &mut bytes, &mut [], None)
-            .map(|_| ())
-    }
-
-    /// Has Xen track the writes of `domain`, as a live migration does, or stop it. The lab shows with it that sharing is
-    /// refused meanwhile.
-    ///
-    /// # Errors
-    /// [`PrivcmdError::Call`].
-    pub fn set_log_dirty(&self, domain: DomainId, mode: LogDirty) -> Result<(), PrivcmdError> {
-        let mut bytes = domctl(DOMCTL_SHADOW_OP, domain);
-        let op = match mode {
-            LogDirty::On => SHADOW_OP_ENABLE_LOGDIRTY,
-            LogDirty::Off => SHADOW_OP_OFF,
-        };
-        bytes[UNION..UNION + 4].copy_from_slice(&op.to_le_bytes());
-        self.hypercall("XEN_DOMCTL_shadow_op", DOMCTL, 0, &mut bytes, &mut [], None)
-            .map(|_| ())
-    }
-
-    /// Turns altp2m on for `domain`, which must have been created with it. The lab shows with it that sharing is refused
-    /// then.
-    ///
-    /// # Errors
-    /// [`PrivcmdError::Call`].
-    pub fn enable_altp2m(&self, domain: DomainId) -> Result<(), PrivcmdError> {
-        // struct xen_hvm_altp2m_op: version, cmd, domain, padding, and a union of 64 bytes whose first is the state.
-        let mut bytes = [0; 80];
-        bytes[..4].copy_from_slice(&1_u32.to_le_bytes());
-        bytes[4..8].copy_from_slice(&ALTP2M_SET_DOMAIN_STATE.to_le_bytes());
-        bytes[8..10].copy_from_slice(&domain.get().to_le_bytes());
-        bytes[16] = 1;
-        self.hypercall("HVMOP_altp2m", HVM_OP, HVMOP_ALTP2M, &mut bytes, &mut [], None)
-            .map(|_| ())
-    }
-
     /// The highest frame that `domain` has mapped.
     ///
     /// # Errors
@@ -284,7 +232,7 @@ impl Privcmd {
 
     /// One hypercall whose argument is `argument`, which may hold, at `handle_at`, the guest handle of `payload`.
     /// With `command` not 0 it goes first and the argument second, as `memory_op` and `hvm_op` want it.
-    fn hypercall(
+    pub(super) fn hypercall(
         &self,
         call: &'static str,
         number: u64,
@@ -416,17 +364,8 @@ pub enum Pause {
     End,
 }
 
-/// Which way [`Privcmd::set_log_dirty`] goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogDirty {
-    /// Track writes.
-    On,
-    /// Track none.
-    Off,
-}
-
 /// A `struct xen_domctl` with an empty union.
-fn domctl(number: u32, domain: DomainId) -> [u8; DOMCTL_BYTES] {
+pub(super) fn domctl(number: u32, domain: DomainId) -> [u8; DOMCTL_BYTES] {
     let mut bytes = [0; DOMCTL_BYTES];
     bytes[..4].copy_from_slice(&number.to_le_bytes());
     bytes[4..8].copy_from_slice(&DOMCTL_VERSION.to_le_bytes());

@@ -40,6 +40,15 @@ pub enum Task {
         /// Makes the written data this run's own.
         seed: u64,
     },
+    /// The same with one thread, which rests after each block: a guest that is mostly idle.
+    WorkPaced {
+        /// How much memory it uses at most, in MiB.
+        mib: u32,
+        /// Makes the written data this run's own.
+        seed: u64,
+        /// How long it rests, in ms.
+        rest_ms: u32,
+    },
     /// How far the threads have come. Reply: [`Report::Work`].
     WorkStatus,
     /// Stop the threads, each after its last check. Reply: [`Report::Work`].

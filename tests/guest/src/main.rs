@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lacuna_guest::{Report, Task};
 use rustix::mount::{MountFlags, mount};
@@ -103,6 +104,15 @@ fn serve() -> io::Result<()> {
 }
 
 impl Agent {
+    /// Has a workload started, unless one runs.
+    fn work(&mut self, start: impl FnOnce() -> Workload) -> Result<Report, String> {
+        if self.workload.is_some() {
+            return Err("a workload runs already".to_owned());
+        }
+        self.workload = Some(start());
+        Ok(Report::Done)
+    }
+
     fn obey(&mut self, task: &Task, console: &Arc<Console>) -> Result<Report, String> {
         let text = |error: io::Error| error.to_string();
         match *task {
@@ -127,11 +137,11 @@ impl Agent {
                 Ok(Report::Done)
             }
             Task::WorkStart { threads, mib, seed } => {
-                if self.workload.is_some() {
-                    return Err("a workload runs already".to_owned());
-                }
-                self.workload = Some(Workload::start(threads, mib, seed, console));
-                Ok(Report::Done)
+                self.work(|| Workload::start(threads, mib, seed, Duration::ZERO, console))
+            }
+            Task::WorkPaced { mib, seed, rest_ms } => {
+                let rest = Duration::from_millis(rest_ms.into());
+                self.work(|| Workload::start(1, mib, seed, rest, console))
             }
             Task::WorkStatus => Ok(self.workload.as_ref().ok_or("no workload runs")?.report()),
             Task::WorkStop => Ok(self.workload.take().ok_or("no workload runs")?.stop()),

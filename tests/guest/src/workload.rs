@@ -46,8 +46,8 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    /// Starts `threads` threads that use at most `mib` MiB together.
-    pub(crate) fn start(threads: u32, mib: u32, seed: u64, console: &Arc<Console>) -> Self {
+    /// Starts `threads` threads that use at most `mib` MiB together, and `rest` after each block.
+    pub(crate) fn start(threads: u32, mib: u32, seed: u64, rest: Duration, console: &Arc<Console>) -> Self {
         let counters = Arc::new(Counters::default());
         let threads = threads.max(1);
         // Each thread has a queue of blocks beside the small ones that it keeps; blocks average half of the largest.
@@ -60,6 +60,7 @@ impl Workload {
                     random: Random(seed ^ u64::from(number + 1) << 40 | 1),
                     depth: usize::try_from(depth).unwrap_or(usize::MAX).max(1),
                     number,
+                    rest,
                     counters: Arc::clone(&counters),
                     console: Arc::clone(console),
                 };
@@ -106,6 +107,7 @@ struct Worker {
     random: Random,
     depth: usize,
     number: u32,
+    rest: Duration,
     counters: Arc<Counters>,
     console: Arc<Console>,
 }
@@ -155,6 +157,9 @@ impl Worker {
                 let pages = 1 + self.random.next() % KEPT_PAGES;
                 let due = Instant::now() + Duration::from_millis(self.random.next() % KEPT_MS);
                 kept[slot] = Some((due, self.make(pages)?));
+            }
+            if !self.rest.is_zero() {
+                std::thread::sleep(self.rest);
             }
         }
         let kept = kept.into_iter().flatten().map(|(_, block)| block);

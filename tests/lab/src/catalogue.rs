@@ -13,9 +13,13 @@ pub enum Boot {
     Mutants,
     /// The release hypervisor on Intel's nested paging, EPT, which only Bochs emulates: one processor, and slow.
     Ept,
+    /// The same machine with the debug build whose share rounds can leave a step out.
+    EptMutants,
     /// The hypervisor with XSM and FLASK, enforcing.
     Flask,
-    /// The release hypervisor on a machine with an IOMMU, with a PVH dom0, which needs one.
+    /// The release hypervisor on a machine with an IOMMU.
+    Iommu,
+    /// The same, with a PVH dom0, which needs one.
     PvhDom0,
     /// The release hypervisor on two machines with a network between them; the scenario runs on the first.
     Pair,
@@ -92,17 +96,24 @@ pub const SCENARIOS: &[Scenario] = &[
     long_on(Boot::Counted, GMD, 3600),
     // Ten minutes of swings, and more on a busy machine.
     long("policy/swing", 2400),
+    // 1,590 rounds.
+    long("policy/soak", 3600),
+    // Eighteen swings on a machine that counts.
+    long_on(Boot::Counted, "policy/slowdown", 3600),
     // What one-host does first, on a smaller guest.
     long("migration/stock", 900),
     long("migration/busy-long", 3600),
+    long("migration/remus", 1500),
     long_on(Boot::Pair, "migration/two-hosts", 1800),
     long_on(Boot::Mutants, "migration/debug", 1200),
     quick_on(Boot::Mutants, "migration/scan-before-clean", 1500),
     quick_on(Boot::Mutants, "reclaim/race-without-recheck", 900),
     quick_on(Boot::Mutants, "windows/race-without-recheck", 900),
     long_on(Boot::Mutants, "reclaim/race-without-flush", 900),
+    long_on(Boot::Iommu, "reclaim/refusals-iommu", 600),
     long_on(Boot::PvhDom0, "reclaim/refusals-pvh-dom0", 600),
     long_on(Boot::Ept, "reclaim/ept", 3600),
+    long_on(Boot::EptMutants, "reclaim/ept-race-without-flush", 3600),
     long_on(Boot::Flask, "flask/reclaim", 600),
 ];
 

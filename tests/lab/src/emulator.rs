@@ -71,9 +71,13 @@ const WITH_IOMMU: &[&str] = &["-machine", "q35", "-device", "amd-iommu"];
 impl From<Boot> for Machine {
     fn from(boot: Boot) -> Self {
         match boot {
-            Boot::Release | Boot::Mutants | Boot::Flask | Boot::Ept | Boot::Pair => PLAIN,
+            Boot::Release | Boot::Mutants | Boot::Flask | Boot::Ept | Boot::EptMutants | Boot::Pair => PLAIN,
             Boot::Counted => Self {
                 clock: Clock::Instructions,
+                ..PLAIN
+            },
+            Boot::Iommu => Self {
+                board: WITH_IOMMU,
                 ..PLAIN
             },
             Boot::PvhDom0 => Self {

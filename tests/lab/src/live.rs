@@ -177,8 +177,8 @@ fn shows_a_lost_guest(console: &str) -> bool {
 /// Makes what the machine needs, and starts it.
 fn boot(stage: &Stage, boot: Boot, logs: &Path, progress: &Progress) -> Result<Emulator> {
     let booting = || progress.tick(|| "booting".to_owned());
-    if boot == Boot::Ept {
-        let disc = stage.disc()?;
+    if matches!(boot, Boot::Ept | Boot::EptMutants) {
+        let disc = stage.disc(boot)?;
         booting();
         return Emulator::boot_bochs(&stage.sysroot, &disc, logs);
     }

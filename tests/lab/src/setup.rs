@@ -82,8 +82,8 @@ impl<'a> Stage<'a> {
     /// Makes the hypervisor that `boot` needs.
     pub(crate) fn hypervisor(&self, boot: Boot) -> Result<Hypervisor> {
         self.variant(match boot {
-            Boot::Release | Boot::Counted | Boot::Ept | Boot::Pair | Boot::PvhDom0 => RELEASE,
-            Boot::Mutants => MUTANTS,
+            Boot::Release | Boot::Counted | Boot::Ept | Boot::Pair | Boot::Iommu | Boot::PvhDom0 => RELEASE,
+            Boot::Mutants | Boot::EptMutants => MUTANTS,
             Boot::Flask => FLASK,
         })
     }
@@ -93,9 +93,9 @@ impl<'a> Stage<'a> {
         image::with_network(self.context, &self.sysroot, &self.dom0_kernel, &self.images)
     }
 
-    /// Makes the CD from which the machine with EPT boots.
-    pub(crate) fn disc(&self) -> Result<Disc> {
-        let xen = self.hypervisor(Boot::Ept)?;
+    /// Makes the CD from which the machine with EPT boots the hypervisor that `boot` needs.
+    pub(crate) fn disc(&self, boot: Boot) -> Result<Disc> {
+        let xen = self.hypervisor(boot)?;
         Disc::build(self.context, &self.sysroot, &xen, &self.images)
     }
 

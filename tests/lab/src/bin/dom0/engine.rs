@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use lacuna::xen::engine::{Engine, EngineError};
-use lacuna::xen::privcmd::{DomainId, LogDirty, Privcmd};
+use lacuna::xen::privcmd::{DomainId, Privcmd};
+use lacuna::xen::provoke::{EmptyDomain, LogDirty};
 use lacuna_core::abi::{Op, Request, SHARE_MUTATION_SHIFT, VERSION};
 
 use crate::failure::{Failure, Result, differs};
@@ -37,6 +38,35 @@ impl Direct {
             domain,
             engine,
         })
+    }
+
+    /// Makes an empty domain, and opens the way to the engine for it.
+    pub(crate) fn with_empty(kind: EmptyDomain) -> Result<Self> {
+        let privcmd = Privcmd::open().map_err(|error| unusable(&error.to_string()))?;
+        let domain = privcmd
+            .create_empty(kind)
+            .map_err(|error| unusable(&format!("{kind:?}: {error}")))?;
+        Self::open(domain.get())
+    }
+
+    /// The domain's number, as a command's argument.
+    pub(crate) fn number(&self) -> String {
+        self.domain.get().to_string()
+    }
+
+    /// Ends a domain of [`Self::with_empty`].
+    pub(crate) fn destroy(self) -> Result<()> {
+        self.privcmd
+            .destroy(self.domain)
+            .map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// How long the domain's virtual CPUs have run, in ns.
+    pub(crate) fn cpu_time(&self) -> Result<u64> {
+        let info = self.privcmd.domain_info(self.domain);
+        let info = info.map_err(|error| unusable(&error.to_string()))?;
+        let info = info.ok_or_else(|| unusable(&format!("no domain {}", self.domain.get())))?;
+        Ok(info.cpu_time)
     }
 
     /// Lets the domain go on after it has shut itself down.

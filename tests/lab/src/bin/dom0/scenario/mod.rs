@@ -15,6 +15,8 @@ mod pause;
 mod race;
 mod reclaim;
 mod refusals;
+mod slowdown;
+mod soak;
 mod stored;
 mod swing;
 mod windows;
@@ -62,16 +64,21 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/pause", pause::bounded),
     ("gmd/baseline", gmd::against_baseline),
     ("policy/swing", swing::swing),
+    ("policy/soak", soak::soak),
+    ("policy/slowdown", slowdown::slowdown),
     ("migration/stock", migration::stock),
     ("migration/busy-long", migration::busy_long),
+    ("migration/remus", migration::remus),
     ("migration/two-hosts", migration::two_hosts),
     ("migration/debug", migration::debug),
     ("migration/scan-before-clean", migration::scan_before_clean),
     ("reclaim/race-without-recheck", race::without_recheck),
     ("windows/race-without-recheck", windows::race_without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
+    ("reclaim/refusals-iommu", refusals::with_iommu),
     ("reclaim/refusals-pvh-dom0", refusals::pvh_dom0),
     ("reclaim/ept", ept::ept),
+    ("reclaim/ept-race-without-flush", race::without_flush_on_ept),
     ("flask/reclaim", flask::labelled),
 ];
 

@@ -20,13 +20,17 @@ const MUTANT_ROUNDS: u64 = 5;
 const MUTANT_BATCHES: u64 = 10;
 /// How long the agent may take to check what it holds; a guest without its memory does not answer at all.
 const HARM_LIMIT: Duration = Duration::from_secs(45);
+/// The guest's memory in MiB, and on Bochs, which has a twentieth of QEMU's speed.
+const MIB: u32 = 512;
+const MIB_ON_EPT: u32 = 320;
 /// Between a scan and the round that trusts it: the scan is stale by then, as it is on a busy host.
 const STALE: Duration = Duration::from_millis(20);
 
-/// Starts a Linux guest with an attached profile and a workload on both its vCPUs.
-fn busy_guest(host: &mut Host) -> Result<Guest> {
+/// Starts a Linux guest of `mib` MiB with an attached profile and a workload on both its vCPUs.
+fn busy_guest(host: &mut Host, mib: u32) -> Result<Guest> {
     let mut guest = host.create(&Plan {
         vcpus: 2,
+        mib,
         ..Plan::stock("race", "6.12")
     })?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
@@ -47,7 +51,7 @@ pub(super) fn work(guest: &mut Guest, number: u64) -> Result<()> {
 
 /// All steps: nothing is lost.
 pub(crate) fn complete(host: &mut Host) -> Result<()> {
-    let guest = busy_guest(host)?;
+    let guest = busy_guest(host, MIB)?;
     nothing_is_lost(host, guest)
 }
 
@@ -89,7 +93,7 @@ pub(super) fn nothing_is_lost(host: &mut Host, mut guest: Guest) -> Result<()> {
 
 /// The re-check left out: the workload must lose data, or this test could not see a loss at all.
 pub(crate) fn without_recheck(host: &mut Host) -> Result<()> {
-    let guest = busy_guest(host)?;
+    let guest = busy_guest(host, MIB)?;
     data_is_lost(host, guest)
 }
 
@@ -105,7 +109,16 @@ pub(super) fn data_is_lost(host: &mut Host, guest: Guest) -> Result<()> {
 /// present entry, on NPT as it writes the entry (`hap.c`, `hap_write_p2m_entry_post`), on EPT before the p2m lock is dropped
 /// (`mm-locks.h`, `p2m_unlock`). The engine's flush says what it relies on, should that change.
 pub(crate) fn without_flush(host: &mut Host) -> Result<()> {
-    let guest = busy_guest(host)?;
+    flush_left_out(host, MIB)
+}
+
+/// The same on Intel's nested paging.
+pub(crate) fn without_flush_on_ept(host: &mut Host) -> Result<()> {
+    flush_left_out(host, MIB_ON_EPT)
+}
+
+fn flush_left_out(host: &mut Host, mib: u32) -> Result<()> {
+    let guest = busy_guest(host, mib)?;
     let harm = harm_without(host, guest, LeftOut::Flush)?;
     host.figure("harm", harm.unwrap_or_else(|| "none seen".to_owned()))
 }

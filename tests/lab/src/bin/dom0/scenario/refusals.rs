@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use lacuna::xen::privcmd::LogDirty;
+use lacuna::xen::provoke::{EmptyDomain, LogDirty};
 use lacuna_guest::Task;
 
 use crate::engine::{Direct, refused};
@@ -44,7 +44,6 @@ pub(crate) fn plain_host(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan::stock("normal", "6.12"))?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
     host.lacuna(&["attach", guest.name])?;
-    keep_profile(&guest)?;
 
     // Tracked from now on, as by a migration: scanned all the same (a migration wants to know), and not shared.
     let direct = Direct::open(guest.domain)?;
@@ -61,7 +60,14 @@ pub(crate) fn plain_host(host: &mut Host) -> Result<()> {
     let shared = host.lacuna(&["dedup", guest.name])?.number("shared")?;
     ensure(shared > 0, "pages shared afterwards", "more than none", "none")?;
     guest.check_health()?;
+    keep_profile(&guest)?;
     guest.destroy(host)?;
+    refused_while_empty(
+        host,
+        EmptyDomain::Pv,
+        &unsafe_for("pv", "not an HVM or PVH guest"),
+    )?;
+    refused_while_empty(host, EmptyDomain::Pvh, &unsafe_for("no_vcpu", "virtual CPU"))?;
 
     let on_demand = Plan {
         mib: 64,
@@ -103,6 +109,20 @@ pub(crate) fn on_ept(host: &mut Host) -> Result<()> {
     host.xl(&["destroy", views.name]).map(drop)
 }
 
+/// A host with an IOMMU: a domain to which devices may be assigned.
+pub(crate) fn with_iommu(host: &mut Host) -> Result<()> {
+    let mut guest = host.create(&Plan::stock("normal", "6.12"))?;
+    host.lacuna(&["attach", guest.name])?;
+    keep_profile(&guest)?;
+    guest.check_health()?;
+    guest.destroy(host)?;
+    refused_while_empty(
+        host,
+        EmptyDomain::PvhWithIommu,
+        &unsafe_for("passthrough", "may be, assigned to the domain"),
+    )
+}
+
 /// A PVH dom0: no guest can be shared.
 pub(crate) fn pvh_dom0(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan::stock("normal", "6.12"))?;
@@ -127,6 +147,15 @@ pub(super) fn refused_while_stopped(host: &mut Host, plan: &Plan, refusal: &Refu
     host.xl(&["create", "-q", "-p", &plan.write()?])?;
     check(host, &["attach", "--profile", PROFILE, plan.name], refusal)?;
     host.xl(&["destroy", plan.name]).map(drop)
+}
+
+/// Makes an empty domain, and looks that the kept profile is refused for it.
+fn refused_while_empty(host: &mut Host, kind: EmptyDomain, refusal: &Refusal) -> Result<()> {
+    host.note(&format!("an empty domain: {kind:?}"))?;
+    let empty = Direct::with_empty(kind)?;
+    let checked = check(host, &["attach", "--profile", PROFILE, &empty.number()], refusal);
+    empty.destroy()?;
+    checked
 }
 
 /// Runs `lacuna`, which must refuse and say why.

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use lacuna_guest::{Report, Task};
 
 use crate::daemon::Daemon;
-use crate::failure::{Result, differs, ensure};
+use crate::engine::Direct;
+use crate::failure::{Failure, Result, differs, ensure};
 use crate::guest::{Guest, Plan};
 use crate::host::Host;
 use crate::tool;
 
 /// How long the agent may take for what touches much of the guest's memory.
-const AGENT_LIMIT: Duration = Duration::from_secs(180);
+pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(180);
 /// The guest's memory, what its steady work uses, and what comes and goes, in MiB.
 const GUEST_MIB: u32 = 512;
 const WORK_MIB: u32 = 24;
@@ -31,13 +32,16 @@ const SAVING_PER_CENT: f64 = 80.0;
 const UNSHARED_PER_CENT: f64 = 50.0;
 
 /// What some swings came to.
-struct Outcome {
+pub(super) struct Outcome {
     /// Pages of its own work that the guest got done, a second.
-    work: f64,
+    pub(super) work: f64,
     /// Pages that it took back, a minute.
-    unshared: f64,
+    pub(super) unshared: f64,
     /// Pages that the host had, on average.
-    saved: f64,
+    pub(super) saved: f64,
+    /// How long the guest's virtual CPUs ran, with what Xen did in their name, and how long a slice kept them from it, in ns
+    /// a second.
+    pub(super) taken: f64,
 }
 
 /// The same guest, without sharing, with everything shared, and with what the policy lets share, at two intervals.
@@ -92,7 +96,7 @@ pub(crate) fn swing(host: &mut Host) -> Result<()> {
 fn none(host: &mut Host, guest: &mut Guest, name: &str) -> Result<Outcome> {
     // All that was given back is taken again, so that the swings meet no zero frame.
     guest.order(Task::Fill, AGENT_LIMIT)?;
-    let outcome = swings(host, guest, MEASURED)?;
+    let outcome = swings(host, guest, SWING_MIB, MEASURED)?;
     host.figure(&format!("work_per_second_{name}"), outcome.work)?;
     Ok(outcome)
 }
@@ -101,13 +105,7 @@ fn none(host: &mut Host, guest: &mut Guest, name: &str) -> Result<Outcome> {
 fn shared(host: &mut Host, guest: &mut Guest, extent: &str, interval: u32, alone: f64) -> Result<Outcome> {
     host.note(&format!("giving back {extent}, every {interval} s"))?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
-    let daemon = Daemon::start(&format!(
-        "[daemon]\npoll_seconds = 1\ncpu_percent = 80\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\
-         [host]\nreserve_mib = 16\n[defaults]\ngive_back = \"{extent}\"\ninterval_seconds = {interval}.0\n"
-    ))?;
-    swings(host, guest, LEARNT)?;
-    let outcome = swings(host, guest, MEASURED)?;
-    daemon.stop()?;
+    let outcome = beside_daemon(host, guest, SWING_MIB, extent, interval)?;
     for (figure, value) in [
         ("work_ratio", outcome.work / alone),
         ("unshared_per_minute", outcome.unshared),
@@ -118,15 +116,39 @@ fn shared(host: &mut Host, guest: &mut Guest, extent: &str, interval: u32, alone
     Ok(outcome)
 }
 
-/// Lets the guest's use of memory swing `times` times.
-#[allow(clippy::cast_precision_loss)] // counts of pages, for ratios
-fn swings(host: &mut Host, guest: &mut Guest, times: u32) -> Result<Outcome> {
-    let unshared = |host: &mut Host, guest: &Guest| host.lacuna(&["status", guest.name])?.number("unshared");
-    let (began, first, work) = (Instant::now(), unshared(host, guest)?, done(guest)?);
+/// Swings of `mib` MiB beside a daemon that gives back `extent` every `interval` seconds, after some to learn from.
+pub(super) fn beside_daemon(
+    host: &mut Host,
+    guest: &mut Guest,
+    mib: u32,
+    extent: &str,
+    interval: u32,
+) -> Result<Outcome> {
+    let daemon = Daemon::start(&format!(
+        "[daemon]\npoll_seconds = 1\ncpu_percent = 80\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\
+         [host]\nreserve_mib = 16\n[defaults]\ngive_back = \"{extent}\"\ninterval_seconds = {interval}.0\n"
+    ))?;
+    swings(host, guest, mib, LEARNT)?;
+    let outcome = swings(host, guest, mib, MEASURED)?;
+    daemon.stop()?;
+    Ok(outcome)
+}
+
+/// Lets the guest's use of memory swing by `mib` MiB, `times` times.
+#[allow(clippy::cast_precision_loss)] // counts of pages and of ns, for ratios
+pub(super) fn swings(host: &mut Host, guest: &mut Guest, mib: u32, times: u32) -> Result<Outcome> {
+    let direct = Direct::open(guest.domain)?;
+    let counters = |host: &mut Host, guest: &mut Guest| {
+        let status = host.lacuna(&["status", guest.name])?;
+        let taken = direct.cpu_time()? + status.number("pause_total_ns")?;
+        Ok::<_, Failure>((status.number("unshared")?, taken, done(guest)?))
+    };
+    let (first, taken, work) = counters(host, guest)?;
+    let began = Instant::now();
     let (mut saved, mut looks) = (0, 0_u32);
     for half in 0..times * 2 {
         let task = if half % 2 == 0 {
-            Task::Grow { mib: SWING_MIB }
+            Task::Grow { mib }
         } else {
             Task::Shrink
         };
@@ -139,12 +161,12 @@ fn swings(host: &mut Host, guest: &mut Guest, times: u32) -> Result<Outcome> {
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    let work = done(guest)?.saturating_sub(work) as f64;
-    let unshared = unshared(host, guest)?.saturating_sub(first) as f64;
+    let (last, taken_by_now, work_by_now) = counters(host, guest)?;
     Ok(Outcome {
-        work: work / seconds,
-        unshared: unshared / seconds * 60.0,
+        work: work_by_now.saturating_sub(work) as f64 / seconds,
+        unshared: last.saturating_sub(first) as f64 / seconds * 60.0,
         saved: saved as f64 / f64::from(looks.max(1)),
+        taken: taken_by_now.saturating_sub(taken) as f64 / seconds,
     })
 }
 

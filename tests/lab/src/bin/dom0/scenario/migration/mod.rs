@@ -4,6 +4,7 @@ mod busy;
 mod classes;
 mod killed;
 mod one_host;
+mod remus;
 mod stored;
 mod two_hosts;
 
@@ -11,6 +12,7 @@ pub(super) use busy::{busy, busy_long, scan_before_clean};
 pub(super) use classes::{init_on_free, page_poison, stock_receiver};
 pub(super) use killed::killed;
 pub(super) use one_host::{debug, one_host, stock};
+pub(super) use remus::remus;
 pub(super) use stored::save_restore;
 pub(super) use two_hosts::two_hosts;
 

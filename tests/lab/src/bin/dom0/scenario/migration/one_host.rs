@@ -14,10 +14,12 @@ use crate::failure::{Result, ensure, equal};
 use crate::guest::Plan;
 use crate::host::{Host, settled_free_mib};
 use crate::migration::{Journey, Standstill, compare, migrate, verify};
-use crate::stream::tally::PageType;
+use crate::stream::tally::{PageType, Report};
 
 /// Captures in a row that must agree before the guest counts as still.
 const STILL: u64 = 4;
+/// How far `lacuna estimate` may be off: the guest is idle between it and the migration, and the agent on its own.
+const ESTIMATE_PER_MILLE: u64 = 10;
 /// What the receiver's host may take beside the pages that were sent: page tables, the domain's own structures.
 const OVERHEAD_MIB: u64 = 12;
 
@@ -87,6 +89,7 @@ fn both(host: &mut Host, plan: &Plan) -> Result<()> {
     host.lacuna(&["attach", guest.name])?;
     account.wait_still(STILL, AGENT_LIMIT)?;
     let before = account.read()?;
+    let estimate = host.lacuna(&["estimate", guest.name])?.number("skipped")?;
     let free_before = settled_free_mib()?;
     host.note("migrating with Lacuna")?;
     let gfns = account.gfns().to_vec();
@@ -119,6 +122,7 @@ fn both(host: &mut Host, plan: &Plan) -> Result<()> {
     for line in words(&lacuna) {
         host.note(line)?;
     }
+    foretold(host, estimate, &lacuna.report)?;
     equal(
         "the stream's version",
         &stock.report.version,
@@ -137,6 +141,20 @@ fn both(host: &mut Host, plan: &Plan) -> Result<()> {
     verify(&lacuna.stream)?;
     guest.order(Task::TruthStop, AGENT_LIMIT)?;
     healthy(&mut guest, before.free / 2 / PAGES_PER_MIB)
+}
+
+/// Fails unless `lacuna estimate` has told what the first iteration would leave behind.
+fn foretold(host: &mut Host, estimate: u64, report: &Report) -> Result<()> {
+    let first = report.iterations.first();
+    let skipped = first.map_or(0, |iteration| iteration.skipped);
+    host.figure("estimate", estimate)?;
+    host.figure("skipped_at_first", skipped)?;
+    ensure(
+        estimate.abs_diff(skipped) * 1000 <= skipped * ESTIMATE_PER_MILLE,
+        "pages skipped, as `lacuna estimate` foretold them",
+        &format!("{skipped}, as in the first iteration, give or take {ESTIMATE_PER_MILLE} of 1000"),
+        &estimate.to_string(),
+    )
 }
 
 /// Fails unless the free pages that stayed free were not sent.

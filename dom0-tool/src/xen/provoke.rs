@@ -1,0 +1,133 @@
+//! What the lab does to domains so that the engine has something to refuse: states that a toolstack brings about on other
+//! occasions, or would not bring about at all. The product's commands use none of it.
+//!
+//! Sources: Xen 4.20 `xen/include/public/{domctl,hvm/hvm_op,arch-x86/xen}.h`.
+
+use super::privcmd::{DOMCTL, DomainId, HVM_OP, Privcmd, PrivcmdError, UNION, domctl};
+
+/// Domctl numbers (`domctl.h`).
+const DOMCTL_CREATE: u32 = 1;
+const DOMCTL_DESTROY: u32 = 2;
+const DOMCTL_SHADOW_OP: u32 = 10;
+const DOMCTL_RESUME: u32 = 27;
+/// `XEN_DOMCTL_SHADOW_OP_OFF` and `_ENABLE_LOGDIRTY` (`domctl.h`).
+const SHADOW_OP_OFF: u32 = 0;
+const SHADOW_OP_ENABLE_LOGDIRTY: u32 = 2;
+/// `HVMOP_altp2m`, and its command to set a domain's state (`hvm/hvm_op.h`).
+const HVMOP_ALTP2M: u64 = 25;
+const ALTP2M_SET_DOMAIN_STATE: u32 = 2;
+/// `XEN_DOMCTL_CDF_hvm`, `_hap` and `_iommu` (`domctl.h`).
+const CDF_HVM: u32 = 1 << 0;
+const CDF_HAP: u32 = 1 << 1;
+const CDF_IOMMU: u32 = 1 << 5;
+/// `XEN_X86_EMU_LAPIC` (`arch-x86/xen.h`), all that Xen emulates for a PVH guest.
+const EMULATE_LAPIC: u32 = 1;
+/// `XEN_DOMCTL_GRANT_version(1)`: grant tables as old as they come.
+const GRANT_VERSION: u32 = 1;
+
+/// Which way [`Privcmd::set_log_dirty`] goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogDirty {
+    /// Track writes.
+    On,
+    /// Track none.
+    Off,
+}
+
+/// What [`Privcmd::create_empty`] makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmptyDomain {
+    /// A PVH domain like any other.
+    Pvh,
+    /// A PVH domain to which devices may be assigned, which libxl makes none of.
+    PvhWithIommu,
+    /// A PV domain.
+    Pv,
+}
+
+impl Privcmd {
+    /// Makes a domain with nothing in it: one virtual CPU allowed and none there, no memory, unknown to the toolstack. Whoever
+    /// makes it ends it with [`Privcmd::destroy`].
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`]; `EINVAL` when the host lacks what `kind` takes.
+    pub fn create_empty(&self, kind: EmptyDomain) -> Result<DomainId, PrivcmdError> {
+        let (flags, emulated) = match kind {
+            EmptyDomain::Pvh => (CDF_HVM | CDF_HAP, EMULATE_LAPIC),
+            EmptyDomain::PvhWithIommu => (CDF_HVM | CDF_HAP | CDF_IOMMU, EMULATE_LAPIC),
+            EmptyDomain::Pv => (0, 0),
+        };
+        let mut bytes = domctl(DOMCTL_CREATE, DomainId::ZERO);
+        // struct xen_domctl_createdomain: ssidref, handle (16 bytes), flags, iommu_opts, max_vcpus, max_evtchn_port,
+        // max_grant_frames and max_maptrack_frames (-1: Xen's default), grant_opts, altp2m_opts, vmtrace_size, cpupool_id,
+        // and the architecture's emulation_flags and misc_flags.
+        let mut set = |at: usize, value: u32| {
+            bytes[UNION + at..UNION + at + 4].copy_from_slice(&value.to_le_bytes());
+        };
+        set(20, flags);
+        set(28, 1);
+        set(32, u32::MAX);
+        set(36, u32::MAX);
+        set(40, u32::MAX);
+        set(44, GRANT_VERSION);
+        set(60, emulated);
+        let call = "XEN_DOMCTL_createdomain";
+        self.hypercall(call, DOMCTL, 0, &mut bytes, &mut [], None)?;
+        DomainId::new(u16::from_le_bytes([bytes[8], bytes[9]])).ok_or_else(|| PrivcmdError::Call {
+            call,
+            cause: std::io::ErrorKind::InvalidData.into(),
+        })
+    }
+
+    /// Ends a domain made by [`Privcmd::create_empty`].
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn destroy(&self, domain: DomainId) -> Result<(), PrivcmdError> {
+        let mut bytes = domctl(DOMCTL_DESTROY, domain);
+        self.hypercall("XEN_DOMCTL_destroydomain", DOMCTL, 0, &mut bytes, &mut [], None)
+            .map(|_| ())
+    }
+
+    /// Lets a domain that has shut itself down go on behind its hypercall, as if that had done nothing. The lab takes
+    /// the toolstack's soft reset out of a kexec this way: libxl offers one to HVM guests only, and destroys a PVH
+    /// guest that asks for it.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn resume(&self, domain: DomainId) -> Result<(), PrivcmdError> {
+        let mut bytes = domctl(DOMCTL_RESUME, domain);
+        self.hypercall("XEN_DOMCTL_resumedomain", DOMCTL, 0, &mut bytes, &mut [], None)
+            .map(|_| ())
+    }
+
+    /// Has Xen track the writes of `domain`, as a live migration does, or stop it.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn set_log_dirty(&self, domain: DomainId, mode: LogDirty) -> Result<(), PrivcmdError> {
+        let mut bytes = domctl(DOMCTL_SHADOW_OP, domain);
+        let op = match mode {
+            LogDirty::On => SHADOW_OP_ENABLE_LOGDIRTY,
+            LogDirty::Off => SHADOW_OP_OFF,
+        };
+        bytes[UNION..UNION + 4].copy_from_slice(&op.to_le_bytes());
+        self.hypercall("XEN_DOMCTL_shadow_op", DOMCTL, 0, &mut bytes, &mut [], None)
+            .map(|_| ())
+    }
+
+    /// Turns altp2m on for `domain`, which must have been created with it.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn enable_altp2m(&self, domain: DomainId) -> Result<(), PrivcmdError> {
+        // struct xen_hvm_altp2m_op: version, cmd, domain, padding, and a union of 64 bytes whose first is the state.
+        let mut bytes = [0; 80];
+        bytes[..4].copy_from_slice(&1_u32.to_le_bytes());
+        bytes[4..8].copy_from_slice(&ALTP2M_SET_DOMAIN_STATE.to_le_bytes());
+        bytes[8..10].copy_from_slice(&domain.get().to_le_bytes());
+        bytes[16] = 1;
+        self.hypercall("HVMOP_altp2m", HVM_OP, HVMOP_ALTP2M, &mut bytes, &mut [], None)
+            .map(|_| ())
+    }
+}
