@@ -74,7 +74,6 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("windows/truth-7", 600),
     quick("windows/truth-10", 600),
     quick("windows/liar", 600),
-    // Not seen to the end yet.
     long("windows/race", 1800),
     quick("content/duplicates", 900),
     quick("content/both", 900),

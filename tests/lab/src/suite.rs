@@ -79,7 +79,17 @@ const LINUX_ALONE: &str = "linux/host";
 
 /// Runs what `filter` selects; `full` adds the long ones. Fails when any test does.
 pub(crate) fn run(context: &Context, filter: Option<&str>, full: bool) -> Result<()> {
-    let chosen = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    // A scenario's whole name means that one, though others' names may begin with it.
+    let whole = filter.is_some_and(|filter| SCENARIOS.iter().any(|scenario| scenario.name == filter));
+    let chosen = |name: &str| {
+        filter.is_none_or(|filter| {
+            if whole {
+                name == filter
+            } else {
+                name.contains(filter)
+            }
+        })
+    };
     let about_linux = filter.is_some_and(|filter| filter.contains("linux"));
     let hosts: Vec<_> = HOST
         .iter()

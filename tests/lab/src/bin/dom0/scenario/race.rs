@@ -1,7 +1,7 @@
 //! A guest that allocates, writes, checks and frees on two vCPUs without pause goes through share rounds; and the same
 //! with a step of the round left out, which must be seen.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lacuna_guest::{Report, Task};
 
@@ -12,6 +12,8 @@ use crate::host::Host;
 
 /// How long the agent may take for what touches all of the guest's memory.
 const AGENT_LIMIT: Duration = Duration::from_secs(180);
+/// What the workload has at most at a time, in MiB.
+pub(super) const WORK_MIB: u32 = 200;
 /// Share rounds while the guest works.
 const ROUNDS: u64 = 200;
 /// Rounds with a step left out between two checks of all that the guest has written.
@@ -35,15 +37,15 @@ fn busy_guest(host: &mut Host, mib: u32) -> Result<Guest> {
     })?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
     host.lacuna(&["attach", guest.name])?;
-    work(&mut guest, 1)?;
+    work(&mut guest, WORK_MIB, 1)?;
     Ok(guest)
 }
 
-/// Starts the workload on two vCPUs; each number makes its data differ from the last one's.
-pub(super) fn work(guest: &mut Guest, number: u64) -> Result<()> {
+/// Starts the workload on two vCPUs, with at most `mib` MiB; each number makes its data differ from the last one's.
+pub(super) fn work(guest: &mut Guest, mib: u32, number: u64) -> Result<()> {
     let task = Task::WorkStart {
         threads: 2,
-        mib: 200,
+        mib,
         seed: 0x1ac4_14a0 ^ number << 16,
     };
     guest.order(task, AGENT_LIMIT).map(drop)
@@ -52,13 +54,25 @@ pub(super) fn work(guest: &mut Guest, number: u64) -> Result<()> {
 /// All steps: nothing is lost.
 pub(crate) fn complete(host: &mut Host) -> Result<()> {
     let guest = busy_guest(host, MIB)?;
-    nothing_is_lost(host, guest)
+    nothing_is_lost(host, guest, 1)
 }
 
-/// Share rounds with a guest that has a profile and a workload.
-pub(super) fn nothing_is_lost(host: &mut Host, mut guest: Guest) -> Result<()> {
-    host.note(&format!("{ROUNDS} share rounds while the guest works"))?;
-    let shared = host.lacuna(&["dedup", guest.name, "--rounds", &ROUNDS.to_string()])?;
+/// Share rounds with a guest that has a profile and a workload, in `parts`, each a run of the product's command; how far it
+/// has come is told after each.
+pub(super) fn nothing_is_lost(host: &mut Host, mut guest: Guest, parts: u64) -> Result<()> {
+    let rounds = ROUNDS / parts;
+    let (mut shared, mut rejected) = (0, 0);
+    let started = Instant::now();
+    for part in 1..=parts {
+        host.note(&format!(
+            "{rounds} share rounds while the guest works, part {part} of {parts}"
+        ))?;
+        let answer = host.lacuna(&["dedup", guest.name, "--rounds", &rounds.to_string()])?;
+        shared += answer.number("shared")?;
+        rejected += answer.number("rejected")?;
+        host.figure("rounds", part * rounds)?;
+        host.figure("rounds_ms", millis(started))?;
+    }
     let report = guest.order(Task::WorkStop, AGENT_LIMIT)?;
     let Report::Work {
         blocks,
@@ -72,12 +86,13 @@ pub(super) fn nothing_is_lost(host: &mut Host, mut guest: Guest) -> Result<()> {
             &format!("{report:?}"),
         ));
     };
-    host.figure("rounds", ROUNDS)?;
-    host.figure("shared", shared.number("shared")?)?;
-    host.figure("rejected", shared.number("rejected")?)?;
+    host.figure("shared", shared)?;
+    host.figure("rejected", rejected)?;
     let status = host.lacuna(&["status", guest.name])?;
     host.figure("unshared", status.number("unshared")?)?;
-    host.figure("pause_longest_ns", status.number("pause_longest_ns")?)?;
+    for name in ["pause_longest_ns", "pause_total_ns", "scan_ns"] {
+        host.figure(name, status.number(name)?)?;
+    }
     host.figure("blocks", blocks)?;
     host.figure("pages_checked", pages)?;
     host.figure("corrupt", corrupt)?;
@@ -91,13 +106,18 @@ pub(super) fn nothing_is_lost(host: &mut Host, mut guest: Guest) -> Result<()> {
     guest.check_health()
 }
 
+/// Milliseconds since `started`.
+fn millis(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The re-check left out: the workload must lose data, or this test could not see a loss at all.
 pub(crate) fn without_recheck(host: &mut Host) -> Result<()> {
     let guest = busy_guest(host, MIB)?;
     data_is_lost(host, guest)
 }
 
-/// Rounds without the re-check, with a guest that has a profile and a workload.
+/// Rounds without the re-check, with a guest that has a profile and a workload of [`WORK_MIB`].
 pub(super) fn data_is_lost(host: &mut Host, guest: Guest) -> Result<()> {
     let harm = harm_without(host, guest, LeftOut::Recheck)?;
     host.figure("harm", harm.clone().unwrap_or_default())?;
@@ -132,7 +152,7 @@ fn harm_without(host: &mut Host, mut guest: Guest, step: LeftOut) -> Result<Opti
     let mut shared = 0;
     for batch in 1..=MUTANT_BATCHES {
         if batch > 1 {
-            work(&mut guest, batch)?;
+            work(&mut guest, WORK_MIB, batch)?;
         }
         for _ in 0..MUTANT_ROUNDS {
             // A guest that crashed, or runs wild, may fail the guard or its own counters: that is harm as well.

@@ -14,7 +14,7 @@ use crate::guest::{Guest, Plan};
 use crate::host::Host;
 
 /// How long the guest may take for what touches all of its memory.
-const LIMIT: Duration = Duration::from_secs(180);
+pub(super) const LIMIT: Duration = Duration::from_secs(180);
 /// Where the guests' PDBs are: a symbol store in dom0.
 const SYMBOLS: &[&str] = &["--symbols", "/guests/symbols", "--offline"];
 /// Captures in a row that must agree before the guest counts as still.
@@ -22,7 +22,7 @@ const STILL: u64 = 8;
 /// Where a scan's bitmap is written.
 const BITMAP: &str = "/tmp/bitmap";
 /// Pages that the guest lies about.
-const LIES: u32 = 256;
+pub(super) const LIES: u32 = 256;
 
 /// A guest with the layout of Windows 7 SP1, whose kernel counts its zeroed pages.
 const SEVEN: Plan = Plan {
@@ -37,7 +37,7 @@ const TEN: Plan = Plan {
 };
 
 /// Runs `lacuna COMMAND DOMAIN` with the symbol store.
-fn with_symbols(host: &mut Host, command: &[&str], guest: &Guest) -> Result<crate::tool::Answer> {
+pub(super) fn with_symbols(host: &mut Host, command: &[&str], guest: &Guest) -> Result<crate::tool::Answer> {
     let mut line = command.to_vec();
     line.push(guest.name);
     line.extend_from_slice(SYMBOLS);
@@ -118,21 +118,7 @@ pub(crate) fn liar(host: &mut Host) -> Result<()> {
     host.figure("shared", shared.number("shared")?)?;
     let status = host.lacuna(&["status", guest.name])?;
     host.log("commands.log", &format!("{}\n", status.body))?;
-    match guest.order(Task::LiesCheck, LIMIT)? {
-        Report::Lies { pages, lost } => {
-            host.figure("lies", pages)?;
-            host.figure("lost", lost)?;
-            equal("pages that the guest lied about", &u64::from(LIES), &pages)?;
-            equal("pages that lost what they held", &0, &lost)?;
-        }
-        other => {
-            return Err(differs(
-                "the guest's answer",
-                "what became of its lies",
-                &format!("{other:?}"),
-            ));
-        }
-    }
+    lies_kept(host, &mut guest)?;
     ensure(
         shared.number("shared")? > 0,
         "pages given back beside them",
@@ -142,22 +128,54 @@ pub(crate) fn liar(host: &mut Host) -> Result<()> {
     guest.check_health()
 }
 
+/// Fails unless each page that the guest lied about holds what it held.
+pub(super) fn lies_kept(host: &mut Host, guest: &mut Guest) -> Result<()> {
+    match guest.order(Task::LiesCheck, LIMIT)? {
+        Report::Lies { pages, lost } => {
+            host.figure("lies", pages)?;
+            host.figure("lost", lost)?;
+            equal("pages that the guest lied about", &u64::from(LIES), &pages)?;
+            equal("pages that lost what they held", &0, &lost)
+        }
+        other => Err(differs(
+            "the guest's answer",
+            "what became of its lies",
+            &format!("{other:?}"),
+        )),
+    }
+}
+
+/// A guest for the races, and what its workload has at most of it. The lists of the guest are queues: every page takes its
+/// turn, so a round has as much to share as the guest has memory. With little of it rounds follow each other closely, and
+/// more pages are on their way from one list to another when a round looks.
+pub(super) const BUSY: Plan = Plan {
+    vcpus: 2,
+    mib: 128,
+    ..SEVEN
+};
+pub(super) const BUSY_MIB: u32 = 48;
+/// Parts of the race, so that its progress is seen.
+const PARTS: u64 = 10;
+
+/// The same for the mutant, with more memory: it is harmed within a few rounds.
+const HARMED: Plan = Plan { vcpus: 2, ..SEVEN };
+
 /// A guest with a profile, that allocates, writes, checks, frees and zeroes pages on two vCPUs without pause.
-fn busy_guest(host: &mut Host) -> Result<Guest> {
-    let mut guest = host.create(&Plan { vcpus: 2, ..SEVEN })?;
+fn busy_guest(host: &mut Host, plan: &Plan, mib: u32) -> Result<Guest> {
+    let mut guest = host.create(plan)?;
     with_symbols(host, &["attach"], &guest)?;
-    race::work(&mut guest, 1)?;
+    race::work(&mut guest, mib, 1)?;
     Ok(guest)
 }
 
 /// Share rounds while the guest works: nothing is lost.
 pub(crate) fn race(host: &mut Host) -> Result<()> {
-    let guest = busy_guest(host)?;
-    race::nothing_is_lost(host, guest)
+    let guest = busy_guest(host, &BUSY, BUSY_MIB)?;
+    race::nothing_is_lost(host, guest, PARTS)
 }
 
 /// The same without the re-check, of which the look at the page's bytes is a part: data is lost, and seen to be.
 pub(crate) fn race_without_recheck(host: &mut Host) -> Result<()> {
-    let guest = busy_guest(host)?;
+    let guest = busy_guest(host, &HARMED, race::WORK_MIB)?;
     race::data_is_lost(host, guest)
 }
