@@ -71,9 +71,9 @@ enum Task {
     },
     /// Boot distributions' kernels under QEMU alone and score `lacuna scan` on their dumps
     Matrix {
-        /// Only the cases with this in their name
-        filter: Option<String>,
-        /// Write the support table into README.md
+        /// Only the cases with one of these in their name
+        filters: Vec<String>,
+        /// Put what came of these cases into the table in README.md; rows of other cases stay
         #[arg(long)]
         readme: bool,
     },
@@ -112,7 +112,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Test { filter, full } => suite::run(&context, filter.as_deref(), full),
         Task::Demo { json } => demo::run(&context, json.as_deref()),
-        Task::Matrix { filter, readme } => matrix::run(&context, filter.as_deref(), readme),
+        Task::Matrix { filters, readme } => matrix::run(&context, &filters, readme),
         Task::Bench { subject, json } => bench::run(&context, subject, json.as_deref()),
         Task::Shell => {
             let stage = Stage::build(&context)?;

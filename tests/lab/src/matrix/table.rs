@@ -2,13 +2,11 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::case::{CASES, Case, Expected};
 use super::score::Score;
-use crate::context::{Context, remove};
 use crate::error::{Error, IoContext, Result};
-use crate::key::{Key, KeyBuilder};
 
 const BEGIN: &str = "<!-- matrix: written by `cargo lab matrix --readme` -->\n";
 const END: &str = "<!-- matrix: end -->";
@@ -41,69 +39,76 @@ impl Row {
     }
 }
 
-/// What cases have shown, kept in the cache so that the whole matrix need not be one run.
-pub(crate) struct Results {
-    folder: PathBuf,
-    /// Of the tool that was tried: results of another are none.
-    key: Key,
-}
-
-impl Results {
-    /// Those of `lacuna`.
-    pub(crate) fn of(context: &Context, lacuna: &Path) -> Result<Self> {
-        let folder = context.cached("matrix-results");
-        fs::create_dir_all(&folder).on("create", &folder)?;
-        let key = KeyBuilder::new("matrix-results", 1).file(lacuna)?.finish();
-        Ok(Self { folder, key })
-    }
-
-    /// Keeps the row of a case that passed; forgets one that did not.
-    pub(crate) fn keep(&self, case: &Case, row: Option<Row>) -> Result<()> {
-        let file = self.folder.join(case.name);
-        match row {
-            Some(row) => {
-                let text = format!("{}\n{}", self.key.as_str(), row.text);
-                fs::write(&file, text).on("write", &file)
-            }
-            None => remove(&file),
-        }
-    }
-
-    /// The rows of all cases that have passed, and the names of the others.
-    pub(crate) fn all(&self) -> (Vec<Row>, Vec<&'static str>) {
-        let mut rows = Vec::new();
-        let mut missing = Vec::new();
-        for case in CASES {
-            let kept = fs::read_to_string(self.folder.join(case.name)).unwrap_or_default();
-            match kept.split_once('\n') {
-                Some((key, row)) if key == self.key.as_str() => rows.push(Row { text: row.to_owned() }),
-                _ => missing.push(case.name),
-            }
-        }
-        (rows, missing)
-    }
-}
-
-/// Puts the table into the file at `path`.
-pub(crate) fn write(path: &Path, rows: &[Row]) -> Result<()> {
+/// Puts what came of some cases into the table in the file at `path`: a row of a case that passed is new, one of a case that
+/// failed (`None`) goes, and those of other cases stay as they were, so that the whole matrix need not be one run.
+pub(crate) fn write(path: &Path, ran: &[(&Case, Option<Row>)]) -> Result<()> {
     let text = fs::read_to_string(path).on("read", path)?;
-    let place = text
-        .find(BEGIN)
-        .and_then(|begin| Some((begin + BEGIN.len(), text.find(END)?)));
-    let Some((begin, end)) = place.filter(|(begin, end)| begin <= end) else {
+    let Some(text) = with_rows(&text, ran) else {
         return Err(Error::Unexpected {
             what: path.display().to_string(),
             expected: format!("the markers {} and {END}", BEGIN.trim_end()),
             seen: "a text without them".to_owned(),
         });
     };
+    fs::write(path, text).on("write", path)
+}
+
+/// `text` with the table brought up to date; `None` where it has no place for one.
+fn with_rows(text: &str, ran: &[(&Case, Option<Row>)]) -> Option<String> {
+    let begin = text.find(BEGIN)? + BEGIN.len();
+    let end = begin + text.get(begin..)?.find(END)?;
     let mut table = String::from(
         "\n| case | kernel | architecture | memory model, paging | `lacuna scan --dump` |\n|---|---|---|---|---|\n",
     );
-    for row in rows {
-        // Writing to a String cannot fail.
-        let _ = writeln!(table, "{}", row.text);
+    for case in CASES {
+        let beginning = format!("| {} |", case.name);
+        let row = match ran.iter().find(|(other, _)| other.name == case.name) {
+            Some((_, row)) => row.as_ref().map(|row| row.text.as_str()),
+            None => text[begin..end].lines().find(|line| line.starts_with(&beginning)),
+        };
+        if let Some(row) = row {
+            // Writing to a String cannot fail.
+            let _ = writeln!(table, "{row}");
+        }
     }
     table.push('\n');
-    fs::write(path, format!("{}{table}{}", &text[..begin], &text[end..])).on("write", path)
+    Some(format!("{}{table}{}", &text[..begin], &text[end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{BEGIN, CASES, END, Row, with_rows};
+
+    #[test]
+    fn other_cases_keep_their_rows_and_a_failed_one_loses_its_own() {
+        let [first, second, third, fourth] = &CASES[..4] else {
+            unreachable!("there are dozens")
+        };
+        let row = |name: &str, rest: &str| format!("| {name} | {rest} |\n");
+        let old = [first, second, fourth].map(|case| row(case.name, "old")).concat();
+        let gone = row("a case of former times", "old");
+        let text = format!("before\n{BEGIN}\n{old}{gone}\n{END}\nafter\n");
+        let new = |name: &str| Row {
+            text: format!("| {name} | new |"),
+        };
+        let ran = [
+            (second, None),
+            (third, Some(new(third.name))),
+            (fourth, Some(new(fourth.name))),
+        ];
+        let text = with_rows(&text, &ran).unwrap();
+        let rows: Vec<&str> = text
+            .lines()
+            .filter(|line| line.ends_with("old |") || line.ends_with("new |"))
+            .collect();
+        let expected = [
+            format!("| {} | old |", first.name),
+            format!("| {} | new |", third.name),
+            format!("| {} | new |", fourth.name),
+        ];
+        assert_eq!(rows, expected);
+        assert!(text.starts_with("before\n") && text.ends_with(&format!("{END}\nafter\n")));
+        assert_eq!(with_rows("no table", &ran), None);
+    }
 }
