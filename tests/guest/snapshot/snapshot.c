@@ -11,7 +11,7 @@
  *   snap.huge=N     map N huge pages of the pool that hugepages= made
  *   snap.fragment   give back every other page of the fill, so that hardly two free pages lie together
  *   snap.wait=W     before anything else, say "SNAP waiting" and wait until there is more (W = more) or less memory
- * A file /balloon.ko in the initial file system is loaded as a module first.
+ * A file /module.ko in the initial file system is loaded as a module first.
  */
 
 typedef unsigned char u8;
@@ -418,7 +418,7 @@ void run(void)
     console = open_file("/dev/ttyS0", 2);
     say("\nSNAP up\n");
     read_all("/proc/cmdline", line, sizeof(line));
-    load_module("/balloon.ko");
+    load_module("/module.ko");
     if ( find(line, "snap.wait=more") )
         wait_for_memory(1);
     if ( find(line, "snap.wait=less") )

@@ -146,8 +146,9 @@ pub(crate) fn extra_module(
         let package = packages.first().map(String::as_str).unwrap_or_default();
         let staged = Staged::file(plain.clone())?;
         let to = staged.path.to_string_lossy();
-        let file = format!("*/{module}.ko.xz");
-        let script = "dpkg-deb --fsys-tarfile \"$1\" | tar -x -O --wildcards \"$2\" | xz -dc > \"$3\"";
+        let file = format!("*/{module}.ko*");
+        // Since 6.12 Debian compresses them: -f leaves alone what is not.
+        let script = "dpkg-deb --fsys-tarfile \"$1\" | tar -x -O --wildcards \"$2\" | xz -dcf > \"$3\"";
         let line = ["sh", "-c", script, "sh", package, &file, &to];
         run_logged(sysroot.command(&apt.directory, &line), &log, progress)?;
         crate::context::remove(&apt.directory)?;

@@ -77,12 +77,12 @@ enum Task {
         #[arg(long)]
         readme: bool,
     },
-    /// Count instructions and hold the counts against the stored bounds; or measure rounds or migrations
+    /// Count instructions and hold the counts against the stored bounds; or measure scans of dumps, rounds or migrations
     Bench {
         /// What to measure
         #[arg(default_value = "core")]
         subject: bench::Subject,
-        /// Write the figures of `gmd` and `migration` to this file as JSON, too
+        /// Write the figures of `dump`, `gmd` and `migration` to this file as JSON, too
         #[arg(long)]
         json: Option<PathBuf>,
     },

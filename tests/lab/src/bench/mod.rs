@@ -1,6 +1,7 @@
-//! `cargo lab bench`: counts instructions, and holds the counts against the stored bounds; or measures live
-//! rounds and migrations.
+//! `cargo lab bench`: counts instructions, and holds the counts against the stored bounds; or measures scans of
+//! dumps, live rounds and migrations.
 
+mod dump;
 mod gmd;
 mod migration;
 mod pdb;
@@ -20,6 +21,8 @@ pub(crate) enum Subject {
     Core,
     /// Instructions and peak memory of reading a kernel's PDB
     Pdb,
+    /// `lacuna scan` on dumps against makedumpfile, processor time
+    Dump,
     /// Rounds of Intro, Dedup and `IntroDedup` against a user-level engine's, from one run
     Gmd,
     /// What a migration sends, stock and with Lacuna, from one run
@@ -31,6 +34,7 @@ pub(crate) fn run(context: &Context, subject: Subject, report: Option<&Path>) ->
     match subject {
         Subject::Core => core(context),
         Subject::Pdb => large_pdb(context),
+        Subject::Dump => dump::run(context, report),
         Subject::Gmd => gmd::run(context, report),
         Subject::Migration => migration::run(context, report),
     }

@@ -25,10 +25,19 @@ pub(crate) enum Expected {
 pub(crate) enum Change {
     /// Nothing.
     None,
-    /// So many MiB are plugged in, above 4 GiB. Then only the ELF dump is taken: a raw one would be mostly hole.
+    /// So many MiB are plugged in, above 4 GiB.
     PlugIn(u64),
     /// A balloon leaves so many MiB of them.
     BalloonTo(u64),
+}
+
+/// The dumps that are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// Memory by guest-physical address, and an ELF core.
+    RawAndElf,
+    /// The core alone: raw, memory above 4 GiB would be mostly hole.
+    Elf,
 }
 
 /// One boot.
@@ -40,19 +49,23 @@ pub(crate) struct Case {
     pub(crate) flavour: Flavour,
     /// QEMU's processor.
     pub(crate) processor: &'static str,
+    /// Loaded by the guest before anything else.
+    pub(crate) module: Option<&'static str>,
     /// Added to the kernel's command line.
     pub(crate) words: &'static str,
     /// Added to QEMU's command line.
     pub(crate) machine: &'static [&'static str],
     /// What happens to its memory.
     pub(crate) change: Change,
+    /// The dumps that are taken of it.
+    pub(crate) taken: Taken,
     /// What must come of it.
     pub(crate) expected: Expected,
     /// Whether `cargo lab test` runs it, too.
     pub(crate) quick: bool,
 }
 
-const fn amd64(suite: &'static str, name: &'static str) -> Flavour {
+pub(crate) const fn amd64(suite: &'static str, name: &'static str) -> Flavour {
     Flavour {
         suite,
         architecture: "amd64",
@@ -68,14 +81,17 @@ const fn i386(name: &'static str) -> Flavour {
     }
 }
 
-const fn plain(name: &'static str, flavour: Flavour) -> Case {
+/// A kernel as it boots with nothing special.
+pub(crate) const fn plain(name: &'static str, flavour: Flavour) -> Case {
     Case {
         name,
         flavour,
         processor: "EPYC",
+        module: None,
         words: "",
         machine: &[],
         change: Change::None,
+        taken: Taken::RawAndElf,
         expected: Expected::Exact,
         quick: false,
     }
@@ -139,12 +155,14 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         change: Change::PlugIn(256),
+        taken: Taken::Elf,
         // The last word on -m counts; slots are what memory is plugged into.
         machine: &["-m", "1024,slots=2,maxmem=4G"],
         ..variant("6.12-hot-plug", "memhp_default_state=online snap.wait=more")
     },
     Case {
         change: Change::BalloonTo(768),
+        module: Some("virtio_balloon"),
         machine: &["-device", "virtio-balloon-pci"],
         ..variant("6.12-balloon", "snap.wait=less")
     },

@@ -90,14 +90,15 @@ pub(crate) fn fetch(context: &Context, sysroot: &Sysroot, flavour: Flavour) -> R
     })
 }
 
-/// The driver of the virtio balloon that belongs to the kernel `release` of `flavour`, decompressed.
-pub(crate) fn balloon(
+/// The module `name` that belongs to the kernel `release` of `flavour`, decompressed.
+pub(crate) fn module(
     context: &Context,
     sysroot: &Sysroot,
     flavour: Flavour,
     release: &str,
+    name: &str,
 ) -> Result<PathBuf> {
-    extra_module(context, sysroot, flavour.suite, release, "virtio_balloon")
+    extra_module(context, sysroot, flavour.suite, release, name)
 }
 
 /// The real package behind a meta package: the one whose name goes on with a version. A meta package's own name may go on

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lacuna_guest::truth::Capture;
 use serde_json::{Value, json};
 
-use super::case::{Case, Change};
+use super::case::{Case, Change, Taken};
 use crate::error::{Error, IoContext, Result};
 use crate::process::{last_lines, start};
 use crate::sysroot::Sysroot;
@@ -99,7 +99,7 @@ pub(crate) fn dump(
         std::thread::sleep(REST);
         machine.order("stop", &json!({}))?;
         let dumps = Dumps {
-            raw: Some(folder.join("memory.raw")).filter(|_| !matches!(case.change, Change::PlugIn(_))),
+            raw: Some(folder.join("memory.raw")).filter(|_| case.taken == Taken::RawAndElf),
             elf: folder.join("memory.elf"),
             registers: folder.join("registers"),
             truth: machine.truth(&gfns, folder)?,

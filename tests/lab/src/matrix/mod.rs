@@ -18,7 +18,10 @@ use crate::live::Outcome;
 use crate::process::run_logged;
 use crate::programs;
 use crate::sysroot::Sysroot;
-use case::{CASES, Case, Change};
+use case::CASES;
+pub(crate) use case::{Case, Taken, amd64, plain};
+use kernel::Fetched;
+pub(crate) use machine::Dumps;
 use score::Score;
 use table::Row;
 
@@ -118,15 +121,18 @@ pub(crate) fn run_quick(context: &Context, chosen: &[String]) -> Result<Vec<Outc
 }
 
 /// What all cases share.
-struct Bench<'c> {
+pub(crate) struct Bench<'c> {
     context: &'c Context,
-    sysroot: Sysroot,
-    lacuna: PathBuf,
+    /// Where QEMU is.
+    pub(crate) sysroot: Sysroot,
+    /// The tool.
+    pub(crate) lacuna: PathBuf,
 }
 
 impl<'c> Bench<'c> {
-    fn set_up(context: &'c Context) -> Result<Self> {
-        let lacuna = programs::build(context)?.lacuna;
+    /// Builds both.
+    pub(crate) fn set_up(context: &'c Context) -> Result<Self> {
+        let lacuna = programs::product(context)?;
         Ok(Self {
             context,
             sysroot: Sysroot::build(context)?,
@@ -136,29 +142,33 @@ impl<'c> Bench<'c> {
 
     /// Boots one case and scores the tool on its dumps, which are then removed: they are gigabytes.
     fn examine(&self, case: &Case) -> Result<(String, Vec<Score>)> {
+        let (kernel, dumps) = self.dump(case)?;
+        let scores = score::score(&self.lacuna, case, &kernel.headers, &dumps)?;
+        if scores.iter().all(|score| score.good) {
+            crate::context::remove(&self.folder(case))?;
+        }
+        Ok((kernel.release, scores))
+    }
+
+    /// Boots one case and takes its dumps, into [`Bench::folder`].
+    pub(crate) fn dump(&self, case: &Case) -> Result<(Fetched, Dumps)> {
         let kernel = kernel::fetch(self.context, &self.sysroot, case.flavour)?;
         let word = if case.flavour.architecture == "i386" {
             "-m32"
         } else {
             "-m64"
         };
-        let module = match case.change {
-            Change::BalloonTo(_) => Some(kernel::balloon(
-                self.context,
-                &self.sysroot,
-                case.flavour,
-                &kernel.release,
-            )?),
-            Change::None | Change::PlugIn(_) => None,
-        };
-        let image = self.image(word, module.as_deref())?;
-        let folder = self.context.cached("matrix").join(case.name);
-        let dumps = machine::dump(&self.sysroot, case, &kernel.image, &image, &folder)?;
-        let scores = score::score(&self.lacuna, case, &kernel.headers, &dumps)?;
-        if scores.iter().all(|score| score.good) {
-            crate::context::remove(&folder)?;
-        }
-        Ok((kernel.release, scores))
+        let module = case
+            .module
+            .map(|name| kernel::module(self.context, &self.sysroot, case.flavour, &kernel.release, name));
+        let image = self.image(word, module.transpose()?.as_deref())?;
+        let dumps = machine::dump(&self.sysroot, case, &kernel.image, &image, &self.folder(case))?;
+        Ok((kernel, dumps))
+    }
+
+    /// Where a case has its files.
+    pub(crate) fn folder(&self, case: &Case) -> PathBuf {
+        self.context.cached("matrix").join(case.name)
     }
 
     /// The guest's initial file system: the agent, and the module that it loads.
@@ -168,7 +178,7 @@ impl<'c> Bench<'c> {
         let mut archive = Archive::create(&staged.path)?;
         archive.file("init", &program)?;
         if let Some(module) = module {
-            archive.file("balloon.ko", module)?;
+            archive.file("module.ko", module)?;
         }
         archive.finish()?;
         let image = program.with_extension("cpio");
