@@ -47,6 +47,7 @@ const BODIES: &[(&str, Body)] = &[
     ("windows/truth-10", windows::truth_10),
     ("windows/liar", windows::liar),
     ("windows/race", windows::race),
+    ("windows/migrate", migration::windows),
     ("content/duplicates", content::duplicates),
     ("content/both", content::both),
     ("content/race", content::race),

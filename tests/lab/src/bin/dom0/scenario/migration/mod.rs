@@ -7,6 +7,7 @@ mod one_host;
 mod remus;
 mod stored;
 mod two_hosts;
+mod windows;
 
 pub(super) use busy::{busy, busy_long, scan_before_clean};
 pub(super) use classes::{init_on_free, page_poison, stock_receiver};
@@ -15,6 +16,7 @@ pub(super) use one_host::{debug, one_host, stock};
 pub(super) use remus::remus;
 pub(super) use stored::save_restore;
 pub(super) use two_hosts::two_hosts;
+pub(super) use windows::windows;
 
 use std::fs;
 use std::time::Duration;
