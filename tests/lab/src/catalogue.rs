@@ -75,7 +75,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("windows/truth-10", 600),
     quick("windows/liar", 600),
     long("windows/race", 1800),
-    // Its second part, an idle guest that lies, is not seen to the end yet.
+    // Two migrations, the first of a busy guest.
     long("windows/migrate", 1200),
     quick("content/duplicates", 900),
     quick("content/both", 900),
