@@ -1,7 +1,7 @@
 //! Guests and profiles made from arbitrary bytes: the bodies of the fuzz targets.
 //!
 //! Each function takes any input, panics when a promise is broken, and says how far it got. `fuzz/` feeds them from
-//! libFuzzer (nightly toolchain), `core/tests/hostile.rs` from random bytes on any toolchain.
+//! libFuzzer, `core/tests/hostile.rs` from random bytes.
 
 use std::vec;
 use std::vec::Vec;
