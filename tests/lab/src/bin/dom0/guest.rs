@@ -215,6 +215,20 @@ impl Guest {
         }
     }
 
+    /// Ends the guest's work, which must not have met a corrupt word, and returns the blocks that it went through.
+    pub(crate) fn end_work(&mut self, limit: Duration) -> Result<u64> {
+        match self.order(Task::WorkStop, limit)? {
+            Report::Work {
+                corrupt: 0, blocks, ..
+            } => Ok(blocks),
+            other => Err(differs(
+                "the guest's work",
+                "no corrupt word",
+                &format!("{other:?}"),
+            )),
+        }
+    }
+
     /// Starts the guest's own account of its free pages.
     pub(crate) fn start_account(&mut self) -> Result<Account> {
         match self.order(Task::TruthStart, Duration::from_secs(60))? {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use lacuna_guest::{Report, Task};
+use lacuna_guest::Task;
 
-use crate::failure::{Result, differs, ensure, equal};
+use crate::failure::{Result, ensure, equal};
 use crate::guest::{Guest, Plan};
 use crate::host::{Host, settled_free_mib};
 use crate::tool;
@@ -43,7 +43,7 @@ pub(crate) fn soak(host: &mut Host) -> Result<()> {
     for _ in 0..BATCHES {
         rounds(&guest, ROUNDS_A_BATCH, "intro")?;
     }
-    host.figure("blocks", intact(&mut guest)?)?;
+    host.figure("blocks", guest.end_work(AGENT_LIMIT)?)?;
     // Paused, so that nothing moves between two counters.
     guest.pause(host)?;
     let status = host.lacuna(&["status", guest.name])?;
@@ -68,7 +68,7 @@ pub(crate) fn soak(host: &mut Host) -> Result<()> {
     for _ in 0..BATCHES {
         rounds(&guest, CONTENT_ROUNDS_A_BATCH, "introdedup")?;
     }
-    host.figure("blocks_introdedup", intact(&mut guest)?)?;
+    host.figure("blocks_introdedup", guest.end_work(AGENT_LIMIT)?)?;
     guest.check_health()?;
     guest.destroy(host)?;
     let after = settled_free_mib()?;
@@ -91,18 +91,4 @@ fn rounds(guest: &Guest, number: &str, mode: &str) -> Result<()> {
         &0,
         &answer.status,
     )
-}
-
-/// Ends the guest's work, which must not have met a corrupt word, and returns the blocks that it went through.
-fn intact(guest: &mut Guest) -> Result<u64> {
-    match guest.order(Task::WorkStop, AGENT_LIMIT)? {
-        Report::Work {
-            corrupt: 0, blocks, ..
-        } => Ok(blocks),
-        other => Err(differs(
-            "the guest's work",
-            "no corrupt word",
-            &format!("{other:?}"),
-        )),
-    }
 }
