@@ -73,7 +73,15 @@ fn live() -> failure::Result<()> {
         }
     }
     if command_line.split_whitespace().any(|word| word == "lab.shell") {
-        Command::new("/bin/busybox").args(["sh", "-l"]).status()?;
+        // A login shell would set a path of its own, without Xen's tools.
+        Command::new("/bin/busybox")
+            .arg("sh")
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
+            .env("LD_LIBRARY_PATH", "/usr/local/lib")
+            .status()?;
         return Ok(());
     }
     loop {
