@@ -321,6 +321,89 @@ fn a_guest_that_clears_its_free_pages_gets_zeros() {
     assert_eq!(make(&mut guest).unwrap().profile.contents, Contents::Zero);
 }
 
+/// A guest whose symbol table holds no data, as without `CONFIG_KALLSYMS_ALL`.
+fn without_data_symbols() -> FakeKernel {
+    let mut guest = FakeKernel::new();
+    for name in [
+        "init_task",
+        "vmemmap_base",
+        "_page_poisoning_enabled_early",
+        "_page_poisoning_enabled",
+        "init_on_free",
+        "vmcoreinfo_note",
+    ] {
+        guest.hide_symbol(name);
+    }
+    guest
+}
+
+#[test]
+fn a_kernel_without_symbols_of_data_is_profiled_by_what_its_memory_holds() {
+    let built = make(&mut without_data_symbols()).unwrap();
+    assert_eq!(built.unusable, None);
+    let drawn = built.profile.guard.boot_value.unwrap();
+    assert_eq!(
+        (drawn.at.get(), drawn.value),
+        (IMAGE + at::INIT_TASK + at::CANARY_IN_TASK, 0x1234_5678_9abc_de00)
+    );
+    // All free pages are zero here, and may have to be.
+    assert_eq!(built.profile.contents, Contents::Zero);
+
+    // One that is not zero shows that the kernel does not clear them.
+    let mut guest = without_data_symbols();
+    for gfn in 1100..1200 {
+        guest.write(gfn * 4096 + 17, &[1]);
+    }
+    let built = make(&mut guest).unwrap();
+    assert_eq!(
+        (built.unusable, built.profile.contents),
+        (None, Contents::DontCare)
+    );
+}
+
+#[test]
+fn what_only_looks_like_the_first_task_is_not_taken_for_it() {
+    // Its name, its parent, its leader: each of them counts.
+    for member in [at::NAME_IN_TASK, at::PARENT_IN_TASK, at::LEADER_IN_TASK] {
+        let mut guest = without_data_symbols();
+        guest.write(IMAGE_AT + at::INIT_TASK + member, b"x");
+        let missing = make(&mut guest).unwrap().unusable.unwrap();
+        assert!(missing.contains("init_task"), "{missing}");
+    }
+    // A process can make up another one in a page of the image that the kernel has freed.
+    let mut guest = without_data_symbols();
+    guest.first_task(0x10_0000);
+    let missing = make(&mut guest).unwrap().unusable.unwrap();
+    assert!(missing.contains("init_task"), "{missing}");
+    // Where a symbol says where it is, that is of no avail.
+    let mut guest = FakeKernel::new();
+    guest.first_task(0x10_0000);
+    let drawn = make(&mut guest).unwrap().profile.guard.boot_value.unwrap();
+    assert_eq!(drawn.value, 0x1234_5678_9abc_de00);
+}
+
+#[test]
+fn poisoned_free_pages_without_a_symbol_for_the_switch_are_refused() {
+    let poison = |frames: &mut dyn Iterator<Item = u64>| {
+        let mut guest = without_data_symbols();
+        for gfn in frames {
+            guest.write(gfn * 4096, &[0xaa; 4096]);
+        }
+        make(&mut guest)
+    };
+    let refused = poison(&mut (1024..1536).chain(2305..3072))
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        matches!(refused, BuildError::Contents(ContentsError::Pattern { .. })),
+        "{refused}"
+    );
+    assert_eq!(lacuna::report::Failure::from(refused).class.exit_status(), 3);
+    // A few can be a process' doing, or an old kernel's that did not poison what was free at boot.
+    let missing = poison(&mut (1024..1124)).unwrap().unusable.unwrap();
+    assert!(missing.contains("poisons"), "{missing}");
+}
+
 #[test]
 fn headers_and_kernel_that_differ_are_refused_with_both_numbers() {
     let cases: [(&str, &str, &str, &str); 4] = [

@@ -4,9 +4,10 @@
 //! `page_poison=1` fills free pages with a pattern and checks it, so a page that reads as zero would be reported as
 //! corruption: such a guest is refused. `init_on_free=1` clears pages when they are freed and relies on it: zeros are
 //! right. Otherwise the contents do not matter. The switches are read from the kernel itself and not from its
-//! command line, which can be set at build time and overridden.
+//! command line, which can be set at build time and overridden. Where no symbol says where they are, the free pages
+//! themselves tell: a poisoning kernel leaves none of them without its pattern, a clearing one none that is not zero.
 
-use lacuna_core::{Contents, GuestMemory, GuestVirt};
+use lacuna_core::{Contents, FreeCheck, Gfn, GuestMemory, GuestVirt, PAGE_SIZE, Profile, Verdict};
 use thiserror::Error;
 
 use super::facts::{FactError, Facts, Source};
@@ -51,8 +52,11 @@ pub struct FreeContents {
     pub contents: Contents,
     /// The kernel's switch for `init_on_free`: how often it was enabled; `None` when it has none, or its place is not known.
     pub init_on_free: Option<u32>,
-    /// Whether the kernel's switch for poisoning was found, or it is known to have none.
+    /// Whether it is known that the kernel does not poison: its switch was found, it is known to have none, or
+    /// [`by_free_pages`] tells.
     pub switch_known: bool,
+    /// Whether `contents` is what the kernel expects, and not only what is assumed.
+    pub contents_known: bool,
 }
 
 /// Reads the kernel's switches, as far as their places are known.
@@ -69,6 +73,7 @@ pub fn free_contents<M: GuestMemory>(
             contents: Contents::DontCare,
             init_on_free: None,
             switch_known: false,
+            contents_known: false,
         });
     };
     // With the headers' word for it, a kernel without the option has no switch.
@@ -110,7 +115,62 @@ pub fn free_contents<M: GuestMemory>(
         contents,
         init_on_free,
         switch_known: seen,
+        // A table without data (no CONFIG_KALLSYMS_ALL) says nothing by not having the switch.
+        contents_known: init_on_free.is_some() || symbols.find("init_task").is_some(),
     })
+}
+
+/// `PAGE_POISON` (`include/linux/poison.h`).
+const PATTERN: u8 = 0xaa;
+/// Frames asked whether they are free, at most.
+const MOST_ASKED: u64 = 1 << 14;
+/// Free pages looked at, at most.
+const MOST_LOOKED_AT: u64 = 256;
+/// With fewer free pages than this nothing is concluded.
+const FEWEST: u64 = 16;
+
+/// What the bytes of free pages below `end` say: that the kernel does not poison them, and what it expects of them. `None`
+/// where they do not tell. A page that was taken while it was looked at is not counted.
+///
+/// Old kernels do not poison what was free at boot, so that one page with the pattern is enough to leave it undecided.
+///
+/// # Errors
+/// [`ContentsError::Pattern`], a refusal, when most of them hold nothing else.
+pub fn by_free_pages<M: GuestMemory>(
+    memory: &mut M,
+    profile: &Profile,
+    end: Gfn,
+) -> Result<Option<Contents>, ContentsError> {
+    let mut check = FreeCheck::new(profile);
+    let mut page = vec![0; PAGE_SIZE];
+    let (mut poisoned, mut zero, mut looked_at) = (0, 0, 0);
+    let mut is_free = |memory: &mut M, gfn| matches!(check.page(memory, gfn), Verdict::Free { .. });
+    for index in 0..MOST_ASKED {
+        // From all over memory: the golden ratio's multiples spread evenly, however soon the loop ends.
+        let share = u128::from(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let gfn = Gfn::new(u64::try_from((share * u128::from(end.get())) >> 64).unwrap_or(0));
+        let Some(at) = gfn.base() else { continue };
+        if !is_free(memory, gfn) || memory.read(at, &mut page).is_err() || !is_free(memory, gfn) {
+            continue;
+        }
+        looked_at += 1;
+        poisoned += u64::from(page.iter().all(|byte| *byte == PATTERN));
+        zero += u64::from(page.iter().all(|byte| *byte == 0));
+        if looked_at == MOST_LOOKED_AT {
+            break;
+        }
+    }
+    if poisoned > 0 && poisoned * 2 >= looked_at {
+        return Err(ContentsError::Pattern { poisoned, looked_at });
+    }
+    Ok(
+        (looked_at >= FEWEST && poisoned == 0).then_some(if zero == looked_at {
+            // It may be chance, as in a guest that has just booted; that they must be zero is the safe thing to say.
+            Contents::Zero
+        } else {
+            Contents::DontCare
+        }),
+    )
 }
 
 /// `struct static_key.enabled`: how often the key was enabled.
@@ -131,13 +191,11 @@ fn static_key<M: GuestMemory>(
 /// [`ContentsError::Pattern`] when most of them hold nothing else.
 pub fn look_for_poison<M: GuestMemory>(
     memory: &mut M,
-    free: impl Iterator<Item = lacuna_core::Gfn>,
+    free: impl Iterator<Item = Gfn>,
 ) -> Result<(), ContentsError> {
-    /// `PAGE_POISON` (`include/linux/poison.h`).
-    const PATTERN: u8 = 0xaa;
     const MOST: usize = 64;
     let (mut poisoned, mut looked_at) = (0, 0);
-    let mut page = vec![0; lacuna_core::PAGE_SIZE];
+    let mut page = vec![0; PAGE_SIZE];
     for gfn in free.take(MOST) {
         let Some(at) = gfn.base() else { continue };
         if memory.read(at, &mut page).is_err() {

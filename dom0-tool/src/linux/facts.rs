@@ -278,6 +278,18 @@ impl Facts {
                 "offsetof(struct task_struct,stack_canary)",
                 btf.offset("task_struct", "stack_canary"),
             ),
+            (
+                "offsetof(struct task_struct,group_leader)",
+                btf.offset("task_struct", "group_leader"),
+            ),
+            (
+                "offsetof(struct task_struct,real_parent)",
+                btf.offset("task_struct", "real_parent"),
+            ),
+            (
+                "offsetof(struct task_struct,comm)",
+                btf.offset("task_struct", "comm"),
+            ),
             ("orders", btf.elements("zone", "free_area")),
             ("MAX_NR_ZONES", btf.elements("pglist_data", "node_zones")),
         ] {

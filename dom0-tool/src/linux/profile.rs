@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use lacuna_core::{
-    Blocks, BootValue, BytesRule, CounterReading, Field, FreeRule, Guard, GuardMismatch, GuestMemory,
-    GuestVirt, Kernel, MAX_ROOT_SLOTS, Order, PagingLevels, Predicate, Profile, ProfileError, RootSlot,
-    VcpuRegisters, check_guard, free_by_counters,
+    Blocks, BootValue, BytesRule, Contents, CounterReading, Field, FreeRule, Gfn, Guard, GuardMismatch,
+    GuestMemory, GuestVirt, Kernel, MAX_ROOT_SLOTS, Order, PagingLevels, Predicate, Profile, ProfileError,
+    RootSlot, VcpuRegisters, check_guard, free_by_counters,
 };
 use thiserror::Error;
 
 use super::btf_in_memory::find_btf;
 use super::config::{Config, ConfigError};
-use super::contents::{ContentsError, FreeContents, free_contents};
+use super::contents::{ContentsError, FreeContents, by_free_pages, free_contents};
 use super::facts::{FactError, Facts, Source};
+use super::first_task::find_first_task;
 use super::free_lists::value_on_free_lists;
 use super::identify::{Identified, WANTED};
 use super::kallsyms::Symbols;
@@ -186,7 +187,7 @@ pub fn build<M: GuestMemory>(
     let mut view = KernelView::new(memory, kernel.space);
     let mut facts = gather(&mut view, kernel, sources, symbols)?;
     facts.check()?;
-    let contents = free_contents(&mut view, symbols, &facts)?;
+    let mut contents = free_contents(&mut view, symbols, &facts)?;
     let memory_model = find_memory_map(&mut view, kernel, symbols, &facts)?;
     let zones = find_zones(&mut view, &kernel.info, &facts)?;
     let last_frame = last_frame(&mut view, &kernel.info, &facts)?;
@@ -202,7 +203,8 @@ pub fn build<M: GuestMemory>(
     let free = free_rule(&facts, levels)?;
 
     let mut unusable = None;
-    let boot_value = match boot_value(&mut view, symbols, &facts)? {
+    let text = kernel.info.symbol("_stext")?;
+    let boot_value = match boot_value(&mut view, symbols, &facts, text)? {
         Ok(value) => value,
         Err(missing) => {
             unusable = Some(missing);
@@ -219,7 +221,7 @@ pub fn build<M: GuestMemory>(
         .map(Cpu::registers)
         .collect();
     let first = vcpus.first().copied().unwrap_or_default();
-    let text = kernel.info.symbol("_stext")?.get();
+    let text = text.get();
     // A file of registers may lack LSTAR; the symbol then stands in for it, so that the rest can be checked.
     let mut lstar = first.lstar;
     if !levels.is_32_bit() && lstar == 0 {
@@ -231,9 +233,6 @@ pub fn build<M: GuestMemory>(
     }
     if levels.is_32_bit() && first.sysenter_eip == 0 {
         unusable.get_or_insert("the registers lack SYSENTER_EIP");
-    }
-    if !contents.switch_known {
-        unusable.get_or_insert("whether the kernel poisons free pages is not known for want of its symbols");
     }
     let complete = cpus.iter().filter(|cpu| cpu.is_paging()).all(|cpu| {
         cpu.cr0.is_some() && cpu.cr4.is_some() && cpu.idt_base.is_some() && cpu.idt_limit.is_some()
@@ -290,6 +289,13 @@ pub fn build<M: GuestMemory>(
         profile.guard.sysenter_eip = if levels.is_32_bit() { text } else { 0 };
     }
     profile.check().map_err(BuildError::Profile)?;
+    if !contents.switch_known || !contents.contents_known {
+        ask_free_pages(memory, &profile, last_frame, &mut contents)?;
+        profile.contents = contents.contents;
+    }
+    if !contents.switch_known {
+        unusable.get_or_insert("whether the kernel poisons free pages is not known for want of its symbols");
+    }
     if checkable {
         for (vcpu, cpu) in (0..).zip(cpus.iter().filter(|cpu| cpu.is_paging())) {
             let registers = cpu.registers();
@@ -319,6 +325,27 @@ pub fn build<M: GuestMemory>(
         agreed,
         unusable,
     })
+}
+
+/// Has free pages tell what the kernel's switches do not: their places are not known.
+fn ask_free_pages<M: GuestMemory>(
+    memory: &mut M,
+    profile: &Profile,
+    last_frame: Option<u64>,
+    contents: &mut FreeContents,
+) -> Result<(), ContentsError> {
+    let told = match last_frame.map(|last| by_free_pages(memory, profile, Gfn::new(last))) {
+        Some(Ok(told)) => told,
+        // The kernel is known not to poison: then it is a process that filled these pages, and nobody cleared them.
+        Some(Err(ContentsError::Pattern { .. })) if contents.switch_known => Some(Contents::DontCare),
+        Some(Err(error)) => return Err(error),
+        None => None,
+    };
+    contents.switch_known |= told.is_some();
+    if !contents.contents_known {
+        contents.contents = told.unwrap_or(Contents::Zero);
+    }
+    Ok(())
 }
 
 /// Asks every source that may be asked.
@@ -394,6 +421,7 @@ fn boot_value<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     symbols: Option<&Symbols>,
     facts: &Facts,
+    text: GuestVirt,
 ) -> Result<Result<BootValue, &'static str>, BuildError> {
     let Some(canary) = facts.find("offsetof(struct task_struct,stack_canary)")? else {
         // Of the headers' word for it that there is none, nothing can be made.
@@ -405,8 +433,15 @@ fn boot_value<M: GuestMemory>(
             ))
         };
     };
-    let Some(init_task) = symbols.and_then(|symbols| symbols.find("init_task")) else {
-        return Ok(Err("the address of init_task is not known"));
+    let by_symbol = symbols.and_then(|symbols| symbols.find("init_task"));
+    let found = match by_symbol {
+        Some(at) => Some(at),
+        None => find_first_task(view, facts, text)?,
+    };
+    let Some(init_task) = found else {
+        return Ok(Err(
+            "the address of init_task is not known: no symbol tells it, and no one place in the kernel's image looks like it",
+        ));
     };
     let at = GuestVirt::new(init_task.get().wrapping_add(canary));
     Ok(Ok(BootValue {

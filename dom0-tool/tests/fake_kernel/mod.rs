@@ -38,6 +38,9 @@ pub(crate) mod at {
     pub(crate) const NOTE_POINTER: u64 = 0x5800;
     pub(crate) const INIT_TASK: u64 = 0x6000;
     pub(crate) const CANARY_IN_TASK: u64 = 0x988;
+    pub(crate) const PARENT_IN_TASK: u64 = 0x918;
+    pub(crate) const LEADER_IN_TASK: u64 = 0x960;
+    pub(crate) const NAME_IN_TASK: u64 = 0xb80;
     pub(crate) const VMEMMAP_BASE: u64 = 0x7000;
     pub(crate) const POISON_KEY: u64 = 0x7100;
     pub(crate) const POISON_EARLY: u64 = 0x7110;
@@ -98,6 +101,7 @@ impl FakeKernel {
             IMAGE_AT + at::INIT_TASK + at::CANARY_IN_TASK,
             0x1234_5678_9abc_de00,
         );
+        guest.first_task(at::INIT_TASK);
         guest.u64(IMAGE_AT + at::VMEMMAP_BASE, VMEMMAP);
         guest.u64(IMAGE_AT + at::NODE_DATA, DIRECT + NODE);
         guest.symbol_table();
@@ -183,6 +187,13 @@ impl FakeKernel {
                 &u16::try_from(token).unwrap().to_le_bytes(),
             );
         }
+    }
+
+    /// What tells the first task, at an offset of the image.
+    pub(crate) fn first_task(&mut self, at: u64) {
+        self.u64(IMAGE_AT + at + at::PARENT_IN_TASK, IMAGE + at);
+        self.u64(IMAGE_AT + at + at::LEADER_IN_TASK, IMAGE + at);
+        self.write(IMAGE_AT + at + at::NAME_IN_TASK, b"swapper/0\0");
     }
 
     /// Renames a symbol in the table.
@@ -301,6 +312,9 @@ impl FakeKernel {
             ("offsetof(struct free_area,nr_free)", 80),
             ("offsetof(struct static_key,enabled)", 0),
             ("offsetof(struct task_struct,stack_canary)", at::CANARY_IN_TASK),
+            ("offsetof(struct task_struct,real_parent)", at::PARENT_IN_TASK),
+            ("offsetof(struct task_struct,group_leader)", at::LEADER_IN_TASK),
+            ("offsetof(struct task_struct,comm)", at::NAME_IN_TASK),
             ("sizeof(struct zone)", ZONE_BYTES),
             ("offsetof(struct zone,free_area)", FREE_AREA),
             ("offsetof(struct zone,spanned_pages)", 160),
