@@ -9,6 +9,8 @@ use std::time::Duration;
 pub enum Boot {
     /// The release hypervisor.
     Release,
+    /// The same, with guests of other kinds at hand: kernels of before 6.0, and 32-bit ones.
+    OtherGuests,
     /// The debug build whose share rounds can leave a step out.
     Mutants,
     /// The release hypervisor on Intel's nested paging, EPT, which only Bochs emulates: one processor, and slow.
@@ -106,6 +108,8 @@ pub const SCENARIOS: &[Scenario] = &[
     long("migration/busy-long", 3600),
     long("migration/remus", 1500),
     long_on(Boot::Pair, "migration/two-hosts", 1800),
+    long_on(Boot::OtherGuests, "reclaim/truth-5.10", 900),
+    long_on(Boot::OtherGuests, "reclaim/truth-686-pae", 900),
     long_on(Boot::Mutants, "migration/debug", 1200),
     quick_on(Boot::Mutants, "migration/scan-before-clean", 1500),
     quick_on(Boot::Mutants, "reclaim/race-without-recheck", 900),

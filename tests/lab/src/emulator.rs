@@ -71,7 +71,13 @@ const WITH_IOMMU: &[&str] = &["-machine", "q35", "-device", "amd-iommu"];
 impl From<Boot> for Machine {
     fn from(boot: Boot) -> Self {
         match boot {
-            Boot::Release | Boot::Mutants | Boot::Flask | Boot::Ept | Boot::EptMutants | Boot::Pair => PLAIN,
+            Boot::Release
+            | Boot::OtherGuests
+            | Boot::Mutants
+            | Boot::Flask
+            | Boot::Ept
+            | Boot::EptMutants
+            | Boot::Pair => PLAIN,
             Boot::Counted => Self {
                 clock: Clock::Instructions,
                 ..PLAIN

@@ -71,6 +71,17 @@ pub(crate) struct Images {
     pub(crate) kernel: PathBuf,
 }
 
+impl Images {
+    /// Puts dom0's archive before the one in `file`, which the kernel then unpacks over it.
+    pub(crate) fn before(&self, file: &Path) -> Result<()> {
+        let mut both = fs::read(&self.dom0).on("read", &self.dom0)?;
+        // An archive begins at a multiple of four bytes.
+        both.resize(both.len().next_multiple_of(4), 0);
+        both.extend(fs::read(file).on("read", file)?);
+        fs::write(file, both).on("write", file)
+    }
+}
+
 /// Writes dom0's image, with the guests' inside it. `files` are put into it as they are: their names in dom0, and where
 /// they come from.
 pub(crate) fn build(
@@ -202,11 +213,7 @@ pub(crate) fn with_network(
         let mut archive = Archive::create(&staged.path)?;
         archive.file(&format!("modules/{}-{NETWORK_CARD}.ko", MODULES.len()), &module)?;
         archive.finish()?;
-        let mut both = fs::read(&images.dom0).on("read", &images.dom0)?;
-        // An archive begins at a multiple of four bytes.
-        both.resize(both.len().next_multiple_of(4), 0);
-        both.extend(fs::read(&staged.path).on("read", &staged.path)?);
-        fs::write(&staged.path, both).on("write", &staged.path)?;
+        images.before(&staged.path)?;
         staged.commit()
     })?;
     Ok(Images {
@@ -255,7 +262,7 @@ fn checker(context: &Context, sysroot: &Sysroot, tools: &Tools, archive: &mut Ar
 
 /// A guest's whole file system: the agent.
 fn guest(path: &Path, programs: &Programs) -> Result<()> {
-    start_guest(path, programs)?.finish()
+    start_guest(path, &programs.agent)?.finish()
 }
 
 /// The same for a guest that replaces its kernel: with kexec, and the next kernel and file system.
@@ -267,7 +274,7 @@ fn kexec_guest(
     path: &Path,
     (kernel, initrd): (&Kernel, &Path),
 ) -> Result<()> {
-    let mut archive = start_guest(path, programs)?;
+    let mut archive = start_guest(path, &programs.agent)?;
     archive.file(KEXEC, &sysroot.root.join(KEXEC))?;
     for (name, from) in &libraries_of(context, sysroot, tools, &Path::new("/").join(KEXEC))? {
         archive.file(name.trim_start_matches('/'), from)?;
@@ -279,12 +286,13 @@ fn kexec_guest(
     archive.finish()
 }
 
-fn start_guest(path: &Path, programs: &Programs) -> Result<Archive> {
+/// Begins a guest's file system, with `agent` as its first process.
+pub(crate) fn start_guest(path: &Path, agent: &Path) -> Result<Archive> {
     let mut archive = Archive::create(path)?;
     for directory in ["proc", "sys", "dev", "tmp"] {
         archive.directory(directory)?;
     }
-    archive.file("init", &programs.agent)?;
+    archive.file("init", agent)?;
     Ok(archive)
 }
 

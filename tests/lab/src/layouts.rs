@@ -1,37 +1,33 @@
 //! The guests' kernels as `lacuna` knows them: layouts made from their headers where there is a compiler, for use in dom0,
 //! where there is none.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::context::{Context, Staged};
 use crate::error::Result;
-use crate::kernels::Kernel;
 use crate::key::KeyBuilder;
 use crate::process::run_logged;
-use crate::programs::Programs;
 use crate::sysroot::Sysroot;
 
 /// Where `lacuna` looks for layouts by itself (`DEFAULT_FOLDER` in its `linux/layout.rs`).
 const FOLDER: &str = "var/lib/lacuna/layouts";
 
-/// Makes the layout of `kernel` and returns where `lacuna` in dom0 looks for it, and the file.
+/// Has `lacuna` make the layout of the kernel `release` from its `headers`, and returns where `lacuna` in dom0 looks for it, and the file.
 pub(crate) fn layout(
     context: &Context,
     sysroot: &Sysroot,
-    programs: &Programs,
-    kernel: &Kernel,
+    lacuna: &Path,
+    release: &str,
+    headers: &Path,
 ) -> Result<(String, PathBuf)> {
-    let name = format!("layout/{}", kernel.release);
-    let plain = format!("{}.layout.json", kernel.release);
+    let name = format!("layout/{release}");
+    let plain = format!("{release}.layout.json");
     let file = context.cached("layouts").join(&plain);
-    let key = KeyBuilder::new(&name, 1)
-        .key(&sysroot.key)
-        .file(&programs.lacuna)?
-        .finish();
+    let key = KeyBuilder::new(&name, 1).key(&sysroot.key).file(lacuna)?.finish();
     context.step(&name, &key, |progress| {
         let staged = Staged::file(file.clone())?;
-        let (lacuna, headers) = (programs.lacuna.to_string_lossy(), kernel.headers());
-        let (headers, out) = (headers.to_string_lossy(), staged.path.to_string_lossy());
+        let (lacuna, headers) = (lacuna.to_string_lossy(), headers.to_string_lossy());
+        let out = staged.path.to_string_lossy();
         let line = [
             &*lacuna,
             "profile",

@@ -188,6 +188,11 @@ fn boot(stage: &Stage, boot: Boot, logs: &Path, progress: &Progress) -> Result<E
         booting();
         return Emulator::boot_pair(&stage.sysroot, &xen, &images, logs);
     }
+    if boot == Boot::OtherGuests {
+        let images = stage.other_guests()?;
+        booting();
+        return Emulator::boot(&stage.sysroot, &xen, &images, boot.into(), logs);
+    }
     booting();
     Emulator::boot(&stage.sysroot, &xen, &stage.images, boot.into(), logs)
 }

@@ -14,6 +14,7 @@ mod layouts;
 mod live;
 mod matrix;
 mod module;
+mod other_guests;
 mod process;
 mod product;
 mod programs;

@@ -11,6 +11,9 @@ use crate::progress::Progress;
 /// The only target that a plain toolchain has everywhere the lab runs.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// The target of the agent in 32-bit guests: it comes with its own C library and linker.
+const TARGET_I386: &str = "i686-unknown-linux-musl";
+
 /// Where the built programs are.
 pub(crate) struct Programs {
     /// dom0's first process, static.
@@ -78,4 +81,21 @@ pub(crate) fn build(context: &Context) -> Result<Programs> {
         lacunad: lacuna.with_file_name("lacunad"),
         lacuna,
     })
+}
+
+/// Builds the agent of 32-bit guests, and returns where it is.
+pub(crate) fn agent_i386(context: &Context) -> Result<PathBuf> {
+    let progress = Progress::begin("programs/i386");
+    let log = context.step_log("programs");
+    let mut target_of = Command::new("rustup");
+    target_of.args(["target", "add", TARGET_I386]);
+    run_logged(target_of, &log, &progress)?;
+    let mut agent = cargo(context);
+    agent.args(["--target", TARGET_I386, "--config"]);
+    agent.arg(format!("target.{TARGET_I386}.linker=\"rust-lld\""));
+    agent.args(["--config", "profile.release.lto=\"off\""]);
+    agent.args(["--package", "lacuna-guest", "--bin", "lacuna-guest"]);
+    run_logged(agent, &log, &progress)?;
+    progress.done();
+    Ok(target(context).join(TARGET_I386).join("release/lacuna-guest"))
 }

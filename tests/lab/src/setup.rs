@@ -12,7 +12,7 @@ use crate::kernels::Kernel;
 use crate::sysroot::Sysroot;
 use crate::variant::{FLASK, MUTANTS, RELEASE, Variant};
 use crate::xen::{Hypervisor, Source, Tools};
-use crate::{kernels, layouts, module, programs, windows_guest, xen};
+use crate::{kernels, layouts, module, other_guests, programs, windows_guest, xen};
 
 /// What is ready for booting and for taking away.
 pub(crate) struct Stage<'a> {
@@ -46,7 +46,13 @@ impl<'a> Stage<'a> {
         let programs = programs::build(context)?;
         let mut files = windows_guest::build(context, &sysroot)?;
         for (_, kernel) in &guests {
-            files.push(layouts::layout(context, &sysroot, &programs, kernel)?);
+            files.push(layouts::layout(
+                context,
+                &sysroot,
+                &programs.lacuna,
+                &kernel.release,
+                &kernel.headers(),
+            )?);
         }
         let images = image::build(
             context,
@@ -82,7 +88,13 @@ impl<'a> Stage<'a> {
     /// Makes the hypervisor that `boot` needs.
     pub(crate) fn hypervisor(&self, boot: Boot) -> Result<Hypervisor> {
         self.variant(match boot {
-            Boot::Release | Boot::Counted | Boot::Ept | Boot::Pair | Boot::Iommu | Boot::PvhDom0 => RELEASE,
+            Boot::Release
+            | Boot::Counted
+            | Boot::OtherGuests
+            | Boot::Ept
+            | Boot::Pair
+            | Boot::Iommu
+            | Boot::PvhDom0 => RELEASE,
             Boot::Mutants | Boot::EptMutants => MUTANTS,
             Boot::Flask => FLASK,
         })
@@ -91,6 +103,11 @@ impl<'a> Stage<'a> {
     /// Makes the images of two hosts with a network between them.
     pub(crate) fn pair(&self) -> Result<Images> {
         image::with_network(self.context, &self.sysroot, &self.dom0_kernel, &self.images)
+    }
+
+    /// Makes the image with guests of other kinds.
+    pub(crate) fn other_guests(&self) -> Result<Images> {
+        other_guests::images(self.context, &self.sysroot, self)
     }
 
     /// Makes the CD from which the machine with EPT boots the hypervisor that `boot` needs.

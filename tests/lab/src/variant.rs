@@ -22,26 +22,31 @@ pub(crate) const BASE_CONFIG: &[&str] = &[
 ];
 
 /// Has Xen avoid what QEMU does wrong (docs/lab.md): for hypervisors that run under QEMU.
-const EMULATED: &str = "CONFIG_SVM_TCG_EVENTS=y";
+const EMULATED_EVENTS: &str = "CONFIG_SVM_TCG_EVENTS=y";
+const EMULATED_PAE: &str = "CONFIG_HVM_TCG_PDPTE=y";
 
 /// What a real host installs.
 pub(crate) const PRODUCT: Variant = Variant {
     name: "product",
-    config: &["# CONFIG_DEBUG is not set", "# CONFIG_SVM_TCG_EVENTS is not set"],
+    config: &[
+        "# CONFIG_DEBUG is not set",
+        "# CONFIG_SVM_TCG_EVENTS is not set",
+        "# CONFIG_HVM_TCG_PDPTE is not set",
+    ],
     module: Kind::Release,
 };
 
 /// The same, for the emulator.
 pub(crate) const RELEASE: Variant = Variant {
     name: "release",
-    config: &["# CONFIG_DEBUG is not set", EMULATED],
+    config: &["# CONFIG_DEBUG is not set", EMULATED_EVENTS, EMULATED_PAE],
     module: Kind::Release,
 };
 
 /// A debug build, which checks its assertions, with the module that can leave a step of a share slice out.
 pub(crate) const MUTANTS: Variant = Variant {
     name: "mutants",
-    config: &["CONFIG_DEBUG=y", EMULATED],
+    config: &["CONFIG_DEBUG=y", EMULATED_EVENTS, EMULATED_PAE],
     module: Kind::Mutants,
 };
 
@@ -50,7 +55,8 @@ pub(crate) const FLASK: Variant = Variant {
     name: "flask",
     config: &[
         "# CONFIG_DEBUG is not set",
-        EMULATED,
+        EMULATED_EVENTS,
+        EMULATED_PAE,
         "CONFIG_XSM=y",
         "CONFIG_XSM_FLASK=y",
         "CONFIG_XSM_FLASK_POLICY=y",

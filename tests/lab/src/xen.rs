@@ -35,8 +35,11 @@ const CONFIGURE: &[&str] = &[
     "--without-vchan",
 ];
 
-/// A patch for the lab alone: a way round a mistake of the emulator (docs/lab.md).
-const EMULATED_SVM: &str = "tests/lab/xen/emulated-svm.patch";
+/// Patches for the lab alone: ways round mistakes of the emulator (docs/lab.md).
+const EMULATED: &[&str] = &[
+    "tests/lab/xen/emulated-svm.patch",
+    "tests/lab/xen/emulated-pae.patch",
+];
 
 /// The patched source.
 pub(crate) struct Source {
@@ -74,8 +77,8 @@ pub(crate) fn source(context: &Context, sysroot: &Sysroot) -> Result<Source> {
     let patches = context.repository.join("patches");
     let series = read_series(&patches)?;
     let mut files: Vec<PathBuf> = series.iter().map(|patch| patches.join(patch)).collect();
-    // What it adds is off in what a real host installs.
-    files.push(context.repository.join(EMULATED_SVM));
+    // What they add is off in what a real host installs.
+    files.extend(EMULATED.iter().map(|patch| context.repository.join(patch)));
     let mut key = KeyBuilder::new("xen/patched", 2).key(&fetched);
     for file in &files {
         key = key

@@ -73,7 +73,7 @@ pub(crate) const fn amd64(suite: &'static str, name: &'static str) -> Flavour {
     }
 }
 
-const fn i386(name: &'static str) -> Flavour {
+pub(crate) const fn i386(name: &'static str) -> Flavour {
     Flavour {
         suite: "bookworm",
         architecture: "i386",

@@ -1,8 +1,8 @@
 //! `cargo lab matrix`: distributions' kernels, booted under QEMU alone, and `lacuna scan` on their dumps held against what
 //! each guest says of itself.
 
-mod case;
-mod kernel;
+pub(crate) mod case;
+pub(crate) mod kernel;
 mod machine;
 mod score;
 mod table;

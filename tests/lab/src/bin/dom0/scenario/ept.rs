@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lacuna_guest::Task;
 
-use super::reclaim::{give_back, use_memory};
+use super::reclaim::{compare, give_back, use_memory};
 use super::refusals::{keep_profile, on_ept};
 use crate::failure::{Result, ensure, equal};
 use crate::guest::Plan;
@@ -23,10 +23,11 @@ pub(crate) fn ept(host: &mut Host) -> Result<()> {
     // Linux 6.12 warns about Bochs' processor topology when it boots.
     let at_boot = guest.trouble()?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
+    let account = guest.start_account()?;
     host.note("attaching")?;
     host.lacuna(&["attach", guest.name])?;
-    let free = host.lacuna(&["scan", guest.name])?.number("free")?;
-    host.figure("free_found", free)?;
+    let free = compare(host, &guest, &account, AGENT_LIMIT)?;
+    guest.order(Task::TruthStop, AGENT_LIMIT)?;
     give_back(host, &guest, free)?;
     keep_profile(&guest)?;
     let unshared = use_memory(host, &mut guest, free)?;

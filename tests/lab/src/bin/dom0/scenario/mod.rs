@@ -71,6 +71,8 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/busy-long", migration::busy_long),
     ("migration/remus", migration::remus),
     ("migration/two-hosts", migration::two_hosts),
+    ("reclaim/truth-5.10", reclaim::truth_5_10),
+    ("reclaim/truth-686-pae", reclaim::truth_686_pae),
     ("migration/debug", migration::debug),
     ("migration/scan-before-clean", migration::scan_before_clean),
     ("reclaim/race-without-recheck", race::without_recheck),

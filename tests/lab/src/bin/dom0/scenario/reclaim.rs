@@ -7,7 +7,7 @@ use lacuna_guest::truth::Capture;
 use lacuna_guest::{Report, Task};
 
 use crate::failure::{Result, differs, ensure, equal};
-use crate::guest::{Guest, Plan};
+use crate::guest::{Account, Guest, Plan};
 use crate::host::{Host, settled_free_mib};
 
 /// How long the agent may take for what touches all of the guest's memory.
@@ -29,28 +29,63 @@ const METADATA_BYTES_PER_PAGE: u64 = 2;
 const PAGES_PER_MIB: u64 = 256;
 
 pub(crate) fn truth_6_12(host: &mut Host) -> Result<()> {
-    truth(host, "6.12")
+    truth(host, &plan("6.12"))
 }
 
 pub(crate) fn truth_6_1(host: &mut Host) -> Result<()> {
-    truth(host, "6.1")
+    truth(host, &plan("6.1"))
+}
+
+/// A kernel that does not say where its symbols are.
+pub(crate) fn truth_5_10(host: &mut Host) -> Result<()> {
+    truth(host, &plan("5.10"))
+}
+
+/// A 32-bit kernel with PAE and a flat memory map, whose symbol table holds no data.
+pub(crate) fn truth_686_pae(host: &mut Host) -> Result<()> {
+    truth(
+        host,
+        &Plan {
+            initrd: "i386.initrd",
+            ..plan("6.1-686-pae")
+        },
+    )
+}
+
+const fn plan(series: &'static str) -> Plan {
+    Plan {
+        mib: PLAN_MIB,
+        ..Plan::stock("truth", series)
+    }
 }
 
 /// A still guest: the scan agrees with the guest's own account page for page, the free pages come back to the host, and
 /// the guest gets zeroed memory when it wants it again.
-fn truth(host: &mut Host, series: &'static str) -> Result<()> {
-    let mut guest = host.create(&Plan {
-        mib: 640,
-        ..Plan::stock("truth", series)
-    })?;
+fn truth(host: &mut Host, plan: &Plan) -> Result<()> {
+    let mut guest = host.create(plan)?;
     host.note("filling the guest's free memory, so that free pages are not zero")?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
     let account = guest.start_account()?;
     host.lacuna(&["attach", guest.name])?;
+    host.figure("guest_pages", u64::from(PLAN_MIB) * PAGES_PER_MIB)?;
+    let free = compare(host, &guest, &account, AGENT_LIMIT)?;
+
+    give_back(host, &guest, free)?;
+    guest.order(Task::TruthStop, AGENT_LIMIT)?;
+    let unshared = use_memory(host, &mut guest, free)?;
+    host.figure("unshared", unshared)?;
+    guest.check_health()?;
+    host.figure("guest_ok", true)?;
+    let took = guest.destroy(host)?;
+    host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Holds a scan against the guest's own account, page by page, and returns how many pages are free.
+pub(super) fn compare(host: &mut Host, guest: &Guest, account: &Account, limit: Duration) -> Result<u64> {
     let mut tries = 0;
     let (scanned, capture) = loop {
         tries += 1;
-        account.wait_still(STILL, AGENT_LIMIT)?;
+        account.wait_still(STILL, limit)?;
         guest.pause(host)?;
         let scanned = host.lacuna(&["scan", guest.name, "--bitmap", BITMAP])?;
         let capture = account.read()?;
@@ -64,7 +99,6 @@ fn truth(host: &mut Host, series: &'static str) -> Result<()> {
     };
     let comparison = Comparison::of(&capture, &fs::read(BITMAP)?);
     let free_found = scanned.number("free")?;
-    host.figure("guest_pages", u64::from(PLAN_MIB) * PAGES_PER_MIB)?;
     host.figure("free_truth", capture.free)?;
     host.figure("free_found", free_found)?;
     host.figure("wrongly_free", comparison.wrongly_free)?;
@@ -79,15 +113,7 @@ fn truth(host: &mut Host, series: &'static str) -> Result<()> {
         &0,
         &comparison.missed,
     )?;
-
-    give_back(host, &guest, capture.free)?;
-    guest.order(Task::TruthStop, AGENT_LIMIT)?;
-    let unshared = use_memory(host, &mut guest, capture.free)?;
-    host.figure("unshared", unshared)?;
-    guest.check_health()?;
-    host.figure("guest_ok", true)?;
-    let took = guest.destroy(host)?;
-    host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
+    Ok(capture.free)
 }
 
 /// Gives back what is free, `free` pages at least, and looks that the host has them.

@@ -1,0 +1,62 @@
+//! dom0's image with guests of other kinds than those of the quick runs: a kernel of before 6.0, whose VMCOREINFO does not
+//! say where its symbol table is, and a 32-bit one, whose table holds no data.
+
+use crate::context::{Context, Staged};
+use crate::cpio::Archive;
+use crate::error::Result;
+use crate::image::{Images, start_guest};
+use crate::key::KeyBuilder;
+use crate::layouts;
+use crate::matrix::case::{Flavour, amd64, i386};
+use crate::matrix::kernel;
+use crate::programs;
+use crate::setup::Stage;
+use crate::sysroot::Sysroot;
+
+/// The kernels, by their names in dom0.
+const KERNELS: &[(&str, Flavour)] = &[
+    ("5.10", amd64("bullseye", "amd64")),
+    ("6.1-686-pae", i386("686-pae")),
+];
+
+/// Makes it: an archive behind dom0's, which the kernel unpacks over that.
+pub(crate) fn images(context: &Context, sysroot: &Sysroot, stage: &Stage) -> Result<Images> {
+    let agent = programs::agent_i386(context)?;
+    let mut files = Vec::new();
+    for (name, flavour) in KERNELS {
+        let fetched = kernel::fetch(context, sysroot, *flavour)?;
+        files.push(layouts::layout(
+            context,
+            sysroot,
+            &stage.lacuna,
+            &fetched.release,
+            &fetched.headers,
+        )?);
+        files.push((format!("guests/{name}/vmlinuz"), fetched.image));
+    }
+    let image = context.cached("images/other-guests.cpio");
+    let mut key = KeyBuilder::new("images/other-guests", 1)
+        .file(&stage.images.dom0)?
+        .file(&agent)?;
+    for (name, file) in &files {
+        key = key.text(name).file(file)?;
+    }
+    context.step("images/other-guests", &key.finish(), |_| {
+        let initrd = Staged::file(context.cached("images/guest-i386.cpio"))?;
+        start_guest(&initrd.path, &agent)?.finish()?;
+        let staged = Staged::file(image.clone())?;
+        let mut archive = Archive::create(&staged.path)?;
+        for (name, file) in &files {
+            archive.file(name, file)?;
+        }
+        archive.file("guests/i386.initrd", &initrd.path)?;
+        archive.finish()?;
+        stage.images.before(&staged.path)?;
+        initrd.commit()?;
+        staged.commit()
+    })?;
+    Ok(Images {
+        dom0: image,
+        kernel: stage.images.kernel.clone(),
+    })
+}
