@@ -28,7 +28,7 @@ struct list_head { struct list_head *next, *prev; };
 struct free_area { struct list_head free_list[5]; unsigned long nr_free; };
 struct zone { unsigned long spanned_pages; struct free_area free_area[11]; };
 struct pglist_data { struct zone node_zones[MAX_NR_ZONES]; int nr_zones; unsigned long node_start_pfn, node_spanned_pages; };
-struct task_struct { long state; unsigned long stack_canary; struct task_struct *real_parent, *group_leader; char comm[16]; };
+struct task_struct { long state; unsigned long stack_canary; struct task_struct *parent, *group_leader; char comm[16]; };
 #define CONFIG_STACKPROTECTOR 1
 static inline void set_page_private(struct page *page, unsigned long v) { page->private = v; }
 #define page_private(page) ((page)->private)

@@ -34,7 +34,7 @@ struct free_area { struct list_head free_list[5]; unsigned long nr_free; };
 struct zone { unsigned long spanned_pages; struct free_area free_area[11]; };
 #define MAX_NUMNODES 1
 struct pglist_data { struct zone node_zones[MAX_NR_ZONES]; int nr_zones; unsigned long node_start_pfn, node_spanned_pages; };
-struct task_struct { long state; struct task_struct *real_parent, *group_leader; char comm[16]; };
+struct task_struct { long state; struct task_struct *parent, *group_leader; char comm[16]; };
 ";
 
 struct Sources {

@@ -283,8 +283,8 @@ impl Facts {
                 btf.offset("task_struct", "group_leader"),
             ),
             (
-                "offsetof(struct task_struct,real_parent)",
-                btf.offset("task_struct", "real_parent"),
+                "offsetof(struct task_struct,parent)",
+                btf.offset("task_struct", "parent"),
             ),
             (
                 "offsetof(struct task_struct,comm)",

@@ -31,7 +31,7 @@ pub(super) fn find_first_task<M: GuestMemory>(
 ) -> Result<Option<GuestVirt>, FactError> {
     let (Some(leader), Some(parent), Some(name)) = (
         facts.find("offsetof(struct task_struct,group_leader)")?,
-        facts.find("offsetof(struct task_struct,real_parent)")?,
+        facts.find("offsetof(struct task_struct,parent)")?,
         facts.find("offsetof(struct task_struct,comm)")?,
     ) else {
         return Ok(None);

@@ -312,7 +312,7 @@ impl FakeKernel {
             ("offsetof(struct free_area,nr_free)", 80),
             ("offsetof(struct static_key,enabled)", 0),
             ("offsetof(struct task_struct,stack_canary)", at::CANARY_IN_TASK),
-            ("offsetof(struct task_struct,real_parent)", at::PARENT_IN_TASK),
+            ("offsetof(struct task_struct,parent)", at::PARENT_IN_TASK),
             ("offsetof(struct task_struct,group_leader)", at::LEADER_IN_TASK),
             ("offsetof(struct task_struct,comm)", at::NAME_IN_TASK),
             ("sizeof(struct zone)", ZONE_BYTES),

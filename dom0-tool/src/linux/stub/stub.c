@@ -81,7 +81,7 @@ static const struct lacuna_fact facts[] = {
 #endif
 /* By these the first task is told where no symbol says where it is (first_task.rs). */
     OFFSET_OF(struct task_struct, group_leader),
-    OFFSET_OF(struct task_struct, real_parent),
+    OFFSET_OF(struct task_struct, parent),
     OFFSET_OF(struct task_struct, comm),
 /* Before 3.4 struct static_key was struct jump_label_key, and page poisoning had no switch. */
 #if defined(CONFIG_JUMP_LABEL) && LINUX_VERSION_CODE >= KERNEL_VERSION(3, 4, 0)
