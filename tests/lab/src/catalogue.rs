@@ -9,7 +9,7 @@ use std::time::Duration;
 pub enum Boot {
     /// The release hypervisor.
     Release,
-    /// The same, with guests of other kinds at hand: kernels of before 6.0, and 32-bit ones.
+    /// The same, with guests of other kinds at hand: kernels of before 6.0, 32-bit ones, and a device model for HVM guests.
     OtherGuests,
     /// The debug build whose share rounds can leave a step out.
     Mutants,
@@ -110,6 +110,7 @@ pub const SCENARIOS: &[Scenario] = &[
     long_on(Boot::Pair, "migration/two-hosts", 1800),
     long_on(Boot::OtherGuests, "reclaim/truth-5.10", 900),
     long_on(Boot::OtherGuests, "reclaim/truth-686-pae", 900),
+    long_on(Boot::OtherGuests, "hvm/device-model", 1800),
     long_on(Boot::Mutants, "migration/debug", 1200),
     quick_on(Boot::Mutants, "migration/scan-before-clean", 1500),
     quick_on(Boot::Mutants, "reclaim/race-without-recheck", 900),

@@ -297,7 +297,7 @@ pub(crate) fn start_guest(path: &Path, agent: &Path) -> Result<Archive> {
 }
 
 /// The libraries that a program needs: their paths in dom0, and the files. As the sysroot's own loader finds them.
-fn libraries_of(
+pub(crate) fn libraries_of(
     context: &Context,
     sysroot: &Sysroot,
     tools: &Tools,

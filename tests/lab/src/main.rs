@@ -5,6 +5,7 @@ mod bochs;
 mod context;
 mod cpio;
 mod demo;
+mod device_model;
 mod emulator;
 mod error;
 mod image;

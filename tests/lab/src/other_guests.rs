@@ -1,8 +1,9 @@
 //! dom0's image with guests of other kinds than those of the quick runs: a kernel of before 6.0, whose VMCOREINFO does not
-//! say where its symbol table is, and a 32-bit one, whose table holds no data.
+//! say where its symbol table is, and a 32-bit one, whose table holds no data; and with a device model for HVM guests.
 
 use crate::context::{Context, Staged};
 use crate::cpio::Archive;
+use crate::device_model;
 use crate::error::Result;
 use crate::image::{Images, start_guest};
 use crate::key::KeyBuilder;
@@ -22,7 +23,7 @@ const KERNELS: &[(&str, Flavour)] = &[
 /// Makes it: an archive behind dom0's, which the kernel unpacks over that.
 pub(crate) fn images(context: &Context, sysroot: &Sysroot, stage: &Stage) -> Result<Images> {
     let agent = programs::agent_i386(context)?;
-    let mut files = Vec::new();
+    let mut files = device_model::files(context, sysroot, &stage.tools)?;
     for (name, flavour) in KERNELS {
         let fetched = kernel::fetch(context, sysroot, *flavour)?;
         files.push(layouts::layout(

@@ -22,12 +22,39 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// How long the last words of a guest that has ended are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// How Xen runs a guest; both have nested paging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Without a device model.
+    Pvh,
+    /// With one, QEMU in dom0. Its kernel is started by a BIOS.
+    Hvm,
+}
+
+impl Kind {
+    /// Its lines in xl's configuration.
+    const fn configuration(self) -> &'static str {
+        match self {
+            Self::Pvh => "type=\"pvh\"",
+            Self::Hvm => {
+                "type=\"hvm\"\ndevice_model_version=\"qemu-xen\"\n\
+                 device_model_override=\"/usr/libexec/xen-qemu-system-i386\"\n\
+                 firmware_override=\"/usr/local/lib/xen/boot/hvmloader\"\n\
+                 bios=\"seabios\"\nbios_path_override=\"/usr/share/seabios/bios-256k.bin\"\n\
+                 vga=\"none\"\nvnc=0\nusb=0\nserial=\"none\""
+            }
+        }
+    }
+}
+
 /// What a guest is to be like.
 pub(crate) struct Plan {
     /// The domain's name.
     pub(crate) name: &'static str,
     /// The kernel's release series, as the image has it.
     pub(crate) kernel: &'static str,
+    /// How Xen runs it.
+    pub(crate) kind: Kind,
     /// Memory in MiB.
     pub(crate) mib: u32,
     /// Virtual processors.
@@ -46,6 +73,7 @@ impl Plan {
         Self {
             name,
             kernel,
+            kind: Kind::Pvh,
             mib: 512,
             vcpus: 1,
             initrd: "initrd",
@@ -66,10 +94,11 @@ impl Plan {
         // Native time-stamps: emulating them costs an exit each, and the emulator has no other clock to offer.
         // Errors only on the console (loglevel=4): the agent's lines should stay whole, and it reads the log itself.
         format!(
-            "name=\"{}\"\ntype=\"pvh\"\nkernel=\"/guests/{}/vmlinuz\"\nramdisk=\"/guests/{}\"\n\
+            "name=\"{}\"\n{}\nkernel=\"/guests/{}/vmlinuz\"\nramdisk=\"/guests/{}\"\n\
              extra=\"console=hvc0 loglevel=4 panic=1 {}\"\nmemory={}\nmaxmem={}\nvcpus={}\ntsc_mode=\"native\"\n\
              on_crash=\"preserve\"\non_reboot=\"preserve\"\non_poweroff=\"preserve\"\n{}\n",
             self.name,
+            self.kind.configuration(),
             self.kernel,
             self.initrd,
             self.extra,

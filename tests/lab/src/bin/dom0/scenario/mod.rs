@@ -73,6 +73,7 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/two-hosts", migration::two_hosts),
     ("reclaim/truth-5.10", reclaim::truth_5_10),
     ("reclaim/truth-686-pae", reclaim::truth_686_pae),
+    ("hvm/device-model", migration::hvm),
     ("migration/debug", migration::debug),
     ("migration/scan-before-clean", migration::scan_before_clean),
     ("reclaim/race-without-recheck", race::without_recheck),

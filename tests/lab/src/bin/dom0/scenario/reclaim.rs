@@ -22,7 +22,7 @@ const CAPTURE_TRIES: u32 = 4;
 /// Where a scan's bitmap is written.
 const BITMAP: &str = "/tmp/bitmap";
 /// What must be given back of what is free: 99 %, by the issue that this scenario is for.
-const RECLAIMED_PER_MILLE: u64 = 990;
+pub(super) const RECLAIMED_PER_MILLE: u64 = 990;
 /// What the engine may keep for a page that is shared: the bitmap, mostly. Stock sharing takes 48.
 const METADATA_BYTES_PER_PAGE: u64 = 2;
 /// Pages of 4 KiB in a MiB.

@@ -2,6 +2,7 @@
 
 mod busy;
 mod classes;
+mod hvm;
 mod killed;
 mod one_host;
 mod remus;
@@ -11,6 +12,7 @@ mod windows;
 
 pub(super) use busy::{busy, busy_long, scan_before_clean};
 pub(super) use classes::{init_on_free, page_poison, stock_receiver};
+pub(super) use hvm::hvm;
 pub(super) use killed::killed;
 pub(super) use one_host::{debug, one_host, stock};
 pub(super) use remus::remus;
