@@ -244,14 +244,26 @@ impl Guest {
         }
     }
 
-    /// Ends the guest's work, which must not have met a corrupt word, and returns the blocks that it went through.
-    pub(crate) fn end_work(&mut self, limit: Duration) -> Result<u64> {
-        match self.order(Task::WorkStop, limit)? {
+    /// Ends the guest's work, which must not have met a corrupt word, and returns the blocks that it went through and the
+    /// pages that it checked.
+    pub(crate) fn end_work(&mut self, limit: Duration) -> Result<(u64, u64)> {
+        self.work_counters(Task::WorkStop, limit)
+    }
+
+    /// The same of work that goes on.
+    pub(crate) fn work_so_far(&mut self, limit: Duration) -> Result<(u64, u64)> {
+        self.work_counters(Task::WorkStatus, limit)
+    }
+
+    fn work_counters(&mut self, task: Task, limit: Duration) -> Result<(u64, u64)> {
+        match self.order(task, limit)? {
             Report::Work {
-                corrupt: 0, blocks, ..
-            } => Ok(blocks),
+                corrupt: 0,
+                blocks,
+                pages,
+            } => Ok((blocks, pages)),
             other => Err(differs(
-                "the guest's work",
+                &format!("the work of {}", self.name),
                 "no corrupt word",
                 &format!("{other:?}"),
             )),

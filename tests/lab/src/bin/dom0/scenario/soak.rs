@@ -43,7 +43,7 @@ pub(crate) fn soak(host: &mut Host) -> Result<()> {
     for _ in 0..BATCHES {
         rounds(&guest, ROUNDS_A_BATCH, "intro")?;
     }
-    host.figure("blocks", guest.end_work(AGENT_LIMIT)?)?;
+    host.figure("blocks", guest.end_work(AGENT_LIMIT)?.0)?;
     // Paused, so that nothing moves between two counters.
     guest.pause(host)?;
     let status = host.lacuna(&["status", guest.name])?;
@@ -68,7 +68,7 @@ pub(crate) fn soak(host: &mut Host) -> Result<()> {
     for _ in 0..BATCHES {
         rounds(&guest, CONTENT_ROUNDS_A_BATCH, "introdedup")?;
     }
-    host.figure("blocks_introdedup", guest.end_work(AGENT_LIMIT)?)?;
+    host.figure("blocks_introdedup", guest.end_work(AGENT_LIMIT)?.0)?;
     guest.check_health()?;
     guest.destroy(host)?;
     let after = settled_free_mib()?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use lacuna_guest::{Report, Task};
 
 use super::{AGENT_LIMIT, PAGES_PER_MIB, intact, left_in_use, zeroed};
-use crate::failure::{Failure, Result, differs, ensure, equal};
+use crate::failure::{Failure, Result, differs, ensure};
 use crate::guest::{Guest, Plan};
 use crate::host::Host;
 use crate::migration::{Journey, compare, migrate};
@@ -74,7 +74,7 @@ fn rounds(host: &mut Host, rounds: u32) -> Result<()> {
         sent += arrival.report.sum(|iteration| iteration.data);
         resent += arrival.report.sum(|iteration| iteration.resent);
         // Ends with a check of every word that the guest holds.
-        let (more_blocks, more_pages) = progress(guest.order(Task::WorkStop, AGENT_LIMIT)?)?;
+        let (more_blocks, more_pages) = guest.end_work(AGENT_LIMIT)?;
         blocks += more_blocks;
         pages += more_pages;
         host.figure("migrations", round)?;
@@ -93,23 +93,8 @@ fn rounds(host: &mut Host, rounds: u32) -> Result<()> {
         "more than none",
         "none",
     )?;
-    progress(guest.order(Task::WorkStop, AGENT_LIMIT)?)?;
+    guest.end_work(AGENT_LIMIT)?;
     guest.check_health()
-}
-
-/// The workload's counters, which must not tell of corruption.
-pub(super) fn progress(report: Report) -> Result<(u64, u64)> {
-    match report {
-        Report::Work {
-            blocks,
-            pages,
-            corrupt,
-        } => {
-            equal("corrupt words in the guest", &0, &corrupt)?;
-            Ok((blocks, pages))
-        }
-        other => Err(differs("the workload", "its counters", &format!("{other:?}"))),
-    }
 }
 
 /// A scan from before CLEAN, which only the debug hypervisor's module lets a sender use: a page that is allocated and

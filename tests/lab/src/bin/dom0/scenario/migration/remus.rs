@@ -5,9 +5,7 @@ use std::fs::{self, File};
 use std::process::Child;
 use std::time::Duration;
 
-use lacuna_guest::Task;
-
-use super::busy::{busy_guest, progress};
+use super::busy::busy_guest;
 use super::{AGENT_LIMIT, WORDS};
 use crate::failure::{Result, differs, ensure};
 use crate::host::{Host, wait_until};
@@ -90,7 +88,7 @@ pub(crate) fn remus(host: &mut Host) -> Result<()> {
         seen.iter().map(|line| value(line, "sent")).collect::<Vec<_>>(),
     )?;
     ensure(skipped > 0, "free pages left behind", "more than none", "none")?;
-    progress(guest.order(Task::WorkStatus, AGENT_LIMIT)?)?;
+    guest.work_so_far(AGENT_LIMIT)?;
 
     host.note("the original goes away")?;
     let original = guest.domain;
@@ -111,7 +109,7 @@ pub(crate) fn remus(host: &mut Host) -> Result<()> {
     guest.arrived(copy);
     sender.0.wait()?;
     // Ends with a check of every word that the guest holds.
-    let (blocks, pages) = progress(guest.order(Task::WorkStop, AGENT_LIMIT)?)?;
+    let (blocks, pages) = guest.end_work(AGENT_LIMIT)?;
     host.figure("blocks", blocks)?;
     host.figure("pages_checked", pages)?;
     host.figure("corrupt", 0)?;

@@ -1,9 +1,7 @@
 //! A busy guest that goes from one host to another over a network, and back.
 
-use lacuna_guest::Task;
-
 use super::AGENT_LIMIT;
-use super::busy::{busy_guest, progress, work};
+use super::busy::{busy_guest, work};
 use crate::failure::{Result, ensure, equal};
 use crate::host::{Host, settled_free_mib};
 use crate::migration::{Journey, Migration, number};
@@ -41,12 +39,12 @@ pub(crate) fn two_hosts(host: &mut Host) -> Result<()> {
         host.log("migrations.log", &words)?;
         guest.arrived(number(host, guest.name)?);
         // Ends with a check of every word that the guest holds.
-        let (more_blocks, more_pages) = progress(guest.order(Task::WorkStop, AGENT_LIMIT)?)?;
+        let (more_blocks, more_pages) = guest.end_work(AGENT_LIMIT)?;
         blocks += more_blocks;
         pages += more_pages;
         work(&mut guest, round)?;
     }
-    progress(guest.order(Task::WorkStop, AGENT_LIMIT)?)?;
+    guest.end_work(AGENT_LIMIT)?;
     host.figure("rounds", ROUNDS)?;
     host.figure("sent", sent)?;
     host.figure("skipped", skipped)?;

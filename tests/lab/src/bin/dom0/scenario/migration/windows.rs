@@ -4,7 +4,6 @@
 use lacuna_guest::{Report, Task};
 
 use super::super::windows::{BUSY, LIES, LIMIT, lies_kept, with_symbols};
-use super::busy::progress;
 use super::{KNOWN_RECEIVER, PAGES_PER_MIB, SKIPPED_PER_MILLE, intact, zeroed};
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, Plan};
@@ -32,7 +31,7 @@ pub(crate) fn windows(host: &mut Host) -> Result<()> {
     };
     guest.order(task, LIMIT)?;
     let arrival = moved(host, &mut guest)?;
-    let (blocks, pages) = progress(guest.order(Task::WorkStop, LIMIT)?)?;
+    let (blocks, pages) = guest.end_work(LIMIT)?;
     host.figure("blocks", blocks)?;
     host.figure("pages_checked", pages)?;
     ensure(
