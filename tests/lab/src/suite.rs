@@ -98,9 +98,10 @@ pub(crate) fn run(context: &Context, filter: Option<&str>, full: bool) -> Result
     let scenarios: Vec<Scenario> = SCENARIOS
         .iter()
         .copied()
-        // Naming a long scenario in full is asking for it.
+        // Naming a long scenario in full is asking for it, and so is asking for Linux guests.
         .filter(|scenario| {
-            chosen(scenario.name) && (full || !scenario.full_only || filter == Some(scenario.name))
+            let asked = about_linux || filter == Some(scenario.name);
+            chosen(scenario.name) && (full || asked || !scenario.full_only)
         })
         .collect();
     // Minutes of emulation more: long runs, or by name.
