@@ -21,6 +21,8 @@ const AGAIN_MIB: u32 = 64;
 const FILE: &str = "/root/stored";
 /// Where a scan's bitmap is written.
 const BITMAP: &str = "/tmp/bitmap";
+/// The same for the scan of a dump.
+const OFFLINE_BITMAP: &str = "/tmp/offline-bitmap";
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
@@ -65,7 +67,8 @@ pub(crate) fn save(host: &mut Host) -> Result<()> {
     guest.check_health()
 }
 
-/// A core dump of a guest on zero frames has every page, with zeroes where the zero frames are.
+/// A core dump of a guest on zero frames has every page, with zeroes where the zero frames are, and a scan of it finds what
+/// the scan of the guest found.
 pub(crate) fn dump(host: &mut Host) -> Result<()> {
     let mut guest = shared_guest(host, "dump")?;
     guest.pause(host)?;
@@ -74,9 +77,18 @@ pub(crate) fn dump(host: &mut Host) -> Result<()> {
     host.note("dumping")?;
     host.xl(&["dump-core", guest.name, FILE])?;
     guest.unpause(host)?;
+    host.note("scanning the dump")?;
+    let offline = host.lacuna(&["scan", "--dump", FILE, "--bitmap", OFFLINE_BITMAP])?;
     let dump = Dump::read(Path::new(FILE))?;
     fs::remove_file(FILE)?;
     let bitmap = fs::read(BITMAP)?;
+    let offline_bitmap = fs::read(OFFLINE_BITMAP)?;
+    let byte = |bitmap: &[u8], at: usize| bitmap.get(at).copied().unwrap_or(0);
+    let differ: u32 = (0..bitmap.len().max(offline_bitmap.len()))
+        .map(|at| (byte(&bitmap, at) ^ byte(&offline_bitmap, at)).count_ones())
+        .sum();
+    host.figure("free_in_the_dump", offline.number("free_pages")?)?;
+    equal("pages on which the scan of the dump differs", &0, &differ)?;
     let free = |gfn: &u64| {
         let byte = usize::try_from(gfn / 8).ok().and_then(|at| bitmap.get(at));
         byte.is_some_and(|byte| byte >> (gfn % 8) & 1 == 1)
