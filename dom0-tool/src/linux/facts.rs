@@ -127,6 +127,23 @@ const OFFSETS: &[(&str, &str, &str)] = &[
         "section_mem_map",
     ),
 ];
+/// The same for what VMCOREINFO does not have.
+const BTF_OFFSETS: &[(&str, &str, &str)] = &[
+    ("offsetof(struct free_area,nr_free)", "free_area", "nr_free"),
+    ("offsetof(struct static_key,enabled)", "static_key", "enabled"),
+    (
+        "offsetof(struct task_struct,stack_canary)",
+        "task_struct",
+        "stack_canary",
+    ),
+    (
+        "offsetof(struct task_struct,group_leader)",
+        "task_struct",
+        "group_leader",
+    ),
+    ("offsetof(struct task_struct,parent)", "task_struct", "parent"),
+    ("offsetof(struct task_struct,comm)", "task_struct", "comm"),
+];
 /// Structures whose size is wanted.
 const SIZES: &[(&str, &str)] = &[
     ("sizeof(struct page)", "page"),
@@ -260,36 +277,12 @@ impl Facts {
                 self.add(source, name, value);
             }
         }
-        for (name, structure, member) in OFFSETS {
+        for (name, structure, member) in OFFSETS.iter().chain(BTF_OFFSETS) {
             if let Some(value) = btf.offset(structure, member) {
                 self.add(source, name, value);
             }
         }
         for (name, value) in [
-            (
-                "offsetof(struct free_area,nr_free)",
-                btf.offset("free_area", "nr_free"),
-            ),
-            (
-                "offsetof(struct static_key,enabled)",
-                btf.offset("static_key", "enabled"),
-            ),
-            (
-                "offsetof(struct task_struct,stack_canary)",
-                btf.offset("task_struct", "stack_canary"),
-            ),
-            (
-                "offsetof(struct task_struct,group_leader)",
-                btf.offset("task_struct", "group_leader"),
-            ),
-            (
-                "offsetof(struct task_struct,parent)",
-                btf.offset("task_struct", "parent"),
-            ),
-            (
-                "offsetof(struct task_struct,comm)",
-                btf.offset("task_struct", "comm"),
-            ),
             ("orders", btf.elements("zone", "free_area")),
             ("MAX_NR_ZONES", btf.elements("pglist_data", "node_zones")),
         ] {
