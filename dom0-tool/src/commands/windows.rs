@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use lacuna_core::{Agreement, Bitmap, OfflineScan, PagingLevels, VcpuRegisters, scan_offline};
 use serde_json::{Value, json};
@@ -19,8 +20,14 @@ use crate::windows::facts::KernelFacts;
 use crate::windows::locate::{self, Candidate, LocateError, Located};
 use crate::windows::pdb::PdbFacts;
 use crate::windows::profile::{self, Built};
+use crate::windows::shadowed;
 use crate::xen::foreign::DomainMemory;
 
+/// How long a moment is waited for in which a virtual CPU is in the kernel, where all are in programs on page tables
+/// without it. A program that never waits is interrupted at least 64 times a second (Windows' clock).
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+/// Pause between two looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 /// While it is not known yet which kind of guest this is, nothing is said.
 const SILENT: Out = Out { json: true };
 
@@ -125,11 +132,19 @@ pub(super) fn attach(live: &Live, source: &LayoutSource, out: Out) -> Result<Opt
 
 /// A live domain that runs Windows: its memory, its kernel, its registers.
 fn running(live: &Live) -> Result<Option<(DomainMemory, Located, Vec<VcpuRegisters>)>, Failure> {
-    let vcpus = live.engine.registers()?;
-    let cpus: Vec<Cpu> = vcpus.iter().map(Cpu::from_registers).collect();
     let mut memory = live.memory()?;
-    let found = locate::by_registers(&mut memory, &cpus)?;
-    Ok(found.map(|kernel| (memory, kernel, vcpus)))
+    let begun = Instant::now();
+    loop {
+        let vcpus = live.engine.registers()?;
+        let cpus: Vec<Cpu> = vcpus.iter().map(Cpu::from_registers).collect();
+        if let Some(kernel) = locate::by_registers(&mut memory, &cpus)? {
+            return Ok(Some((memory, kernel, vcpus)));
+        }
+        if begun.elapsed() > LOOK_AGAIN || !shadowed::seems_so(&mut memory, &cpus) {
+            return Ok(None);
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
 }
 
 /// Does `windows` if the virtual CPUs of a dump are in a Windows kernel; `linux` if not; and `windows` after all if that

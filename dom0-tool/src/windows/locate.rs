@@ -36,8 +36,15 @@ const EFER_LMA: u64 = 1 << 10;
 const INSTRUCTION: &str = "the instruction pointer";
 /// Most ways to one image that are looked into.
 const MAX_WAYS: usize = 8;
-/// PDBs of kernels since Windows XP: one or several processors, with and without PAE.
-pub const KERNEL_PDBS: [&str; 4] = ["ntoskrnl.pdb", "ntkrnlmp.pdb", "ntkrnlpa.pdb", "ntkrpamp.pdb"];
+/// PDBs of kernels since Windows XP: one or several processors, with and without PAE, and for page tables of five levels
+/// (Windows 11 and Server 2022 have a kernel of its own for those).
+pub const KERNEL_PDBS: [&str; 5] = [
+    "ntoskrnl.pdb",
+    "ntkrnlmp.pdb",
+    "ntkrnlpa.pdb",
+    "ntkrpamp.pdb",
+    "ntkrla57.pdb",
+];
 
 /// A kernel's image in a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,12 +153,8 @@ pub fn by_registers<M: GuestSource>(memory: &mut M, cpus: &[Cpu]) -> Result<Opti
 fn by_cpu<M: GuestMemory>(memory: &mut M, number: usize, cpu: &Cpu) -> Option<Located> {
     let cr3 = cpu.cr3?;
     for levels in possible_levels(cpu) {
-        let root = match levels {
-            PagingLevels::Pae => cr3 & CR3_ADDRESS_PAE,
-            _ => cr3 & CR3_ADDRESS,
-        };
         let space = Space {
-            root: GuestPhys::new(root),
+            root: GuestPhys::new(table_of(cr3, levels)),
             levels,
         };
         for (what, address) in entries(memory, space, cpu) {
@@ -178,8 +181,16 @@ fn by_cpu<M: GuestMemory>(memory: &mut M, number: usize, cpu: &Cpu) -> Option<Lo
     None
 }
 
+/// The physical address of the top-level table in `cr3`.
+pub(super) fn table_of(cr3: u64, levels: PagingLevels) -> u64 {
+    match levels {
+        PagingLevels::Pae => cr3 & CR3_ADDRESS_PAE,
+        _ => cr3 & CR3_ADDRESS,
+    }
+}
+
 /// The forms of page table that go with what is known of a virtual CPU.
-fn possible_levels(cpu: &Cpu) -> Vec<PagingLevels> {
+pub(super) fn possible_levels(cpu: &Cpu) -> Vec<PagingLevels> {
     let long = match (cpu.efer, cpu.long_mode) {
         (Some(efer), _) if efer != 0 => Some(efer & EFER_LMA != 0),
         (_, Some(long)) => Some(long),

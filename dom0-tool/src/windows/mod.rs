@@ -2,6 +2,7 @@
 //!
 //! * [`pe`] reads the executable's headers, from a file or from a guest's memory;
 //! * [`locate`] finds the kernel in a guest's memory, through [`space`] and [`tables`];
+//! * [`shadowed`] tells when another moment is worth waiting for;
 //! * [`symbol_key`] names a PDB as symbol stores do;
 //! * [`pdb`] reads what a PDB says about the page-frame database;
 //! * [`facts`] keeps that in a small file;
@@ -16,6 +17,7 @@ pub mod locate;
 pub mod pdb;
 pub mod pe;
 pub mod profile;
+pub mod shadowed;
 pub mod space;
 pub mod store;
 pub mod symbol_key;

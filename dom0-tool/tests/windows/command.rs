@@ -87,6 +87,34 @@ fn an_old_executable_names_its_pdb_by_a_time_stamp() {
 }
 
 #[test]
+fn the_record_is_found_among_other_entries_of_the_debug_directory() {
+    // VC_FEATURE, POGO, REPRO without content, an embedded record of Visual C++ 5, extended characteristics.
+    let others = [
+        (12, vec![0; 20]),
+        (13, b"PGU\0\0\x10\0\0 .text$mn\0\0\0".to_vec()),
+        (16, Vec::new()),
+        (2, b"NB11\0\0\0\0 types and symbols".to_vec()),
+        (20, vec![1, 0, 0, 0]),
+    ];
+    for machine in [I386, AMD64] {
+        let pe = executable(machine, Record::Rsds(GUID, 2, "ntkrla57.pdb".into()));
+        let (status, answer) = inspect("ntkrla57.exe", &pe.file_among(&others));
+        assert_eq!(status, 0, "{answer}");
+        assert_eq!(
+            answer["symbol_path"],
+            format!("ntkrla57.pdb/{GUID_TEXT}2/ntkrla57.pdb")
+        );
+        // In a file only: the entry names no address, and its place in the file counts.
+        let mut file = pe.file_among(&others);
+        let entries = file.len() - 0x1000 * 4;
+        let entry = entries + 28 * others.len();
+        assert_eq!(file[entry + 12], 2, "the record's own entry");
+        file[entry + 20..entry + 24].fill(0);
+        assert_eq!(inspect("ntkrla57.exe", &file).1["guid"], GUID_TEXT);
+    }
+}
+
+#[test]
 fn an_executable_without_a_record_names_none() {
     let (status, answer) = inspect("ntoskrnl.exe", &executable(AMD64, Record::None).file());
     assert_eq!(status, 0);

@@ -97,6 +97,39 @@ fn a_bush_of_types_is_refused() {
 }
 
 #[test]
+fn enumerations_over_each_other_do_not_multiply() {
+    // Seven names, each defined sixteen times, each time over the next name: 2^28 ways to the last.
+    let mut pdb = Pdb::new(GUID, 1, AMD64);
+    let enumeration = |pdb: &mut Pdb, name: &str, properties: u16, underlying: u32| {
+        let mut body = vec![0; 2];
+        body.extend(properties.to_le_bytes());
+        body.extend(underlying.to_le_bytes());
+        body.extend([0; 4]);
+        body.extend(name.as_bytes());
+        body.push(0);
+        // LF_ENUM: count, properties (0x80: only announced), underlying type, list, name.
+        pdb.types.push(0x1507, &body)
+    };
+    let mut inner = ULONG;
+    for level in 0..7 {
+        let name = format!("level{level}");
+        for _ in 0..16 {
+            enumeration(&mut pdb, &name, 0, inner);
+        }
+        inner = enumeration(&mut pdb, &name, 0x80, 0);
+    }
+    pdb.types
+        .structure("_MMPFN", 48, &[("u1", inner, 0), ("PageLocation", UCHAR, 8)]);
+    let begun = std::time::Instant::now();
+    let facts = pdb::read(Cursor::new(pdb.to_bytes())).unwrap();
+    assert!(begun.elapsed().as_secs() < 20);
+    assert_eq!(
+        facts.fields[0].storage_bytes, 0,
+        "no compiler makes an enumeration of one"
+    );
+}
+
+#[test]
 fn members_past_the_end_are_refused() {
     for (member, kind) in [(41, UQUAD), (0x7fff_ffff, UCHAR)] {
         let mut pdb = Pdb::new(GUID, 1, AMD64);

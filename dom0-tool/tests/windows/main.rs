@@ -8,6 +8,8 @@ mod crash;
 mod hostile_pdb;
 mod layouts;
 mod memory;
+mod odd_pdb;
 mod second_reader;
 mod server;
 mod store;
+mod store_oddities;

@@ -175,6 +175,34 @@ fn the_kernel_is_identified_with_and_without_what_may_be_paged_out() {
 }
 
 #[test]
+fn kernels_of_every_name_are_kernels() {
+    // By the PDB's name alone, in a search, beside images that are no kernels.
+    for (profile, paging, name) in [
+        ("xp_sp3_x86", Paging::Two, "ntoskrnl.pdb"),
+        ("win7_sp1_x86", Paging::Two, "d:\\w7\\NTKRNLMP.PDB"),
+        ("win10_x86_19041", Paging::Pae, "ntkrnlpa.pdb"),
+        ("win10_x86_19041", Paging::Pae, "ntkrpamp.pdb"),
+        ("win10_x64_19041", Paging::Four, "ntkrnlmp.pdb"),
+        ("win10_x64_19041", Paging::Five, "ntkrla57.pdb"),
+    ] {
+        let mut guest = Guest::new(layout(profile), GUID);
+        guest.paging = paging;
+        guest.pdb_name = name.to_owned();
+        guest.exports_present = false;
+        guest.decoys = true;
+        let (status, answer) = Files::of(&guest.make()).run(&["identify"], false, &[]);
+        assert_eq!(status, 0, "{name}: {answer}");
+        let own = name.rsplit('\\').next().unwrap();
+        assert_eq!(answer["symbol_path"], format!("{own}/{GUID_TEXT}1/{own}"));
+    }
+    let mut guest = Guest::new(layout("win10_x64_19041"), GUID);
+    guest.pdb_name = "win32k.pdb".into();
+    guest.exports_present = false;
+    let (status, answer) = Files::of(&guest.make()).run(&["identify"], false, &[]);
+    assert_eq!(status, 4, "{answer}");
+}
+
+#[test]
 fn a_single_register_or_two_will_do() {
     let made = Guest::new(layout("win10_x64_19041"), GUID).make();
     let files = Files::of(&made);

@@ -7,7 +7,7 @@ use ms_pdb::types::{TypeData, TypeIndex};
 use crate::layouts::pdb_of;
 
 /// Size of `_MMPFN`, and byte, storage, bit and width of its `PageLocation`, as `ms-pdb` sees them.
-fn by_ms_pdb(bytes: &[u8]) -> (u64, (u64, u64, u8, u8)) {
+pub(crate) fn by_ms_pdb(bytes: &[u8]) -> (u64, (u64, u64, u8, u8)) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("kernel.pdb");
     std::fs::write(&file, bytes).unwrap();

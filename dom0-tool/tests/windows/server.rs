@@ -61,7 +61,21 @@ impl Server {
                     break;
                 }
                 let mut stream = stream.unwrap();
-                let Some(path) = request(&stream) else { continue };
+                let Some((mut method, mut path)) = request(&stream) else {
+                    continue;
+                };
+                // As a proxy it is every other server, too.
+                if method == "CONNECT" {
+                    log.lock().unwrap().push(format!("CONNECT {path}"));
+                    if path.starts_with("forbidden") {
+                        let _ = send(&mut stream, Reply::Answer(403, Vec::new(), Vec::new()), &stopping);
+                        continue;
+                    }
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+                    let Some(inner) = request(&stream) else { continue };
+                    (method, path) = inner;
+                }
+                assert_eq!(method, "GET");
                 let number = {
                     let mut log = log.lock().unwrap();
                     log.push(path.clone());
@@ -94,11 +108,13 @@ impl Drop for Server {
     }
 }
 
-fn request(stream: &TcpStream) -> Option<String> {
+/// The method and the path of a request.
+fn request(stream: &TcpStream) -> Option<(String, String)> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
     while !lines.next()?.ok()?.is_empty() {}
-    Some(first.split(' ').nth(1)?.to_owned())
+    let mut words = first.split(' ').map(str::to_owned);
+    Some((words.next()?, words.next()?))
 }
 
 fn send(stream: &mut TcpStream, reply: Reply, stopping: &AtomicBool) -> std::io::Result<()> {

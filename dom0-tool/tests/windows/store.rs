@@ -14,7 +14,7 @@ use lacuna_windows_fixtures::pe::{AMD64, Pe, Record};
 use crate::command::{GUID, GUID_TEXT, lacuna};
 use crate::server::{Reply, Server};
 
-const NAME: &str = "ntkrnlmp.pdb";
+pub(crate) const NAME: &str = "ntkrnlmp.pdb";
 
 fn key() -> SymbolKey {
     SymbolKey {
@@ -24,7 +24,7 @@ fn key() -> SymbolKey {
     }
 }
 
-fn right() -> Vec<u8> {
+pub(crate) fn right() -> Vec<u8> {
     Pdb::new(GUID, 1, AMD64).to_bytes()
 }
 
@@ -50,22 +50,22 @@ fn limits() -> Limits {
     }
 }
 
-fn find(path: &str, default_cache: &Path) -> Result<Hit, Vec<Miss>> {
+pub(crate) fn find(path: &str, default_cache: &Path) -> Result<Hit, Vec<Miss>> {
     let path = SymbolPath::parse(path, default_cache).unwrap();
     Finder::new(path, Some(limits())).find(&key(), &mut |_, _| {})
 }
 
-fn two_tiers(store: &Path) -> PathBuf {
+pub(crate) fn two_tiers(store: &Path) -> PathBuf {
     store.join(NAME).join(format!("{GUID_TEXT}1")).join(NAME)
 }
 
-fn put(file: &Path, content: &[u8]) {
+pub(crate) fn put(file: &Path, content: &[u8]) {
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(file, content).unwrap();
 }
 
 /// Every file below a folder.
-fn files(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();

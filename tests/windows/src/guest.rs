@@ -67,6 +67,8 @@ pub struct Guest {
     pub guid: [u8; 16],
     /// Its age.
     pub age: u32,
+    /// Its name, by the executable.
+    pub pdb_name: String,
     /// Whether the page with the exported name is in memory.
     pub exports_present: bool,
     /// Whether there is a debugger's block, and the PDB names only it.
@@ -114,6 +116,7 @@ impl Guest {
             paging,
             guid,
             age: 1,
+            pdb_name: "ntkrnlmp.pdb".into(),
             exports_present: true,
             by_debugger_block: false,
             total: None,
@@ -152,7 +155,7 @@ impl Guest {
         Pe {
             machine: if self.wide() { AMD64 } else { I386 },
             image_base: 0x40_0000,
-            record: Record::Rsds(self.guid, self.age, "ntkrnlmp.pdb".into()),
+            record: Record::Rsds(self.guid, self.age, self.pdb_name.clone()),
             export_name: Some("ntoskrnl.exe".into()),
             data,
         }

@@ -45,6 +45,9 @@ pub struct Pe {
     pub data: Vec<(u32, Vec<u8>)>,
 }
 
+/// What stands in a debug directory beside the record: kind (`IMAGE_DEBUG_TYPE_*`) and content.
+pub type OtherEntry = (u32, Vec<u8>);
+
 impl Pe {
     /// As a loader lays it out: [`IMAGE_SIZE`] bytes.
     pub fn mapped(&self) -> Vec<u8> {
@@ -66,12 +69,34 @@ impl Pe {
 
     /// As the linker wrote it.
     pub fn file(&self) -> Vec<u8> {
-        let image = self.mapped();
-        let mut file = image[..HEADERS as usize].to_vec();
-        for (start, size, _) in sections() {
-            file.extend_from_slice(&image[start as usize..(start + size) as usize]);
+        file_of(&self.mapped())
+    }
+
+    /// As the linker wrote it, with `others` in the debug directory before the record: `VC_FEATURE`, `POGO`, `REPRO` and
+    /// the like, and older records.
+    pub fn file_among(&self, others: &[OtherEntry]) -> Vec<u8> {
+        let mut image = self.mapped();
+        let directories = 0x80 + 24 + if self.machine == AMD64 { 112 } else { 96 };
+        let count = u32::try_from(others.len() + 1).expect("few entries");
+        put(&mut image, directories + 8 * 6 + 4, &(28 * count).to_le_bytes());
+        // The own entry goes last; the record moves out of the way of the entries.
+        let own = image[RDATA as usize..RDATA as usize + 0x400].to_vec();
+        put(&mut image, RDATA, &[0; 0x400]);
+        put(&mut image, RDATA + 0x400, &own);
+        let mut entry = own[..28].to_vec();
+        entry[20..24].copy_from_slice(&(RDATA + 0x400 + 28).to_le_bytes());
+        entry[24..28].copy_from_slice(&(HEADERS + (RDATA - TEXT) + 0x400 + 28).to_le_bytes());
+        put(&mut image, RDATA + 28 * (count - 1), &entry);
+        let mut at = RDATA + 0x800;
+        for (index, (kind, content)) in (0..).zip(others) {
+            let length = u32::try_from(content.len()).expect("small content");
+            for (place, value) in [(12, *kind), (16, length), (20, at), (24, HEADERS + at - TEXT)] {
+                put(&mut image, RDATA + 28 * index + place, &u32::to_le_bytes(value));
+            }
+            put(&mut image, at, content);
+            at += length.next_multiple_of(4);
         }
-        file
+        file_of(&image)
     }
 
     fn headers(&self, image: &mut [u8]) {
@@ -152,6 +177,15 @@ impl Pe {
         }
         put(image, RDATA + 28, &record);
     }
+}
+
+/// The sections of a loaded image, one after the other behind its headers.
+fn file_of(image: &[u8]) -> Vec<u8> {
+    let mut file = image[..HEADERS as usize].to_vec();
+    for (start, size, _) in sections() {
+        file.extend_from_slice(&image[start as usize..(start + size) as usize]);
+    }
+    file
 }
 
 fn sections() -> [(u32, u32, &'static str); 4] {

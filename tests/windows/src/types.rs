@@ -15,6 +15,15 @@ pub const PVOID32: u32 = 0x0403;
 /// Pointer of 64 bits.
 pub const PVOID64: u32 = 0x0603;
 
+/// `LF_STRUCTURE`, `LF_UNION`, and the wide records of Visual Studio 2019 for the same (`LF_STRUCTURE2`, `LF_UNION2`).
+pub const STRUCTURE: u16 = 0x1505;
+/// A union.
+pub const UNION: u16 = 0x1506;
+/// A structure in a wide record.
+pub const WIDE_STRUCTURE: u16 = 0x1609;
+/// A union in a wide record.
+pub const WIDE_UNION: u16 = 0x160a;
+
 const LF_POINTER: u16 = 0x1002;
 const LF_MODIFIER: u16 = 0x1001;
 const LF_FIELDLIST: u16 = 0x1203;
@@ -22,15 +31,77 @@ const LF_BITFIELD: u16 = 0x1205;
 const LF_INDEX: u16 = 0x1404;
 const LF_ENUMERATE: u16 = 0x1502;
 const LF_ARRAY: u16 = 0x1503;
-const LF_STRUCTURE: u16 = 0x1505;
-const LF_UNION: u16 = 0x1506;
+const LF_ALIAS: u16 = 0x150a;
 const LF_ENUM: u16 = 0x1507;
 const LF_MEMBER: u16 = 0x150d;
 /// `CV_prop_t.fwdref`.
 const FORWARD: u16 = 1 << 7;
+/// `CV_prop_t.hasuniquename`.
+const UNIQUE: u16 = 1 << 9;
 
 /// A member of a structure or union: name, type and offset.
 pub type Member<'name> = (&'name str, u32, u32);
+
+/// How a number that is not short is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaf {
+    /// In two bytes, or behind `LF_ULONG` if it is too large for that.
+    Shortest,
+    /// Behind `LF_USHORT`.
+    Ushort,
+    /// Behind `LF_ULONG`.
+    Ulong,
+    /// Behind `LF_UQUADWORD`.
+    Uquad,
+}
+
+/// A structure or union.
+#[derive(Clone, Copy, Debug)]
+pub struct Aggregate<'name> {
+    /// [`STRUCTURE`] and the like.
+    pub kind: u16,
+    /// Its name.
+    pub name: &'name str,
+    /// Its unique name, where a C++ compiler wrote it.
+    pub unique: Option<&'name str>,
+    /// Whether it is only announced.
+    pub is_forward: bool,
+    /// Its list of members; 0 if it is only announced.
+    pub fields: u32,
+    /// How many members that has.
+    pub members: usize,
+    /// Its size in bytes.
+    pub size: u32,
+    /// How the size is written.
+    pub leaf: Leaf,
+}
+
+impl<'name> Aggregate<'name> {
+    /// One that is only announced.
+    pub fn forward(kind: u16, name: &'name str, unique: Option<&'name str>) -> Self {
+        Self {
+            kind,
+            name,
+            unique,
+            is_forward: true,
+            fields: 0,
+            members: 0,
+            size: 0,
+            leaf: Leaf::Shortest,
+        }
+    }
+
+    /// One over a list of members.
+    pub fn over(kind: u16, name: &'name str, fields: u32, members: usize, size: u32) -> Self {
+        Self {
+            fields,
+            members,
+            size,
+            is_forward: false,
+            ..Self::forward(kind, name, None)
+        }
+    }
+}
 
 /// Type records, numbered from 0x1000 on.
 #[derive(Clone, Debug, Default)]
@@ -106,12 +177,17 @@ impl Types {
 
     /// A list of members; `more` is the list that continues it.
     pub fn field_list(&mut self, members: &[Member<'_>], more: Option<u32>) -> u32 {
+        self.field_list_in(members, more, Leaf::Shortest)
+    }
+
+    /// The same, with offsets written as `leaf`.
+    pub fn field_list_in(&mut self, members: &[Member<'_>], more: Option<u32>, leaf: Leaf) -> u32 {
         let mut body = Vec::new();
         for (name, kind, offset) in members {
             push_u16(&mut body, LF_MEMBER);
             push_u16(&mut body, 3);
             push_u32(&mut body, *kind);
-            number(&mut body, *offset);
+            number_in(&mut body, *offset, leaf);
             text(&mut body, name);
             pad(&mut body);
         }
@@ -125,7 +201,7 @@ impl Types {
 
     /// A structure over a field list.
     pub fn structure_of(&mut self, name: &str, fields: u32, members: usize, size: u32) -> u32 {
-        self.class(LF_STRUCTURE, name, fields, members, 0, size)
+        self.aggregate(&Aggregate::over(STRUCTURE, name, fields, members, size))
     }
 
     /// A structure.
@@ -137,12 +213,19 @@ impl Types {
     /// A union.
     pub fn union(&mut self, name: &str, size: u32, members: &[Member<'_>]) -> u32 {
         let list = self.field_list(members, None);
-        self.class(LF_UNION, name, list, members.len(), 0, size)
+        self.aggregate(&Aggregate::over(UNION, name, list, members.len(), size))
     }
 
     /// A structure that is only announced.
     pub fn forward(&mut self, name: &str) -> u32 {
-        self.class(LF_STRUCTURE, name, 0, 0, FORWARD, 0)
+        self.aggregate(&Aggregate::forward(STRUCTURE, name, None))
+    }
+
+    /// Another name of a type.
+    pub fn alias(&mut self, name: &str, underlying: u32) -> u32 {
+        let mut body = underlying.to_le_bytes().to_vec();
+        text(&mut body, name);
+        self.push(LF_ALIAS, &body)
     }
 
     /// An enumeration over `underlying`.
@@ -165,26 +248,34 @@ impl Types {
         self.push(LF_ENUM, &body)
     }
 
-    fn class(
-        &mut self,
-        kind: u16,
-        name: &str,
-        fields: u32,
-        members: usize,
-        properties: u16,
-        size: u32,
-    ) -> u32 {
+    /// A structure or union of any kind.
+    pub fn aggregate(&mut self, made: &Aggregate<'_>) -> u32 {
+        let is_structure = matches!(made.kind, STRUCTURE | WIDE_STRUCTURE);
+        let is_wide = matches!(made.kind, WIDE_STRUCTURE | WIDE_UNION);
+        let members = u16::try_from(made.members).expect("few members");
+        let forward = if made.is_forward { FORWARD } else { 0 };
+        let properties = forward | if made.unique.is_some() { UNIQUE } else { 0 };
         let mut body = Vec::new();
-        push_u16(&mut body, u16::try_from(members).expect("few members"));
-        push_u16(&mut body, properties);
-        push_u32(&mut body, fields);
-        if kind == LF_STRUCTURE {
+        if is_wide {
+            push_u32(&mut body, properties.into());
+        } else {
+            push_u16(&mut body, members);
+            push_u16(&mut body, properties);
+        }
+        push_u32(&mut body, made.fields);
+        if is_structure {
             push_u32(&mut body, 0);
             push_u32(&mut body, 0);
         }
-        number(&mut body, size);
-        text(&mut body, name);
-        self.push(kind, &body)
+        if is_wide {
+            push_u16(&mut body, members);
+        }
+        number_in(&mut body, made.size, made.leaf);
+        text(&mut body, made.name);
+        if let Some(unique) = made.unique {
+            text(&mut body, unique);
+        }
+        self.push(made.kind, &body)
     }
 }
 
@@ -195,6 +286,25 @@ fn number(bytes: &mut Vec<u8>, value: u32) {
         _ => {
             push_u16(bytes, 0x8004);
             push_u32(bytes, value);
+        }
+    }
+}
+
+fn number_in(bytes: &mut Vec<u8>, value: u32, leaf: Leaf) {
+    match leaf {
+        Leaf::Shortest => number(bytes, value),
+        Leaf::Ushort => {
+            push_u16(bytes, 0x8002);
+            push_u16(bytes, u16::try_from(value).expect("16 bits"));
+        }
+        Leaf::Ulong => {
+            push_u16(bytes, 0x8004);
+            push_u32(bytes, value);
+        }
+        Leaf::Uquad => {
+            push_u16(bytes, 0x800a);
+            push_u32(bytes, value);
+            push_u32(bytes, 0);
         }
     }
 }

@@ -80,6 +80,11 @@ impl AddressMap {
         };
         let source = match (named(ORIGINAL_SECTIONS), named(OMAP_FROM_SOURCE)) {
             (Some(original), Some(_)) => Some(original),
+            (None, Some(omap)) if container.size(omap).is_some_and(|size| size > 0) => {
+                return Err(PdbError::Malformed(
+                    "its image was rearranged (OMAP), and the sections from before that are not there",
+                ));
+            }
             _ => named(SECTIONS),
         };
         let Some(source) = source else {

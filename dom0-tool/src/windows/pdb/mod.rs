@@ -9,8 +9,10 @@
 
 pub mod addresses;
 pub mod container;
+mod definitions;
 pub mod symbols;
 pub mod types;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -130,7 +132,7 @@ pub struct PdbFacts {
     pub identity: PdbIdentity,
     /// Processor, where the file tells.
     pub machine: Option<Machine>,
-    /// Version of its type stream.
+    /// Version of its type stream; 0 where types were stripped together with their stream.
     pub type_version: u32,
     /// `sizeof(_MMPFN)`, in bytes.
     pub mmpfn_size: Option<u64>,
@@ -173,7 +175,10 @@ fn read_uncontained<S: Read + Seek + Debug + Send>(file: &mut S) -> Result<PdbFa
         mmpfn_size,
         fields,
         lists,
-    } = types::read(&pdb.type_information()?)?;
+    } = match type_version {
+        0 => TypeFacts::default(),
+        _ => types::read(&pdb.type_information()?)?,
+    };
     let rva = match &addresses {
         Some(addresses) => symbols::read(&mut pdb, addresses)?,
         None => BTreeMap::new(),
@@ -214,8 +219,12 @@ fn read_identity(container: &Container, file: &mut (impl Read + Seek)) -> Result
     })
 }
 
-/// Holds the type stream's header against its size, since `pdb2` allocates by the number of types.
+/// Holds the type stream's header against its size, since `pdb2` allocates by the number of types. Returns the version; 0
+/// when there is no such stream, or nothing in it.
 fn check_types(container: &Container, file: &mut (impl Read + Seek)) -> Result<u32, PdbError> {
+    if container.size(TYPE_STREAM).unwrap_or(0) == 0 {
+        return Ok(0);
+    }
     let header = container.stream(file, TYPE_STREAM, 64)?;
     if header.len() < TYPE_HEADER {
         return Err(PdbError::Malformed("the type stream has no header"));

@@ -1,6 +1,6 @@
 //! Public symbols: where the kernel's variables are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io::{Read, Seek};
 
@@ -52,18 +52,28 @@ pub const WANTED: &[&str] = &[
     "KdVersionBlock",
 ];
 
+/// Of these, the names that lead to the free pages: at two addresses they are refused. Another name that is there twice, as
+/// private names of two modules can be, is only left out.
+const LEADING: [&str; 4] = [
+    "MmPfnDatabase",
+    "MmPhysicalMemoryBlock",
+    "KdDebuggerDataBlock",
+    "MmZeroedPageListHead",
+];
+
 /// `S_PUB32` and its predecessor with counted names (`microsoft-pdb`, `include/cvinfo.h`).
 const PUBLIC: [u16; 2] = [0x110e, 0x1009];
 
 /// Looks [`WANTED`] up among the public symbols.
 ///
 /// # Errors
-/// [`PdbError`], also when a name stands for two addresses.
+/// [`PdbError`], also when one of [`LEADING`] stands for two addresses.
 pub fn read<'s, S>(pdb: &mut PDB<'s, S>, addresses: &AddressMap) -> Result<BTreeMap<String, u32>, PdbError>
 where
     S: Read + Seek + Debug + Send + 's,
 {
     let mut found = BTreeMap::new();
+    let mut twice = BTreeSet::new();
     let table = match pdb.global_symbols() {
         Ok(table) => table,
         // A PDB of types only.
@@ -90,13 +100,17 @@ where
         if let Some(first) = found.insert(name.to_owned(), rva)
             && first != rva
         {
-            return Err(PdbError::TwoPlaces {
-                name: name.to_owned(),
-                first,
-                second: rva,
-            });
+            if LEADING.contains(&name) {
+                return Err(PdbError::TwoPlaces {
+                    name: name.to_owned(),
+                    first,
+                    second: rva,
+                });
+            }
+            twice.insert(name);
         }
     }
+    found.retain(|name, _| !twice.contains(name.as_str()));
     Ok(found)
 }
 

@@ -1,10 +1,12 @@
-//! Symbol stores that are servers: plain GET requests, with bounds on time, size and redirections.
+//! Symbol stores that are servers: plain GET requests, with bounds on time, size and redirections. Through a proxy where
+//! the environment names one, as other programs do: `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY`, except for the hosts in `NO_PROXY`.
 
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use ureq::Agent;
+use ureq::http::Uri;
 use ureq::http::{HeaderMap, header};
+use ureq::{Agent, Proxy, ProxyProtocol};
 
 use super::local::printable;
 
@@ -64,6 +66,7 @@ impl Trouble {
 pub(super) struct Client {
     agent: Agent,
     limits: Limits,
+    proxy: Option<Proxy>,
 }
 
 /// Told how many bytes are there, and how many there will be, if known.
@@ -71,7 +74,9 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 
 impl Client {
     pub(super) fn new(limits: Limits) -> Self {
+        let proxy = Proxy::try_from_env();
         let config = Agent::config_builder()
+            .proxy(proxy.clone())
             .http_status_as_error(false)
             // Followed here, where each target is looked at first.
             .max_redirects(0)
@@ -88,6 +93,25 @@ impl Client {
         Self {
             agent: config.new_agent(),
             limits,
+            proxy,
+        }
+    }
+
+    /// What a proxy has to do with how `address` was asked, for an error.
+    fn way(&self, address: &str) -> String {
+        let goes_by = |proxy: &&Proxy| {
+            address
+                .parse::<Uri>()
+                .is_ok_and(|address| !proxy.is_no_proxy(&address))
+        };
+        let Some(proxy) = self.proxy.as_ref().filter(goes_by) else {
+            return String::new();
+        };
+        let (host, port) = (proxy.host(), proxy.port());
+        if matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https) {
+            format!(" (through the proxy {host}:{port})")
+        } else {
+            format!(" (past the proxy {host}:{port}, which is none of HTTP: no other kind is spoken to)")
         }
     }
 
@@ -129,7 +153,13 @@ impl Client {
     ) -> Result<Option<W>, Trouble> {
         let mut address = address.to_owned();
         for _ in 0..=self.limits.redirections {
-            let mut response = self.agent.get(&address).call().map_err(|error| trouble(&error))?;
+            let mut response = self.agent.get(&address).call().map_err(|error| {
+                let trouble = trouble(&error);
+                Trouble {
+                    why: trouble.why + &self.way(&address),
+                    ..trouble
+                }
+            })?;
             let status = response.status().as_u16();
             match status {
                 200 => {

@@ -10,6 +10,8 @@ use crate::windows::symbol_key::SymbolKey;
 pub(super) const INDEX: &str = "index2.txt";
 /// The file that says where the wanted one is.
 pub(super) const POINTER: &str = "file.ptr";
+/// Most entries of a folder looked through for a name in other letters. Microsoft's own store has some 100,000 names.
+const MAX_ENTRIES: usize = 1 << 20;
 /// Longest pointer file read.
 pub(super) const MAX_POINTER: u64 = 4096;
 
@@ -80,21 +82,45 @@ pub(super) fn look_up(folder: &Path, key: &SymbolKey) -> Result<Option<Found>, S
     let three = has_three_tiers(folder);
     // A store may have been converted half-way, so the other form is asked as well.
     for tiers in [three, !three] {
-        let place = folder.join(tier(key, tiers));
-        let plain = place.join(name);
-        if plain.is_file() {
+        let Some(place) = in_any_case(folder, &tier(key, tiers)) else {
+            continue;
+        };
+        if let Some(plain) = in_any_case(&place, name).filter(|plain| plain.is_file()) {
             return Ok(Some(Found::Plain(plain)));
         }
-        let cabinet = place.join(compressed(name));
-        if cabinet.is_file() {
+        if let Some(cabinet) = in_any_case(&place, &compressed(name)).filter(|cabinet| cabinet.is_file()) {
             return Ok(Some(Found::Cabinet(cabinet)));
         }
-        let pointer = place.join(POINTER);
-        if pointer.is_file() {
+        if let Some(pointer) = in_any_case(&place, POINTER).filter(|pointer| pointer.is_file()) {
             return follow(folder, &pointer).map(Some);
         }
     }
     Ok(None)
+}
+
+/// What lies at `path` below `folder`, as written, or else in other letters, large for small: Windows does not tell them
+/// apart, and stores are copied from there. The first in alphabetical order if there are several.
+pub(super) fn in_any_case(folder: &Path, path: &str) -> Option<PathBuf> {
+    let exact = folder.join(path);
+    if exact.exists() {
+        return Some(exact);
+    }
+    path.split('/').try_fold(folder.to_owned(), |at, part| {
+        let exact = at.join(part);
+        if exact.exists() {
+            return Some(exact);
+        }
+        let alike = |entry: std::io::Result<std::fs::DirEntry>| {
+            let name = entry.ok()?.file_name();
+            name.eq_ignore_ascii_case(part).then_some(name)
+        };
+        let name = std::fs::read_dir(&at)
+            .ok()?
+            .take(MAX_ENTRIES)
+            .filter_map(alike)
+            .min()?;
+        Some(at.join(name))
+    })
 }
 
 fn follow(folder: &Path, pointer: &Path) -> Result<Found, String> {

@@ -108,7 +108,8 @@ impl Finder {
     ) -> Result<Option<(PathBuf, String)>, String> {
         match place {
             Place::Folder(folder) => {
-                let flat = folder.join(key.name.as_str());
+                let named = || folder.join(key.name.as_str());
+                let flat = local::in_any_case(folder, key.name.as_str()).unwrap_or_else(named);
                 if flat.is_file() && check(&flat, key).is_ok() {
                     return Ok(Some((flat.clone(), flat.display().to_string())));
                 }

@@ -2,7 +2,8 @@
 //!
 //! Elements are separated by `;`. `srv*A*B*C` asks A, then B, then C, and copies what it finds into those before;
 //! `symsrv*DLL*...` is the same (the name of the library is passed over); `cache*DIR` is a cache for all elements after
-//! it; anything else is a folder or the address of a server.
+//! it; anything else is a folder or the address of a server. An empty place is the default cache, at the end of a list
+//! Microsoft's server: so `srv*` alone is what the debuggers' `.symfix` means.
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,16 @@ pub enum PathError {
     /// A server that should keep files.
     #[error("{0:?} in the symbol path is a server and cannot be a cache")]
     ServerAsCache(String),
+    /// A path that only Windows can follow.
+    #[error(
+        "{0:?} in the symbol path is a path of Windows; mount the share or copy the folder, and name the place where it is here"
+    )]
+    Windows(String),
+    /// An address with more than a host and a folder.
+    #[error(
+        "{0:?} in the symbol path: an address ends with a folder, and what follows ? or # cannot be sent"
+    )]
+    Query(String),
     /// An element without places.
     #[error("{0:?} in the symbol path names no place")]
     Empty(String),
@@ -99,12 +110,13 @@ impl SymbolPath {
                     }
                     places.push(match server(last)? {
                         Some(address) => Place::Server(address),
+                        None if last.trim().is_empty() => Place::Server(PUBLIC_SERVER.to_owned()),
                         None => store(last, default_cache)?,
                     });
                 }
                 _ => places.push(match server(element)? {
                     Some(address) => Place::Server(address),
-                    None => Place::Folder(PathBuf::from(element)),
+                    None => Place::Folder(local(element)?),
                 }),
             }
             if places.len() > MAX_PLACES {
@@ -116,6 +128,12 @@ impl SymbolPath {
                 places.insert(0, Place::Store(default_cache.to_owned()));
             }
             elements.push(Element { places });
+        }
+        if elements.is_empty() {
+            if caches.is_empty() {
+                return Err(PathError::Empty(text.to_owned()));
+            }
+            elements.push(Element { places: caches });
         }
         Ok(Self { elements })
     }
@@ -159,8 +177,19 @@ fn store(part: &str, default_cache: &Path) -> Result<Place, PathError> {
     }
     Ok(Place::Store(match part.trim() {
         "" => default_cache.to_owned(),
-        folder => PathBuf::from(folder),
+        folder => local(folder)?,
     }))
+}
+
+/// A folder of this machine.
+fn local(folder: &str) -> Result<PathBuf, PathError> {
+    let has_drive = folder
+        .split_once(':')
+        .is_some_and(|(drive, rest)| drive.len() == 1 && rest.starts_with(['\\', '/']));
+    if folder.starts_with("\\\\") || has_drive {
+        return Err(PathError::Windows(folder.to_owned()));
+    }
+    Ok(PathBuf::from(folder))
 }
 
 /// The address in `part` if it is one.
@@ -171,6 +200,9 @@ fn server(part: &str) -> Result<Option<String>, PathError> {
     let scheme = scheme.to_ascii_lowercase();
     if scheme != "http" && scheme != "https" {
         return Err(PathError::Scheme(part.to_owned()));
+    }
+    if rest.contains(['?', '#']) {
+        return Err(PathError::Query(part.to_owned()));
     }
     Ok(Some(format!("{scheme}://{}", rest.trim_end_matches('/'))))
 }
@@ -217,6 +249,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_out_is_what_debuggers_mean() {
+        let public = [vec![store("/default"), server(PUBLIC_SERVER)]];
+        for text in [
+            "srv*",
+            "SRV*",
+            ";; srv* ;",
+            "srv**",
+            "Cache*;srv*",
+            "symsrv*symsrv.dll*",
+        ] {
+            let places = parse(text).expect("well-formed");
+            let mut places = places.into_iter().next().expect("an element");
+            places.dedup();
+            assert_eq!([places], public, "{text}");
+        }
+        assert_eq!(
+            parse("cache*/a;cache*").expect("well-formed"),
+            [vec![store("/a"), store("/default")]]
+        );
+        assert_eq!(
+            parse("cache*/a;CACHE*/b;srv*/c*https://h/;cache*/d;/e").expect("well-formed"),
+            [
+                vec![store("/a"), store("/b"), store("/c"), server("https://h")],
+                vec![store("/a"), store("/b"), store("/d"), Place::Folder("/e".into())],
+            ]
+        );
+    }
+
+    #[test]
     fn what_cannot_be_asked_is_refused() {
         assert_eq!(parse("ftp://h"), Err(PathError::Scheme("ftp://h".into())));
         assert_eq!(
@@ -224,5 +285,29 @@ mod tests {
             Err(PathError::ServerAsCache("http://h".into()))
         );
         assert_eq!(parse(&"/a;".repeat(65)), Err(PathError::TooLong));
+        assert_eq!(parse(" ; ;"), Err(PathError::Empty(" ; ;".into())));
+        let without_places = "symsrv*x.dll";
+        assert_eq!(
+            parse(without_places),
+            Err(PathError::Empty(without_places.into()))
+        );
+        assert_eq!(
+            parse(&format!("srv{}", "*/a".repeat(65))),
+            Err(PathError::TooLong)
+        );
+        for windows in ["\\\\server\\share", "c:\\symbols", "C:/symbols"] {
+            for text in [
+                windows.to_owned(),
+                format!("srv*{windows}*https://h"),
+                format!("srv*/a*{windows}"),
+                format!("cache*{windows}"),
+            ] {
+                assert_eq!(parse(&text), Err(PathError::Windows(windows.into())), "{text}");
+            }
+        }
+        assert_eq!(
+            parse("srv*/a*https://h/x?key=1"),
+            Err(PathError::Query("https://h/x?key=1".into()))
+        );
     }
 }
