@@ -11,7 +11,7 @@ use crate::VcpuRegisters;
 /// The domctl's number, `XEN_DOMCTL_lacuna`: "LA", far above what Xen allots in sequence.
 pub const DOMCTL_LACUNA: u32 = 0x4c41;
 /// Version of this interface.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// What is asked of the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,9 @@ pub const SHARE_MUTATION_SHIFT: u32 = 16;
 /// Flag of [`Op::Scan`], builds with the feature `mutants` only. The engine does nothing about it. A toolstack that is
 /// told, for a test, to take its scans too early passes it, so that only a hypervisor made for tests lets it.
 pub const SCAN_EARLY: u32 = 1 << SHARE_MUTATION_SHIFT;
+
+/// Pages of 4 KiB in a block of 2 MiB.
+const BLOCK_PAGES: u64 = 512;
 
 /// Version of [`BitmapHeader`].
 pub const BITMAP_VERSION: u32 = 1;
@@ -190,6 +193,12 @@ macro_rules! statistics {
             pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
                 [$((stringify!($name), concat!($($doc),+).trim_ascii(), self.$name)),+].into_iter()
             }
+
+            /// Write faults that took pages off zero frames, in all: `unshared`, with the 512 pages of a block counted once.
+            pub const fn faults(&self) -> u64 {
+                self.unshared
+                    .saturating_sub(self.refilled.saturating_mul(BLOCK_PAGES - 1))
+            }
         }
     };
 }
@@ -263,7 +272,7 @@ statistics! {
     guard_expected,
     /// Pages on zero frames now.
     zero_gfns,
-    /// Write faults that took a cleared page, in all.
+    /// Pages that left zero frames because the guest wrote to them, in all: one by a fault, or 512 by one (`refilled`).
     unshared,
     /// Write faults that found no memory, in all.
     unshare_enomem,
@@ -299,6 +308,8 @@ statistics! {
     content_gfns,
     /// Write faults that took a page off a frame shared by content, in all.
     content_unshared,
+    /// Write faults that took a cleared block of 2 MiB in place of a whole entry of zero frames, in all.
+    refilled,
 }
 
 /// What is known of one frame.
@@ -362,7 +373,7 @@ pub struct GfnInfo {
 pub struct ShimCounters {
     /// Frames on zero frames now.
     pub zero_gfns: u64,
-    /// Write faults that took a cleared page.
+    /// Pages that left zero frames because the guest wrote to them.
     pub unshared: u64,
     /// Write faults that found no memory.
     pub unshare_enomem: u64,
@@ -376,15 +387,17 @@ pub struct ShimCounters {
     pub content_gfns: u64,
     /// Write faults that took a page off such a frame.
     pub content_unshared: u64,
+    /// Write faults that took a block of 2 MiB.
+    pub refilled: u64,
 }
 
 static_assertions::const_assert_eq!(size_of::<Request>(), 88);
 static_assertions::const_assert_eq!(size_of::<BitmapHeader>(), 80);
 static_assertions::const_assert_eq!(size_of::<VcpuRegisters>(), 64);
 static_assertions::const_assert_eq!(size_of::<GfnInfo>(), 40);
-static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 64);
+static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 72);
 static_assertions::const_assert_eq!(size_of::<Explanation>(), 96);
-static_assertions::const_assert_eq!(size_of::<Statistics>(), 52 * 8);
+static_assertions::const_assert_eq!(size_of::<Statistics>(), 53 * 8);
 
 #[cfg(test)]
 mod tests {
@@ -407,7 +420,7 @@ mod tests {
         };
         let mut golden = [0_u8; 88];
         for (at, value) in [
-            (0, 3),
+            (0, 4),
             (4, 4),
             (8, 2),
             (12, 3),

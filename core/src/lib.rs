@@ -38,6 +38,7 @@ mod offline;
 mod p2m;
 mod profile;
 mod query;
+mod refill;
 mod scan;
 mod session;
 mod share;
@@ -66,6 +67,7 @@ pub use profile::{
     MAX_ANCHORS, MAX_CONDITIONS, MAX_EXTENTS, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS, MAX_ZONES, MemoryMap,
     PagingLevels, Predicate, Profile, ProfileError, RootSlot, Sections, ZoneCounter,
 };
+pub use refill::Refill;
 pub use scan::{ScanStep, Scanner};
 pub use session::{ContentArea, Host, Outcome, Session};
 pub use share::{

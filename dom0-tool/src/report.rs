@@ -262,6 +262,11 @@ impl From<EngineError> for Failure {
                 Self::new(Class::Failed, error, "wait for it to end and try again").because(Cause::Busy)
             }
             EngineError::Gone { .. } => Self::plain(Class::NotFound, error).because(Cause::Gone),
+            EngineError::NoMemory { .. } => Self::new(
+                Class::Failed,
+                error,
+                "free some host memory (`xl info` shows it) and try again",
+            ),
             EngineError::Privcmd(_) => match error {
                 EngineError::Privcmd(inner) => inner.into(),
                 other => Self::plain(Class::Failed, other),

@@ -127,6 +127,7 @@ fn run(seconds: u64, trace: &dyn Fn(u64) -> (usize, usize), mut policy: Option<P
             free: guest.free.len() as u64,
             given_back: guest.zeros,
             unshared: guest.faults,
+            faults: guest.faults,
         };
         let mut decision = policy.decide(&guest.bitmap(), observed);
         for run in decision.runs {

@@ -3,11 +3,13 @@
 use core::ffi::c_int;
 
 use lacuna_core::abi::Request;
-use lacuna_core::{Outcome, Session, Status};
+use lacuna_core::{Outcome, Refill, Session, Status};
 
 use crate::host::XenHost;
 use crate::shim::Domain;
 
+/// Pages of 4 KiB in a block of 2 MiB.
+const BLOCK_PAGES: u64 = 512;
 /// The request is done.
 const FINISHED: c_int = 0;
 /// Call again with the same request: a continuation.
@@ -75,4 +77,34 @@ pub unsafe extern "C" fn lacuna_core_op(
 pub unsafe extern "C" fn lacuna_core_reset(state: *mut Session, _reason: u32) {
     // SAFETY: the caller's promise; the Lacuna lock is held.
     unsafe { (*state).reset() };
+}
+
+/// Whether a guest that writes to a block of 2 MiB wholly on zero frames should get all of it.
+///
+/// # Safety
+/// `refill` points to the domain's, all zero to begin with; the domain's p2m lock is held for writing. So for the next two.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lacuna_core_refill_wanted(refill: *const Refill) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*refill).wants_block() }
+}
+
+/// The guest got all of such a block by one fault.
+///
+/// # Safety
+/// As for [`lacuna_core_refill_wanted`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lacuna_core_refill_block(refill: *mut Refill) {
+    // SAFETY: the caller's promise; the lock makes this the only reference.
+    unsafe { (*refill).block_given() };
+}
+
+/// The guest got the page `gfn` by a fault. `first`: its block was wholly on zero frames, in one entry, until now.
+///
+/// # Safety
+/// As for [`lacuna_core_refill_wanted`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lacuna_core_refill_page(refill: *mut Refill, gfn: u64, first: bool) {
+    // SAFETY: the caller's promise; the lock makes this the only reference.
+    unsafe { (*refill).page_given(gfn / BLOCK_PAGES, first) };
 }

@@ -208,6 +208,7 @@ impl Host for MockGuest {
             metadata_bytes: self.bitmap.len() as u64 * 8,
             content_gfns: self.machine.content_gfns(),
             content_unshared: self.machine.content_unshared,
+            refilled: 0,
         }
     }
 

@@ -455,6 +455,7 @@ impl Session {
             released: shim.released,
             content_gfns: shim.content_gfns,
             content_unshared: shim.content_unshared,
+            refilled: shim.refilled,
             metadata_bytes: shim.metadata_bytes,
             bitmap_gfns: covered,
             ..self.statistics

@@ -20,6 +20,7 @@
 mod engine;
 mod machine;
 mod merge;
+mod refill;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Cell};

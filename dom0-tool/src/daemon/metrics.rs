@@ -193,8 +193,15 @@ const GUEST: &[Metric<GuestRow>] = &[
         name: "guest_unshared",
         measure: Measure::Bytes,
         kind: Kind::Counter,
-        help: "Memory that the guest took back by writing to it, a page at a time",
+        help: "Memory that the guest took back by writing to it",
         value: |row| look(row, |look| look.statistics.unshared * PAGE),
+    },
+    Metric {
+        name: "guest_unshare_faults",
+        measure: Measure::Number,
+        kind: Kind::Counter,
+        help: "Writes by which the guest took memory back: each a page, or a block of 2 MiB",
+        value: |row| look(row, |look| look.statistics.faults()),
     },
     Metric {
         name: "guest_unshare_waits",

@@ -369,6 +369,7 @@ impl<X: Xen> Supervisor<X> {
                         free: statistics.scan_free,
                         given_back: statistics.zero_gfns,
                         unshared: statistics.unshared,
+                        faults: statistics.faults(),
                     },
                 );
                 Plan {
@@ -542,6 +543,7 @@ impl<X: Xen> Supervisor<X> {
             free_pages = statistics.scan_free,
             given_back_pages = statistics.zero_gfns,
             unshared_pages = statistics.unshared,
+            faults = statistics.faults(),
             headroom_pages = watched.policy.headroom(),
             pressure = watched.policy.pressure(),
         );

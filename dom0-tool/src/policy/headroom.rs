@@ -23,9 +23,9 @@ impl Headroom {
     pub fn learn(&mut self, last: &Observed, now: &Observed) {
         // What is free by now less what was, and, where the guest took and freed at once, what it took by faults.
         let net = last.free.saturating_sub(now.free);
-        let faults = now.unshared.saturating_sub(last.unshared);
+        let taken = now.unshared.saturating_sub(last.unshared);
         let faded = self.demand - self.demand / FADE_PART;
-        self.demand = faded.max(net).max(faults);
+        self.demand = faded.max(net).max(taken);
     }
 
     /// Free pages to leave to a guest of `total` pages.

@@ -26,7 +26,7 @@ impl Pressure {
     /// Learns from two observations.
     pub fn learn(&mut self, last: &Observed, now: &Observed) {
         let interval = now.at.saturating_sub(last.at);
-        let faults = u128::from(now.unshared.saturating_sub(last.unshared));
+        let faults = u128::from(now.faults.saturating_sub(last.faults));
         let cost = faults * WORTH.as_millis();
         // What was given back at the beginning less what came back since, at least, for all of the time.
         let worth = u128::from(last.given_back.min(now.given_back)) * interval.as_millis();
@@ -62,7 +62,7 @@ mod tests {
         };
         let now = Observed {
             at: Duration::from_secs(seconds),
-            unshared: faults,
+            faults,
             ..last
         };
         pressure.learn(&last, &now);

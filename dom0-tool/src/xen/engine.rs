@@ -73,6 +73,14 @@ pub enum EngineError {
         /// The domain.
         domain: u16,
     },
+    /// The hypervisor had no memory for it.
+    #[error("the hypervisor has no memory for operation {op:?} on domain {domain}")]
+    NoMemory {
+        /// The domain.
+        domain: u16,
+        /// What was asked.
+        op: Op,
+    },
     /// The hypercall failed otherwise.
     #[error(transparent)]
     Privcmd(#[from] PrivcmdError),
@@ -230,6 +238,7 @@ impl Engine {
             Some(libc::EPERM | libc::EACCES) => EngineError::Forbidden { domain },
             Some(libc::EBUSY) => EngineError::Busy { domain },
             Some(libc::ESRCH) => EngineError::Gone { domain },
+            Some(libc::ENOMEM) => EngineError::NoMemory { domain, op },
             _ => EngineError::Privcmd(error),
         }
     }
