@@ -90,9 +90,16 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("migration/stock-receiver", 1200),
     quick("migration/one-host", 1500),
     quick("migration/busy", 1200),
+    // Two migrations each.
+    long("content/migrate", 1200),
+    long("content/migrate-group", 1200),
+    long("content/save", 900),
+    long("content/dump", 900),
+    long("content/balloon", 1200),
     // Three minutes of waiting for a daemon's rounds.
     long("content/daemon", 1200),
     quick("policy/daemon", 1200),
+    quick("policy/refill", 600),
     quick("overcommit/all-at-once", 1800),
     quick_on(Boot::Counted, "reclaim/pause", 900),
     // Fourteen rounds, half of them with two hypercalls a page.
@@ -120,7 +127,9 @@ pub const SCENARIOS: &[Scenario] = &[
     long_on(Boot::PvhDom0, "reclaim/refusals-pvh-dom0", 600),
     long_on(Boot::Ept, "reclaim/ept", 3600),
     long_on(Boot::EptMutants, "reclaim/ept-race-without-flush", 3600),
+    long_on(Boot::Ept, "content/ept", 3600),
     long_on(Boot::Flask, "flask/reclaim", 600),
+    long_on(Boot::Flask, "content/flask", 600),
 ];
 
 /// A scenario of every run, on the release hypervisor.

@@ -71,6 +71,14 @@ pub(crate) enum Error {
         known: String,
     },
 
+    /// The filters stand for long scenarios only, and those were not asked for.
+    #[error("all that `{filters}` stands for is long")]
+    #[diagnostic(help("add --full, or name a scenario in full"))]
+    OnlyLong {
+        /// The filters given.
+        filters: String,
+    },
+
     /// The emulator ended or stood still before it was told to.
     #[error("{what}")]
     #[diagnostic(help("the consoles are in {}", logs.display()))]

@@ -20,6 +20,7 @@ mod process;
 mod product;
 mod programs;
 mod progress;
+mod selection;
 mod setup;
 mod suite;
 mod sysroot;
@@ -59,8 +60,8 @@ enum Task {
     },
     /// Run the tests: the host's own, then the live scenarios
     Test {
-        /// Run only the tests with this in their name; `host` stands for those that need no emulation
-        filter: Option<String>,
+        /// Run only the tests with one of these in their name; `host` stands for those that need no emulation
+        filters: Vec<String>,
         /// Run the long ones as well
         #[arg(long)]
         full: bool,
@@ -112,7 +113,7 @@ fn run(task: Task) -> Result<()> {
             let stage = Stage::build(&context)?;
             product::build(&stage, &out)
         }
-        Task::Test { filter, full } => suite::run(&context, filter.as_deref(), full),
+        Task::Test { filters, full } => suite::run(&context, &filters, full),
         Task::Demo { json } => demo::run(&context, json.as_deref()),
         Task::Matrix { filters, readme } => matrix::run(&context, &filters, readme),
         Task::Bench { subject, json } => bench::run(&context, subject, json.as_deref()),

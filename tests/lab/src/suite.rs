@@ -11,6 +11,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::live::{self, Outcome};
 use crate::matrix;
 use crate::process::start;
+use crate::selection::Selection;
 use crate::setup::Stage;
 use crate::windows;
 
@@ -77,44 +78,36 @@ const HOST: &[(&str, HostTest)] = &[
 /// A part of `host/test`, for those who ask for Linux guests alone.
 const LINUX_ALONE: &str = "linux/host";
 
-/// Runs what `filter` selects; `full` adds the long ones. Fails when any test does.
-pub(crate) fn run(context: &Context, filter: Option<&str>, full: bool) -> Result<()> {
-    // A scenario's whole name means that one, though others' names may begin with it.
-    let whole = filter.is_some_and(|filter| SCENARIOS.iter().any(|scenario| scenario.name == filter));
-    let chosen = |name: &str| {
-        filter.is_none_or(|filter| {
-            if whole {
-                name == filter
-            } else {
-                name.contains(filter)
-            }
-        })
-    };
-    let about_linux = filter.is_some_and(|filter| filter.contains("linux"));
+/// Runs what `filters` select; `full` adds the long ones. Fails when any test does.
+pub(crate) fn run(context: &Context, filters: &[String], full: bool) -> Result<()> {
+    let selection = Selection::new(filters, full);
+    let known: Vec<String> = HOST
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .chain(SCENARIOS.iter().map(|scenario| scenario.name.to_owned()))
+        .chain(matrix::quick_names())
+        .collect();
+    if let Some(filter) = selection.idle(&known) {
+        return Err(Error::NoScenario {
+            filter: filter.to_owned(),
+            known: known.join(", "),
+        });
+    }
     let hosts: Vec<_> = HOST
         .iter()
-        .filter(|(name, _)| chosen(name) && (about_linux || *name != LINUX_ALONE))
+        .filter(|(name, _)| selection.host(name, *name == LINUX_ALONE))
         .collect();
     let scenarios: Vec<Scenario> = SCENARIOS
         .iter()
         .copied()
-        // Naming a long scenario in full is asking for it, and so is asking for Linux guests.
-        .filter(|scenario| {
-            let asked = about_linux || filter == Some(scenario.name);
-            chosen(scenario.name) && (full || asked || !scenario.full_only)
-        })
+        .filter(|scenario| selection.scenario(scenario))
         .collect();
-    let kernels: Vec<String> = matrix::quick_names().filter(|name| chosen(name)).collect();
+    let kernels: Vec<String> = matrix::quick_names()
+        .filter(|name| selection.kernel(name))
+        .collect();
     if hosts.is_empty() && scenarios.is_empty() && kernels.is_empty() {
-        let names = HOST
-            .iter()
-            .map(|(name, _)| *name)
-            .map(str::to_owned)
-            .chain(SCENARIOS.iter().map(|scenario| scenario.name.to_owned()))
-            .chain(matrix::quick_names());
-        return Err(Error::NoScenario {
-            filter: filter.unwrap_or_default().to_owned(),
-            known: names.collect::<Vec<_>>().join(", "),
+        return Err(Error::OnlyLong {
+            filters: filters.join(" "),
         });
     }
     let mut outcomes = Vec::new();

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use lacuna::xen::engine::{Engine, EngineError};
-use lacuna::xen::privcmd::{DomainId, Privcmd};
+use lacuna::xen::privcmd::{DomainId, DomainInfo, Privcmd};
 use lacuna::xen::provoke::{EmptyDomain, LogDirty};
 use lacuna_core::abi::{Op, Request, SHARE_MUTATION_SHIFT, VERSION};
 
@@ -63,10 +63,18 @@ impl Direct {
 
     /// How long the domain's virtual CPUs have run, in ns.
     pub(crate) fn cpu_time(&self) -> Result<u64> {
+        Ok(self.info()?.cpu_time)
+    }
+
+    /// The pages that the domain owns.
+    pub(crate) fn pages(&self) -> Result<u64> {
+        Ok(self.info()?.pages)
+    }
+
+    fn info(&self) -> Result<DomainInfo> {
         let info = self.privcmd.domain_info(self.domain);
         let info = info.map_err(|error| unusable(&error.to_string()))?;
-        let info = info.ok_or_else(|| unusable(&format!("no domain {}", self.domain.get())))?;
-        Ok(info.cpu_time)
+        info.ok_or_else(|| unusable(&format!("no domain {}", self.domain.get())))
     }
 
     /// Lets the domain go on after it has shut itself down.

@@ -10,13 +10,16 @@ use lacuna_lab::wire::Event;
 use serde_json::Value;
 
 use crate::channel::Channel;
-use crate::failure::{Failure, Result, differs};
+use crate::failure::{Failure, Result, differs, ensure};
 use crate::guest::{CONSOLES, Guest, Plan};
 use crate::services::xen;
 use crate::tool::{self, Answer};
 
 /// How often something awaited is looked at.
 const POLL: Duration = Duration::from_millis(50);
+
+/// What the host may lack when guests are gone, in MiB: Xen's own pools keep what they have grown to, and `xl info` rounds.
+const SLACK_MIB: u64 = 2;
 
 /// The host, as a scenario sees it.
 pub(crate) struct Host<'a> {
@@ -108,6 +111,19 @@ impl<'a> Host<'a> {
             plan.name, plan.kernel, plan.mib, plan.vcpus
         ))?;
         Guest::create(self, plan)
+    }
+
+    /// Fails unless the host's free memory is `before` MiB again, as when there were no guests.
+    pub(crate) fn expect_free(&mut self, before: u64) -> Result<()> {
+        let after = settled_free_mib()?;
+        self.figure("host_free_before", before)?;
+        self.figure("host_free_after", after)?;
+        ensure(
+            after + SLACK_MIB >= before,
+            "the host's free memory when the guests are gone",
+            &format!("{before} MiB, as before they came"),
+            &format!("{after} MiB"),
+        )
     }
 
     /// Destroys every guest that a scenario left behind, and gives the lab the consoles' logs.

@@ -15,7 +15,7 @@ use crate::services::xen;
 use crate::stream::tally::{Frames, Report};
 use crate::stream::tap;
 
-pub(crate) use memory::{Differences, compare};
+pub(crate) use memory::{Differences, Side, compare};
 
 /// Where a migration's folder is made.
 const FOLDER: &str = "/run/migration";

@@ -76,20 +76,22 @@ fn keep(list: &mut Vec<u64>, gfn: u64) {
 }
 
 /// One copy of the guest.
-struct Side {
+pub(crate) struct Side {
     privcmd: Rc<Privcmd>,
     domain: DomainId,
 }
 
 impl Side {
-    fn open(domain: u16) -> Result<Self> {
+    /// Opens the way to the memory of `domain`.
+    pub(crate) fn open(domain: u16) -> Result<Self> {
         Ok(Self {
             domain: DomainId::new(domain).ok_or_else(|| unreadable(domain, &"no such domain"))?,
             privcmd: Rc::new(Privcmd::open().map_err(|error| unreadable(domain, &error))?),
         })
     }
 
-    fn map(&self, gfns: &[u64]) -> Result<ForeignFrames> {
+    /// Maps frames for reading.
+    pub(crate) fn map(&self, gfns: &[u64]) -> Result<ForeignFrames> {
         self.privcmd
             .map_frames(self.domain, gfns)
             .map_err(|error| unreadable(self.domain.get(), &error))

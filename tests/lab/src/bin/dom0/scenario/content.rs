@@ -15,9 +15,9 @@ use crate::host::{Host, settled_free_mib};
 pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(180);
 /// Contents that have copies, and how many pages have each: 16 MiB together. Fewer copies than a frame may have sharers.
 pub(super) const KINDS: u32 = 32;
-const COPIES: u32 = 128;
+pub(super) const COPIES: u32 = 128;
 /// Pages that are like no other.
-const UNIQUE: u32 = 1024;
+pub(super) const UNIQUE: u32 = 1024;
 /// The seed of the contents.
 const SEED: u64 = 0x00c0_ffee_1ac4_14a0;
 /// Xen's `p2m_ram_rw` and `p2m_ram_shared` (`xen/arch/x86/include/asm/p2m.h`).
@@ -77,8 +77,18 @@ impl Known {
         }
     }
 
+    /// The guest frames of all of them.
+    pub(super) fn gfns(&self) -> &[u64] {
+        &self.gfns
+    }
+
     pub(super) fn places(&self, guest: &Guest) -> Result<Where> {
-        let direct = Direct::open(guest.domain)?;
+        self.places_in(guest.domain)
+    }
+
+    /// The same for a copy of the guest.
+    pub(super) fn places_in(&self, domain: u16) -> Result<Where> {
+        let direct = Direct::open(domain)?;
         let mut places = Where::default();
         for (page, gfn) in (0_u64..).zip(&self.gfns) {
             let found = direct
@@ -117,8 +127,42 @@ pub(super) fn intact(guest: &mut Guest, when: &str) -> Result<()> {
     }
 }
 
+/// Fails unless all pages with copies share frames.
+pub(super) fn copies_shared(guest: &Guest, known: &Known) -> Result<Where> {
+    let places = known.places(guest)?;
+    equal(
+        &format!("known duplicates of {} on shared frames", guest.name),
+        &(u64::from(known.kinds) * u64::from(known.copies)),
+        &places.shared,
+    )?;
+    Ok(places)
+}
+
+/// The same, and that none of those does which are like no other in this guest.
+pub(super) fn all_shared(guest: &Guest, known: &Known) -> Result<Where> {
+    let places = copies_shared(guest, known)?;
+    equal(
+        "pages like no other that share a frame",
+        &0,
+        &places.unique_shared,
+    )?;
+    Ok(places)
+}
+
+/// Ends the guest's writing of its pages, which must all hold what was written; the pages written.
+pub(super) fn end_churn(guest: &mut Guest) -> Result<u64> {
+    match guest.order(Task::ChurnStop, AGENT_LIMIT)? {
+        Report::Checked { pages, wrong: 0 } => Ok(pages),
+        other => Err(differs(
+            "the pages that the guest wrote and checked",
+            "as written",
+            &format!("{other:?}"),
+        )),
+    }
+}
+
 /// Rounds of the content stage alone; the pages merged.
-fn rounds(host: &mut Host, guest: &Guest, count: u64) -> Result<u64> {
+pub(super) fn rounds(host: &mut Host, guest: &Guest, count: u64) -> Result<u64> {
     let answer = host.lacuna(&[
         "dedup",
         guest.name,
@@ -162,21 +206,11 @@ pub(crate) fn duplicates(host: &mut Host) -> Result<()> {
     host.figure("host_free_before", before)?;
     host.figure("host_free_after", after)?;
 
-    let places = known.places(&guest)?;
+    let places = all_shared(&guest, &known)?;
     let spread = places.frames.values().map(BTreeSet::len).max().unwrap_or(0);
     host.figure("known_shared", places.shared)?;
     host.figure("frames_for_a_kind", spread as u64)?;
-    equal(
-        "known duplicates on shared frames",
-        &u64::from(KINDS * COPIES),
-        &places.shared,
-    )?;
     equal("frames for each known content", &1, &spread)?;
-    equal(
-        "pages like no other that share a frame",
-        &0,
-        &places.unique_shared,
-    )?;
     let given_back = merged + status.number("content_zeroed")?;
     let guest_pages = 512 * PAGES_PER_MIB;
     let kept = (guest_pages * STAGE_BYTES_PER_PAGE + gfns * XEN_BYTES_PER_SHARER) / 4096;
@@ -223,17 +257,7 @@ pub(crate) fn both(host: &mut Host) -> Result<()> {
     host.figure("shared", shared)?;
     host.figure("merged", merged)?;
     host.figure("hashed", hashed)?;
-    let places = known.places(&guest)?;
-    equal(
-        "known duplicates on shared frames",
-        &u64::from(KINDS * COPIES),
-        &places.shared,
-    )?;
-    equal(
-        "pages like no other that share a frame",
-        &0,
-        &places.unique_shared,
-    )?;
+    all_shared(&guest, &known)?;
     ensure(
         shared > 50_000,
         "free pages given back",
@@ -275,7 +299,7 @@ pub(crate) fn race(host: &mut Host) -> Result<()> {
     guest.order(Task::ChurnStart, AGENT_LIMIT)?;
     host.note(&format!("{RACE_ROUNDS} rounds while the guest writes its pages"))?;
     let merged = rounds(host, &guest, RACE_ROUNDS)?;
-    let report = guest.order(Task::ChurnStop, AGENT_LIMIT)?;
+    let pages = end_churn(&mut guest)?;
     let status = host.lacuna(&["status", guest.name])?;
     host.figure("rounds", RACE_ROUNDS)?;
     host.figure("merged", merged)?;
@@ -287,16 +311,7 @@ pub(crate) fn race(host: &mut Host) -> Result<()> {
     ] {
         host.figure(name, status.number(name)?)?;
     }
-    let Report::Checked { pages, wrong } = report else {
-        return Err(differs(
-            "the agent's answer",
-            "what it checked",
-            &format!("{report:?}"),
-        ));
-    };
     host.figure("pages_written", pages)?;
-    host.figure("corrupt", wrong)?;
-    equal("pages that did not hold what was written", &0, &wrong)?;
     for (what, seen) in [
         ("pages merged", merged),
         (
@@ -326,13 +341,7 @@ pub(crate) fn groups(host: &mut Host) -> Result<()> {
     }
     let mut of = Vec::new();
     for (guest, known) in &guests {
-        let places = known.places(guest)?;
-        equal(
-            &format!("known duplicates of {} on shared frames", guest.name),
-            &u64::from(KINDS * 4),
-            &places.shared,
-        )?;
-        of.push(places.all_frames());
+        of.push(copies_shared(guest, known)?.all_frames());
     }
     let in_common = |one: usize, other: usize| of[one].intersection(&of[other]).count();
     host.figure("frames_in_common_one_group", in_common(0, 1) as u64)?;

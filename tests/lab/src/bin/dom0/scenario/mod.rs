@@ -2,6 +2,7 @@
 
 mod boot;
 mod content;
+mod content_balloon;
 mod content_daemon;
 mod daemon;
 mod ept;
@@ -14,6 +15,7 @@ mod overcommit;
 mod pause;
 mod race;
 mod reclaim;
+mod refill;
 mod refusals;
 mod slowdown;
 mod soak;
@@ -59,8 +61,14 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/stock-receiver", migration::stock_receiver),
     ("migration/one-host", migration::one_host),
     ("migration/busy", migration::busy),
+    ("content/migrate", migration::content),
+    ("content/migrate-group", migration::content_group),
+    ("content/save", migration::content_save),
+    ("content/dump", stored::content_dump),
+    ("content/balloon", content_balloon::balloon),
     ("content/daemon", content_daemon::unattended),
     ("policy/daemon", daemon::unattended),
+    ("policy/refill", refill::blocks),
     ("overcommit/all-at-once", overcommit::all_at_once),
     ("reclaim/pause", pause::bounded),
     ("gmd/baseline", gmd::against_baseline),
@@ -83,7 +91,9 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/refusals-pvh-dom0", refusals::pvh_dom0),
     ("reclaim/ept", ept::ept),
     ("reclaim/ept-race-without-flush", race::without_flush_on_ept),
+    ("content/ept", ept::content),
     ("flask/reclaim", flask::labelled),
+    ("content/flask", flask::content),
 ];
 
 /// Runs the scenario called `name`.

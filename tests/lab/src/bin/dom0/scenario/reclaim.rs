@@ -148,18 +148,21 @@ pub(super) fn use_memory(host: &mut Host, guest: &mut Guest, free: u64) -> Resul
     let before = host.lacuna(&["status", guest.name])?.number("unshared")?;
     let mib = u32::try_from(free / 2 / PAGES_PER_MIB).unwrap_or(u32::MAX);
     host.note(&format!("the guest takes {mib} MiB again"))?;
-    match guest.order(Task::Grow { mib }, AGENT_LIMIT)? {
-        Report::Grown { pages, dirty: 0 } if pages == u64::from(mib) * PAGES_PER_MIB => {}
-        other => {
-            return Err(differs(
-                "memory the guest allocates",
-                "all of it, all zero",
-                &format!("{other:?}"),
-            ));
-        }
-    }
+    grow(guest, mib)?;
     let after = host.lacuna(&["status", guest.name])?.number("unshared")?;
     Ok(after - before)
+}
+
+/// Lets the guest allocate `mib` MiB and looks that it gets all of it, and all of it zero.
+pub(super) fn grow(guest: &mut Guest, mib: u32) -> Result<()> {
+    match guest.order(Task::Grow { mib }, AGENT_LIMIT)? {
+        Report::Grown { pages, dirty: 0 } if pages == u64::from(mib) * PAGES_PER_MIB => Ok(()),
+        other => Err(differs(
+            "memory the guest allocates",
+            "all of it, all zero",
+            &format!("{other:?}"),
+        )),
+    }
 }
 
 /// Destroying a guest whose memory is on zero frames takes no longer than destroying the same guest without, and sharing

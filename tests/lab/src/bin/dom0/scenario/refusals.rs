@@ -143,9 +143,21 @@ pub(super) fn keep_profile(guest: &Guest) -> Result<()> {
 
 /// Creates a guest, does not let it run, and looks that the kept profile is refused for it.
 pub(super) fn refused_while_stopped(host: &mut Host, plan: &Plan, refusal: &Refusal) -> Result<()> {
+    all_refused_while_stopped(host, plan, &[&["attach", "--profile", PROFILE]], refusal)
+}
+
+/// Creates a guest, does not let it run, and looks that each of `commands` is refused for it.
+pub(super) fn all_refused_while_stopped(
+    host: &mut Host,
+    plan: &Plan,
+    commands: &[&[&str]],
+    refusal: &Refusal,
+) -> Result<()> {
     host.note(&format!("creating {} ({})", plan.name, plan.configuration))?;
     host.xl(&["create", "-q", "-p", &plan.write()?])?;
-    check(host, &["attach", "--profile", PROFILE, plan.name], refusal)?;
+    for command in commands {
+        check(host, &[*command, &[plan.name]].concat(), refusal)?;
+    }
     host.xl(&["destroy", plan.name]).map(drop)
 }
 

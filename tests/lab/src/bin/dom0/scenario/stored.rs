@@ -1,5 +1,7 @@
-//! A guest on zero frames that is written to a file: saved and brought back, and dumped.
+//! A guest on zero frames that is written to a file: saved and brought back, and dumped. The dump also of a guest on frames
+//! that are shared by content.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -7,9 +9,12 @@ use std::time::Duration;
 use lacuna_guest::{Report, Task};
 use object::{Object, ObjectSection};
 
+use super::content::{all_shared, intact};
+use super::migration::sharing_guest;
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, Plan};
 use crate::host::Host;
+use crate::migration::Side;
 
 /// How long the agent may take for what touches all of the guest's memory.
 const AGENT_LIMIT: Duration = Duration::from_secs(180);
@@ -25,6 +30,8 @@ const BITMAP: &str = "/tmp/bitmap";
 const OFFLINE_BITMAP: &str = "/tmp/offline-bitmap";
 /// Bytes of a page.
 const PAGE: usize = 4096;
+/// Pages of a dump that are looked at together.
+const STRETCH: usize = 1024;
 
 /// A guest whose free memory is on zero frames, filled beforehand so that free pages are not zero by themselves.
 fn shared_guest(host: &mut Host, name: &'static str) -> Result<Guest> {
@@ -79,7 +86,7 @@ pub(crate) fn dump(host: &mut Host) -> Result<()> {
     guest.unpause(host)?;
     host.note("scanning the dump")?;
     let offline = host.lacuna(&["scan", "--dump", FILE, "--bitmap", OFFLINE_BITMAP])?;
-    let dump = Dump::read(Path::new(FILE))?;
+    let dump = Dump::read(Path::new(FILE), |_, _| Ok(()))?;
     fs::remove_file(FILE)?;
     let bitmap = fs::read(BITMAP)?;
     let offline_bitmap = fs::read(OFFLINE_BITMAP)?;
@@ -109,6 +116,45 @@ pub(crate) fn dump(host: &mut Host) -> Result<()> {
     guest.check_health()
 }
 
+/// A core dump of a guest on shared frames has every page as the guest has it, and making it ends no sharing.
+pub(crate) fn content_dump(host: &mut Host) -> Result<()> {
+    let (mut guest, known) = sharing_guest(host, "dump")?;
+    guest.pause(host)?;
+    host.note("dumping")?;
+    host.xl(&["dump-core", guest.name, FILE])?;
+    let side = Side::open(guest.domain)?;
+    let (mut differ, mut page) = (Vec::new(), [0; PAGE]);
+    let dump = Dump::read(Path::new(FILE), |gfns, pages| {
+        let live = side.map(gfns)?;
+        for (index, (gfn, dumped)) in gfns.iter().zip(pages.chunks_exact(PAGE)).enumerate() {
+            if !live.copy(index, 0, &mut page) || page != dumped {
+                differ.push(*gfn);
+            }
+        }
+        Ok(())
+    })?;
+    fs::remove_file(FILE)?;
+    host.figure("dumped_pages", dump.gfns.len() as u64)?;
+    host.figure("dumped_pages_that_differ", differ.len() as u64)?;
+    ensure(
+        differ.is_empty(),
+        "dumped pages that are not the guest's",
+        "none",
+        &format!(
+            "{} of them, the first {:x?}",
+            differ.len(),
+            &differ[..differ.len().min(8)]
+        ),
+    )?;
+    let dumped: BTreeSet<u64> = dump.gfns.into_iter().collect();
+    let missing = known.gfns().iter().filter(|gfn| !dumped.contains(gfn));
+    equal("known pages that are not in the dump", &0, &missing.count())?;
+    all_shared(&guest, &known)?;
+    guest.unpause(host)?;
+    intact(&mut guest, "after the dump")?;
+    guest.check_health()
+}
+
 /// The number of the domain called `name`.
 fn domain_number(host: &mut Host, name: &str) -> Result<u16> {
     let text = host.xl(&["domid", name])?;
@@ -126,7 +172,8 @@ struct Dump {
 }
 
 impl Dump {
-    fn read(path: &Path) -> Result<Self> {
+    /// Reads the dump, and has `look` look at stretches of it: frame numbers, and their pages' bytes.
+    fn read(path: &Path, mut look: impl FnMut(&[u64], &[u8]) -> Result<()>) -> Result<Self> {
         let bytes = fs::read(path)?;
         let damaged = |seen: &str| differs("the core dump", "an ELF file with .xen_pfn and .xen_pages", seen);
         let file = object::File::parse(&*bytes).map_err(|error| damaged(&error.to_string()))?;
@@ -137,13 +184,18 @@ impl Dump {
             section.data().map_err(|error| damaged(&error.to_string()))
         };
         let gfns = section(".xen_pfn")?.chunks_exact(size_of::<u64>());
-        let pages = section(".xen_pages")?.chunks_exact(PAGE);
+        let pages = section(".xen_pages")?;
+        let gfns: Vec<u64> = gfns
+            .filter_map(|gfn| gfn.try_into().ok().map(u64::from_le_bytes))
+            // Places that were not needed hold all ones, and stand at the end.
+            .filter(|gfn| *gfn != u64::MAX)
+            .collect();
+        for (gfns, pages) in gfns.chunks(STRETCH).zip(pages.chunks(STRETCH * PAGE)) {
+            look(gfns, pages)?;
+        }
+        let pages = pages.chunks_exact(PAGE);
         Ok(Self {
-            gfns: gfns
-                .filter_map(|gfn| gfn.try_into().ok().map(u64::from_le_bytes))
-                // Places that were not needed hold all ones.
-                .filter(|gfn| *gfn != u64::MAX)
-                .collect(),
+            gfns,
             zero: pages.filter(|page| page.iter().all(|byte| *byte == 0)).count() as u64,
         })
     }

@@ -2,6 +2,7 @@
 
 mod busy;
 mod classes;
+mod content;
 mod hvm;
 mod killed;
 mod one_host;
@@ -12,6 +13,7 @@ mod windows;
 
 pub(super) use busy::{busy, busy_long, scan_before_clean};
 pub(super) use classes::{init_on_free, page_poison, stock_receiver};
+pub(super) use content::{content, content_group, content_save, sharing_guest};
 pub(super) use hvm::hvm;
 pub(super) use killed::killed;
 pub(super) use one_host::{debug, one_host, stock};
@@ -90,7 +92,7 @@ fn tell(host: &mut Host, side: &str, report: &Streamed) -> Result<()> {
 }
 
 /// Fails unless every frame that was not skipped is the same on both sides, but for Xen's own.
-fn intact(differences: &Differences) -> Result<()> {
+pub(super) fn intact(differences: &Differences) -> Result<()> {
     ensure(
         differences.changed.len() + differences.one_sided.len() <= XENS_OWN,
         "frames that were sent and are not the same",

@@ -45,7 +45,7 @@ pub(crate) fn save_restore(host: &mut Host) -> Result<()> {
 }
 
 /// Saves and restores the guest; returns what the file held.
-fn saved(host: &mut Host, guest: &mut Guest, side: &str) -> Result<Report> {
+pub(super) fn saved(host: &mut Host, guest: &mut Guest, side: &str) -> Result<Report> {
     host.note(&format!("saving, {side}"))?;
     host.xl(&["save", guest.name, FILE])?;
     let mut tally = Tally::default();
