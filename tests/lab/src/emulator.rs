@@ -305,8 +305,8 @@ impl Emulator {
     }
 
     fn broken(&self, what: &str) -> Error {
-        let console = last_lines(&self.logs.join(CONSOLE), CONSOLE_TAIL);
-        let errors = last_lines(&self.logs.join(WORDS), CONSOLE_TAIL);
+        let console = last_lines(&self.logs.join(CONSOLE), 0, CONSOLE_TAIL);
+        let errors = last_lines(&self.logs.join(WORDS), 0, CONSOLE_TAIL);
         // Said at every start for the processor's features that only real ones have.
         let errors: Vec<&str> = errors
             .lines()

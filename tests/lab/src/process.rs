@@ -28,6 +28,7 @@ pub(crate) fn run_logged(mut command: Command, log: &Path, progress: &Progress) 
         .append(true)
         .open(log)
         .on("open", log)?;
+    let begin = file.metadata().on("look at", log)?.len();
     let errors = file.try_clone().on("duplicate", log)?;
     command.stdin(Stdio::null()).stdout(file).stderr(errors);
     let mut child = start(&mut command)?;
@@ -35,7 +36,7 @@ pub(crate) fn run_logged(mut command: Command, log: &Path, progress: &Progress) 
         if let Some(status) = child.try_wait().on("wait for", program(&command))? {
             break status;
         }
-        progress.tick(|| last_lines(log, 1));
+        progress.tick(|| last_lines(log, 0, 1));
         std::thread::sleep(POLL);
     };
     if status.success() {
@@ -44,7 +45,7 @@ pub(crate) fn run_logged(mut command: Command, log: &Path, progress: &Progress) 
     Err(Error::Command {
         command: shortened(&command),
         status: status.to_string(),
-        tail: last_lines(log, TAIL_LINES),
+        tail: last_lines(log, begin, TAIL_LINES),
         log: log.to_path_buf(),
     })
 }
@@ -69,7 +70,7 @@ pub(crate) fn output(mut command: Command, log: &Path) -> Result<String> {
     Err(Error::Command {
         command: shortened(&command),
         status: ran.status.to_string(),
-        tail: last_lines(log, TAIL_LINES),
+        tail: last_lines(log, 0, TAIL_LINES),
         log: log.to_path_buf(),
     })
 }
@@ -82,15 +83,16 @@ pub(crate) fn start(command: &mut Command) -> Result<Child> {
     })
 }
 
-/// The last `count` lines of the file at `path`; empty when it cannot be read, as it only decorates a message.
-pub(crate) fn last_lines(path: &Path, count: usize) -> String {
+/// The last `count` lines of the file at `path` from its byte `begin` on; empty when it cannot be read, as it only
+/// decorates a message.
+pub(crate) fn last_lines(path: &Path, begin: u64, count: usize) -> String {
     let Ok(mut file) = File::open(path) else {
         return String::new();
     };
     let length = file.metadata().map_or(0, |meta| meta.len());
     let mut bytes = Vec::new();
     if file
-        .seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))
+        .seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(begin)))
         .is_err()
         || file.read_to_end(&mut bytes).is_err()
     {
@@ -127,4 +129,30 @@ fn shortened(command: &Command) -> String {
         text = format!("…{tail}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn shell(line: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        command
+    }
+
+    #[test]
+    fn an_error_shows_what_the_failed_program_wrote_and_nothing_before() {
+        let log = std::env::temp_dir().join(format!("lacuna-lab-process-{}", std::process::id()));
+        let progress = Progress::begin("test");
+        run_logged(shell("echo went well"), &log, &progress).unwrap();
+        let error = run_logged(shell("echo went wrong >&2; exit 3"), &log, &progress).unwrap_err();
+        assert!(
+            matches!(&error, Error::Command { tail, .. } if tail == "went wrong"),
+            "{error:?}"
+        );
+        assert_eq!(fs::read_to_string(&log).unwrap(), "went well\nwent wrong\n");
+        fs::remove_file(log).unwrap();
+    }
 }

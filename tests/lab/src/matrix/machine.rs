@@ -261,7 +261,7 @@ impl Machine {
         Error::Unexpected {
             what: format!("matrix case {}", self.case),
             expected: "a guest that boots and accounts for its pages".to_owned(),
-            seen: format!("{what}; its console's end:\n{}", last_lines(&self.console, 12)),
+            seen: format!("{what}; its console's end:\n{}", last_lines(&self.console, 0, 12)),
         }
     }
 }
