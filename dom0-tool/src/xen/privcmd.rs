@@ -27,7 +27,7 @@ const IOCTL_HYPERCALL: libc::c_ulong = 48 << 16 | 0x5000;
 /// `_IOC(_IOC_NONE, 'P', 4, sizeof(struct privcmd_mmapbatch_v2))`.
 const IOCTL_MMAPBATCH_V2: libc::c_ulong = 32 << 16 | 0x5004;
 /// `__HYPERVISOR_memory_op`, `__HYPERVISOR_hvm_op` and `__HYPERVISOR_domctl` (`xen.h`).
-const MEMORY_OP: u64 = 12;
+pub(super) const MEMORY_OP: u64 = 12;
 pub(super) const HVM_OP: u64 = 34;
 pub(super) const DOMCTL: u64 = 36;
 /// `__HYPERVISOR_sysctl` (`xen.h`), its interface version in Xen 4.20, and `XEN_SYSCTL_physinfo` (`sysctl.h`).

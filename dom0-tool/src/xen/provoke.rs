@@ -1,9 +1,11 @@
 //! What the lab does to domains so that the engine has something to refuse: states that a toolstack brings about on other
 //! occasions, or would not bring about at all. The product's commands use none of it.
 //!
-//! Sources: Xen 4.20 `xen/include/public/{domctl,hvm/hvm_op,arch-x86/xen}.h`.
+//! Sources: Xen 4.20 `xen/include/public/{domctl,memory,hvm/hvm_op,arch-x86/xen}.h`.
 
-use super::privcmd::{DOMCTL, DomainId, HVM_OP, Privcmd, PrivcmdError, UNION, domctl};
+use lacuna_core::Gfn;
+
+use super::privcmd::{DOMCTL, DomainId, HVM_OP, MEMORY_OP, Privcmd, PrivcmdError, UNION, domctl};
 
 /// Domctl numbers (`domctl.h`).
 const DOMCTL_CREATE: u32 = 1;
@@ -13,6 +15,11 @@ const DOMCTL_RESUME: u32 = 27;
 /// `XEN_DOMCTL_SHADOW_OP_OFF` and `_ENABLE_LOGDIRTY` (`domctl.h`).
 const SHADOW_OP_OFF: u32 = 0;
 const SHADOW_OP_ENABLE_LOGDIRTY: u32 = 2;
+/// `XENMEM_populate_physmap` and `XENMEM_claim_pages` (`memory.h`).
+const POPULATE_PHYSMAP: u64 = 6;
+const CLAIM_PAGES: u64 = 24;
+/// log2 of the 4 KiB pages in an extent of 2 MiB.
+const ORDER_2M: u32 = 9;
 /// `HVMOP_altp2m`, and its command to set a domain's state (`hvm/hvm_op.h`).
 const HVMOP_ALTP2M: u64 = 25;
 const ALTP2M_SET_DOMAIN_STATE: u32 = 2;
@@ -130,4 +137,40 @@ impl Privcmd {
         self.hypercall("HVMOP_altp2m", HVM_OP, HVMOP_ALTP2M, &mut bytes, &mut [], None)
             .map(|_| ())
     }
+
+    /// Has Xen keep memory for `domain` until it has `pages` pages of 4 KiB, those that it owns among them; 0 gives a claim up.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`]; `ENOMEM` when that much is not free, or claimed by another domain; `EINVAL` for a second claim, for no more
+    /// than the domain owns, and for more than it may own.
+    pub fn claim_pages(&self, domain: DomainId, pages: u64) -> Result<(), PrivcmdError> {
+        let mut bytes = reservation(domain, pages, 0);
+        let call = "XENMEM_claim_pages";
+        self.hypercall(call, MEMORY_OP, CLAIM_PAGES, &mut bytes, &mut [], None)
+            .map(|_| ())
+    }
+
+    /// Gives `domain` `blocks` more blocks of 2 MiB, at `first` and after it; returns how many it got.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn populate(&self, domain: DomainId, first: Gfn, blocks: u64) -> Result<u64, PrivcmdError> {
+        let mut bytes = reservation(domain, blocks, ORDER_2M);
+        let mut gfns: Vec<u8> = (0..blocks)
+            .flat_map(|block| (first.get() + (block << ORDER_2M)).to_le_bytes())
+            .collect();
+        let call = "XENMEM_populate_physmap";
+        self.hypercall(call, MEMORY_OP, POPULATE_PHYSMAP, &mut bytes, &mut gfns, Some(0))
+            .map(u64::from)
+    }
+}
+
+/// `struct xen_memory_reservation` of `extents` extents of 2 to the `order` pages each: the handle of their addresses, which is left
+/// null, their number, their order, flags, and the domain.
+fn reservation(domain: DomainId, extents: u64, order: u32) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[8..16].copy_from_slice(&extents.to_le_bytes());
+    bytes[16..20].copy_from_slice(&order.to_le_bytes());
+    bytes[24..26].copy_from_slice(&domain.get().to_le_bytes());
+    bytes
 }

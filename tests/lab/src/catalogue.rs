@@ -101,6 +101,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("policy/daemon", 1200),
     quick("policy/refill", 600),
     quick("overcommit/all-at-once", 1800),
+    quick("overcommit/claims", 900),
     quick_on(Boot::Counted, "reclaim/pause", 900),
     // Fourteen rounds, half of them with two hypercalls a page.
     long_on(Boot::Counted, GMD, 3600),

@@ -3,11 +3,12 @@
 use std::rc::Rc;
 
 use lacuna::xen::engine::{Engine, EngineError};
-use lacuna::xen::privcmd::{DomainId, DomainInfo, Privcmd};
+use lacuna::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd, PrivcmdError};
 use lacuna::xen::provoke::{EmptyDomain, LogDirty};
+use lacuna_core::Gfn;
 use lacuna_core::abi::{Op, Request, SHARE_MUTATION_SHIFT, VERSION};
 
-use crate::failure::{Failure, Result, differs};
+use crate::failure::{Failure, Result, differs, equal};
 
 /// A step that a share round can be made to leave out, by the mutant hypervisor only; the numbers are those of
 /// `lacuna_core::Mutation` in a request's flags (`steps` in `core/src/session.rs`).
@@ -96,6 +97,25 @@ impl Direct {
         self.privcmd
             .enable_altp2m(self.domain)
             .map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// The host's memory, in pages.
+    pub(crate) fn host_memory(&self) -> Result<HostMemory> {
+        self.privcmd
+            .host_memory()
+            .map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// Has Xen keep memory for the domain until it has `pages` pages, and tells what Xen says to that.
+    pub(crate) fn claim(&self, pages: u64) -> Result<(), PrivcmdError> {
+        self.privcmd.claim_pages(self.domain, pages)
+    }
+
+    /// Gives the domain `blocks` more blocks of 2 MiB, at `first` and after it.
+    pub(crate) fn populate(&self, first: Gfn, blocks: u64) -> Result<()> {
+        let got = self.privcmd.populate(self.domain, first, blocks);
+        let got = got.map_err(|error| unusable(&error.to_string()))?;
+        equal("blocks that the domain got", &blocks, &got)
     }
 
     /// One share round with a step left out; returns the pages that it shared.

@@ -150,10 +150,20 @@ impl<'a> Host<'a> {
 
 /// Free host memory in MiB, as `xl info` has it. Scrubbing lags behind freeing: see [`settled_free_mib`].
 pub(crate) fn free_mib() -> Result<u64> {
+    of_information("free_memory")
+}
+
+/// Host memory in MiB that is kept for domains which are being built, as `xl info` has it.
+pub(crate) fn claimed_mib() -> Result<u64> {
+    of_information("outstanding_claims")
+}
+
+/// The number called `name` in `xl info`.
+fn of_information(name: &str) -> Result<u64> {
     let information = information()?;
-    let text = information.get("free_memory").cloned().unwrap_or_default();
+    let text = information.get(name).cloned().unwrap_or_default();
     text.parse()
-        .map_err(|_| differs("free_memory of `xl info`", "a number", &text))
+        .map_err(|_| differs(&format!("{name} of `xl info`"), "a number", &text))
 }
 
 /// Free host memory in MiB once it stands still.

@@ -1,6 +1,7 @@
 //! The live scenarios. Each is a function that does something and fails with what it expected and saw.
 
 mod boot;
+mod claims;
 mod content;
 mod content_balloon;
 mod content_daemon;
@@ -70,6 +71,7 @@ const BODIES: &[(&str, Body)] = &[
     ("policy/daemon", daemon::unattended),
     ("policy/refill", refill::blocks),
     ("overcommit/all-at-once", overcommit::all_at_once),
+    ("overcommit/claims", claims::claims),
     ("reclaim/pause", pause::bounded),
     ("gmd/baseline", gmd::against_baseline),
     ("policy/swing", swing::swing),
