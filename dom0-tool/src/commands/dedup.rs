@@ -123,14 +123,8 @@ fn one_round(live: &Live, mode: Mode) -> Result<(Round, Statistics), EngineError
 
 impl Round {
     fn add(&mut self, other: &Self) {
-        self.shared.pages += other.shared.pages;
-        self.shared.superpages += other.shared.superpages;
-        self.shared.rejected += other.shared.rejected;
-        self.shared.held += other.shared.held;
-        self.contents.zeroed += other.contents.zeroed;
-        self.contents.merged += other.contents.merged;
-        self.contents.hashed += other.contents.hashed;
-        self.contents.changed += other.contents.changed;
+        self.shared += other.shared;
+        self.contents += other.contents;
     }
 
     const fn given_back(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! The engine inside Xen: one function per operation of the hypercall.
 
+use std::ops::AddAssign;
 use std::rc::Rc;
 
 use lacuna_core::abi::{CONTENT_LEAVE_FREE, Explanation, Op, Request, Statistics, VERSION};
@@ -99,6 +100,15 @@ pub struct Scanned {
     pub unknown: u64,
 }
 
+impl AddAssign for Scanned {
+    fn add_assign(&mut self, other: Self) {
+        self.free += other.free;
+        self.in_use += other.in_use;
+        self.no_descriptor += other.no_descriptor;
+        self.unknown += other.unknown;
+    }
+}
+
 /// Figures of a share round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shared {
@@ -112,6 +122,15 @@ pub struct Shared {
     pub held: u64,
 }
 
+impl AddAssign for Shared {
+    fn add_assign(&mut self, other: Self) {
+        self.pages += other.pages;
+        self.superpages += other.superpages;
+        self.rejected += other.rejected;
+        self.held += other.held;
+    }
+}
+
 /// Figures of a round of the content stage, in pages of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
@@ -123,6 +142,15 @@ pub struct Contents {
     pub hashed: u64,
     /// Hashed and not as in the last round, or met for the first time.
     pub changed: u64,
+}
+
+impl AddAssign for Contents {
+    fn add_assign(&mut self, other: Self) {
+        self.zeroed += other.zeroed;
+        self.merged += other.merged;
+        self.hashed += other.hashed;
+        self.changed += other.changed;
+    }
 }
 
 /// A part of an operation over all of a domain's memory.
@@ -156,13 +184,18 @@ pub const SHARE_PART: u64 = 1 << 13;
 /// Frames that the content stage goes through.
 pub const CONTENT_PART: u64 = 1 << 12;
 
-/// Does `part`, which is given the frame to begin at and tells the next part's, until there is none.
-fn in_parts(mut part: impl FnMut(u64) -> Result<Option<u64>, EngineError>) -> Result<(), EngineError> {
-    let mut from = 0;
-    while let Some(next) = part(from)? {
-        from = next;
+/// Does an operation over all of a domain's memory by `part`, which is given the frame to begin at, and sums up the figures.
+fn in_parts<T: Default + AddAssign>(
+    mut part: impl FnMut(u64) -> Result<Part<T>, EngineError>,
+) -> Result<T, EngineError> {
+    let mut sum = T::default();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let done = part(from)?;
+        sum += done.figures;
+        next = done.next;
     }
-    Ok(())
+    Ok(sum)
 }
 
 /// What [`Engine::frames`] looks for; the numbers are those of `XEN_DOMCTL_LACUNA_FRAMES_*`.
@@ -275,16 +308,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn scan(&self) -> Result<Scanned, EngineError> {
-        let mut sum = Scanned::default();
-        in_parts(|from| {
-            let part = self.scan_part(from, SCAN_PART)?;
-            sum.free += part.figures.free;
-            sum.in_use += part.figures.in_use;
-            sum.no_descriptor += part.figures.no_descriptor;
-            sum.unknown += part.figures.unknown;
-            Ok(part.next)
-        })?;
-        Ok(sum)
+        in_parts(|from| self.scan_part(from, SCAN_PART))
     }
 
     /// Shares nominated pages of all of the domain's memory, part by part.
@@ -292,16 +316,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn share(&self) -> Result<Shared, EngineError> {
-        let mut sum = Shared::default();
-        in_parts(|from| {
-            let part = self.share_part(from, None, SHARE_PART)?;
-            sum.pages += part.figures.pages;
-            sum.superpages += part.figures.superpages;
-            sum.rejected += part.figures.rejected;
-            sum.held += part.figures.held;
-            Ok(part.next)
-        })?;
-        Ok(sum)
+        in_parts(|from| self.share_part(from, None, SHARE_PART))
     }
 
     /// Scans frames from `from` on, about `descriptors` descriptors (not 0). Parts that follow one another from frame 0
@@ -353,16 +368,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn content(&self, leave_free: bool) -> Result<Contents, EngineError> {
-        let mut sum = Contents::default();
-        in_parts(|from| {
-            let part = self.content_part(from, CONTENT_PART, leave_free)?;
-            sum.zeroed += part.figures.zeroed;
-            sum.merged += part.figures.merged;
-            sum.hashed += part.figures.hashed;
-            sum.changed += part.figures.changed;
-            Ok(part.next)
-        })?;
-        Ok(sum)
+        in_parts(|from| self.content_part(from, CONTENT_PART, leave_free))
     }
 
     /// The content stage over `frames` frame numbers (not 0) from `from` on; `leave_free` as in [`Self::content`].

@@ -15,6 +15,9 @@ use crate::failure::{Failure, Result, differs};
 use crate::host::{Host, run, wait_until};
 use crate::services::xen;
 
+/// Pages of 4 KiB in a MiB.
+pub(crate) const PAGES_PER_MIB: u64 = 256;
+
 /// Where xenconsoled keeps what guests write.
 pub(crate) const CONSOLES: &str = "/var/log/xen/console";
 /// How long a guest may take until its agent speaks: 15 s is usual, a loaded machine takes a multiple.
@@ -241,6 +244,25 @@ impl Guest {
         match self.next_report(sent.id, limit, &sent.what)? {
             Report::Failed { why } => Err(differs(&sent.what, "an answer", &why)),
             report => Ok(report),
+        }
+    }
+
+    /// Has the guest allocate `mib` MiB, which it must get whole and all zero.
+    pub(crate) fn grow(&mut self, mib: u32, limit: Duration) -> Result<()> {
+        let sent = self.send(Task::Grow { mib })?;
+        self.grown(&sent, mib, limit)
+    }
+
+    /// Waits for the answer to a [`Task::Grow`] of `mib` MiB, which the guest must have got whole and all zero.
+    pub(crate) fn grown(&mut self, sent: &Sent, mib: u32, limit: Duration) -> Result<()> {
+        let wanted = u64::from(mib) * PAGES_PER_MIB;
+        match self.answer(sent, limit)? {
+            Report::Grown { pages, dirty: 0 } if pages == wanted => Ok(()),
+            other => Err(differs(
+                &format!("{mib} MiB that {} allocates", self.name),
+                &format!("{wanted} pages, all zero"),
+                &format!("{other:?}"),
+            )),
         }
     }
 

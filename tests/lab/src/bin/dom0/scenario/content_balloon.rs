@@ -8,10 +8,9 @@ use std::time::Duration;
 use lacuna_guest::Task;
 
 use super::content::{AGENT_LIMIT, COPIES, KINDS, Known, UNIQUE, all_shared, end_churn, intact, rounds};
-use super::reclaim::grow;
 use crate::engine::Direct;
 use crate::failure::{Result, ensure};
-use crate::guest::{Guest, Plan};
+use crate::guest::{Guest, PAGES_PER_MIB, Plan};
 use crate::host::{Host, settled_free_mib, wait_until};
 
 /// The guests' memory, and what they are asked to do with, in MiB.
@@ -21,8 +20,6 @@ const LESS_MIB: u64 = 208;
 const BALLOON_LIMIT: Duration = Duration::from_secs(120);
 /// What a domain has beside its memory, in MiB: Xen's tools allow for one.
 const BESIDE_MIB: u64 = 2;
-/// Pages of 4 KiB in a MiB.
-const PAGES_PER_MIB: u64 = 256;
 /// Equal pages that become free pages which share frames, of each content: 128 MiB.
 const FREED_COPIES: u32 = 1024;
 /// A kernel that gives up what its free pages hold as it is, so that the balloon hands over pages which still share frames.
@@ -57,7 +54,7 @@ fn writes_meanwhile(host: &mut Host) -> Result<()> {
     host.figure("pages_written", end_churn(&mut guest)?)?;
     host.xl(&["mem-set", guest.name, &MIB.to_string()])?;
     let wanted = u32::try_from((MIB - LESS_MIB) / 2).unwrap_or(u32::MAX);
-    grow(&mut guest, wanted)?;
+    guest.grow(wanted, AGENT_LIMIT)?;
     guest.order(Task::PatternRewrite { every: 1 }, AGENT_LIMIT)?;
     intact(&mut guest, "after all were written")?;
     guest.check_health()?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lacuna_guest::{Report, Task};
+use lacuna_guest::Task;
 
 use crate::daemon::{Daemon, Metrics};
 use crate::failure::{Result, differs, ensure, equal};
@@ -24,6 +24,8 @@ const LEFT_MIB: u64 = 64;
 const OVERHEAD_MIB: u64 = 24;
 /// What the working guests use, in MiB each.
 const WORK_MIB: u32 = 128;
+/// What another one takes at once, in MiB.
+const GROWN_MIB: u32 = 144;
 /// What dom0 has (the lab's `dom0_mem`), and what it is asked to do with for a while, in MiB.
 const DOM0_MIB: [u64; 2] = [1500, 1420];
 /// Bytes of a MiB.
@@ -98,7 +100,7 @@ pub(crate) fn all_at_once(host: &mut Host) -> Result<()> {
         };
         guest.order(task, AGENT_LIMIT)?;
     }
-    let grow = three.send(Task::Grow { mib: 144 })?;
+    let grow = three.send(Task::Grow { mib: GROWN_MIB })?;
     starve(host, &mut daemon, [&*one, &*two, &*three])?;
 
     host.note("dom0 gives up some of its memory")?;
@@ -111,28 +113,9 @@ pub(crate) fn all_at_once(host: &mut Host) -> Result<()> {
     })?;
     host.note("the neighbour goes")?;
     host.xl(&["destroy", "neighbour"])?;
-    match three.answer(&grow, AGENT_LIMIT)? {
-        Report::Grown { dirty: 0, pages } => host.figure("grown_pages", pages)?,
-        other => {
-            return Err(differs(
-                "pages that a guest was handed out",
-                "all zero",
-                &format!("{other:?}"),
-            ));
-        }
-    }
+    three.grown(&grow, GROWN_MIB, AGENT_LIMIT)?;
     for guest in [&mut *one, &mut *two] {
-        let report = guest.order(Task::WorkStop, AGENT_LIMIT)?;
-        let Report::Work {
-            corrupt: 0, blocks, ..
-        } = report
-        else {
-            return Err(differs(
-                &format!("the work of {}", guest.name),
-                "no corrupt word",
-                &format!("{report:?}"),
-            ));
-        };
+        let (blocks, _) = guest.end_work(AGENT_LIMIT)?;
         host.figure(&format!("blocks_{}", guest.name), blocks)?;
     }
     wait_for(&mut daemon, "the daemon is told that memory is back", |metrics| {

@@ -3,11 +3,11 @@
 use std::fs;
 use std::time::Duration;
 
+use lacuna_guest::Task;
 use lacuna_guest::truth::Capture;
-use lacuna_guest::{Report, Task};
 
-use crate::failure::{Result, differs, ensure, equal};
-use crate::guest::{Account, Guest, Plan};
+use crate::failure::{Result, ensure, equal};
+use crate::guest::{Account, Guest, PAGES_PER_MIB, Plan};
 use crate::host::{Host, settled_free_mib};
 
 /// How long the agent may take for what touches all of the guest's memory.
@@ -25,8 +25,6 @@ const BITMAP: &str = "/tmp/bitmap";
 pub(super) const RECLAIMED_PER_MILLE: u64 = 990;
 /// What the engine may keep for a page that is shared: the bitmap, mostly. Stock sharing takes 48.
 const METADATA_BYTES_PER_PAGE: u64 = 2;
-/// Pages of 4 KiB in a MiB.
-const PAGES_PER_MIB: u64 = 256;
 
 pub(crate) fn truth_6_12(host: &mut Host) -> Result<()> {
     truth(host, &plan("6.12"))
@@ -148,21 +146,9 @@ pub(super) fn use_memory(host: &mut Host, guest: &mut Guest, free: u64) -> Resul
     let before = host.lacuna(&["status", guest.name])?.number("unshared")?;
     let mib = u32::try_from(free / 2 / PAGES_PER_MIB).unwrap_or(u32::MAX);
     host.note(&format!("the guest takes {mib} MiB again"))?;
-    grow(guest, mib)?;
+    guest.grow(mib, AGENT_LIMIT)?;
     let after = host.lacuna(&["status", guest.name])?.number("unshared")?;
     Ok(after - before)
-}
-
-/// Lets the guest allocate `mib` MiB and looks that it gets all of it, and all of it zero.
-pub(super) fn grow(guest: &mut Guest, mib: u32) -> Result<()> {
-    match guest.order(Task::Grow { mib }, AGENT_LIMIT)? {
-        Report::Grown { pages, dirty: 0 } if pages == u64::from(mib) * PAGES_PER_MIB => Ok(()),
-        other => Err(differs(
-            "memory the guest allocates",
-            "all of it, all zero",
-            &format!("{other:?}"),
-        )),
-    }
 }
 
 /// Destroying a guest whose memory is on zero frames takes no longer than destroying the same guest without, and sharing

@@ -6,9 +6,8 @@ use std::time::Duration;
 use lacuna_guest::Task;
 
 use super::race::work;
-use super::reclaim::grow;
 use crate::failure::{Result, ensure, equal};
-use crate::guest::{Guest, Plan};
+use crate::guest::{Guest, PAGES_PER_MIB, Plan};
 use crate::host::Host;
 
 /// How long the agent may take for what touches much of the guest's memory.
@@ -17,9 +16,8 @@ const AGENT_LIMIT: Duration = Duration::from_secs(180);
 const GUEST_MIB: u32 = 512;
 const TAKEN_MIB: u32 = 192;
 const WORK_MIB: u32 = 192;
-/// Pages of a block, and of a MiB.
+/// Pages of a block.
 const BLOCK_PAGES: u64 = 512;
-const PAGES_PER_MIB: u64 = 256;
 /// Pages for each fault, at least. It is more where the guest runs through one block after the other; its kernel takes blocks for things of
 /// its own as well.
 const PAGES_A_FAULT: u64 = 2;
@@ -91,7 +89,7 @@ pub(crate) fn blocks(host: &mut Host) -> Result<()> {
 /// Lets the guest take memory, which must all be zero, and mostly by blocks.
 fn take(host: &mut Host, guest: &mut Guest, time: &str) -> Result<()> {
     let before = Taken::of(host, guest)?;
-    grow(guest, TAKEN_MIB)?;
+    guest.grow(TAKEN_MIB, AGENT_LIMIT)?;
     let taken = Taken::of(host, guest)?.since(before);
     host.figure(&format!("pages_{time}"), taken.pages)?;
     host.figure(&format!("blocks_{time}"), taken.blocks)?;
