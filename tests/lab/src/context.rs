@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, statvfs};
 
 use crate::error::{Error, IoContext, Result};
 use crate::key::Key;
@@ -37,6 +37,9 @@ impl Context {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             eprintln!("lab: waiting for another lab that uses {}", cache.display());
             flock(&lock, FlockOperation::LockExclusive).on("lock", &path)?;
+        }
+        for path in [&repository, &cache] {
+            warn_if_full(path);
         }
         Ok(Self {
             repository,
@@ -137,6 +140,23 @@ pub(crate) fn require_root() -> Result<()> {
         Ok(())
     } else {
         Err(Error::NotRoot { uid })
+    }
+}
+
+/// Says so when the file system of `path` may not have the space for a run from nothing. A compiler that finds a full disk does not always
+/// say so. No more than a warning: a run with what it needs already there takes next to nothing.
+fn warn_if_full(path: &Path) {
+    // What building the tests, the programs and the cache takes, with some to spare.
+    const WANTED: u64 = 12 << 30;
+    let Ok(about) = statvfs(path) else { return };
+    let free = about.f_bavail.saturating_mul(about.f_frsize);
+    if free < WANTED {
+        eprintln!(
+            "lab: {} MiB of disk are free at {}; a run from nothing takes up to {} MiB",
+            free >> 20,
+            path.display(),
+            WANTED >> 20
+        );
     }
 }
 
