@@ -21,7 +21,7 @@ const GUEST_MIB: u32 = 256;
 const TAKEN_MIB: u32 = 128;
 const LEFT_MIB: u64 = 24;
 /// The memory of the domain with the claim to begin with, in MiB.
-const NEIGHBOUR_MIB: u32 = 32;
+const NEIGHBOUR_MIB: u32 = 128;
 /// Where the domain with the claim gets more memory, above what it has: 1 GiB.
 const MORE_AT: Gfn = Gfn::new(0x4_0000);
 /// How much more, in blocks of 2 MiB, and pages of a block.
