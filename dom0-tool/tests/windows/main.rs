@@ -13,3 +13,4 @@ mod second_reader;
 mod server;
 mod store;
 mod store_oddities;
+mod store_tls;

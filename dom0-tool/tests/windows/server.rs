@@ -1,10 +1,12 @@
 //! A symbol server on the loopback interface, by hand: what it says can be as wrong as a test wants.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// What the server does with a request.
 #[derive(Clone, Debug)]
@@ -39,6 +41,11 @@ impl Reply {
     }
 }
 
+/// A connection, encrypted or not.
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
 /// A running server. Stops when dropped.
 pub(crate) struct Server {
     pub(crate) address: String,
@@ -50,8 +57,28 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one that answers a path (and the how-manieth request this is, from 0 on) as `reply` says.
     pub(crate) fn start(reply: impl Fn(&str, usize) -> Reply + Send + 'static) -> Self {
+        Self::start_with("http", |stream| Box::new(stream), reply)
+    }
+
+    /// The same with https, by the certificate in `config`.
+    pub(crate) fn start_tls(
+        config: Arc<ServerConfig>,
+        reply: impl Fn(&str, usize) -> Reply + Send + 'static,
+    ) -> Self {
+        let encrypt = move |stream| -> Box<dyn Stream> {
+            let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+            Box::new(StreamOwned::new(connection, stream))
+        };
+        Self::start_with("https", encrypt, reply)
+    }
+
+    fn start_with(
+        scheme: &str,
+        open: impl Fn(TcpStream) -> Box<dyn Stream> + Send + 'static,
+        reply: impl Fn(&str, usize) -> Reply + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let address = format!("{scheme}://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (log, stopping) = (Arc::clone(&asked), Arc::clone(&stop));
@@ -60,19 +87,25 @@ impl Server {
                 if stopping.load(Ordering::Relaxed) {
                     break;
                 }
-                let mut stream = stream.unwrap();
-                let Some((mut method, mut path)) = request(&stream) else {
+                let mut stream = open(stream.unwrap());
+                let Some((mut method, mut path)) = request(&mut *stream) else {
                     continue;
                 };
                 // As a proxy it is every other server, too.
                 if method == "CONNECT" {
                     log.lock().unwrap().push(format!("CONNECT {path}"));
                     if path.starts_with("forbidden") {
-                        let _ = send(&mut stream, Reply::Answer(403, Vec::new(), Vec::new()), &stopping);
+                        let _ = send(
+                            &mut *stream,
+                            Reply::Answer(403, Vec::new(), Vec::new()),
+                            &stopping,
+                        );
                         continue;
                     }
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
-                    let Some(inner) = request(&stream) else { continue };
+                    let Some(inner) = request(&mut *stream) else {
+                        continue;
+                    };
                     (method, path) = inner;
                 }
                 assert_eq!(method, "GET");
@@ -82,7 +115,7 @@ impl Server {
                     log.len() - 1
                 };
                 // A client that hangs up early is what some tests are about.
-                let _ = send(&mut stream, reply(&path, number), &stopping);
+                let _ = send(&mut *stream, reply(&path, number), &stopping);
             }
         });
         Self {
@@ -103,13 +136,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         // Wakes the thread up.
-        let _ = TcpStream::connect(self.address.trim_start_matches("http://"));
+        let _ = TcpStream::connect(self.address.split("://").nth(1).unwrap());
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
 
 /// The method and the path of a request.
-fn request(stream: &TcpStream) -> Option<(String, String)> {
+fn request(stream: &mut dyn Stream) -> Option<(String, String)> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
     while !lines.next()?.ok()?.is_empty() {}
@@ -117,7 +150,7 @@ fn request(stream: &TcpStream) -> Option<(String, String)> {
     Some((words.next()?, words.next()?))
 }
 
-fn send(stream: &mut TcpStream, reply: Reply, stopping: &AtomicBool) -> std::io::Result<()> {
+fn send(stream: &mut dyn Stream, reply: Reply, stopping: &AtomicBool) -> std::io::Result<()> {
     let head = |status: u16, length: usize, more: &[String]| {
         let mut head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n");
         for line in more {

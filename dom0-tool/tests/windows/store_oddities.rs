@@ -11,7 +11,7 @@ use crate::server::{Reply, Server};
 use crate::store::{NAME, files, find, put, right, two_tiers};
 
 /// Runs `lacuna symbols fetch` for the kernel's key, with these variables and no other proxy.
-fn fetch(path: &str, variables: &[(&str, &str)]) -> (i32, Value) {
+pub(crate) fn fetch(path: &str, variables: &[(&str, &str)]) -> (i32, Value) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
     for name in [
         "ALL_PROXY",

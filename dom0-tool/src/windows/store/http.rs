@@ -1,11 +1,13 @@
 //! Symbol stores that are servers: plain GET requests, with bounds on time, size and redirections. Through a proxy where
 //! the environment names one, as other programs do: `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY`, except for the hosts in `NO_PROXY`.
+//! Whom https trusts is for the system to say, too.
 
 use std::io::{Read, Write};
 use std::time::Duration;
 
 use ureq::http::Uri;
 use ureq::http::{HeaderMap, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Proxy, ProxyProtocol};
 
 use super::local::printable;
@@ -67,6 +69,47 @@ pub(super) struct Client {
     agent: Agent,
     limits: Limits,
     proxy: Option<Proxy>,
+    trust: Trust,
+}
+
+/// Who may sign the certificate of a server.
+#[derive(Debug)]
+struct Trust {
+    /// How many authorities the system names: in its own store, or in those that `SSL_CERT_FILE` and `SSL_CERT_DIR` put in its place.
+    system: usize,
+    roots: RootCerts,
+}
+
+impl Trust {
+    /// Whom the system trusts; where it names nobody, Mozilla's list, which is built in.
+    fn of_system() -> Self {
+        // What cannot be read is left out, as other programs do; an error tells how many are left.
+        let found = rustls_native_certs::load_native_certs().certs;
+        let roots = if found.is_empty() {
+            RootCerts::WebPki
+        } else {
+            found
+                .iter()
+                .map(|certificate| Certificate::from_der(certificate).to_owned())
+                .into()
+        };
+        Self {
+            system: found.len(),
+            roots,
+        }
+    }
+
+    /// For an error.
+    fn describe(&self) -> String {
+        if self.system == 0 {
+            "; held against Mozilla's list, as the system names no authority: SSL_CERT_FILE can".to_owned()
+        } else {
+            format!(
+                "; held against those whom the system trusts (certificates: {}): SSL_CERT_FILE names others",
+                self.system
+            )
+        }
+    }
 }
 
 /// Told how many bytes are there, and how many there will be, if known.
@@ -75,8 +118,10 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 impl Client {
     pub(super) fn new(limits: Limits) -> Self {
         let proxy = Proxy::try_from_env();
+        let trust = Trust::of_system();
         let config = Agent::config_builder()
             .proxy(proxy.clone())
+            .tls_config(TlsConfig::builder().root_certs(trust.roots.clone()).build())
             .http_status_as_error(false)
             // Followed here, where each target is looked at first.
             .max_redirects(0)
@@ -94,6 +139,7 @@ impl Client {
             agent: config.new_agent(),
             limits,
             proxy,
+            trust,
         }
     }
 
@@ -154,11 +200,12 @@ impl Client {
         let mut address = address.to_owned();
         for _ in 0..=self.limits.redirections {
             let mut response = self.agent.get(&address).call().map_err(|error| {
-                let trouble = trouble(&error);
-                Trouble {
-                    why: trouble.why + &self.way(&address),
-                    ..trouble
+                let mut trouble = trouble(&error);
+                if is_of_certificate(&error) {
+                    trouble.why += &self.trust.describe();
                 }
+                trouble.why += &self.way(&address);
+                trouble
             })?;
             let status = response.status().as_u16();
             match status {
@@ -287,11 +334,22 @@ fn redirected(from: &str, target: &str) -> Result<String, Trouble> {
     }
 }
 
+/// Whether the server's certificate, or how it speaks TLS, is what is wrong.
+fn is_of_certificate(error: &ureq::Error) -> bool {
+    match error {
+        // What rustls finds wrong comes as invalid data.
+        ureq::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        ureq::Error::Rustls(_) | ureq::Error::Tls(_) => true,
+        _ => false,
+    }
+}
+
 fn trouble(error: &ureq::Error) -> Trouble {
-    let passes = matches!(
-        error,
-        ureq::Error::Timeout(_) | ureq::Error::Io(_) | ureq::Error::ConnectionFailed
-    );
+    let passes = !is_of_certificate(error)
+        && matches!(
+            error,
+            ureq::Error::Timeout(_) | ureq::Error::Io(_) | ureq::Error::ConnectionFailed
+        );
     Trouble {
         why: printable(&error.to_string()),
         passes,
