@@ -62,6 +62,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("boot/xl-6.1", 300),
     quick("boot/account-6.12", 300),
     quick("boot/account-6.1", 300),
+    quick("boot/symbols", 300),
     quick("reclaim/truth-6.12", 600),
     quick("reclaim/truth-6.1", 600),
     quick("reclaim/destroy", 600),

@@ -1,5 +1,6 @@
 //! The emulated host itself: a stock guest boots, does its work, and goes away again with all its memory.
 
+use std::fs;
 use std::time::Duration;
 
 use lacuna_guest::{Report, Task};
@@ -104,4 +105,35 @@ fn boots_and_goes(host: &mut Host, series: &'static str) -> Result<()> {
         &format!("{before} MiB free"),
         &format!("{after} MiB free"),
     )
+}
+
+/// Dom0 can read the hypervisor's own symbols, and none is longer than the hypervisor has room for: it prints them in call traces, too.
+pub(crate) fn symbols(host: &mut Host) -> Result<()> {
+    // `KSYM_NAME_LEN` (xen/include/xen/symbols.h).
+    const LONGEST: usize = 127;
+    let text = fs::read("/proc/xen/xensyms")?;
+    let text = String::from_utf8_lossy(&text);
+    // An address, a letter for the kind, the name.
+    let names: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.splitn(3, ' ').nth(2))
+        .collect();
+    let of_core = names.iter().filter(|name| name.contains("lacuna_core")).count();
+    host.figure("symbols", names.len())?;
+    host.figure("symbols_of_the_core", of_core)?;
+    ensure(of_core > 0, "symbols of the core", "some", "none")?;
+    let longest = names
+        .iter()
+        .max_by_key(|name| name.len())
+        .copied()
+        .unwrap_or_default();
+    host.figure("longest", longest.len())?;
+    ensure(
+        longest.len() <= LONGEST,
+        "the hypervisor's longest symbol",
+        &format!("{LONGEST} bytes at most"),
+        longest,
+    )?;
+    // It has come to no harm by being asked.
+    host.xl(&["info"]).map(drop)
 }

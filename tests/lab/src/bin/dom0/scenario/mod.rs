@@ -35,6 +35,7 @@ const BODIES: &[(&str, Body)] = &[
     ("boot/xl-6.1", boot::xl_6_1),
     ("boot/account-6.12", boot::account_6_12),
     ("boot/account-6.1", boot::account_6_1),
+    ("boot/symbols", boot::symbols),
     ("reclaim/truth-6.12", reclaim::truth_6_12),
     ("reclaim/truth-6.1", reclaim::truth_6_1),
     ("reclaim/destroy", reclaim::destroy),
