@@ -121,6 +121,8 @@ pub const SCENARIOS: &[Scenario] = &[
     long_on(Boot::OtherGuests, "linux/truth-686-pae", 900),
     long_on(Boot::OtherGuests, "hvm/device-model", 1800),
     long_on(Boot::Mutants, "migration/debug", 1200),
+    // About two hundred commands, most of which fail.
+    long_on(Boot::Mutants, "overcommit/allocation-failure", 2400),
     quick_on(Boot::Mutants, "migration/scan-before-clean", 1500),
     quick_on(Boot::Mutants, "reclaim/race-without-recheck", 900),
     quick_on(Boot::Mutants, "windows/race-without-recheck", 900),

@@ -25,6 +25,10 @@ pub(crate) const BASE_CONFIG: &[&str] = &[
 const EMULATED_EVENTS: &str = "CONFIG_SVM_TCG_EVENTS=y";
 const EMULATED_PAE: &str = "CONFIG_HVM_TCG_PDPTE=y";
 
+/// Whether allocations can be made to fail (docs/lab.md).
+const FAILING: &str = "CONFIG_ALLOC_FAILURE=y";
+const NOT_FAILING: &str = "# CONFIG_ALLOC_FAILURE is not set";
+
 /// What a real host installs.
 pub(crate) const PRODUCT: Variant = Variant {
     name: "product",
@@ -32,6 +36,7 @@ pub(crate) const PRODUCT: Variant = Variant {
         "# CONFIG_DEBUG is not set",
         "# CONFIG_SVM_TCG_EVENTS is not set",
         "# CONFIG_HVM_TCG_PDPTE is not set",
+        NOT_FAILING,
     ],
     module: Kind::Release,
 };
@@ -39,14 +44,20 @@ pub(crate) const PRODUCT: Variant = Variant {
 /// The same, for the emulator.
 pub(crate) const RELEASE: Variant = Variant {
     name: "release",
-    config: &["# CONFIG_DEBUG is not set", EMULATED_EVENTS, EMULATED_PAE],
+    config: &[
+        "# CONFIG_DEBUG is not set",
+        EMULATED_EVENTS,
+        EMULATED_PAE,
+        NOT_FAILING,
+    ],
     module: Kind::Release,
 };
 
-/// A debug build, which checks its assertions, with the module that can leave a step of a share slice out.
+/// A debug build, which checks its assertions and can have allocations fail, with the module that can leave a step of a
+/// share slice out.
 pub(crate) const MUTANTS: Variant = Variant {
     name: "mutants",
-    config: &["CONFIG_DEBUG=y", EMULATED_EVENTS, EMULATED_PAE],
+    config: &["CONFIG_DEBUG=y", EMULATED_EVENTS, EMULATED_PAE, FAILING],
     module: Kind::Mutants,
 };
 
@@ -57,6 +68,7 @@ pub(crate) const FLASK: Variant = Variant {
         "# CONFIG_DEBUG is not set",
         EMULATED_EVENTS,
         EMULATED_PAE,
+        NOT_FAILING,
         "CONFIG_XSM=y",
         "CONFIG_XSM_FLASK=y",
         "CONFIG_XSM_FLASK_POLICY=y",

@@ -35,10 +35,11 @@ const CONFIGURE: &[&str] = &[
     "--without-vchan",
 ];
 
-/// Patches for the lab alone: ways round mistakes of the emulator (docs/lab.md).
-const EMULATED: &[&str] = &[
+/// Patches for the lab alone: ways round mistakes of the emulator, and allocations that fail on purpose (docs/lab.md).
+const LAB_ONLY: &[&str] = &[
     "tests/lab/xen/emulated-svm.patch",
     "tests/lab/xen/emulated-pae.patch",
+    "tests/lab/xen/alloc-failure.patch",
 ];
 
 /// The patched source.
@@ -78,7 +79,7 @@ pub(crate) fn source(context: &Context, sysroot: &Sysroot) -> Result<Source> {
     let series = read_series(&patches)?;
     let mut files: Vec<PathBuf> = series.iter().map(|patch| patches.join(patch)).collect();
     // What they add is off in what a real host installs.
-    files.extend(EMULATED.iter().map(|patch| context.repository.join(patch)));
+    files.extend(LAB_ONLY.iter().map(|patch| context.repository.join(patch)));
     let mut key = KeyBuilder::new("xen/patched", 2).key(&fetched);
     for file in &files {
         key = key

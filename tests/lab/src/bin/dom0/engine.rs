@@ -118,6 +118,13 @@ impl Direct {
         equal("blocks that the domain got", &blocks, &got)
     }
 
+    /// A call with `request` and `buffer` as they are, which must succeed.
+    pub(crate) fn raw(&self, request: &mut Request, buffer: &mut [u8]) -> Result<()> {
+        self.privcmd
+            .lacuna(self.domain, request, buffer)
+            .map_err(|error| unusable(&format!("{error}: {request:?}")))
+    }
+
     /// One share round with a step left out; returns the pages that it shared.
     pub(crate) fn share_without(&self, step: LeftOut) -> Result<u64> {
         let flags = (step as u32) << SHARE_MUTATION_SHIFT;

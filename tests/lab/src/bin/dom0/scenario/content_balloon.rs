@@ -14,7 +14,7 @@ use crate::guest::{Guest, PAGES_PER_MIB, Plan};
 use crate::host::{Host, settled_free_mib, wait_until};
 
 /// The guests' memory, and what they are asked to do with, in MiB.
-const MIB: u64 = 384;
+pub(super) const MIB: u64 = 384;
 const LESS_MIB: u64 = 208;
 /// How long the balloon may take.
 const BALLOON_LIMIT: Duration = Duration::from_secs(120);
@@ -87,7 +87,7 @@ fn gives_up_shared(host: &mut Host) -> Result<()> {
 }
 
 /// Has the guest give memory up, and waits until it has.
-fn give_up(host: &mut Host, guest: &mut Guest) -> Result<()> {
+pub(super) fn give_up(host: &mut Host, guest: &mut Guest) -> Result<()> {
     let before = settled_free_mib()?;
     host.note(&format!("{} is asked to do with {LESS_MIB} MiB", guest.name))?;
     host.xl(&["mem-set", guest.name, &LESS_MIB.to_string()])?;

@@ -1,5 +1,6 @@
 //! The live scenarios. Each is a function that does something and fails with what it expected and saw.
 
+mod allocation_failure;
 mod boot;
 mod claims;
 mod content;
@@ -86,6 +87,7 @@ const BODIES: &[(&str, Body)] = &[
     ("linux/truth-686-pae", reclaim::truth_686_pae),
     ("hvm/device-model", migration::hvm),
     ("migration/debug", migration::debug),
+    ("overcommit/allocation-failure", allocation_failure::everywhere),
     ("migration/scan-before-clean", migration::scan_before_clean),
     ("reclaim/race-without-recheck", race::without_recheck),
     ("windows/race-without-recheck", windows::race_without_recheck),

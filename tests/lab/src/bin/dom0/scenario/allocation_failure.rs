@@ -1,0 +1,335 @@
+//! Allocations of the hypervisor fail on purpose: each that an operation of Lacuna makes, and many of those that guests
+//! need which take back memory.
+//!
+//! A site is an operation with a chain of callers of an allocator. Each site is made to fail by itself, at its first
+//! allocation and at later ones (a vmalloc() half way has more to undo), and then once more: what the first failure has
+//! cost the second must not cost again, or it has leaked.
+
+use std::time::Duration;
+
+use lacuna_guest::{Report, Task};
+
+use super::content::{AGENT_LIMIT, Known, end_churn, intact};
+use super::content_balloon::{MIB, give_up};
+use super::race::work;
+use super::reclaim::grow;
+use crate::alloc_failure::{Fail, Failures};
+use crate::engine::{Direct, refused};
+use crate::failure::{Result, differs, ensure, equal};
+use crate::guest::{Guest, Plan};
+use crate::host::{Host, free_mib, settled_free_mib, wait_until};
+use crate::tool::Answer;
+
+/// Which allocation of a site fails.
+const NTHS: [u64; 3] = [1, 2, 5];
+/// Sites of a command, at most: it would never end otherwise.
+const MOST_SITES: u64 = 100;
+/// Pages by which the host's free memory may differ between two failures at the same site: what Xen's allocator of small
+/// blocks keeps for next time, and what other work in dom0 needs meanwhile.
+const SLACK_PAGES: u64 = 16;
+/// Equal pages: so many contents, so many pages of each, and pages like no other.
+const KINDS: u32 = 32;
+const COPIES: u32 = 48;
+const UNIQUE: u32 = 256;
+/// The trust group of the guests.
+const GROUP: &str = "tenants";
+/// `lacuna`'s exit status for what is neither a refusal nor a mistake of the caller.
+const FAILED: i32 = 1;
+/// Of the allocations made for guests, one in so many fails while a guest takes so many MiB again. A failed one is
+/// tried again after 20 ms.
+const ROUNDS: [(u64, u32); 3] = [(2, 32), (3, 48), (7, 128)];
+/// The same while the guest works, and how much it works with, in MiB.
+const WORK_FAILS: u64 = 5;
+const WORK_MIB: u32 = 96;
+/// What a neighbour leaves of the host's memory, and what Xen takes for it beside that, in MiB.
+const LEFT_MIB: u64 = 48;
+const OVERHEAD_MIB: u64 = 24;
+/// What a guest takes then: more than there is.
+const WANTED_MIB: u32 = 144;
+/// How long the host is left without memory: less than Linux takes for a soft lockup.
+const STARVED: Duration = Duration::from_secs(8);
+/// How long waiting may take.
+const HOST_LIMIT: Duration = Duration::from_secs(240);
+/// What a Linux guest says when it was kept waiting (`kernel/watchdog.c`, `kernel/rcu/tree_stall.h`): true, and no harm.
+const KEPT_WAITING: &[&str] = &["soft lockup", "rcu"];
+
+/// Functions whose allocations must have failed, and at how many sites.
+const EXPECTED: &[(&str, usize)] = &[];
+
+/// All of it.
+pub(crate) fn everywhere(host: &mut Host) -> Result<()> {
+    let empty = settled_free_mib()?;
+    let mut failures = Failures::open()?;
+    let mut one = guest(host, "one")?;
+    let mut two = guest(host, "two")?;
+    let contents = [&mut one, &mut two].map(|guest| Known::make(guest, KINDS, COPIES, UNIQUE));
+    for known in contents {
+        known?;
+    }
+    operations(host, &mut failures, &mut one)?;
+    host.lacuna(&["dedup", two.name, "--mode", "dedup", "--trust-group", GROUP])?;
+    guests(host, &mut failures, &mut one, &mut two)?;
+    overcommit(host, &mut failures, &mut one, &mut two)?;
+
+    host.note("one in two fails while a guest gives memory up")?;
+    failures.begin(Fail::Guests, 2)?;
+    let given = give_up(host, &mut one);
+    let report = failures.end()?;
+    given?;
+    host.figure("failed_ballooning", report.failures)?;
+    ensure(report.failures > 0, "allocations that failed", "some", "none")?;
+
+    for guest in [&mut one, &mut two] {
+        intact(guest, "in the end")?;
+        healthy(guest)?;
+    }
+    failures.tell(host, EXPECTED)?;
+    one.destroy(host)?;
+    two.destroy(host)?;
+    host.expect_free(empty)
+}
+
+fn guest(host: &mut Host, name: &'static str) -> Result<Guest> {
+    let mut guest = host.create(&Plan {
+        mib: u32::try_from(MIB).unwrap_or(u32::MAX),
+        vcpus: 2,
+        ..Plan::stock(name, "6.12")
+    })?;
+    guest.order(Task::Fill, AGENT_LIMIT)?;
+    Ok(guest)
+}
+
+/// Every operation, with each of its sites failing.
+fn operations(host: &mut Host, failures: &mut Failures, guest: &mut Guest) -> Result<()> {
+    let name = guest.name;
+    // The first one makes what Xen keeps for the domain.
+    sweep(host, failures, guest, &["status", name])?;
+    sweep(host, failures, guest, &["attach", name])?;
+    sweep(host, failures, guest, &["scan", name, "--bitmap", "/tmp/bitmap"])?;
+    sweep(host, failures, guest, &["explain", name, "0x1000"])?;
+    sweep(host, failures, guest, &["dedup", name])?;
+    sweep(host, failures, guest, &["estimate", name])?;
+    let content = ["dedup", name, "--mode", "introdedup", "--trust-group", GROUP];
+    sweep(host, failures, guest, &content)?;
+    sweep(host, failures, guest, &["detach", name])?;
+    host.lacuna(&["attach", name])?;
+    consistent(host, guest)?;
+    intact(guest, "after the operations that failed")
+}
+
+/// Runs `command` again and again, each time with another site failing, until it has none left and so succeeds.
+fn sweep(host: &mut Host, failures: &mut Failures, guest: &Guest, command: &[&str]) -> Result<()> {
+    host.note(&format!(
+        "each allocation of `lacuna {}` fails",
+        command.join(" ")
+    ))?;
+    let mut failed = 0;
+    let mut errors = 0;
+    for nth in NTHS {
+        failures.forget()?;
+        let mut sites = 0;
+        while let (true, answer) = once(host, failures, command, Fail::NewSite, nth)? {
+            errors += u64::from(answer.status != 0);
+            if answer.status != 0 && command[0] == "attach" {
+                let state = host.lacuna(&["status", guest.name])?.body["state"].clone();
+                equal(
+                    "the profile's state after a failed attach",
+                    &"empty".into(),
+                    &state,
+                )?;
+            }
+            let before = Held::of(failures, guest, command)?;
+            once(host, failures, command, Fail::SameSite, nth)?;
+            before.unchanged(&Held::of(failures, guest, command)?, command)?;
+            sites += 1;
+            ensure(
+                sites <= MOST_SITES,
+                "sites of one command",
+                &format!("at most {MOST_SITES}"),
+                "more",
+            )?;
+        }
+        failed += sites;
+    }
+    host.figure(&format!("sites_{}", command[0]), failed)?;
+    host.figure(&format!("errors_{}", command[0]), errors)
+}
+
+/// Runs `command` once, with one allocation failing: it says so and fails, or does with less. Returns whether there was an
+/// allocation to fail, and the answer.
+fn once(
+    host: &mut Host,
+    failures: &mut Failures,
+    command: &[&str],
+    what: Fail,
+    nth: u64,
+) -> Result<(bool, Answer)> {
+    failures.begin(what, nth)?;
+    let answer = host.ask_lacuna(command)?;
+    let report = failures.end()?;
+    let failed = report.failures > 0;
+    if answer.status != 0 {
+        let why = answer.body["error"].as_str().unwrap_or_default();
+        ensure(
+            failed && answer.status == FAILED && why.contains("no memory"),
+            &format!("lacuna {} without memory", command.join(" ")),
+            "exit status 1, and a word about memory",
+            &format!("{}, {}", answer.status, answer.body),
+        )?;
+    }
+    Ok((failed, answer))
+}
+
+/// What the host has and the guest holds, which a failure must not change.
+struct Held {
+    free: u64,
+    guest: u64,
+    sharing: u64,
+}
+
+impl Held {
+    fn of(failures: &mut Failures, guest: &Guest, command: &[&str]) -> Result<Self> {
+        let direct = Direct::open(guest.domain)?;
+        // Asking makes what Xen keeps for the domain, which is for `status` to do: it comes first, and shares nothing.
+        let sharing = if command[0] == "status" {
+            0
+        } else {
+            let statistics = direct.engine.statistics();
+            statistics.map_err(|error| refused(&error))?.content_gfns
+        };
+        Ok(Self {
+            free: failures.end()?.free_pages,
+            guest: direct.pages()?,
+            sharing,
+        })
+    }
+
+    /// Fails if pages are gone: neither free nor the guest's. Where pages have begun to share frames, these frames are nobody's.
+    fn unchanged(&self, after: &Self, command: &[&str]) -> Result<()> {
+        ensure(
+            after.sharing > self.sharing || after.free + after.guest + SLACK_PAGES >= self.free + self.guest,
+            &format!("free pages after a second failure of {}", command.join(" ")),
+            &format!("{} with the guest's, as after the first", self.free + self.guest),
+            &(after.free + after.guest).to_string(),
+        )
+    }
+}
+
+/// Fails unless the counters of the paused guest agree with one another.
+fn consistent(host: &mut Host, guest: &Guest) -> Result<()> {
+    guest.pause(host)?;
+    let status = host.lacuna(&["status", guest.name])?;
+    let counter = |name: &str| status.number(name);
+    equal(
+        "pages shared, against those taken back and those that are still given back",
+        &(counter("shared")? + counter("content_zeroed")?),
+        &(counter("unshared")? + counter("zero_gfns")?),
+    )?;
+    guest.unpause(host)
+}
+
+/// Guests that take back memory, and one that works, while allocations fail at random.
+fn guests(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &mut Guest) -> Result<()> {
+    for (nth, mib) in ROUNDS {
+        host.lacuna(&["dedup", one.name, "--mode", "introdedup", "--until-stable"])?;
+        host.note(&format!("one in {nth} fails while a guest takes {mib} MiB"))?;
+        let waits = host.lacuna(&["status", one.name])?.number("unshare_enomem")?;
+        failures.begin(Fail::Guests, nth)?;
+        let grown = grow(one, mib);
+        let rewritten = two.order(Task::PatternRewrite { every: 4 }, AGENT_LIMIT);
+        let report = failures.end()?;
+        grown?;
+        rewritten?;
+        let waits = host.lacuna(&["status", one.name])?.number("unshare_enomem")? - waits;
+        host.figure(&format!("allocations_one_in_{nth}"), report.allocations)?;
+        host.figure(&format!("failed_one_in_{nth}"), report.failures)?;
+        host.figure(&format!("waits_one_in_{nth}"), waits)?;
+        ensure(waits > 0, "writes that found no memory", "some", "none")?;
+        for guest in [&mut *one, &mut *two] {
+            intact(guest, "after allocations failed")?;
+        }
+        consistent(host, one)?;
+        one.order(Task::Shrink, AGENT_LIMIT)?;
+        host.lacuna(&["dedup", two.name, "--mode", "dedup"])?;
+    }
+    host.note(&format!("one in {WORK_FAILS} fails while guests work"))?;
+    failures.begin(Fail::Guests, WORK_FAILS)?;
+    let worked = both_work(host, one, two);
+    let report = failures.end()?;
+    worked?;
+    host.figure("failed_working", report.failures)
+}
+
+/// Work in one guest and writing in the other, through rounds over both.
+fn both_work(host: &mut Host, one: &mut Guest, two: &mut Guest) -> Result<()> {
+    work(one, WORK_MIB, 7)?;
+    two.order(Task::ChurnStart, AGENT_LIMIT)?;
+    host.lacuna(&["dedup", one.name, "--mode", "introdedup", "--rounds", "10"])?;
+    host.lacuna(&["dedup", two.name, "--mode", "dedup", "--rounds", "4"])?;
+    let (blocks, pages) = one.end_work(AGENT_LIMIT)?;
+    host.figure("blocks_working", blocks)?;
+    host.figure("pages_checked_working", pages)?;
+    host.figure("pages_written_working", end_churn(two)?)
+}
+
+/// The same on a host that has too little memory as it is.
+fn overcommit(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &mut Guest) -> Result<()> {
+    for guest in [&*one, &*two] {
+        host.lacuna(&["dedup", guest.name, "--mode", "dedup"])?;
+    }
+    host.lacuna(&["dedup", one.name, "--until-stable"])?;
+    let free = settled_free_mib()?;
+    let neighbour = Plan {
+        mib: u32::try_from(free - LEFT_MIB - OVERHEAD_MIB).unwrap_or(u32::MAX),
+        ..Plan::stock("neighbour", "6.12")
+    };
+    host.note(&format!(
+        "a neighbour takes {} of the {free} MiB free",
+        neighbour.mib
+    ))?;
+    host.xl(&["create", "-q", "-p", &neighbour.write()?])?;
+    failures.begin(Fail::Guests, 3)?;
+    let grow = one.send(Task::Grow { mib: WANTED_MIB })?;
+    let rewrite = two.send(Task::PatternRewrite { every: 3 })?;
+    wait_until("the host has no memory left", HOST_LIMIT, || {
+        Ok((free_mib()? <= 1).then_some(()))
+    })?;
+    std::thread::sleep(STARVED);
+    host.figure("free_mib_starved", free_mib()?)?;
+    host.note("the neighbour goes")?;
+    host.xl(&["destroy", "neighbour"])?;
+    let grown = one.answer(&grow, HOST_LIMIT);
+    let rewritten = two.answer(&rewrite, HOST_LIMIT);
+    let report = failures.end()?;
+    host.figure("failed_overcommitted", report.failures)?;
+    rewritten?;
+    match grown? {
+        Report::Grown { dirty: 0, pages } => host.figure("grown_overcommitted", pages)?,
+        other => {
+            return Err(differs(
+                "pages that a guest was handed out",
+                "all zero",
+                &format!("{other:?}"),
+            ));
+        }
+    }
+    for guest in [&mut *one, &mut *two] {
+        intact(guest, "after the host was short of memory")?;
+    }
+    one.order(Task::Shrink, AGENT_LIMIT).map(drop)
+}
+
+/// Fails when the guest's kernel complains of anything but having been kept waiting.
+fn healthy(guest: &mut Guest) -> Result<()> {
+    let trouble = guest.trouble()?;
+    let real: Vec<_> = trouble
+        .iter()
+        .filter(|line| !KEPT_WAITING.iter().any(|kind| line.contains(kind)))
+        .collect();
+    ensure(
+        real.is_empty(),
+        &format!("the kernel log of {}", guest.name),
+        "no trouble",
+        &format!("{real:?}"),
+    )
+}
