@@ -51,8 +51,9 @@ fn give_profile(arguments: &Attach, live: &Live, out: Out) -> Result<Value, Fail
     // Decoded here too, so that what is wrong with a file is said without the hypervisor's log.
     let counted = !profile::decode(&encoded)?.zones.is_empty();
     live.engine.set_profile(&encoded)?;
-    let scanned = match admit(arguments, live) {
-        Ok(scanned) => scanned,
+    let admitted = admit(arguments, live).and_then(|scanned| Ok((scanned, live.engine.statistics()?)));
+    let (scanned, statistics) = match admitted {
+        Ok(known) => known,
         Err(error) => {
             // A profile that was refused is of no use: take it away. The refusal is what matters.
             let _ = live.engine.clear_profile();
@@ -60,7 +61,6 @@ fn give_profile(arguments: &Attach, live: &Live, out: Out) -> Result<Value, Fail
         }
     };
     show_scanned(&scanned, out);
-    let statistics = live.engine.statistics()?;
     if counted {
         out.line(format!(
             "admitted    the scan agrees with the guest's own counters ({} to {})",

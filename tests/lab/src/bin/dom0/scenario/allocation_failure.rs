@@ -2,7 +2,7 @@
 //! need which take back memory.
 //!
 //! A site is an operation with a chain of callers of an allocator. Each site is made to fail by itself, at its first
-//! allocation and at later ones (a vmalloc() half way has more to undo), and then once more: what the first failure has
+//! allocation and at later ones (a `vmalloc()` half way has more to undo), and then once more: what the first failure has
 //! cost the second must not cost again, or it has leaked.
 
 use std::time::Duration;
@@ -41,6 +41,8 @@ const ROUNDS: [(u64, u32); 3] = [(2, 32), (3, 48), (7, 128)];
 /// The same while the guest works, and how much it works with, in MiB.
 const WORK_FAILS: u64 = 5;
 const WORK_MIB: u32 = 96;
+/// The same while the host has no memory left.
+const STARVED_FAILS: u64 = 7;
 /// What a neighbour leaves of the host's memory, and what Xen takes for it beside that, in MiB.
 const LEFT_MIB: u64 = 48;
 const OVERHEAD_MIB: u64 = 24;
@@ -104,6 +106,7 @@ fn operations(host: &mut Host, failures: &mut Failures, guest: &mut Guest) -> Re
     let name = guest.name;
     // The first one makes what Xen keeps for the domain.
     sweep(host, failures, guest, &["status", name])?;
+    let had = consistent(host, guest, None)?;
     sweep(host, failures, guest, &["attach", name])?;
     sweep(host, failures, guest, &["scan", name, "--bitmap", "/tmp/bitmap"])?;
     sweep(host, failures, guest, &["explain", name, "0x1000"])?;
@@ -113,7 +116,7 @@ fn operations(host: &mut Host, failures: &mut Failures, guest: &mut Guest) -> Re
     sweep(host, failures, guest, &content)?;
     sweep(host, failures, guest, &["detach", name])?;
     host.lacuna(&["attach", name])?;
-    consistent(host, guest)?;
+    consistent(host, guest, Some(had))?;
     intact(guest, "after the operations that failed")
 }
 
@@ -125,6 +128,7 @@ fn sweep(host: &mut Host, failures: &mut Failures, guest: &Guest, command: &[&st
     ))?;
     let mut failed = 0;
     let mut errors = 0;
+    let mut lost = 0;
     for nth in NTHS {
         failures.forget()?;
         let mut sites = 0;
@@ -140,7 +144,7 @@ fn sweep(host: &mut Host, failures: &mut Failures, guest: &Guest, command: &[&st
             }
             let before = Held::of(failures, guest, command)?;
             once(host, failures, command, Fail::SameSite, nth)?;
-            before.unchanged(&Held::of(failures, guest, command)?, command)?;
+            lost = lost.max(before.lost(&Held::of(failures, guest, command)?, command)?);
             sites += 1;
             ensure(
                 sites <= MOST_SITES,
@@ -152,7 +156,8 @@ fn sweep(host: &mut Host, failures: &mut Failures, guest: &Guest, command: &[&st
         failed += sites;
     }
     host.figure(&format!("sites_{}", command[0]), failed)?;
-    host.figure(&format!("errors_{}", command[0]), errors)
+    host.figure(&format!("errors_{}", command[0]), errors)?;
+    host.figure(&format!("lost_{}", command[0]), lost)
 }
 
 /// Runs `command` once, with one allocation failing: it says so and fails, or does with less. Returns whether there was an
@@ -204,32 +209,44 @@ impl Held {
         })
     }
 
-    /// Fails if pages are gone: neither free nor the guest's. Where pages have begun to share frames, these frames are nobody's.
-    fn unchanged(&self, after: &Self, command: &[&str]) -> Result<()> {
+    /// Pages that are gone, neither free nor the guest's; fails if they are too many. Where pages have begun to share frames,
+    /// these frames are nobody's.
+    fn lost(&self, after: &Self, command: &[&str]) -> Result<u64> {
+        let lost = (self.free + self.guest).saturating_sub(after.free + after.guest);
+        if after.sharing > self.sharing {
+            return Ok(0);
+        }
         ensure(
-            after.sharing > self.sharing || after.free + after.guest + SLACK_PAGES >= self.free + self.guest,
-            &format!("free pages after a second failure of {}", command.join(" ")),
-            &format!("{} with the guest's, as after the first", self.free + self.guest),
-            &(after.free + after.guest).to_string(),
-        )
+            lost <= SLACK_PAGES,
+            &format!("pages lost by a second failure of {}", command.join(" ")),
+            &format!("at most {SLACK_PAGES}"),
+            &lost.to_string(),
+        )?;
+        Ok(lost)
     }
 }
 
-/// Fails unless the counters of the paused guest agree with one another.
-fn consistent(host: &mut Host, guest: &Guest) -> Result<()> {
+/// Fails unless the counters of the paused guest agree with one another, and its pages with those that it was given: `had`,
+/// where that is known. Returns what it has.
+fn consistent(host: &mut Host, guest: &Guest, had: Option<u64>) -> Result<u64> {
     guest.pause(host)?;
     let status = host.lacuna(&["status", guest.name])?;
+    let pages = Direct::open(guest.domain)?.pages()?;
+    guest.unpause(host)?;
     let counter = |name: &str| status.number(name);
     equal(
         "pages shared, against those taken back and those that are still given back",
         &(counter("shared")? + counter("content_zeroed")?),
         &(counter("unshared")? + counter("zero_gfns")?),
     )?;
-    guest.unpause(host)
+    let has = pages + counter("zero_gfns")? + counter("content_gfns")?;
+    equal("pages of its own and on shared frames", &had.unwrap_or(has), &has)?;
+    Ok(has)
 }
 
 /// Guests that take back memory, and one that works, while allocations fail at random.
 fn guests(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &mut Guest) -> Result<()> {
+    let had = consistent(host, one, None)?;
     for (nth, mib) in ROUNDS {
         host.lacuna(&["dedup", one.name, "--mode", "introdedup", "--until-stable"])?;
         host.note(&format!("one in {nth} fails while a guest takes {mib} MiB"))?;
@@ -248,7 +265,7 @@ fn guests(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &mut G
         for guest in [&mut *one, &mut *two] {
             intact(guest, "after allocations failed")?;
         }
-        consistent(host, one)?;
+        consistent(host, one, Some(had))?;
         one.order(Task::Shrink, AGENT_LIMIT)?;
         host.lacuna(&["dedup", two.name, "--mode", "dedup"])?;
     }
@@ -288,7 +305,7 @@ fn overcommit(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &m
         neighbour.mib
     ))?;
     host.xl(&["create", "-q", "-p", &neighbour.write()?])?;
-    failures.begin(Fail::Guests, 3)?;
+    failures.begin(Fail::Guests, STARVED_FAILS)?;
     let grow = one.send(Task::Grow { mib: WANTED_MIB })?;
     let rewrite = two.send(Task::PatternRewrite { every: 3 })?;
     wait_until("the host has no memory left", HOST_LIMIT, || {
