@@ -97,21 +97,20 @@ impl Failures {
     }
 
     /// Tells the lab every site that failed, and fails unless each function of `expected` is among them, with at least so
-    /// many sites of its own.
+    /// many places in it.
     pub(crate) fn tell(&self, host: &mut Host, expected: &[(&str, usize)]) -> Result<()> {
-        let mut of: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        let mut of: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         let mut lines = BTreeSet::new();
         for (operation, functions) in self.sites.keys() {
             let mut chain = Vec::new();
             for function in functions {
                 let (name, _) = function.split_once('+').unwrap_or((function, ""));
-                if OUTERMOST.contains(&name) {
-                    chain.push(name);
-                    break;
-                }
                 if !ALLOCATORS.contains(&name) {
                     chain.push(function.as_str());
-                    of.entry(name).or_default().insert(functions.join(" "));
+                    of.entry(name).or_default().insert(function);
+                }
+                if OUTERMOST.contains(&name) {
+                    break;
                 }
             }
             let operation = if *operation == 0 {
@@ -127,7 +126,7 @@ impl Failures {
             let seen = of.get(function).map_or(0, BTreeSet::len);
             ensure(
                 seen >= *least,
-                &format!("sites in {function} that failed"),
+                &format!("places in {function} that failed"),
                 &format!("at least {least}"),
                 &seen.to_string(),
             )?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use lacuna_guest::{Report, Task};
 
 use super::content::{AGENT_LIMIT, Known, end_churn, intact};
-use super::content_balloon::{MIB, give_up};
+use super::content_balloon::{MIB, UNTOUCHED, give_up};
 use super::race::work;
 use super::reclaim::grow;
 use crate::alloc_failure::{Fail, Failures};
@@ -26,7 +26,7 @@ const NTHS: [u64; 3] = [1, 2, 5];
 const MOST_SITES: u64 = 100;
 /// Pages by which the host's free memory may differ between two failures at the same site: what Xen's allocator of small
 /// blocks keeps for next time, and what other work in dom0 needs meanwhile.
-const SLACK_PAGES: u64 = 16;
+const SLACK_PAGES: u64 = 2;
 /// Equal pages: so many contents, so many pages of each, and pages like no other.
 const KINDS: u32 = 32;
 const COPIES: u32 = 48;
@@ -37,10 +37,12 @@ const GROUP: &str = "tenants";
 const FAILED: i32 = 1;
 /// Of the allocations made for guests, one in so many fails while a guest takes so many MiB again. A failed one is
 /// tried again after 20 ms.
-const ROUNDS: [(u64, u32); 3] = [(2, 32), (3, 48), (7, 128)];
+const ROUNDS: [(u64, u32); 3] = [(2, 24), (3, 32), (7, 96)];
 /// The same while the guest works, and how much it works with, in MiB.
 const WORK_FAILS: u64 = 5;
 const WORK_MIB: u32 = 96;
+/// The same while its balloon gives memory up.
+const BALLOON_FAILS: u64 = 3;
 /// The same while the host has no memory left.
 const STARVED_FAILS: u64 = 7;
 /// What a neighbour leaves of the host's memory, and what Xen takes for it beside that, in MiB.
@@ -55,8 +57,30 @@ const HOST_LIMIT: Duration = Duration::from_secs(240);
 /// What a Linux guest says when it was kept waiting (`kernel/watchdog.c`, `kernel/rcu/tree_stall.h`): true, and no harm.
 const KEPT_WAITING: &[&str] = &["soft lockup", "rcu"];
 
-/// Functions whose allocations must have failed, and at how many sites.
-const EXPECTED: &[(&str, usize)] = &[];
+/// Functions in which allocations, or calls that lead to them, must have failed, and how many of these at least. Which functions are
+/// inlined is up to the compiler.
+const EXPECTED: &[(&str, usize)] = &[
+    // The domain's state, the core's, and the buffer: get_state() and do_op() are inlined.
+    ("lacuna_domctl", 3),
+    // The list of frames, the frames, and their addresses: grow() is inlined.
+    ("lacuna_x_bitmap", 3),
+    // The group and its index: join_group() is inlined.
+    ("lacuna_set_group", 2),
+    // The last round's hashes, and a domain's own index.
+    ("lacuna_x_content_area", 2),
+    // What a shared frame has, and what each page on it has.
+    ("nominate_page", 2),
+    // The reserve for accesses by Xen.
+    ("lacuna_reserve_refill", 1),
+    // A page table, to break up a superpage with: upon a write, for the content stage, and for the balloon.
+    ("p2m_next_level", 1),
+    ("lacuna_x_protect", 1),
+    ("lacuna_remove", 1),
+    // Pages and blocks for a guest's writes.
+    ("lacuna_unshare", 1),
+    ("__mem_sharing_unshare_page", 1),
+    ("lacuna_refill_block", 1),
+];
 
 /// All of it.
 pub(crate) fn everywhere(host: &mut Host) -> Result<()> {
@@ -69,12 +93,15 @@ pub(crate) fn everywhere(host: &mut Host) -> Result<()> {
         known?;
     }
     operations(host, &mut failures, &mut one)?;
+    own_index(host, &mut failures)?;
     host.lacuna(&["dedup", two.name, "--mode", "dedup", "--trust-group", GROUP])?;
     guests(host, &mut failures, &mut one, &mut two)?;
     overcommit(host, &mut failures, &mut one, &mut two)?;
 
-    host.note("one in two fails while a guest gives memory up")?;
-    failures.begin(Fail::Guests, 2)?;
+    host.note(&format!(
+        "one in {BALLOON_FAILS} fails while a guest gives memory up"
+    ))?;
+    failures.begin(Fail::Guests, BALLOON_FAILS)?;
     let given = give_up(host, &mut one);
     let report = failures.end()?;
     given?;
@@ -95,6 +122,8 @@ fn guest(host: &mut Host, name: &'static str) -> Result<Guest> {
     let mut guest = host.create(&Plan {
         mib: u32::try_from(MIB).unwrap_or(u32::MAX),
         vcpus: 2,
+        // The balloon's pages are then given up as they are, be they on shared frames.
+        extra: UNTOUCHED,
         ..Plan::stock(name, "6.12")
     })?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
@@ -105,23 +134,36 @@ fn guest(host: &mut Host, name: &'static str) -> Result<Guest> {
 fn operations(host: &mut Host, failures: &mut Failures, guest: &mut Guest) -> Result<()> {
     let name = guest.name;
     // The first one makes what Xen keeps for the domain.
-    sweep(host, failures, guest, &["status", name])?;
+    sweep(host, failures, guest, "status", &["status", name])?;
     let had = consistent(host, guest, None)?;
-    sweep(host, failures, guest, &["attach", name])?;
-    sweep(host, failures, guest, &["scan", name, "--bitmap", "/tmp/bitmap"])?;
-    sweep(host, failures, guest, &["explain", name, "0x1000"])?;
-    sweep(host, failures, guest, &["dedup", name])?;
-    sweep(host, failures, guest, &["estimate", name])?;
+    sweep(host, failures, guest, "attach", &["attach", name])?;
+    sweep(
+        host,
+        failures,
+        guest,
+        "scan",
+        &["scan", name, "--bitmap", "/tmp/bitmap"],
+    )?;
+    sweep(host, failures, guest, "explain", &["explain", name, "0x1000"])?;
+    sweep(host, failures, guest, "share", &["dedup", name])?;
+    sweep(host, failures, guest, "estimate", &["estimate", name])?;
     let content = ["dedup", name, "--mode", "introdedup", "--trust-group", GROUP];
-    sweep(host, failures, guest, &content)?;
-    sweep(host, failures, guest, &["detach", name])?;
+    sweep(host, failures, guest, "content", &content)?;
+    content_of_a_writer(host, failures, guest)?;
+    sweep(host, failures, guest, "detach", &["detach", name])?;
     host.lacuna(&["attach", name])?;
     consistent(host, guest, Some(had))?;
     intact(guest, "after the operations that failed")
 }
 
 /// Runs `command` again and again, each time with another site failing, until it has none left and so succeeds.
-fn sweep(host: &mut Host, failures: &mut Failures, guest: &Guest, command: &[&str]) -> Result<()> {
+fn sweep(
+    host: &mut Host,
+    failures: &mut Failures,
+    guest: &Guest,
+    label: &str,
+    command: &[&str],
+) -> Result<()> {
     host.note(&format!(
         "each allocation of `lacuna {}` fails",
         command.join(" ")
@@ -130,6 +172,9 @@ fn sweep(host: &mut Host, failures: &mut Failures, guest: &Guest, command: &[&st
     let mut errors = 0;
     let mut lost = 0;
     for nth in NTHS {
+        if command[0] == "attach" {
+            host.lacuna(&["detach", guest.name])?;
+        }
         failures.forget()?;
         let mut sites = 0;
         while let (true, answer) = once(host, failures, command, Fail::NewSite, nth)? {
@@ -155,9 +200,37 @@ fn sweep(host: &mut Host, failures: &mut Failures, guest: &Guest, command: &[&st
         }
         failed += sites;
     }
-    host.figure(&format!("sites_{}", command[0]), failed)?;
-    host.figure(&format!("errors_{}", command[0]), errors)?;
-    host.figure(&format!("lost_{}", command[0]), lost)
+    host.figure(&format!("sites_{label}"), failed)?;
+    host.figure(&format!("errors_{label}"), errors)?;
+    host.figure(&format!("lost_{label}"), lost)
+}
+
+/// The content stage of a guest that is in no trust group, and has an index of its own.
+fn own_index(host: &mut Host, failures: &mut Failures) -> Result<()> {
+    let three = host.create(&Plan {
+        mib: 128,
+        ..Plan::stock("three", "6.12")
+    })?;
+    let command = ["dedup", three.name, "--mode", "dedup"];
+    sweep(host, failures, &three, "own_index", &command)?;
+    three.destroy(host).map(drop)
+}
+
+/// The content stage while the guest writes pages that are equal to others: each round has some to merge, and so all that
+/// merging allocates can fail.
+fn content_of_a_writer(host: &mut Host, failures: &mut Failures, guest: &mut Guest) -> Result<()> {
+    host.note("each allocation of the content stage fails while the guest writes")?;
+    let command = ["dedup", guest.name, "--mode", "dedup"];
+    guest.order(Task::ChurnStart, AGENT_LIMIT)?;
+    let mut sites = 0_u64;
+    for nth in NTHS {
+        failures.forget()?;
+        while once(host, failures, &command, Fail::NewSite, nth)?.0 {
+            sites += 1;
+        }
+    }
+    host.figure("sites_content_written", sites)?;
+    host.figure("pages_written", end_churn(guest)?)
 }
 
 /// Runs `command` once, with one allocation failing: it says so and fails, or does with less. Returns whether there was an
@@ -281,7 +354,7 @@ fn guests(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &mut G
 fn both_work(host: &mut Host, one: &mut Guest, two: &mut Guest) -> Result<()> {
     work(one, WORK_MIB, 7)?;
     two.order(Task::ChurnStart, AGENT_LIMIT)?;
-    host.lacuna(&["dedup", one.name, "--mode", "introdedup", "--rounds", "10"])?;
+    host.lacuna(&["dedup", one.name, "--mode", "introdedup", "--rounds", "6"])?;
     host.lacuna(&["dedup", two.name, "--mode", "dedup", "--rounds", "4"])?;
     let (blocks, pages) = one.end_work(AGENT_LIMIT)?;
     host.figure("blocks_working", blocks)?;

@@ -23,7 +23,7 @@ const BESIDE_MIB: u64 = 2;
 /// Equal pages that become free pages which share frames, of each content: 128 MiB.
 const FREED_COPIES: u32 = 1024;
 /// A kernel that gives up what its free pages hold as it is, so that the balloon hands over pages which still share frames.
-const UNTOUCHED: &str = "init_on_alloc=0 xen_scrub_pages=0";
+pub(super) const UNTOUCHED: &str = "init_on_alloc=0 xen_scrub_pages=0";
 
 /// A guest that writes its shared pages while its balloon grows, and one whose balloon takes pages that share frames.
 pub(crate) fn balloon(host: &mut Host) -> Result<()> {
