@@ -37,7 +37,7 @@ const GROUP: &str = "tenants";
 const FAILED: i32 = 1;
 /// Of the allocations made for guests, one in so many fails while a guest takes so many MiB again. A failed one is
 /// tried again after 20 ms.
-const ROUNDS: [(u64, u32); 3] = [(2, 24), (3, 32), (7, 96)];
+const ROUNDS: [(u64, u32); 3] = [(2, 16), (3, 24), (7, 64)];
 /// The same while the guest works, and how much it works with, in MiB.
 const WORK_FAILS: u64 = 5;
 const WORK_MIB: u32 = 96;
@@ -46,10 +46,10 @@ const BALLOON_FAILS: u64 = 3;
 /// The same while the host has no memory left.
 const STARVED_FAILS: u64 = 7;
 /// What a neighbour leaves of the host's memory, and what Xen takes for it beside that, in MiB.
-const LEFT_MIB: u64 = 48;
+const LEFT_MIB: u64 = 32;
 const OVERHEAD_MIB: u64 = 24;
 /// What a guest takes then: more than there is.
-const WANTED_MIB: u32 = 144;
+const WANTED_MIB: u32 = 96;
 /// How long the host is left without memory: less than Linux takes for a soft lockup.
 const STARVED: Duration = Duration::from_secs(8);
 /// How long waiting may take.
@@ -220,14 +220,12 @@ fn own_index(host: &mut Host, failures: &mut Failures) -> Result<()> {
 /// merging allocates can fail.
 fn content_of_a_writer(host: &mut Host, failures: &mut Failures, guest: &mut Guest) -> Result<()> {
     host.note("each allocation of the content stage fails while the guest writes")?;
-    let command = ["dedup", guest.name, "--mode", "dedup"];
+    let command = ["dedup", guest.name, "--mode", "dedup", "--rounds", "1"];
     guest.order(Task::ChurnStart, AGENT_LIMIT)?;
     let mut sites = 0_u64;
-    for nth in NTHS {
-        failures.forget()?;
-        while once(host, failures, &command, Fail::NewSite, nth)?.0 {
-            sites += 1;
-        }
+    failures.forget()?;
+    while once(host, failures, &command, Fail::NewSite, 1)?.0 {
+        sites += 1;
     }
     host.figure("sites_content_written", sites)?;
     host.figure("pages_written", end_churn(guest)?)
@@ -354,7 +352,7 @@ fn guests(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &mut G
 fn both_work(host: &mut Host, one: &mut Guest, two: &mut Guest) -> Result<()> {
     work(one, WORK_MIB, 7)?;
     two.order(Task::ChurnStart, AGENT_LIMIT)?;
-    host.lacuna(&["dedup", one.name, "--mode", "introdedup", "--rounds", "6"])?;
+    host.lacuna(&["dedup", one.name, "--mode", "introdedup", "--rounds", "4"])?;
     host.lacuna(&["dedup", two.name, "--mode", "dedup", "--rounds", "4"])?;
     let (blocks, pages) = one.end_work(AGENT_LIMIT)?;
     host.figure("blocks_working", blocks)?;
