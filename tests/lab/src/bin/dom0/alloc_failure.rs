@@ -25,6 +25,10 @@ const ALLOCATORS: &[&str] = &[
     "vzalloc",
     "vm_alloc",
     "__vmap",
+    "vmap",
+    "alloc_xen_pagetable",
+    "alloc_mapped_pagetable",
+    "map_pages_to_xen",
     "xmalloc_whole_pages",
     "xmalloc_pool_get",
     "xmem_pool_alloc",
@@ -104,7 +108,9 @@ impl Failures {
         for (operation, functions) in self.sites.keys() {
             let mut chain = Vec::new();
             for function in functions {
+                // FILE#NAME+OFFSET/SIZE: Xen names the file of what is local to it.
                 let (name, _) = function.split_once('+').unwrap_or((function, ""));
+                let (_, name) = name.rsplit_once('#').unwrap_or(("", name));
                 if !ALLOCATORS.contains(&name) {
                     chain.push(function.as_str());
                     of.entry(name).or_default().insert(function);
