@@ -52,7 +52,7 @@ mod tests {
 
     fn sorted(taken: &[usize]) -> Vec<usize> {
         let mut regions = Regions::default();
-        regions.learn(&vec![0xff; 64 * 10]);
+        regions.learn(&vec![0xff; 64 * 10], 0);
         let mut direction = Direction::default();
         for _ in 0..5 {
             direction.learn(taken, 10);
@@ -74,9 +74,9 @@ mod tests {
         let mut regions = Regions::default();
         let mut bits = vec![0xff; 64 * 3];
         bits[..64].fill(0);
-        regions.learn(&bits);
+        regions.learn(&bits, 0);
         bits.fill(0xff);
-        regions.learn(&bits);
+        regions.learn(&bits, 0);
         let mut ripe = vec![0, 1, 2];
         Direction::default().sort(&mut ripe, &regions);
         assert_eq!(ripe, [1, 2, 0]);

@@ -7,7 +7,8 @@
 //! * **order**: only regions of which most is free count. An allocator serves small requests from small blocks in regions that
 //!   are mostly in use; these stay the guest's own, so most of its allocations meet no zero frame at all;
 //! * **age**: nothing free in a region may have been taken in several scans running;
-//! * **refaults**: a region that was taken again soon after it was given back must wait twice as long next time ([`regions`]);
+//! * **refaults**: a region that was taken again soon after it was given back must wait twice as long next time, and longer than
+//!   it was free before: a swing is seen once ([`regions`]);
 //! * **direction**: of regions that may be given back, those go first that lie away from where the guest allocates
 //!   ([`direction`]);
 //! * **headroom**: free memory that is not given back, as much as the guest's recent demand ([`headroom`]);
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 use direction::Direction;
 use headroom::Headroom;
-use pressure::Pressure;
+use pressure::{Pressure, WORTH};
 use regions::Regions;
 
 /// Pages of a region.
@@ -91,7 +92,7 @@ pub struct Policy {
 impl Policy {
     /// Learns from a scan, whose `bitmap` has a bit for each frame, lowest first, and says what to share.
     pub fn decide(&mut self, bitmap: &[u8], observed: Observed) -> Decision {
-        let taken = self.regions.learn(bitmap);
+        let taken = self.regions.learn(bitmap, self.worth(&observed));
         self.direction.learn(&taken, self.regions.len());
         if let Some(last) = self.last {
             self.headroom.learn(&last, &observed);
@@ -106,6 +107,15 @@ impl Policy {
             runs: runs(&ripe),
             allowance: spare.saturating_sub(self.headroom()),
         }
+    }
+
+    /// Scans, at the pace of the last two, for which the host must have a page for it to be worth a fault.
+    fn worth(&self, now: &Observed) -> u8 {
+        let interval = self
+            .last
+            .map_or(Duration::MAX, |last| now.at.saturating_sub(last.at));
+        let scans = WORTH.as_millis().div_ceil(interval.as_millis().max(1));
+        u8::try_from(scans).unwrap_or(u8::MAX)
     }
 
     /// The decision has been carried out for this run.

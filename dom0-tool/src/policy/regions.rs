@@ -9,8 +9,8 @@ const REGION_BYTES: usize = (REGION_PAGES / 8) as usize;
 pub const LEAST_AGE: u8 = 2;
 /// Most scans that a region is made to wait: at one a minute, two hours.
 const MOST_AGE: u8 = 128;
-/// Giving a region back was right when the host had it for so many times as long as it had to wait; then one fault a page was a
-/// fair price. Otherwise it was too early.
+/// Giving a region back was right when the host had it for so many times as long as it had to wait, and for as long as a fault
+/// a page is worth; otherwise it was too early.
 const FAIR: u8 = 4;
 
 /// Of a region's pages, so many must be free for it to count: three quarters. An allocator serves small requests from small
@@ -42,12 +42,15 @@ impl Default for Region {
 }
 
 impl Region {
-    /// A scan has shown whether something free in it was taken, and whether most of it is free now.
-    fn learn(&mut self, taken: bool, mostly_free: bool) {
+    /// A scan has shown whether something free in it was taken, and whether most of it is free now. A fault is worth a page
+    /// that the host has for `worth` scans.
+    fn learn(&mut self, taken: bool, mostly_free: bool, worth: u8) {
         if taken {
             if self.given_back {
-                self.need = if self.kept < self.need.saturating_mul(FAIR) {
-                    self.need.saturating_mul(2).min(MOST_AGE)
+                self.need = if self.kept < self.need.saturating_mul(FAIR).max(worth) {
+                    // Longer than it was free this time: where a use comes and goes, that is how long it stays away.
+                    let outlast = self.age.saturating_add(1);
+                    self.need.saturating_mul(2).max(outlast).min(MOST_AGE)
                 } else {
                     (self.need / 2).max(LEAST_AGE)
                 };
@@ -87,7 +90,8 @@ impl Regions {
     }
 
     /// Learns from the bitmap of a scan. Returns the regions in which something was taken that was free at the scan before.
-    pub fn learn(&mut self, bitmap: &[u8]) -> Vec<usize> {
+    /// A page's fault is worth it when the host had the page for `worth` scans.
+    pub fn learn(&mut self, bitmap: &[u8], worth: u8) -> Vec<usize> {
         let count = bitmap.len() / REGION_BYTES;
         self.each.resize(count, Region::default());
         // What was not there at the last scan was not free then.
@@ -101,7 +105,7 @@ impl Regions {
                 changed.push(index);
             }
             let free: u64 = now.iter().map(|byte| u64::from(byte.count_ones())).sum();
-            region.learn(taken, free >= LEAST_FREE);
+            region.learn(taken, free >= LEAST_FREE, worth);
         }
         self.last.copy_from_slice(bitmap);
         changed
@@ -169,26 +173,26 @@ mod tests {
         bits[2 * REGION_BYTES..2 * REGION_BYTES + 16].fill(0);
         bits[2 * REGION_BYTES + 16] = 0xfe;
         for scan in 1..=3 {
-            assert_eq!(regions.learn(&bits), [0; 0]);
+            assert_eq!(regions.learn(&bits, 0), [0; 0]);
             let expected: &[usize] = if scan >= LEAST_AGE { &[0, 1] } else { &[] };
             assert_eq!(regions.ripe(0), expected, "after scan {scan}");
         }
         assert_eq!(regions.ripe(1), [0; 0], "twice as long under pressure");
         // One free page of the first region is taken.
         bits[5] = 0xef;
-        assert_eq!(regions.learn(&bits), [0]);
+        assert_eq!(regions.learn(&bits, 0), [0]);
         assert_eq!(regions.ripe(0), [1]);
         assert_eq!(regions.ripe(1), [1]);
     }
 
     #[test]
-    fn a_region_taken_again_waits_twice_as_long_each_time() {
+    fn a_region_taken_again_at_once_waits_twice_as_long_each_time() {
         let mut regions = Regions::default();
         let (free, used) = (bitmap(&[true]), bitmap(&[false]));
         for expected in [2, 4, 8, 16] {
             let mut waited = 0;
             while regions.ripe(0).is_empty() {
-                regions.learn(&free);
+                regions.learn(&free, 0);
                 waited += 1;
             }
             assert_eq!(waited, expected);
@@ -198,7 +202,7 @@ mod tests {
                 [0; 0],
                 "what is given back is not given back again"
             );
-            assert_eq!(regions.learn(&used), [0]);
+            assert_eq!(regions.learn(&used, 0), [0]);
         }
     }
 
@@ -207,18 +211,18 @@ mod tests {
         let mut regions = Regions::default();
         let free = bitmap(&[true]);
         while regions.ripe(0).is_empty() {
-            regions.learn(&free);
+            regions.learn(&free, 0);
         }
         regions.gave_back(Run { from: 0, to: 512 });
         // The guest takes it and frees it between two scans: it is free at each of them.
         for scan in 1..u32::from(LEAST_AGE * FAIR) {
-            regions.learn(&free);
+            regions.learn(&free, 0);
             assert_eq!(regions.ripe(0), [0; 0], "after scan {scan}");
         }
-        regions.learn(&free);
+        regions.learn(&free, 0);
         assert_eq!(regions.ripe(0), [0]);
         regions.gave_back(Run { from: 0, to: 512 });
-        regions.learn(&bitmap(&[false]));
+        regions.learn(&bitmap(&[false]), 0);
         assert_eq!(
             regions.each[0].need, LEAST_AGE,
             "it was there for long, as far as is known"
@@ -229,11 +233,11 @@ mod tests {
     fn a_region_taken_before_it_was_given_back_has_nothing_held_against_it() {
         let mut regions = Regions::default();
         for _ in 0..10 {
-            regions.learn(&bitmap(&[true]));
-            regions.learn(&bitmap(&[false]));
+            regions.learn(&bitmap(&[true]), 0);
+            regions.learn(&bitmap(&[false]), 0);
         }
-        regions.learn(&bitmap(&[true]));
-        regions.learn(&bitmap(&[true]));
+        regions.learn(&bitmap(&[true]), 0);
+        regions.learn(&bitmap(&[true]), 0);
         assert_eq!(regions.ripe(0), [0]);
     }
 
@@ -242,27 +246,50 @@ mod tests {
         let mut regions = Regions::default();
         let (free, used) = (bitmap(&[true]), bitmap(&[false]));
         // Scans for which the host has it, and what it has to wait for afterwards.
-        for (kept, expected) in [(0, 4), (15, 8), (32, 4), (16, 2), (8, 2), (7, 4)] {
+        for (kept, expected) in [(0, 4), (15, 20), (80, 10), (40, 5), (20, 2), (8, 2), (7, 10)] {
             while regions.ripe(0).is_empty() {
-                regions.learn(&free);
+                regions.learn(&free, 0);
             }
             regions.gave_back(Run { from: 0, to: 512 });
             for _ in 0..kept {
-                regions.learn(&free);
+                regions.learn(&free, 0);
             }
-            regions.learn(&used);
+            regions.learn(&used, 0);
             assert_eq!(regions.each[0].need, expected, "after {kept} scans");
+        }
+    }
+
+    #[test]
+    fn a_swing_is_outlasted_once_it_was_seen() {
+        let (free, used) = (bitmap(&[true]), bitmap(&[false]));
+        // At 20 scans a minute its faults are not worth the 10 scans that the host has it; at a scan a minute they are.
+        for (worth, times) in [(20, 1), (1, 5)] {
+            let mut regions = Regions::default();
+            let mut given = 0;
+            for _ in 0..5 {
+                for _ in 0..12 {
+                    regions.learn(&free, worth);
+                    if !regions.ripe(0).is_empty() && !regions.is_given_back(0) {
+                        regions.gave_back(Run { from: 0, to: 512 });
+                        given += 1;
+                    }
+                }
+                for _ in 0..12 {
+                    regions.learn(&used, worth);
+                }
+            }
+            assert_eq!(given, times, "worth {worth} scans");
         }
     }
 
     #[test]
     fn a_guest_that_grows_or_shrinks_is_followed() {
         let mut regions = Regions::default();
-        regions.learn(&bitmap(&[true; 3]));
-        regions.learn(&bitmap(&[true; 5]));
+        regions.learn(&bitmap(&[true; 3]), 0);
+        regions.learn(&bitmap(&[true; 5]), 0);
         assert_eq!(regions.len(), 5);
         assert_eq!(regions.ripe(0), [0, 1, 2]);
-        regions.learn(&bitmap(&[true; 1]));
+        regions.learn(&bitmap(&[true; 1]), 0);
         assert_eq!(regions.ripe(0), [0]);
         regions.gave_back(Run { from: 0, to: 1 << 40 });
     }
