@@ -18,6 +18,9 @@ use crate::tool::{self, Answer};
 /// How often something awaited is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
+/// Memory that Xen takes for a neighbour beside what it is given, in MiB: its page tables and its paging pool.
+const NEIGHBOUR_OVERHEAD_MIB: u64 = 24;
+
 /// What the host may lack when guests are gone, in MiB: Xen's own pools keep what they have grown to, and `xl info` rounds.
 const SLACK_MIB: u64 = 2;
 
@@ -51,6 +54,20 @@ impl<'a> Host<'a> {
     pub(crate) fn xl(&mut self, arguments: &[&str]) -> Result<String> {
         self.log("commands.log", &format!("xl {}\n", arguments.join(" ")))?;
         run(&mut xen("sbin/xl", arguments))
+    }
+
+    /// Creates a paused guest, `neighbour`, that takes all but `left` of the `free` MiB that the host has free.
+    pub(crate) fn crowd(&mut self, free: u64, left: u64) -> Result<()> {
+        let neighbour = Plan {
+            mib: u32::try_from(free.saturating_sub(left + NEIGHBOUR_OVERHEAD_MIB)).unwrap_or(u32::MAX),
+            ..Plan::stock("neighbour", "6.12")
+        };
+        self.note(&format!(
+            "a neighbour takes {} of the {free} MiB free",
+            neighbour.mib
+        ))?;
+        self.xl(&["create", "-q", "-p", &neighbour.write()?])?;
+        Ok(())
     }
 
     /// Adds `text` to a log of the scenario on the lab's side.

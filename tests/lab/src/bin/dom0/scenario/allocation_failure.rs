@@ -44,9 +44,8 @@ const WORK_MIB: u32 = 96;
 const BALLOON_FAILS: u64 = 3;
 /// The same while the host has no memory left.
 const STARVED_FAILS: u64 = 7;
-/// What a neighbour leaves of the host's memory, and what Xen takes for it beside that, in MiB.
+/// What a neighbour leaves of the host's memory, in MiB.
 const LEFT_MIB: u64 = 32;
-const OVERHEAD_MIB: u64 = 24;
 /// What a guest takes then: more than there is.
 const WANTED_MIB: u32 = 96;
 /// How long the host is left without memory: less than Linux takes for a soft lockup.
@@ -365,16 +364,7 @@ fn overcommit(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &m
         host.lacuna(&["dedup", guest.name, "--mode", "dedup"])?;
     }
     host.lacuna(&["dedup", one.name, "--until-stable"])?;
-    let free = settled_free_mib()?;
-    let neighbour = Plan {
-        mib: u32::try_from(free - LEFT_MIB - OVERHEAD_MIB).unwrap_or(u32::MAX),
-        ..Plan::stock("neighbour", "6.12")
-    };
-    host.note(&format!(
-        "a neighbour takes {} of the {free} MiB free",
-        neighbour.mib
-    ))?;
-    host.xl(&["create", "-q", "-p", &neighbour.write()?])?;
+    host.crowd(settled_free_mib()?, LEFT_MIB)?;
     failures.begin(Fail::Guests, STARVED_FAILS)?;
     let grow = one.send(Task::Grow { mib: WANTED_MIB })?;
     let rewrite = two.send(Task::PatternRewrite { every: 3 })?;

@@ -20,8 +20,6 @@ const STARVED: Duration = Duration::from_secs(12);
 const RESERVE_MIB: u64 = 96;
 /// What the neighbour leaves free: less than the reserve, and far less than what guests may take back.
 const LEFT_MIB: u64 = 64;
-/// Memory that Xen takes for the neighbour beside what it is given: its page tables and its paging pool.
-const OVERHEAD_MIB: u64 = 24;
 /// What the working guests use, in MiB each.
 const WORK_MIB: u32 = 128;
 /// What another one takes at once, in MiB.
@@ -64,16 +62,7 @@ pub(crate) fn all_at_once(host: &mut Host) -> Result<()> {
         })?;
     }
 
-    let free = free_mib()?;
-    let neighbour = Plan {
-        mib: u32::try_from(free - LEFT_MIB - OVERHEAD_MIB).unwrap_or(u32::MAX),
-        ..Plan::stock("neighbour", "6.12")
-    };
-    host.note(&format!(
-        "a neighbour takes {} of the {free} MiB free",
-        neighbour.mib
-    ))?;
-    host.xl(&["create", "-q", "-p", &neighbour.write()?])?;
+    host.crowd(free_mib()?, LEFT_MIB)?;
     let metrics = wait_for(&mut daemon, "the daemon is told that memory is low", |metrics| {
         Some(metrics.of_host("host_low")? > 0.5)
     })?;
