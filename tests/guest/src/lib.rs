@@ -40,7 +40,8 @@ pub enum Task {
         /// Makes the written data this run's own.
         seed: u64,
     },
-    /// The same with one thread, which rests after each block: a guest that is mostly idle.
+    /// The same with one thread, which rests after each block: a guest that is mostly idle. The same seed makes the same large
+    /// blocks, in the same order.
     WorkPaced {
         /// How much memory it uses at most, in MiB.
         mib: u32,

@@ -28,6 +28,8 @@ const KEPT_PAGES: u64 = 16;
 /// How many of them a thread looks at for each large block, and how long it keeps one at most.
 const KEPT_LOOKS: usize = 4;
 const KEPT_MS: u64 = 60_000;
+/// What their random numbers differ by from the others'.
+const KEPT_SEED: u64 = 0x5851_f42d_4c95_7f2d;
 /// How many corrupt words are told one by one; the counter has all of them.
 const TOLD: u64 = 16;
 
@@ -56,8 +58,10 @@ impl Workload {
         let depth = queue / BLOCK_PAGES * 2;
         let threads = (0..threads)
             .map(|number| {
+                let seed = seed ^ u64::from(number + 1) << 40;
                 let worker = Worker {
-                    random: Random(seed ^ u64::from(number + 1) << 40 | 1),
+                    random: Random(seed | 1),
+                    kept_random: Random(seed ^ KEPT_SEED | 1),
                     depth: usize::try_from(depth).unwrap_or(usize::MAX).max(1),
                     number,
                     rest,
@@ -105,6 +109,8 @@ impl Workload {
 
 struct Worker {
     random: Random,
+    /// For the small blocks that are kept: which one is due depends on the time, and the others are not to depend on that.
+    kept_random: Random,
     depth: usize,
     number: u32,
     rest: Duration,
@@ -139,7 +145,8 @@ impl Worker {
         let mut slot = 0;
         while !self.counters.stop.load(Ordering::Relaxed) {
             let pages = self.block_pages();
-            held.push_back(self.make(pages)?);
+            let generation = self.random.next();
+            held.push_back(self.make(generation, pages)?);
             if held.len() > self.depth
                 && let Some(block) = held.pop_front()
             {
@@ -154,9 +161,10 @@ impl Worker {
                     }
                     self.check(block)?;
                 }
-                let pages = 1 + self.random.next() % KEPT_PAGES;
-                let due = Instant::now() + Duration::from_millis(self.random.next() % KEPT_MS);
-                kept[slot] = Some((due, self.make(pages)?));
+                let pages = 1 + self.kept_random.next() % KEPT_PAGES;
+                let due = Instant::now() + Duration::from_millis(self.kept_random.next() % KEPT_MS);
+                let generation = self.kept_random.next();
+                kept[slot] = Some((due, self.make(generation, pages)?));
             }
             if !self.rest.is_zero() {
                 std::thread::sleep(self.rest);
@@ -179,8 +187,7 @@ impl Worker {
         }
     }
 
-    fn make(&mut self, pages: u64) -> io::Result<Block> {
-        let generation = self.random.next();
+    fn make(&self, generation: u64, pages: u64) -> io::Result<Block> {
         let content = |index: u64| word(generation, index);
         if generation >> 32 & 3 != 0 {
             let words = (0..pages * PAGE_WORDS as u64).map(content).collect();

@@ -7,7 +7,7 @@
 
 use lacuna_guest::Task;
 
-use super::swing::{AGENT_LIMIT, Outcome, beside_daemon, keeps_saving, swings};
+use super::swing::{AGENT_LIMIT, Outcome, daemon, keeps_saving, swings};
 use crate::failure::{Result, ensure};
 use crate::guest::{Guest, Plan};
 use crate::host::Host;
@@ -18,8 +18,28 @@ const WORK_MIB: u32 = 24;
 const SWING_MIB: u32 = 48;
 /// Rest after each block of work, in ms: the guest is idle for three quarters of the time.
 const REST_MS: u32 = 25;
-/// Swings measured without sharing.
-const ALONE: u32 = 3;
+/// The work: each measurement does the same blocks from the first on, as their sizes and kinds differ more than what is sought.
+const WORK: Task = Task::WorkPaced {
+    mib: WORK_MIB,
+    seed: 0x1ac4_000a,
+    rest_ms: REST_MS,
+};
+/// What a daemon gives back, and the swings before the measurement in which it may learn.
+struct GiveBack {
+    extent: &'static str,
+    learnt: u32,
+}
+/// It learns nothing.
+const EVERYTHING: GiveBack = GiveBack {
+    extent: "everything",
+    learnt: 1,
+};
+const SETTLED: GiveBack = GiveBack {
+    extent: "settled",
+    learnt: 4,
+};
+/// Swings of a measurement.
+const MEASURED: u32 = 3;
 /// The slowdown that counts as none, in parts of a million. The same work without sharing, repeated, differed by up to 1,200; giving back
 /// everything costs 7,600 and more.
 const NONE_PPM: f64 = 5_000.0;
@@ -34,20 +54,15 @@ pub(crate) fn slowdown(host: &mut Host) -> Result<()> {
     })?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
     host.lacuna(&["attach", guest.name])?;
-    let work = Task::WorkPaced {
-        mib: WORK_MIB,
-        seed: 0x1ac4_000a,
-        rest_ms: REST_MS,
-    };
-    guest.order(work, AGENT_LIMIT)?;
+    guest.order(WORK, AGENT_LIMIT)?;
     // The guest's own pace drifts in half an hour: what is compared was measured one after the other.
-    let everything_1 = beside(host, &mut guest, "everything", 1)?;
+    let everything_1 = beside(host, &mut guest, &EVERYTHING, 1)?;
     let first = alone(host, &mut guest, "first")?;
-    let settled_1 = beside(host, &mut guest, "settled", 1)?;
+    let settled_1 = beside(host, &mut guest, &SETTLED, 1)?;
     let second = alone(host, &mut guest, "second")?;
-    let settled_3 = beside(host, &mut guest, "settled", 3)?;
+    let settled_3 = beside(host, &mut guest, &SETTLED, 3)?;
     let third = alone(host, &mut guest, "third")?;
-    let everything_3 = beside(host, &mut guest, "everything", 3)?;
+    let everything_3 = beside(host, &mut guest, &EVERYTHING, 3)?;
 
     host.figure("lacking_ppm_everything_1s", lacking(&everything_1, &first))?;
     host.figure("lacking_ppm_everything_3s", lacking(&everything_3, &third))?;
@@ -72,18 +87,18 @@ pub(crate) fn slowdown(host: &mut Host) -> Result<()> {
     guest.check_health()
 }
 
-/// Swings beside a daemon that gives back `extent`, with `interval` seconds between its rounds.
-fn beside(host: &mut Host, guest: &mut Guest, extent: &str, interval: u32) -> Result<Outcome> {
+/// Swings beside a daemon with `interval` seconds between its rounds.
+fn beside(host: &mut Host, guest: &mut Guest, give_back: &GiveBack, interval: u32) -> Result<Outcome> {
+    let GiveBack { extent, learnt } = give_back;
     host.note(&format!("giving back {extent}, every {interval} s"))?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
-    let outcome = beside_daemon(host, guest, SWING_MIB, extent, interval)?;
-    for (figure, value) in [
-        ("busy_ppm", outcome.taken / NS_A_PPM),
-        ("unshared_per_minute", outcome.unshared),
-        ("saved_mib", outcome.saved / 256.0),
-    ] {
-        host.figure(&format!("{figure}_{extent}_{interval}s"), value)?;
-    }
+    let daemon = daemon(extent, interval)?;
+    swings(host, guest, SWING_MIB, *learnt)?;
+    let phase = format!("{extent}_{interval}s");
+    let outcome = measured(host, guest, &phase)?;
+    daemon.stop()?;
+    host.figure(&format!("unshared_per_minute_{phase}"), outcome.unshared)?;
+    host.figure(&format!("saved_mib_{phase}"), outcome.saved / 256.0)?;
     Ok(outcome)
 }
 
@@ -91,9 +106,16 @@ fn beside(host: &mut Host, guest: &mut Guest, extent: &str, interval: u32) -> Re
 fn alone(host: &mut Host, guest: &mut Guest, name: &str) -> Result<Outcome> {
     host.note("without sharing")?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
-    let outcome = swings(host, guest, SWING_MIB, ALONE)?;
-    host.figure(&format!("work_per_second_alone_{name}"), outcome.work)?;
-    host.figure(&format!("busy_ppm_alone_{name}"), outcome.taken / NS_A_PPM)?;
+    measured(host, guest, &format!("alone_{name}"))
+}
+
+/// Swings while the work is done from its beginning.
+fn measured(host: &mut Host, guest: &mut Guest, phase: &str) -> Result<Outcome> {
+    guest.end_work(AGENT_LIMIT)?;
+    guest.order(WORK, AGENT_LIMIT)?;
+    let outcome = swings(host, guest, SWING_MIB, MEASURED)?;
+    host.figure(&format!("work_per_second_{phase}"), outcome.work)?;
+    host.figure(&format!("busy_ppm_{phase}"), outcome.taken / NS_A_PPM)?;
     Ok(outcome)
 }
 

@@ -92,7 +92,10 @@ fn none(host: &mut Host, guest: &mut Guest, name: &str) -> Result<Outcome> {
 fn shared(host: &mut Host, guest: &mut Guest, extent: &str, interval: u32, alone: f64) -> Result<Outcome> {
     host.note(&format!("giving back {extent}, every {interval} s"))?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
-    let outcome = beside_daemon(host, guest, SWING_MIB, extent, interval)?;
+    let daemon = daemon(extent, interval)?;
+    swings(host, guest, SWING_MIB, LEARNT)?;
+    let outcome = swings(host, guest, SWING_MIB, MEASURED)?;
+    daemon.stop()?;
     for (figure, value) in [
         ("work_ratio", outcome.work / alone),
         ("unshared_per_minute", outcome.unshared),
@@ -120,22 +123,12 @@ pub(super) fn keeps_saving(
     )
 }
 
-/// Swings of `mib` MiB beside a daemon that gives back `extent` every `interval` seconds, after some to learn from.
-pub(super) fn beside_daemon(
-    host: &mut Host,
-    guest: &mut Guest,
-    mib: u32,
-    extent: &str,
-    interval: u32,
-) -> Result<Outcome> {
-    let daemon = Daemon::start(&format!(
+/// A daemon that gives back `extent` every `interval` seconds.
+pub(super) fn daemon(extent: &str, interval: u32) -> Result<Daemon> {
+    Daemon::start(&format!(
         "[daemon]\npoll_seconds = 1\ncpu_percent = 80\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\
          [host]\nreserve_mib = 16\n[defaults]\ngive_back = \"{extent}\"\ninterval_seconds = {interval}.0\n"
-    ))?;
-    swings(host, guest, mib, LEARNT)?;
-    let outcome = swings(host, guest, mib, MEASURED)?;
-    daemon.stop()?;
-    Ok(outcome)
+    ))
 }
 
 /// Lets the guest's use of memory swing by `mib` MiB, `times` times.
