@@ -32,6 +32,9 @@ const COPIES: u32 = 48;
 const UNIQUE: u32 = 256;
 /// The trust group of the guests.
 const GROUP: &str = "tenants";
+/// A guest that is in none, and what shares its pages.
+const THREE: &str = "three";
+const OWN_INDEX: [&str; 4] = ["dedup", THREE, "--mode", "dedup"];
 /// `lacuna`'s exit status for what is neither a refusal nor a mistake of the caller.
 const FAILED: i32 = 1;
 /// Of the allocations made for guests, one in so many fails while a guest takes so many MiB again. A failed one is
@@ -90,6 +93,7 @@ pub(crate) fn everywhere(host: &mut Host) -> Result<()> {
     }
     operations(host, &mut failures, &mut one)?;
     own_index(host, &mut failures)?;
+    new_guests(host, &mut failures)?;
     host.lacuna(&["dedup", two.name, "--mode", "dedup", "--trust-group", GROUP])?;
     guests(host, &mut failures, &mut one, &mut two)?;
     overcommit(host, &mut failures, &mut one, &mut two)?;
@@ -203,15 +207,47 @@ fn sweep(
 
 /// The content stage of a guest that is in no trust group, and has an index of its own.
 fn own_index(host: &mut Host, failures: &mut Failures) -> Result<()> {
+    let three = three(host)?;
+    sweep(host, failures, &three, "own_index", &OWN_INDEX)?;
+    three.destroy(host).map(drop)
+}
+
+/// The same of guests of which nothing is shared so far, each with another site failing: superpages are broken up once.
+fn new_guests(host: &mut Host, failures: &mut Failures) -> Result<()> {
+    host.note("each allocation of the content stage fails in a new guest")?;
+    failures.forget()?;
+    let mut sites = 0_u64;
+    loop {
+        let three = three(host)?;
+        // Without an index the command fails, and changes nothing. The first one that has it shares all that is equal.
+        let failed = loop {
+            let (failed, answer) = once(host, failures, &OWN_INDEX, Fail::NewSite, 1)?;
+            if answer.status == 0 {
+                break failed;
+            }
+        };
+        three.destroy(host)?;
+        if !failed {
+            return host.figure("sites_new_guests", sites);
+        }
+        sites += 1;
+        ensure(
+            sites <= MOST_SITES,
+            "sites of one command",
+            &format!("at most {MOST_SITES}"),
+            "more",
+        )?;
+    }
+}
+
+fn three(host: &mut Host) -> Result<Guest> {
     let three = host.create(&Plan {
         mib: 128,
-        ..Plan::stock("three", "6.12")
+        ..Plan::stock(THREE, "6.12")
     })?;
     // What Xen keeps for the domain is made once: failing there once more would have a whole command succeed.
-    host.lacuna(&["status", three.name])?;
-    let command = ["dedup", three.name, "--mode", "dedup"];
-    sweep(host, failures, &three, "own_index", &command)?;
-    three.destroy(host).map(drop)
+    host.lacuna(&["status", THREE])?;
+    Ok(three)
 }
 
 /// The content stage while the guest writes pages that are equal to others: each round has some to merge, and so all that
