@@ -49,10 +49,11 @@ impl Direction {
 mod tests {
     use super::*;
     use crate::policy::Run;
+    use crate::policy::hazard::Hazard;
 
     fn sorted(taken: &[usize]) -> Vec<usize> {
         let mut regions = Regions::default();
-        regions.learn(&vec![0xff; 64 * 10], 0);
+        regions.learn(&vec![0xff; 64 * 10], 0, &mut Hazard::default());
         let mut direction = Direction::default();
         for _ in 0..5 {
             direction.learn(taken, 10);
@@ -74,9 +75,9 @@ mod tests {
         let mut regions = Regions::default();
         let mut bits = vec![0xff; 64 * 3];
         bits[..64].fill(0);
-        regions.learn(&bits, 0);
+        regions.learn(&bits, 0, &mut Hazard::default());
         bits.fill(0xff);
-        regions.learn(&bits, 0);
+        regions.learn(&bits, 0, &mut Hazard::default());
         let mut ripe = vec![0, 1, 2];
         Direction::default().sort(&mut ripe, &regions);
         assert_eq!(ripe, [1, 2, 0]);

@@ -6,7 +6,8 @@
 //!
 //! * **order**: only regions of which most is free count. An allocator serves small requests from small blocks in regions that
 //!   are mostly in use; these stay the guest's own, so most of its allocations meet no zero frame at all;
-//! * **age**: nothing free in a region may have been taken in several scans running;
+//! * **age**: nothing free in a region may have been taken in several scans running, and for longer than the guest has been
+//!   seen to leave memory alone that it then takes ([`hazard`]);
 //! * **refaults**: a region that was taken again soon after it was given back must wait twice as long next time, and longer than
 //!   it was free before: a swing is seen once ([`regions`]);
 //! * **direction**: of regions that may be given back, those go first that lie away from where the guest allocates
@@ -22,6 +23,7 @@
 //! bitmap in the hypervisor.
 
 pub mod direction;
+pub mod hazard;
 pub mod headroom;
 pub mod pressure;
 pub mod regions;
@@ -29,6 +31,7 @@ pub mod regions;
 use std::time::Duration;
 
 use direction::Direction;
+use hazard::Hazard;
 use headroom::Headroom;
 use pressure::{Pressure, WORTH};
 use regions::Regions;
@@ -83,6 +86,7 @@ pub struct Decision {
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     regions: Regions,
+    hazard: Hazard,
     direction: Direction,
     headroom: Headroom,
     pressure: Pressure,
@@ -92,7 +96,8 @@ pub struct Policy {
 impl Policy {
     /// Learns from a scan, whose `bitmap` has a bit for each frame, lowest first, and says what to share.
     pub fn decide(&mut self, bitmap: &[u8], observed: Observed) -> Decision {
-        let taken = self.regions.learn(bitmap, self.worth(&observed));
+        let worth = self.worth(&observed);
+        let taken = self.regions.learn(bitmap, worth, &mut self.hazard);
         self.direction.learn(&taken, self.regions.len());
         if let Some(last) = self.last {
             self.headroom.learn(&last, &observed);
@@ -101,7 +106,8 @@ impl Policy {
         self.last = Some(observed);
         // What lies on zero frames is free memory that the guest can have only for a fault each.
         let spare = observed.free.saturating_sub(observed.given_back);
-        let mut ripe = self.regions.ripe(self.pressure.level());
+        let safe_age = self.hazard.safe_age(worth);
+        let mut ripe = self.regions.ripe(self.pressure.level(), safe_age);
         self.direction.sort(&mut ripe, &self.regions);
         Decision {
             runs: runs(&ripe),
@@ -110,12 +116,12 @@ impl Policy {
     }
 
     /// Scans, at the pace of the last two, for which the host must have a page for it to be worth a fault.
-    fn worth(&self, now: &Observed) -> u8 {
+    fn worth(&self, now: &Observed) -> u16 {
         let interval = self
             .last
             .map_or(Duration::MAX, |last| now.at.saturating_sub(last.at));
         let scans = WORTH.as_millis().div_ceil(interval.as_millis().max(1));
-        u8::try_from(scans).unwrap_or(u8::MAX)
+        u16::try_from(scans).unwrap_or(u16::MAX)
     }
 
     /// The decision has been carried out for this run.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::Observed;
 
 /// For how long the host must have a page for it to be worth a fault. A fault costs the guest some microseconds; at this rate a
-/// guest whose memory is given back loses at most a page's fault a minute for each page that the host has.
-pub const WORTH: Duration = Duration::from_secs(60);
+/// guest whose memory is given back loses at most a page's fault in five minutes for each page that the host has.
+pub const WORTH: Duration = Duration::from_secs(300);
 /// Most that waits are made longer: 2^6 times.
 const MOST_LEVEL: u32 = 6;
 /// Rounds that must have been worth it, running, for waits to become shorter again.
@@ -72,10 +72,10 @@ mod tests {
     #[test]
     fn waits_grow_while_faults_cost_more_than_the_memory_was_worth() {
         let mut pressure = Pressure::default();
-        assert_eq!(round(&mut pressure, 60, 10_000, 9_000), 0);
-        assert_eq!(round(&mut pressure, 60, 10_000, 11_000), 1);
+        assert_eq!(round(&mut pressure, 60, 10_000, 1_900), 0);
+        assert_eq!(round(&mut pressure, 60, 10_000, 2_100), 1);
         assert_eq!(
-            round(&mut pressure, 6, 10_000, 2_000),
+            round(&mut pressure, 6, 10_000, 500),
             2,
             "a short interval is worth less"
         );

@@ -1,5 +1,6 @@
 //! What is known of each region of 2 MiB: how long it has been free, and how long it must be.
 
+use super::hazard::Hazard;
 use super::{REGION_PAGES, Run};
 
 /// Bytes of bitmap of one region.
@@ -9,9 +10,9 @@ const REGION_BYTES: usize = (REGION_PAGES / 8) as usize;
 pub const LEAST_AGE: u8 = 2;
 /// Most scans that a region is made to wait: at one a minute, two hours.
 const MOST_AGE: u8 = 128;
-/// Giving a region back was right when the host had it for so many times as long as it had to wait, and for as long as a fault
-/// a page is worth; otherwise it was too early.
-const FAIR: u8 = 4;
+/// Giving a region back was right when the host had it for so many times as long as it had to wait, and for as long as the
+/// faults for what is taken of it are worth; otherwise it was too early.
+const FAIR: u16 = 4;
 
 /// Of a region's pages, so many must be free for it to count: three quarters. An allocator serves small requests from small
 /// blocks, in regions that are mostly in use; those stay the guest's own.
@@ -27,7 +28,7 @@ struct Region {
     /// Whether it was given back and nothing in it has been taken since.
     given_back: bool,
     /// Scans since it was given back.
-    kept: u8,
+    kept: u16,
 }
 
 impl Default for Region {
@@ -44,10 +45,10 @@ impl Default for Region {
 impl Region {
     /// A scan has shown whether something free in it was taken, and whether most of it is free now. A fault is worth a page
     /// that the host has for `worth` scans.
-    fn learn(&mut self, taken: bool, mostly_free: bool, worth: u8) {
-        if taken {
+    fn learn(&mut self, taken: u32, mostly_free: bool, worth: u16) {
+        if taken > 0 {
             if self.given_back {
-                self.need = if self.kept < self.need.saturating_mul(FAIR).max(worth) {
+                self.need = if self.early(taken, worth) {
                     // Longer than it was free this time: where a use comes and goes, that is how long it stays away.
                     let outlast = self.age.saturating_add(1);
                     self.need.saturating_mul(2).max(outlast).min(MOST_AGE)
@@ -67,6 +68,18 @@ impl Region {
         if self.given_back {
             self.kept = self.kept.saturating_add(1);
         }
+    }
+
+    /// Whether it was given back too early, now that `taken` of its pages are in use again.
+    fn early(&self, taken: u32, worth: u16) -> bool {
+        let cost = u64::from(taken) * u64::from(worth);
+        let gain = u64::from(self.kept) * REGION_PAGES;
+        self.kept < self.long_enough() || cost > gain
+    }
+
+    /// Scans for which the host should have it, for what it had to wait.
+    fn long_enough(&self) -> u16 {
+        u16::from(self.need) * FAIR
     }
 }
 
@@ -90,18 +103,23 @@ impl Regions {
     }
 
     /// Learns from the bitmap of a scan. Returns the regions in which something was taken that was free at the scan before.
-    /// A page's fault is worth it when the host had the page for `worth` scans.
-    pub fn learn(&mut self, bitmap: &[u8], worth: u8) -> Vec<usize> {
+    /// A page's fault is worth it when the host had the page for `worth` scans. `hazard` learns what was taken at which age.
+    pub fn learn(&mut self, bitmap: &[u8], worth: u16, hazard: &mut Hazard) -> Vec<usize> {
         let count = bitmap.len() / REGION_BYTES;
         self.each.resize(count, Region::default());
+        hazard.fade();
         // What was not there at the last scan was not free then.
         self.last.resize(bitmap.len(), 0);
         let mut changed = Vec::new();
         let before = self.last.chunks_exact(REGION_BYTES);
         let now = bitmap.chunks_exact(REGION_BYTES);
         for (index, (region, (before, now))) in self.each.iter_mut().zip(before.zip(now)).enumerate() {
-            let taken = before.iter().zip(now).any(|(before, now)| before & !now != 0);
-            if taken {
+            let taken = before.iter().zip(now).map(|(before, now)| before & !now);
+            let taken = taken.map(u8::count_ones).sum();
+            if region.age > 0 {
+                hazard.learn(region.age, taken);
+            }
+            if taken > 0 {
                 changed.push(index);
             }
             let free: u64 = now.iter().map(|byte| u64::from(byte.count_ones())).sum();
@@ -111,13 +129,13 @@ impl Regions {
         changed
     }
 
-    /// Regions that have been left alone for long enough, with every wait 2^`pressure` times as long. Those that are given
+    /// Regions that have been left alone for long enough, with every wait 2^`pressure` times as long, and `safe_age` scans at least. Those that are given
     /// back come again after a while: what was taken and freed between two scans, or could not be given back then, is seen in no
     /// scan. For what is on zero frames already that costs the engine a look.
-    pub fn ripe(&self, pressure: u32) -> Vec<usize> {
+    pub fn ripe(&self, pressure: u32, safe_age: u8) -> Vec<usize> {
         let ripe = |region: &Region| {
-            let need = u32::from(region.need) << pressure.min(8);
-            (!region.given_back || region.kept >= region.need.saturating_mul(FAIR))
+            let need = u32::from(region.need.max(safe_age)) << pressure.min(8);
+            (!region.given_back || region.kept >= region.long_enough())
                 && u32::from(region.age) >= need.min(u32::from(MOST_AGE))
         };
         let regions = self.each.iter().enumerate();
@@ -173,16 +191,16 @@ mod tests {
         bits[2 * REGION_BYTES..2 * REGION_BYTES + 16].fill(0);
         bits[2 * REGION_BYTES + 16] = 0xfe;
         for scan in 1..=3 {
-            assert_eq!(regions.learn(&bits, 0), [0; 0]);
+            assert_eq!(regions.learn(&bits, 0, &mut Hazard::default()), [0; 0]);
             let expected: &[usize] = if scan >= LEAST_AGE { &[0, 1] } else { &[] };
-            assert_eq!(regions.ripe(0), expected, "after scan {scan}");
+            assert_eq!(regions.ripe(0, 0), expected, "after scan {scan}");
         }
-        assert_eq!(regions.ripe(1), [0; 0], "twice as long under pressure");
+        assert_eq!(regions.ripe(1, 0), [0; 0], "twice as long under pressure");
         // One free page of the first region is taken.
         bits[5] = 0xef;
-        assert_eq!(regions.learn(&bits, 0), [0]);
-        assert_eq!(regions.ripe(0), [1]);
-        assert_eq!(regions.ripe(1), [1]);
+        assert_eq!(regions.learn(&bits, 0, &mut Hazard::default()), [0]);
+        assert_eq!(regions.ripe(0, 0), [1]);
+        assert_eq!(regions.ripe(1, 0), [1]);
     }
 
     #[test]
@@ -191,18 +209,18 @@ mod tests {
         let (free, used) = (bitmap(&[true]), bitmap(&[false]));
         for expected in [2, 4, 8, 16] {
             let mut waited = 0;
-            while regions.ripe(0).is_empty() {
-                regions.learn(&free, 0);
+            while regions.ripe(0, 0).is_empty() {
+                regions.learn(&free, 0, &mut Hazard::default());
                 waited += 1;
             }
             assert_eq!(waited, expected);
             regions.gave_back(Run { from: 0, to: 512 });
             assert_eq!(
-                regions.ripe(0),
+                regions.ripe(0, 0),
                 [0; 0],
                 "what is given back is not given back again"
             );
-            assert_eq!(regions.learn(&used, 0), [0]);
+            assert_eq!(regions.learn(&used, 0, &mut Hazard::default()), [0]);
         }
     }
 
@@ -210,19 +228,19 @@ mod tests {
     fn what_no_scan_shows_is_mended_after_a_while() {
         let mut regions = Regions::default();
         let free = bitmap(&[true]);
-        while regions.ripe(0).is_empty() {
-            regions.learn(&free, 0);
+        while regions.ripe(0, 0).is_empty() {
+            regions.learn(&free, 0, &mut Hazard::default());
         }
         regions.gave_back(Run { from: 0, to: 512 });
         // The guest takes it and frees it between two scans: it is free at each of them.
-        for scan in 1..u32::from(LEAST_AGE * FAIR) {
-            regions.learn(&free, 0);
-            assert_eq!(regions.ripe(0), [0; 0], "after scan {scan}");
+        for scan in 1..u32::from(u16::from(LEAST_AGE) * FAIR) {
+            regions.learn(&free, 0, &mut Hazard::default());
+            assert_eq!(regions.ripe(0, 0), [0; 0], "after scan {scan}");
         }
-        regions.learn(&free, 0);
-        assert_eq!(regions.ripe(0), [0]);
+        regions.learn(&free, 0, &mut Hazard::default());
+        assert_eq!(regions.ripe(0, 0), [0]);
         regions.gave_back(Run { from: 0, to: 512 });
-        regions.learn(&bitmap(&[false]), 0);
+        regions.learn(&bitmap(&[false]), 0, &mut Hazard::default());
         assert_eq!(
             regions.each[0].need, LEAST_AGE,
             "it was there for long, as far as is known"
@@ -233,12 +251,12 @@ mod tests {
     fn a_region_taken_before_it_was_given_back_has_nothing_held_against_it() {
         let mut regions = Regions::default();
         for _ in 0..10 {
-            regions.learn(&bitmap(&[true]), 0);
-            regions.learn(&bitmap(&[false]), 0);
+            regions.learn(&bitmap(&[true]), 0, &mut Hazard::default());
+            regions.learn(&bitmap(&[false]), 0, &mut Hazard::default());
         }
-        regions.learn(&bitmap(&[true]), 0);
-        regions.learn(&bitmap(&[true]), 0);
-        assert_eq!(regions.ripe(0), [0]);
+        regions.learn(&bitmap(&[true]), 0, &mut Hazard::default());
+        regions.learn(&bitmap(&[true]), 0, &mut Hazard::default());
+        assert_eq!(regions.ripe(0, 0), [0]);
     }
 
     #[test]
@@ -247,14 +265,14 @@ mod tests {
         let (free, used) = (bitmap(&[true]), bitmap(&[false]));
         // Scans for which the host has it, and what it has to wait for afterwards.
         for (kept, expected) in [(0, 4), (15, 20), (80, 10), (40, 5), (20, 2), (8, 2), (7, 10)] {
-            while regions.ripe(0).is_empty() {
-                regions.learn(&free, 0);
+            while regions.ripe(0, 0).is_empty() {
+                regions.learn(&free, 0, &mut Hazard::default());
             }
             regions.gave_back(Run { from: 0, to: 512 });
             for _ in 0..kept {
-                regions.learn(&free, 0);
+                regions.learn(&free, 0, &mut Hazard::default());
             }
-            regions.learn(&used, 0);
+            regions.learn(&used, 0, &mut Hazard::default());
             assert_eq!(regions.each[0].need, expected, "after {kept} scans");
         }
     }
@@ -268,14 +286,14 @@ mod tests {
             let mut given = 0;
             for _ in 0..5 {
                 for _ in 0..12 {
-                    regions.learn(&free, worth);
-                    if !regions.ripe(0).is_empty() && !regions.is_given_back(0) {
+                    regions.learn(&free, worth, &mut Hazard::default());
+                    if !regions.ripe(0, 0).is_empty() && !regions.is_given_back(0) {
                         regions.gave_back(Run { from: 0, to: 512 });
                         given += 1;
                     }
                 }
                 for _ in 0..12 {
-                    regions.learn(&used, worth);
+                    regions.learn(&used, worth, &mut Hazard::default());
                 }
             }
             assert_eq!(given, times, "worth {worth} scans");
@@ -285,12 +303,12 @@ mod tests {
     #[test]
     fn a_guest_that_grows_or_shrinks_is_followed() {
         let mut regions = Regions::default();
-        regions.learn(&bitmap(&[true; 3]), 0);
-        regions.learn(&bitmap(&[true; 5]), 0);
+        regions.learn(&bitmap(&[true; 3]), 0, &mut Hazard::default());
+        regions.learn(&bitmap(&[true; 5]), 0, &mut Hazard::default());
         assert_eq!(regions.len(), 5);
-        assert_eq!(regions.ripe(0), [0, 1, 2]);
-        regions.learn(&bitmap(&[true; 1]), 0);
-        assert_eq!(regions.ripe(0), [0]);
+        assert_eq!(regions.ripe(0, 0), [0, 1, 2]);
+        regions.learn(&bitmap(&[true; 1]), 0, &mut Hazard::default());
+        assert_eq!(regions.ripe(0, 0), [0]);
         regions.gave_back(Run { from: 0, to: 1 << 40 });
     }
 }
