@@ -71,14 +71,14 @@ impl Region {
     }
 
     /// Whether it was given back too early, now that `taken` of its pages are in use again.
-    fn early(&self, taken: u32, worth: u16) -> bool {
+    fn early(self, taken: u32, worth: u16) -> bool {
         let cost = u64::from(taken) * u64::from(worth);
         let gain = u64::from(self.kept) * REGION_PAGES;
         self.kept < self.long_enough() || cost > gain
     }
 
     /// Scans for which the host should have it, for what it had to wait.
-    fn long_enough(&self) -> u16 {
+    fn long_enough(self) -> u16 {
         u16::from(self.need) * FAIR
     }
 }
@@ -297,6 +297,34 @@ mod tests {
                 }
             }
             assert_eq!(given, times, "worth {worth} scans");
+        }
+    }
+
+    #[test]
+    fn a_few_pages_are_a_fair_price_for_the_others() {
+        // The host has the region for 20 scans; a fault is worth 300 of them.
+        for (taken, need) in [(4_usize, LEAST_AGE), (64, 23)] {
+            let mut regions = Regions::default();
+            let mut bits = bitmap(&[true]);
+            while regions.ripe(0, 0).is_empty() {
+                regions.learn(&bits, 300, &mut Hazard::default());
+            }
+            regions.gave_back(Run { from: 0, to: 512 });
+            for _ in 0..20 {
+                regions.learn(&bits, 300, &mut Hazard::default());
+            }
+            bits[..taken / 4].fill(0xf0);
+            regions.learn(&bits, 300, &mut Hazard::default());
+            assert_eq!(regions.each[0].need, need, "{taken} pages taken");
+        }
+    }
+
+    #[test]
+    fn a_safe_age_holds_for_every_region() {
+        let mut regions = Regions::default();
+        for scan in 1..20 {
+            regions.learn(&bitmap(&[true]), 0, &mut Hazard::default());
+            assert_eq!(!regions.ripe(0, 16).is_empty(), scan >= 16, "after scan {scan}");
         }
     }
 
