@@ -33,11 +33,15 @@ use std::time::Duration;
 use direction::Direction;
 use hazard::Hazard;
 use headroom::Headroom;
-use pressure::{Pressure, WORTH};
+use pressure::Pressure;
 use regions::Regions;
 
 /// Pages of a region.
 pub const REGION_PAGES: u64 = 512;
+
+/// For how long the host must have a page for it to be worth a fault, which costs the guest some microseconds: a guest whose memory is
+/// given back loses at most a page's fault in five minutes for each page that the host has.
+pub const WORTH: Duration = Duration::from_secs(300);
 
 /// What is known of a guest after a scan. Pages are of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
