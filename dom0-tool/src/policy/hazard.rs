@@ -6,18 +6,19 @@
 
 use super::REGION_PAGES;
 
-/// Ages are told apart by powers of two: 1, 2 to 3, 4 to 7, and so on to 128 and more.
-const AGES: usize = 8;
+/// The least age of each group of ages that are looked at together: the longer memory has been free, the fewer pages there are
+/// of one age. At 128 scans memory is as old as it gets.
+const AGES: [u8; 16] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128];
 /// By this part what was seen is forgotten with each scan: after 128 scans a third is left.
 const FADE: f64 = 1.0 / 128.0;
 
 /// What was seen of a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Hazard {
-    seen: [Seen; AGES],
+    seen: [Seen; AGES.len()],
 }
 
-/// What was seen at one age: pages taken between two scans, and pages that could have been.
+/// What was seen at the ages of a group: pages taken between two scans, and pages that could have been.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Seen {
     taken: f64,
@@ -37,19 +38,23 @@ impl Hazard {
     /// has no age.
     #[allow(clippy::cast_precision_loss)] // 512
     pub fn learn(&mut self, age: u8, taken: u32) {
-        let index = age.checked_ilog2().map(|index| index as usize);
-        if let Some(seen) = index.and_then(|index| self.seen.get_mut(index)) {
+        let group = AGES.iter().rposition(|least| age >= *least);
+        if let Some(seen) = group.and_then(|group| self.seen.get_mut(group)) {
             seen.taken += f64::from(taken);
             seen.exposed += REGION_PAGES as f64;
         }
     }
 
-    /// The age from which on a page is likely to stay free for `worth` scans: 0 where none is too young, 128 where none was
+    /// The age from which on a page is likely to stay free for `scans` scans: 0 where none is too young, 128 where none was
     /// seen to be old enough.
-    pub fn safe_age(&self, worth: u16) -> u8 {
-        let risky = |seen: &Seen| seen.taken * f64::from(worth) > seen.exposed;
-        let last = self.seen[..AGES - 1].iter().rposition(risky);
-        last.map_or(0, |last| 2 << last)
+    pub fn safe_age(&self, scans: u16) -> u8 {
+        let risky = |seen: &Seen| seen.taken * f64::from(scans) > seen.exposed;
+        // Each but the oldest, which nothing comes after.
+        let groups = self.seen.iter().zip(&AGES[1..]);
+        groups
+            .rev()
+            .find(|(seen, _)| risky(seen))
+            .map_or(0, |(_, next)| *next)
     }
 }
 
@@ -89,7 +94,7 @@ mod tests {
         assert_eq!(
             hazard.safe_age(2),
             0,
-            "with rounds so rare it is worth the faults"
+            "with rounds so rare most of it stays for long enough"
         );
     }
 

@@ -39,9 +39,10 @@ use regions::Regions;
 /// Pages of a region.
 pub const REGION_PAGES: u64 = 512;
 
-/// For how long the host must have a page for it to be worth a fault, which costs the guest some microseconds: a guest whose memory is
-/// given back loses at most a page's fault in five minutes for each page that the host has.
-pub const WORTH: Duration = Duration::from_secs(300);
+/// For how long the host must have a page for it to be worth a fault, which costs the guest some microseconds.
+pub const WORTH: Duration = Duration::from_secs(60);
+/// For how long memory should be likely to stay free to be given back: five times that, as some is taken sooner all the same.
+pub const LIKELY: Duration = Duration::from_secs(300);
 
 /// What is known of a guest after a scan. Pages are of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,7 +101,10 @@ pub struct Policy {
 impl Policy {
     /// Learns from a scan, whose `bitmap` has a bit for each frame, lowest first, and says what to share.
     pub fn decide(&mut self, bitmap: &[u8], observed: Observed) -> Decision {
-        let worth = self.worth(&observed);
+        let interval = self
+            .last
+            .map_or(Duration::MAX, |last| observed.at.saturating_sub(last.at));
+        let worth = scans(WORTH, interval);
         let taken = self.regions.learn(bitmap, worth, &mut self.hazard);
         self.direction.learn(&taken, self.regions.len());
         if let Some(last) = self.last {
@@ -110,22 +114,13 @@ impl Policy {
         self.last = Some(observed);
         // What lies on zero frames is free memory that the guest can have only for a fault each.
         let spare = observed.free.saturating_sub(observed.given_back);
-        let safe_age = self.hazard.safe_age(worth);
+        let safe_age = self.hazard.safe_age(scans(LIKELY, interval));
         let mut ripe = self.regions.ripe(self.pressure.level(), safe_age);
         self.direction.sort(&mut ripe, &self.regions);
         Decision {
             runs: runs(&ripe),
             allowance: spare.saturating_sub(self.headroom()),
         }
-    }
-
-    /// Scans, at the pace of the last two, for which the host must have a page for it to be worth a fault.
-    fn worth(&self, now: &Observed) -> u16 {
-        let interval = self
-            .last
-            .map_or(Duration::MAX, |last| now.at.saturating_sub(last.at));
-        let scans = WORTH.as_millis().div_ceil(interval.as_millis().max(1));
-        u16::try_from(scans).unwrap_or(u16::MAX)
     }
 
     /// The decision has been carried out for this run.
@@ -142,6 +137,12 @@ impl Policy {
     pub fn headroom(&self) -> u64 {
         self.headroom.pages(self.last.map_or(0, |last| last.total))
     }
+}
+
+/// Scans that it takes for `time` to go by, with `interval` between two.
+fn scans(time: Duration, interval: Duration) -> u16 {
+    let scans = time.as_millis().div_ceil(interval.as_millis().max(1));
+    u16::try_from(scans).unwrap_or(u16::MAX)
 }
 
 /// Regions in an order, as runs in that order: neighbours that follow one another, in either direction, are one run.

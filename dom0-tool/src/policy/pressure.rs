@@ -1,15 +1,10 @@
 //! Whether giving back is worth what it costs, in all.
 //!
 //! A fault costs the guest time; a page that the host has meanwhile is worth something for as long as it has it. The exchange
-//! rate is a choice: a page that comes back within `LEAST_WORTH` was not worth its fault.
+//! rate is a choice: a page that comes back within [`WORTH`] was not worth its fault.
 
-use std::time::Duration;
+use super::{Observed, WORTH};
 
-use super::Observed;
-
-/// For how long the host must have a page at the very least for it to be worth a fault. It is a fifth of what a region is held to
-/// ([`WORTH`](super::WORTH)): more is lost than that only where the guest's use of memory is not what was learnt.
-const LEAST_WORTH: Duration = Duration::from_secs(60);
 /// Most that waits are made longer: 2^6 times.
 const MOST_LEVEL: u32 = 6;
 /// Rounds that must have been worth it, running, for waits to become shorter again.
@@ -27,7 +22,7 @@ impl Pressure {
     pub fn learn(&mut self, last: &Observed, now: &Observed) {
         let interval = now.at.saturating_sub(last.at);
         let faults = u128::from(now.faults.saturating_sub(last.faults));
-        let cost = faults * LEAST_WORTH.as_millis();
+        let cost = faults * WORTH.as_millis();
         // What was given back at the beginning less what came back since, at least, for all of the time.
         let worth = u128::from(last.given_back.min(now.given_back)) * interval.as_millis();
         if cost > worth {
@@ -53,6 +48,8 @@ impl Pressure {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn round(pressure: &mut Pressure, seconds: u64, given_back: u64, faults: u64) -> u32 {

@@ -302,19 +302,19 @@ mod tests {
 
     #[test]
     fn a_few_pages_are_a_fair_price_for_the_others() {
-        // The host has the region for 20 scans; a fault is worth 300 of them.
-        for (taken, need) in [(4_usize, LEAST_AGE), (64, 23)] {
+        // The host has the region for 20 scans; a fault is worth 60 of them.
+        for (taken, need) in [(64_usize, LEAST_AGE), (256, 23)] {
             let mut regions = Regions::default();
             let mut bits = bitmap(&[true]);
             while regions.ripe(0, 0).is_empty() {
-                regions.learn(&bits, 300, &mut Hazard::default());
+                regions.learn(&bits, 60, &mut Hazard::default());
             }
             regions.gave_back(Run { from: 0, to: 512 });
             for _ in 0..20 {
-                regions.learn(&bits, 300, &mut Hazard::default());
+                regions.learn(&bits, 60, &mut Hazard::default());
             }
             bits[..taken / 4].fill(0xf0);
-            regions.learn(&bits, 300, &mut Hazard::default());
+            regions.learn(&bits, 60, &mut Hazard::default());
             assert_eq!(regions.each[0].need, need, "{taken} pages taken");
         }
     }
