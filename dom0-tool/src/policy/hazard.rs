@@ -92,9 +92,9 @@ mod tests {
         swings(&mut hazard, 1000, 0);
         assert_eq!(hazard.safe_age(300), 16);
         assert_eq!(
-            hazard.safe_age(2),
+            hazard.safe_age(1),
             0,
-            "with rounds so rare most of it stays for long enough"
+            "with rounds so rare it stays for long enough"
         );
     }
 
