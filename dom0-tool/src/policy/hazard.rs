@@ -35,7 +35,7 @@ impl Hazard {
     }
 
     /// A region that had been left alone for `age` scans has had `taken` of its pages taken since. What was not free before
-    /// has no age.
+    /// has no age, and small change is younger than its region: neither belongs here.
     #[allow(clippy::cast_precision_loss)] // 512
     pub fn learn(&mut self, age: u8, taken: u32) {
         let group = AGES.iter().rposition(|least| age >= *least);

@@ -6,8 +6,8 @@
 //!
 //! * **order**: only regions of which most is free count. An allocator serves small requests from small blocks in regions that
 //!   are mostly in use; these stay the guest's own, so most of its allocations meet no zero frame at all;
-//! * **age**: nothing free in a region may have been taken in several scans running, and for longer than the guest has been
-//!   seen to leave memory alone that it then takes ([`hazard`]);
+//! * **age**: no more than small change may have been taken of a region in several scans running, and for longer than the guest
+//!   has been seen to leave memory alone that it then takes ([`hazard`]);
 //! * **refaults**: a region that was taken again soon after it was given back must wait twice as long next time, and longer than
 //!   it was free before: a swing is seen once ([`regions`]);
 //! * **direction**: of regions that may be given back, those go first that lie away from where the guest allocates

@@ -11,24 +11,29 @@ pub const LEAST_AGE: u8 = 2;
 /// Most scans that a region is made to wait: at one a minute, two hours.
 const MOST_AGE: u8 = 128;
 /// Giving a region back was right when the host had it for so many times as long as it had to wait, and for as long as the
-/// faults for what is taken of it are worth; otherwise it was too early.
+/// faults are worth; otherwise it was too early.
 const FAIR: u16 = 4;
 
-/// Of a region's pages, so many must be free for it to count: three quarters. An allocator serves small requests from small
+/// Of a region's pages, so many must be free for it to count: five eighths. An allocator serves small requests from small
 /// blocks, in regions that are mostly in use; those stay the guest's own.
-const LEAST_FREE: u64 = REGION_PAGES / 4 * 3;
+const LEAST_FREE: u64 = REGION_PAGES / 8 * 5;
+/// Of a region's pages, so many may be taken between two scans for it to have been left alone all the same: an eighth. It is
+/// the same few that come and go. Those that lay on zero frames cost a fault each, once; the others stay there.
+const SMALL_CHANGE: u32 = 64;
 
 /// One region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Region {
-    /// Scans running in which most of it was free and nothing free in it was taken, up to [`MOST_AGE`].
+    /// Scans running in which most of it was free and no more than small change was taken, up to [`MOST_AGE`].
     age: u8,
     /// Scans for which that must be so.
     need: u8,
-    /// Whether it was given back and nothing in it has been taken since.
+    /// Whether it was given back and no more than small change was taken of it since.
     given_back: bool,
     /// Scans since it was given back.
     kept: u16,
+    /// Scans since it was given back the last time: what is small change comes again.
+    again: u16,
 }
 
 impl Default for Region {
@@ -38,17 +43,18 @@ impl Default for Region {
             need: LEAST_AGE,
             given_back: false,
             kept: 0,
+            again: 0,
         }
     }
 }
 
 impl Region {
-    /// A scan has shown whether something free in it was taken, and whether most of it is free now. A fault is worth a page
+    /// A scan has shown how much of what was free in it was taken, and whether most of it is free now. A fault is worth a page
     /// that the host has for `worth` scans.
     fn learn(&mut self, taken: u32, mostly_free: bool, worth: u16) {
-        if taken > 0 {
+        if taken > SMALL_CHANGE || !mostly_free {
             if self.given_back {
-                self.need = if self.early(taken, worth) {
+                self.need = if self.kept < self.long_enough(worth) {
                     // Longer than it was free this time: where a use comes and goes, that is how long it stays away.
                     let outlast = self.age.saturating_add(1);
                     self.need.saturating_mul(2).max(outlast).min(MOST_AGE)
@@ -59,27 +65,21 @@ impl Region {
             self.age = 0;
             self.given_back = false;
             self.kept = 0;
+            self.again = 0;
         }
         if !mostly_free {
-            self.age = 0;
             return;
         }
         self.age = self.age.saturating_add(1).min(MOST_AGE);
         if self.given_back {
             self.kept = self.kept.saturating_add(1);
+            self.again = self.again.saturating_add(1);
         }
     }
 
-    /// Whether it was given back too early, now that `taken` of its pages are in use again.
-    fn early(self, taken: u32, worth: u16) -> bool {
-        let cost = u64::from(taken) * u64::from(worth);
-        let gain = u64::from(self.kept) * REGION_PAGES;
-        self.kept < self.long_enough() || cost > gain
-    }
-
-    /// Scans for which the host should have it, for what it had to wait.
-    fn long_enough(self) -> u16 {
-        u16::from(self.need) * FAIR
+    /// Scans for which the host should have it: for what it had to wait, and for what the faults are worth.
+    fn long_enough(self, worth: u16) -> u16 {
+        (u16::from(self.need) * FAIR).max(worth)
     }
 }
 
@@ -89,6 +89,8 @@ pub struct Regions {
     each: Vec<Region>,
     /// The bitmap of the last scan.
     last: Vec<u8>,
+    /// Scans for which the host must have a page for it to be worth a fault.
+    worth: u16,
 }
 
 impl Regions {
@@ -107,6 +109,7 @@ impl Regions {
     pub fn learn(&mut self, bitmap: &[u8], worth: u16, hazard: &mut Hazard) -> Vec<usize> {
         let count = bitmap.len() / REGION_BYTES;
         self.each.resize(count, Region::default());
+        self.worth = worth;
         hazard.fade();
         // What was not there at the last scan was not free then.
         self.last.resize(bitmap.len(), 0);
@@ -117,7 +120,7 @@ impl Regions {
             let taken = before.iter().zip(now).map(|(before, now)| before & !now);
             let taken = taken.map(u8::count_ones).sum();
             if region.age > 0 {
-                hazard.learn(region.age, taken);
+                hazard.learn(region.age, if taken > SMALL_CHANGE { taken } else { 0 });
             }
             if taken > 0 {
                 changed.push(index);
@@ -129,13 +132,14 @@ impl Regions {
         changed
     }
 
-    /// Regions that have been left alone for long enough, with every wait 2^`pressure` times as long, and `safe_age` scans at least. Those that are given
-    /// back come again after a while: what was taken and freed between two scans, or could not be given back then, is seen in no
-    /// scan. For what is on zero frames already that costs the engine a look.
+    /// Regions that have been left alone for long enough, with every wait 2^`pressure` times as long, and for `safe_age` scans at
+    /// least. Those that are given back come again after a while: small change is free again, and what was taken and freed
+    /// between two scans, or could not be given back then, is seen in no scan. For what is on zero frames already that costs the
+    /// engine a look.
     pub fn ripe(&self, pressure: u32, safe_age: u8) -> Vec<usize> {
         let ripe = |region: &Region| {
             let need = u32::from(region.need.max(safe_age)) << pressure.min(8);
-            (!region.given_back || region.kept >= region.long_enough())
+            (!region.given_back || region.again >= region.long_enough(self.worth))
                 && u32::from(region.age) >= need.min(u32::from(MOST_AGE))
         };
         let regions = self.each.iter().enumerate();
@@ -150,7 +154,7 @@ impl Regions {
         self.each.get(index).map_or(0, |region| region.age)
     }
 
-    /// Whether a region was given back, and nothing in it has been seen taken since.
+    /// Whether a region was given back, and no more than small change has been seen taken since.
     pub fn is_given_back(&self, index: usize) -> bool {
         self.each.get(index).is_some_and(|region| region.given_back)
     }
@@ -163,9 +167,7 @@ impl Regions {
                 .ok()
                 .and_then(|index| self.each.get_mut(index))
             {
-                if !region.given_back {
-                    region.kept = 0;
-                }
+                region.again = 0;
                 region.given_back = true;
             }
         }
@@ -186,18 +188,22 @@ mod tests {
     fn a_region_is_ripe_when_most_of_it_was_left_alone_for_long_enough() {
         let mut regions = Regions::default();
         let mut bits = bitmap(&[true, true, true]);
-        // A quarter of the second region is in use, and a page more of the third.
-        bits[REGION_BYTES..REGION_BYTES + 16].fill(0);
-        bits[2 * REGION_BYTES..2 * REGION_BYTES + 16].fill(0);
-        bits[2 * REGION_BYTES + 16] = 0xfe;
+        // Three eighths of the second region are in use, and a page more of the third.
+        bits[REGION_BYTES..REGION_BYTES + 24].fill(0);
+        bits[2 * REGION_BYTES..2 * REGION_BYTES + 24].fill(0);
+        bits[2 * REGION_BYTES + 24] = 0xfe;
         for scan in 1..=3 {
             assert_eq!(regions.learn(&bits, 0, &mut Hazard::default()), [0; 0]);
             let expected: &[usize] = if scan >= LEAST_AGE { &[0, 1] } else { &[] };
             assert_eq!(regions.ripe(0, 0), expected, "after scan {scan}");
         }
         assert_eq!(regions.ripe(1, 0), [0; 0], "twice as long under pressure");
-        // One free page of the first region is taken.
-        bits[5] = 0xef;
+        // Of the first region's free pages 64 are taken, and then one more than that.
+        bits[..8].fill(0);
+        assert_eq!(regions.learn(&bits, 0, &mut Hazard::default()), [0]);
+        assert_eq!(regions.ripe(0, 0), [0, 1], "small change");
+        bits[8..16].fill(0);
+        bits[16] = 0xef;
         assert_eq!(regions.learn(&bits, 0, &mut Hazard::default()), [0]);
         assert_eq!(regions.ripe(0, 0), [1]);
         assert_eq!(regions.ripe(1, 0), [1]);
@@ -301,22 +307,25 @@ mod tests {
     }
 
     #[test]
-    fn a_few_pages_are_a_fair_price_for_the_others() {
-        // The host has the region for 20 scans; a fault is worth 60 of them.
-        for (taken, need) in [(64_usize, LEAST_AGE), (256, 23)] {
-            let mut regions = Regions::default();
-            let mut bits = bitmap(&[true]);
-            while regions.ripe(0, 0).is_empty() {
-                regions.learn(&bits, 60, &mut Hazard::default());
+    fn small_change_comes_again_when_faults_for_it_are_worth_it() {
+        let (worth, mut regions) = (60, Regions::default());
+        let free = bitmap(&[true]);
+        let mut small = free.clone();
+        small[..8].fill(0);
+        let mut given = Vec::new();
+        // Every third scan finds 64 pages in use.
+        for scan in 0..200 {
+            let bits = if scan % 3 == 2 { &small } else { &free };
+            let mut hazard = Hazard::default();
+            regions.learn(bits, worth, &mut hazard);
+            assert_eq!(hazard.safe_age(u16::MAX), 0, "it is not held against its age");
+            if !regions.ripe(0, 0).is_empty() {
+                regions.gave_back(Run { from: 0, to: 512 });
+                given.push(scan);
             }
-            regions.gave_back(Run { from: 0, to: 512 });
-            for _ in 0..20 {
-                regions.learn(&bits, 60, &mut Hazard::default());
-            }
-            bits[..taken / 4].fill(0xf0);
-            regions.learn(&bits, 60, &mut Hazard::default());
-            assert_eq!(regions.each[0].need, need, "{taken} pages taken");
         }
+        assert_eq!(given, [1, 61, 121, 181]);
+        assert_eq!(regions.each[0].need, LEAST_AGE);
     }
 
     #[test]
