@@ -1,21 +1,15 @@
 //! `lacuna attach`.
 
-use lacuna_core::Status;
 use serde_json::{Value, json};
 
 use super::guest::{Live, cpus_of, identify_kernel, open_domain};
 use super::paused::PausedGuest;
-use super::scan::{scanned_json, show_scanned};
+use super::scan::{patiently, scanned_json, show_scanned};
 use super::{Out, identify, profile, progress, windows};
 use crate::cli::Attach;
 use crate::migration;
 use crate::report::{Class, Failure};
-use crate::xen::engine::{EngineError, Scanned};
-
-/// Scans tried before a disagreement is believed. A guest that allocates gigabytes between two readings of its counters is
-/// outside the tolerance once, hardly three times; and one that was stopped between taking a block off its list and
-/// counting that, for which a stopped guest gets no tolerance, is elsewhere at the next try.
-const ADMISSION_TRIES: u32 = 3;
+use crate::xen::engine::Scanned;
 
 pub(super) fn run(arguments: &Attach, out: Out) -> Result<Value, Failure> {
     attach(arguments, &open_domain(&arguments.domain)?, out)
@@ -102,18 +96,11 @@ fn build(arguments: &Attach, live: &Live, out: Out) -> Result<Vec<u8>, Failure> 
 
 fn admit(arguments: &Attach, live: &Live) -> Result<Scanned, Failure> {
     let spinner = progress::spinner("scanning");
-    let mut tries = 1;
-    let outcome = loop {
+    let outcome = patiently(|| {
         // Anew for each try: it goes on for a moment between two.
         let _paused = arguments.paused.then(|| PausedGuest::pause(live)).transpose()?;
-        match live.engine.scan() {
-            Err(EngineError::Refused {
-                status: Status::CountsDisagree,
-                ..
-            }) if tries < ADMISSION_TRIES => tries += 1,
-            outcome => break outcome,
-        }
-    };
+        Ok(live.engine.scan()?)
+    });
     spinner.finish_and_clear();
-    Ok(outcome?)
+    outcome
 }

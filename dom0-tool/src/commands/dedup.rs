@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::engine::statistics_json;
 use super::guest::{Live, open_domain};
-use super::scan::scanned_json;
+use super::scan::{patiently, scanned_json};
 use super::{Out, duration, pages, progress};
 use crate::cli::{Dedup, Mode};
 use crate::report::Failure;
-use crate::xen::engine::{Contents, EngineError, Scanned, Shared};
+use crate::xen::engine::{Contents, Scanned, Shared};
 
 /// Rounds after which `--until-stable` gives up on a guest that never settles.
 const MOST_ROUNDS: u64 = 50;
@@ -109,10 +109,10 @@ pub(super) fn dedup(arguments: &Dedup, out: Out) -> Result<Value, Failure> {
     }))
 }
 
-fn one_round(live: &Live, mode: Mode) -> Result<(Round, Statistics), EngineError> {
+fn one_round(live: &Live, mode: Mode) -> Result<(Round, Statistics), Failure> {
     let mut round = Round::default();
     if mode.has_intro() {
-        round.scanned = live.engine.scan()?;
+        round.scanned = patiently(|| Ok(live.engine.scan()?))?;
         round.shared = live.engine.share()?;
     }
     if mode.has_content() {

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use lacuna_core::{Bitmap, FreeCheck, Gfn, PAGE_SIZE, Scanner};
 use serde_json::{Value, json};
@@ -16,11 +18,19 @@ use crate::linux::contents::look_for_poison;
 use crate::linux::identify::{architecture, paging_name};
 use crate::linux::profile::{BuildError, Built};
 use crate::memory::GuestSource;
-use crate::report::{Class, Failure};
+use crate::report::{Cause, Class, Failure};
 use crate::xen::engine::Scanned;
 
 /// Descriptors looked at between two signs of life.
 const CHUNK: u64 = 1 << 16;
+
+/// Scans tried before a disagreement is believed. A guest that allocates gigabytes between two readings of its counters is
+/// outside the tolerance once, hardly three times; one that was stopped between taking a block off its list and
+/// counting that, for which a stopped guest gets no tolerance, is elsewhere at the next try; and one that has nothing free for an
+/// instant, of which nothing can be told, has something then.
+const TRIES: u32 = 3;
+/// Between two of them.
+const UNTIL_NEXT_TRY: Duration = Duration::from_millis(100);
 
 pub(super) fn run(arguments: &Scan, out: Out) -> Result<Value, Failure> {
     match (&arguments.guest.domain, &arguments.guest.dump.dump) {
@@ -28,6 +38,20 @@ pub(super) fn run(arguments: &Scan, out: Out) -> Result<Value, Failure> {
         (None, Some(file)) => of_dump(arguments, file, out),
         // The command line's rules leave no other case.
         _ => Err(Failure::plain(Class::Failed, "no guest was named")),
+    }
+}
+
+/// Scans, and once more where the guest's counters disagree.
+pub(super) fn patiently(mut scan: impl FnMut() -> Result<Scanned, Failure>) -> Result<Scanned, Failure> {
+    let mut tries = 1;
+    loop {
+        match scan() {
+            Err(failure) if failure.cause == Cause::CountsDisagree && tries < TRIES => {
+                tries += 1;
+                thread::sleep(UNTIL_NEXT_TRY);
+            }
+            outcome => return outcome,
+        }
     }
 }
 
@@ -200,4 +224,38 @@ pub(super) fn scanned_json(scanned: &Scanned) -> Value {
         "no_descriptor": scanned.no_descriptor,
         "unknown": scanned.unknown,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disagreement_is_believed_the_third_time_and_anything_else_at_once() {
+        let disagreed = || Failure::plain(Class::Refused, "counts").because(Cause::CountsDisagree);
+        let other = || Failure::plain(Class::Refused, "dirty");
+        let found = || Scanned {
+            free: 7,
+            ..Scanned::default()
+        };
+        // What each try comes to, and how many are made.
+        let cases: [(&[Option<Failure>], usize, bool); 4] = [
+            (&[None], 1, true),
+            (&[Some(disagreed()), Some(disagreed()), None], 3, true),
+            (
+                &[Some(disagreed()), Some(disagreed()), Some(disagreed()), None],
+                3,
+                false,
+            ),
+            (&[Some(disagreed()), Some(other()), None], 2, false),
+        ];
+        for (outcomes, expected, is_found) in cases {
+            let mut tries = 0;
+            let outcome = patiently(|| {
+                tries += 1;
+                outcomes[tries - 1].clone().map_or_else(|| Ok(found()), Err)
+            });
+            assert_eq!((tries, outcome.is_ok()), (expected, is_found));
+        }
+    }
 }
