@@ -38,8 +38,8 @@ const SETTLED: GiveBack = GiveBack {
     extent: "settled",
     learnt: 3,
 };
-/// Swings before a measurement in which the work, begun anew, finds its memory and the policy gets over that: with rounds 3 s apart it
-/// leaves memory that was taken after a minute to the guest for as long. And swings measured.
+/// Swings before a measurement in which the work, begun anew, finds its memory and the policy gets over that: with rounds 3 s
+/// apart it leaves memory that was taken after a minute to the guest for as long. And swings measured.
 const BEGUN: u32 = 2;
 const MEASURED: u32 = 3;
 /// The slowdown that counts as none, in parts of a million. The same work without sharing, repeated, differed by up to 300;
