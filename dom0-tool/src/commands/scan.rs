@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &Scan, out: Out) -> Result<Value, Failure> {
     }
 }
 
-/// Scans, and once more where the guest's counters disagree.
+/// Scans, and again where the guest's counters disagree, [`TRIES`] times in all.
 pub(super) fn patiently(mut scan: impl FnMut() -> Result<Scanned, Failure>) -> Result<Scanned, Failure> {
     let mut tries = 1;
     loop {

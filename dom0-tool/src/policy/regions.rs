@@ -49,10 +49,10 @@ impl Default for Region {
 }
 
 impl Region {
-    /// A scan has shown how much of what was free in it was taken, and whether most of it is free now. A fault is worth a page
-    /// that the host has for `worth` scans.
-    fn learn(&mut self, taken: u32, mostly_free: bool, worth: u16) {
-        if taken > SMALL_CHANGE || !mostly_free {
+    /// A scan has shown whether it was left alone but for small change, and whether most of it is free now. A fault is worth a
+    /// page that the host has for `worth` scans.
+    fn learn(&mut self, left_alone: bool, mostly_free: bool, worth: u16) {
+        if !left_alone || !mostly_free {
             if self.given_back {
                 self.need = if self.kept < self.long_enough(worth) {
                     // Longer than it was free this time: where a use comes and goes, that is how long it stays away.
@@ -118,15 +118,16 @@ impl Regions {
         let now = bitmap.chunks_exact(REGION_BYTES);
         for (index, (region, (before, now))) in self.each.iter_mut().zip(before.zip(now)).enumerate() {
             let taken = before.iter().zip(now).map(|(before, now)| before & !now);
-            let taken = taken.map(u8::count_ones).sum();
-            if region.age > 0 {
-                hazard.learn(region.age, if taken > SMALL_CHANGE { taken } else { 0 });
-            }
+            let taken: u32 = taken.map(u8::count_ones).sum();
             if taken > 0 {
                 changed.push(index);
             }
+            let beyond_small_change = if taken > SMALL_CHANGE { taken } else { 0 };
+            if region.age > 0 {
+                hazard.learn(region.age, beyond_small_change);
+            }
             let free: u64 = now.iter().map(|byte| u64::from(byte.count_ones())).sum();
-            region.learn(taken, free >= LEAST_FREE, worth);
+            region.learn(beyond_small_change == 0, free >= LEAST_FREE, worth);
         }
         self.last.copy_from_slice(bitmap);
         changed

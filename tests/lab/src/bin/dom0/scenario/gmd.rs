@@ -46,7 +46,7 @@ const KEPT_PER_MILLE: u64 = 30;
 const FASTER: u64 = 10;
 /// By how much on one whose memory is split: 6.8 to 9.2 were measured, probably by how much of what it had free lay in whole
 /// regions.
-const FASTER_SPLIT: u64 = 5;
+const FASTER_SPLIT: u64 = 6;
 /// Rounds of the content stage until it has shared what it found: the first one learns which pages hold still.
 const CONTENT_ROUNDS: u32 = 2;
 
