@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lacuna_lab::catalogue::DEMO;
+use lacuna_scenarios::catalogue::DEMO;
 use serde_json::{Value, json};
 
 use crate::context::Context;

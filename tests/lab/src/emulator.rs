@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use lacuna_lab::catalogue::Boot;
-use lacuna_lab::wire::{Event, Order};
+use lacuna_scenarios::catalogue::Boot;
+use lacuna_scenarios::wire::{Event, Order};
 
 use crate::bochs::{self, Disc};
 use crate::error::{Error, IoContext, Result};

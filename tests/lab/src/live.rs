@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use lacuna_lab::catalogue::{Boot, Scenario, find};
-use lacuna_lab::wire::{Event, Order};
+use lacuna_scenarios::catalogue::{Boot, Scenario, find};
+use lacuna_scenarios::wire::{Event, Order};
 use serde_json::{Map, Value, json};
 
 use crate::context::Context;

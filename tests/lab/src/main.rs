@@ -33,7 +33,7 @@ mod xen;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use lacuna_lab::catalogue::Boot;
+use lacuna_scenarios::catalogue::Boot;
 
 use crate::context::Context;
 use crate::error::Result;

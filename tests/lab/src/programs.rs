@@ -65,7 +65,7 @@ pub(crate) fn build(context: &Context) -> Result<Programs> {
         "--package",
         "lacuna-guest",
         "--package",
-        "lacuna-lab",
+        "lab-dom0",
         "--bin",
         "lacuna-guest",
         "--bin",

@@ -1,6 +1,6 @@
 //! Which tests the filters on the command line stand for.
 
-use lacuna_lab::catalogue::{SCENARIOS, Scenario};
+use lacuna_scenarios::catalogue::{SCENARIOS, Scenario};
 
 /// Filters: a test is selected by any of them, and with none every test is.
 pub(crate) struct Selection<'a> {

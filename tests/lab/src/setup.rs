@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lacuna_lab::catalogue::Boot;
+use lacuna_scenarios::catalogue::Boot;
 
 use crate::bochs::Disc;
 use crate::context::Context;

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use lacuna_lab::catalogue::{SCENARIOS, Scenario};
+use lacuna_scenarios::catalogue::{SCENARIOS, Scenario};
 
 use crate::bench;
 use crate::context::Context;

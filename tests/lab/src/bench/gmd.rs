@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lacuna_lab::catalogue::GMD;
+use lacuna_scenarios::catalogue::GMD;
 use serde_json::{Map, Value, json};
 
 use crate::context::Context;

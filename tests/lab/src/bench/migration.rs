@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lacuna_lab::catalogue::MOVED;
+use lacuna_scenarios::catalogue::MOVED;
 use serde_json::{Map, Value, json};
 
 use crate::context::Context;

@@ -1,9 +1,9 @@
-//! dom0's second serial port, over which it talks with the lab (see [`lacuna_lab::wire`]).
+//! dom0's second serial port, over which it talks with the lab (see [`lacuna_scenarios::wire`]).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 
-use lacuna_lab::wire::{Event, Order};
+use lacuna_scenarios::wire::{Event, Order};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::failure::{Result, differs};

@@ -112,7 +112,7 @@ pub(crate) fn run(name: &str, host: &mut Host) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::BODIES;
-    use lacuna_lab::catalogue::SCENARIOS;
+    use lacuna_scenarios::catalogue::SCENARIOS;
 
     #[test]
     fn the_catalogue_and_the_code_name_the_same_scenarios() {

@@ -1,6 +1,6 @@
 //! The live scenarios: their names, what they boot in, and how long they may take.
 //!
-//! The code of each is in the driver that runs in dom0 (`src/bin/dom0/scenario/`), under the same name.
+//! The code of each is in the driver that runs in dom0 (`tests/dom0/src/scenario/`), under the same name.
 
 use std::time::Duration;
 

@@ -20,7 +20,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use lacuna_lab::wire::{Event, Order};
+use lacuna_scenarios::wire::{Event, Order};
 use rustix::system::RebootCommand;
 
 use crate::channel::Channel;

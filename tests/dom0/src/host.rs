@@ -6,7 +6,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lacuna_lab::wire::Event;
+use lacuna_scenarios::wire::Event;
 use serde_json::Value;
 
 use crate::channel::Channel;
