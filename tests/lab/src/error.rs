@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::archive::Trouble;
+
 /// The lab's own result.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -60,6 +62,37 @@ pub(crate) enum Error {
         expected: String,
         /// What is there.
         seen: String,
+    },
+
+    /// The archive does not give a file that its index lists.
+    #[error("{file}: {trouble}")]
+    NotServed {
+        /// Its address.
+        file: String,
+        /// Why.
+        trouble: Trouble,
+    },
+
+    /// No version of something can be had.
+    #[error("{what} cannot be had; tried, in this order:\n{tried}")]
+    #[diagnostic(help("{remedy}"))]
+    NothingServed {
+        /// The thing looked for.
+        what: String,
+        /// All that was tried, each with its reason, a line each.
+        tried: String,
+        /// What to do.
+        remedy: String,
+    },
+
+    /// The machine is not fit for the lab; the checks have been printed already.
+    #[error("{failed} of {total} checks failed")]
+    #[diagnostic(help("each failed check says what to do; `cargo lab doctor` repeats them"))]
+    Unfit {
+        /// How many failed.
+        failed: usize,
+        /// How many there are.
+        total: usize,
     },
 
     /// No scenario's name matches the filter.

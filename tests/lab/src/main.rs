@@ -1,11 +1,15 @@
 //! `cargo lab`: builds patched Xen, dom0 and guests, boots them under emulation and checks what they do.
 
+#[allow(dead_code, unused_imports)]
+mod archive;
 mod bench;
 mod bochs;
 mod context;
 mod cpio;
 mod demo;
 mod device_model;
+#[allow(dead_code)]
+mod doctor;
 mod emulator;
 mod error;
 mod image;

@@ -16,7 +16,7 @@ use crate::process::{is_installed, output, run_logged};
 pub(crate) const SUITE: &str = "trixie";
 
 /// What is installed in the tree on top of debootstrap's minimal base, by what needs it.
-const PACKAGES: &[&str] = &[
+pub(crate) const PACKAGES: &[&str] = &[
     // Building Xen and its tools.
     "build-essential",
     "flex",
@@ -175,6 +175,11 @@ impl Sysroot {
 
 /// The Debian archive that this machine is set up to use, as apt tells it; other suites of it are there as well.
 pub(crate) fn archive_uri(context: &Context) -> Result<String> {
+    Ok(archive_uris(context)?.0)
+}
+
+/// The same, and the archive with Debian's security fixes, if the machine uses one.
+pub(crate) fn archive_uris(context: &Context) -> Result<(String, Option<String>)> {
     let mut command = Command::new("apt-get");
     command.args([
         "indextargets",
@@ -183,15 +188,16 @@ pub(crate) fn archive_uri(context: &Context) -> Result<String> {
         "Created-By: Packages",
     ]);
     let listing = output(command, &context.step_log("archive"))?;
-    pick_archive(&listing).ok_or_else(|| Error::Unexpected {
+    let main = pick_archive(&listing).ok_or_else(|| Error::Unexpected {
         what: "the package archives this machine uses (apt-get indextargets)".to_owned(),
         expected: "a Debian archive with the component main".to_owned(),
         seen: if listing.is_empty() {
             "none: run `apt-get update`".to_owned()
         } else {
-            listing
+            listing.clone()
         },
-    })
+    })?;
+    Ok((main, pick_security(&listing)))
 }
 
 /// Picks the plain Debian archive out of apt's list: not the one for security fixes, not a stranger's.
@@ -202,6 +208,16 @@ fn pick_archive(listing: &str) -> Option<String> {
         // `bookworm` and `stable` are whole releases; `bookworm-updates` and the like lie beside one.
         let whole = uri.contains("debian") && !uri.contains("security") && !suite.contains('-');
         (whole && component == "main").then(|| uri.to_owned())
+    })
+}
+
+/// Picks the archive with the security fixes of Debian's releases out of apt's list.
+fn pick_security(listing: &str) -> Option<String> {
+    listing.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (uri, suite, component) = (fields.next()?, fields.next()?, fields.next()?);
+        let fixes = uri.contains("debian") && suite.ends_with("-security");
+        (fixes && component == "main").then(|| uri.to_owned())
     })
 }
 
@@ -233,7 +249,7 @@ fn machine_proxies() -> impl Iterator<Item = (String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use super::pick_archive;
+    use super::{pick_archive, pick_security};
 
     #[test]
     fn the_archive_is_neither_security_nor_a_stranger() {
@@ -245,5 +261,10 @@ mod tests {
             Some("http://one.example/debian/")
         );
         assert_eq!(pick_archive("http://two.example/tool/ nodistro main\n"), None);
+        assert_eq!(
+            pick_security(listing).as_deref(),
+            Some("http://one.example/debian-security/")
+        );
+        assert_eq!(pick_security("http://one.example/debian/ bookworm main\n"), None);
     }
 }
