@@ -170,7 +170,9 @@ impl<'a> Apt<'a> {
 
     /// Says which files apt would fetch to install `packages` and all they depend on into an empty system.
     pub(super) fn closure(&self, packages: &[&str]) -> Result<String> {
-        let mut line = vec!["install", "-y", "--no-install-recommends", "--print-uris"];
+        // By itself apt prints the weakest hash that it knows here.
+        let mut line = vec!["-o", "Acquire::ForceHash=SHA256", "install", "-y"];
+        line.extend(["--no-install-recommends", "--print-uris"]);
         line.extend(packages);
         output(self.command("apt-get", &line), &self.log)
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::loopback::{Listed, Served, Server, publish};
+use super::loopback::{Listed, Served, Server, publish, sha256};
 use super::*;
 use crate::error::Error;
 
@@ -36,10 +36,10 @@ impl Setting {
             progress: Progress::begin("test of the archive"),
             limits: Limits {
                 refresh: Duration::from_secs(20),
-                silence: Duration::from_secs(1),
+                silence: Duration::from_secs(3),
                 least: 1000,
                 retries: 0,
-                answer: Duration::from_secs(1),
+                answer: Duration::from_secs(5),
             },
             began: Instant::now(),
         }
@@ -470,6 +470,26 @@ fn a_kernel_is_taken_with_its_headers_or_not_at_all() {
     let mut expected = OLD_KERNEL.map(|name| format!("{name}_6.12.107-1_amd64.deb"));
     expected.sort();
     assert_eq!(names, expected);
+}
+
+#[test]
+fn a_closure_is_all_that_a_package_depends_on() {
+    let setting = Setting::new();
+    let listed = [
+        Listed::new("tool", "2-1").depends("library (>= 1)"),
+        Listed::new("library", "1.5-1"),
+        Listed::new("unrelated", "1"),
+    ];
+    publish(&setting.server, "new", &[], &listed);
+    let files = setting.open(&["new"]).closure(&["tool"]).unwrap();
+    let mut named: Vec<(&str, u64)> = files
+        .iter()
+        .map(|file| (file.sha256.as_str(), file.size))
+        .collect();
+    named.sort_unstable();
+    let mut expected = [&listed[0], &listed[1]].map(|one| sha256(&one.content));
+    expected.sort();
+    assert_eq!(named, expected.each_ref().map(|hash| (hash.as_str(), 40_000)));
 }
 
 #[test]
