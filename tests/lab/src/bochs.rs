@@ -52,7 +52,7 @@ impl Disc {
         for package in PACKAGES {
             key = key.text(package);
         }
-        context.step("bochs", &key.finish(), |progress| {
+        context.download("bochs", &key.finish(), |progress| {
             let mut install = vec!["apt-get", "install", "-y", "--no-install-recommends"];
             install.extend(PACKAGES);
             run_logged(

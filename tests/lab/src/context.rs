@@ -3,11 +3,24 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, IoContext, Result};
 use crate::key::Key;
 use crate::progress::Progress;
+use crate::xen::given::Given;
+use crate::xen::series::Series;
+
+/// What the user asks of every command.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// The source of Xen that the user gives.
+    pub(crate) xen_source: Option<Given>,
+    /// The series of Xen that the user asks for.
+    pub(crate) series: Option<Series>,
+    /// Nothing is to be downloaded.
+    pub(crate) offline: bool,
+}
 
 /// The places of one run of the lab. Holding it means holding the cache's lock.
 pub(crate) struct Context {
@@ -15,13 +28,15 @@ pub(crate) struct Context {
     pub(crate) repository: PathBuf,
     /// The cache directory, outside the checkout.
     pub(crate) cache: PathBuf,
+    /// What the user asks for.
+    pub(crate) options: Options,
     /// Held until the run ends: two labs must neither build in one tree nor emulate on the same two cores.
     _lock: File,
 }
 
 impl Context {
     /// Finds the directories and takes the cache's lock, waiting for another lab to end.
-    pub(crate) fn open() -> Result<Self> {
+    pub(crate) fn open(options: Options) -> Result<Self> {
         // Fixed at build time: `cargo lab` always builds the lab from the checkout that it works on.
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let repository = repository.canonicalize().on("find", &repository)?;
@@ -38,12 +53,10 @@ impl Context {
             eprintln!("lab: waiting for another lab that uses {}", cache.display());
             flock(&lock, FlockOperation::LockExclusive).on("lock", &path)?;
         }
-        for path in [&repository, &cache] {
-            warn_if_full(path);
-        }
         Ok(Self {
             repository,
             cache,
+            options,
             _lock: lock,
         })
     }
@@ -59,6 +72,39 @@ impl Context {
             .join(format!("{}.log", step.replace('/', "-")))
     }
 
+    /// Whether the step called `name` was done with this `key`.
+    pub(crate) fn is_done(&self, name: &str, key: &Key) -> bool {
+        fs::read_to_string(self.stamp(name)).is_ok_and(|seen| seen == key.as_str())
+    }
+
+    fn stamp(&self, name: &str) -> PathBuf {
+        self.cached("stamps").join(name.replace('/', "-"))
+    }
+
+    /// Does `work` and shows it under `name`: what is done keeps its own record of that.
+    pub(crate) fn work<T>(&self, name: &str, work: impl FnOnce(&Progress) -> Result<T>) -> Result<T> {
+        remove(&self.step_log(name))?;
+        let progress = Progress::begin(name);
+        let value = work(&progress)?;
+        progress.done();
+        Ok(value)
+    }
+
+    /// As [`Context::step`], for a step that downloads: with `--offline` it fails instead.
+    pub(crate) fn download(
+        &self,
+        name: &str,
+        key: &Key,
+        work: impl FnOnce(&Progress) -> Result<()>,
+    ) -> Result<()> {
+        if self.options.offline && !self.is_done(name, key) {
+            return Err(Error::Offline {
+                step: name.to_owned(),
+            });
+        }
+        self.step(name, key, work)
+    }
+
     /// Does `work` unless it was done before with the same `key`.
     ///
     /// The stamp is taken away first and written last, so a failed or interrupted step runs again. `work` must either
@@ -69,20 +115,15 @@ impl Context {
         key: &Key,
         work: impl FnOnce(&Progress) -> Result<()>,
     ) -> Result<()> {
-        let stamp = self.cached("stamps").join(name.replace('/', "-"));
-        if fs::read_to_string(&stamp).is_ok_and(|seen| seen == key.as_str()) {
+        if self.is_done(name, key) {
             return Ok(());
         }
+        let stamp = self.stamp(name);
         remove(&stamp)?;
-        let log = self.step_log(name);
-        remove(&log)?;
-        let progress = Progress::begin(name);
-        work(&progress)?;
+        self.work(name, work)?;
         let directory = self.cached("stamps");
         fs::create_dir_all(&directory).on("create", &directory)?;
-        fs::write(&stamp, key.as_str()).on("write", &stamp)?;
-        progress.done();
-        Ok(())
+        fs::write(&stamp, key.as_str()).on("write", &stamp)
     }
 }
 
@@ -140,23 +181,6 @@ pub(crate) fn require_root() -> Result<()> {
         Ok(())
     } else {
         Err(Error::NotRoot { uid })
-    }
-}
-
-/// Says so when the file system of `path` may not have the space for a run from nothing. A compiler that finds a full disk does not always
-/// say so. No more than a warning: a run with what it needs already there takes next to nothing.
-fn warn_if_full(path: &Path) {
-    // What README says: the tests and the programs take most of it, the cache the rest.
-    const WANTED: u64 = 10 << 30;
-    let Ok(about) = statvfs(path) else { return };
-    let free = about.f_bavail.saturating_mul(about.f_frsize);
-    if free < WANTED {
-        eprintln!(
-            "lab: {} MiB of disk are free at {}; a run from nothing takes up to {} MiB",
-            free >> 20,
-            path.display(),
-            WANTED >> 20
-        );
     }
 }
 

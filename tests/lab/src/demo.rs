@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::error::Result;
 use crate::live;
+use crate::setup::Extent;
 
 /// The table's rows: what a figure is called in the report, what it means, and its unit.
 const ROWS: &[(&str, &str, Unit)] = &[
@@ -39,7 +40,7 @@ enum Unit {
 
 /// Runs the demonstration, prints its table, and writes the same figures to `report`.
 pub(crate) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
-    let outcome = live::measure(context, DEMO)?;
+    let outcome = live::measure(context, DEMO, Extent::Demo)?;
     let figures = outcome.by_name();
     println!("\nA live Linux guest's free memory, given back to the host by Xen\n");
     for (name, meaning, unit) in ROWS {

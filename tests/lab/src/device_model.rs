@@ -39,7 +39,7 @@ pub(crate) fn files(context: &Context, sysroot: &Sysroot, tools: &Tools) -> Resu
         key = key.text(package);
     }
     let unpacked = context.cached("device-model");
-    context.step("device-model", &key.finish(), |progress| {
+    context.download("device-model", &key.finish(), |progress| {
         let log = context.step_log("device-model");
         let mut install = vec!["apt-get", "install", "-y", "--no-install-recommends"];
         install.extend(PACKAGES);

@@ -95,6 +95,42 @@ pub(crate) enum Error {
         total: usize,
     },
 
+    /// Something is to be downloaded, and the user forbade it.
+    #[error("`{step}` is not in the cache, and --offline forbids to download it")]
+    #[diagnostic(help(
+        "`cargo lab setup --offline` lists what is missing; `cargo lab setup` with a network gets it"
+    ))]
+    Offline {
+        /// The step that downloads.
+        step: String,
+    },
+
+    /// The cache lacks something that is downloaded; the list has been printed already.
+    #[error("{missing} of {total} things are missing for work without a network")]
+    #[diagnostic(help(
+        "`cargo lab setup` and `cargo lab test` on a machine with a network get them; the cache may then be moved"
+    ))]
+    Missing {
+        /// How many are missing.
+        missing: usize,
+        /// How many are needed.
+        total: usize,
+    },
+
+    /// Patches do not fit a tree; the report has been printed already.
+    #[error("{failed} of {total} patches do not apply without fuzz")]
+    #[diagnostic(help("docs/porting.md says what each hook needs to hold"))]
+    DoNotApply {
+        /// How many do not.
+        failed: usize,
+        /// How many there are.
+        total: usize,
+    },
+
+    /// Another part of the work failed, and this one was ended for it.
+    #[error("ended, as something else failed")]
+    Ended,
+
     /// No scenario's name matches the filter.
     #[error("no scenario matches `{filter}`; there are: {known}")]
     NoScenario {

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use crate::context::{Context, Staged};
 use crate::cpio::Archive;
 use crate::error::{Error, IoContext, Result};
-use crate::kernels::{self, Kernel};
+use crate::kernels::{Kernel, plain_module};
 use crate::key::KeyBuilder;
 use crate::process::output;
 use crate::programs::Programs;
 use crate::sysroot::Sysroot;
-use crate::xen::Tools;
+use crate::xen::series::Series;
+use crate::xen::{Tools, guest_library, place};
 
 /// Xen's drivers that dom0 loads, in this order.
 const MODULES: &[&str] = &["xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc"];
@@ -36,8 +37,8 @@ const XEN_PROGRAMS: &[&str] = &[
 const CHECKER: &str = "usr/local/lib/xen/bin/verify-stream-v2";
 const CHECKER_MODULES: &[&str] = &["__init__.py", "util.py", "migration"];
 
-/// Where the library of a receiver without Lacuna is; it is found there by a search path of its own.
-const STOCK_RECEIVER: &str = "usr/local/lib/stock/libxenguest.so.4.20";
+/// The directory of the library of a receiver without Lacuna, which is found there by a search path of its own.
+const STOCK_LIBRARIES: &str = "usr/local/lib/stock";
 
 /// Lists the files of the smallest Python that Debian has, in the version that the sysroot has. The packages' own list
 /// leaves out what Python makes when it runs.
@@ -82,40 +83,33 @@ impl Images {
     }
 }
 
-/// Writes dom0's image, with the guests' inside it. `files` are put into it as they are: their names in dom0, and where
-/// they come from.
-pub(crate) fn build(
+/// Writes dom0's image, with one guest's kernel inside it, which is dom0's own, and that kernel's `layout`: its name in dom0,
+/// and where it comes from.
+pub(crate) fn base(
     context: &Context,
     sysroot: &Sysroot,
-    (tools, stock_receiver): (&Tools, &Path),
+    tools: &Tools,
     programs: &Programs,
-    dom0_kernel: &Kernel,
-    guests: &[(&str, Kernel)],
-    files: &[(String, PathBuf)],
+    (kernel, layout): (&Kernel, &(String, PathBuf)),
 ) -> Result<Images> {
-    let image = context.cached("images/dom0.cpio");
-    let mut key = KeyBuilder::new("images", 5)
+    let image = place(context, tools.series, "images/dom0.cpio");
+    let mut key = KeyBuilder::new("images", 6)
         .key(&sysroot.key)
         .key(&tools.key)
-        .text(&dom0_kernel.release);
+        .text(&kernel.release)
+        .text(&layout.0)
+        .file(&layout.1)?;
     for part in [
-        &*programs.driver,
+        &programs.driver,
         &programs.agent,
         &programs.lacuna,
         &programs.lacunad,
-        stock_receiver,
     ] {
         key = key.file(part)?;
     }
-    for (name, kernel) in guests {
-        key = key.text(name).text(&kernel.release);
-    }
-    for (name, file) in files {
-        key = key.text(name).file(file)?;
-    }
-    context.step("images", &key.finish(), |_| {
-        let agent = Staged::file(context.cached("images/guest.cpio"))?;
-        guest(&agent.path, programs)?;
+    context.step(&step_name(tools.series, "dom0"), &key.finish(), |_| {
+        let agent = Staged::file(place(context, tools.series, "images/guest.cpio"))?;
+        guest(&agent.path, &programs.agent)?;
         let staged = Staged::file(image.clone())?;
         let mut archive = Archive::create(&staged.path)?;
         for directory in DIRECTORIES {
@@ -136,12 +130,6 @@ pub(crate) fn build(
             libraries.extend(libraries_of(context, sysroot, tools, &path)?);
         }
         libraries.extend(libraries_of(context, sysroot, tools, &programs.lacuna)?);
-        libraries.extend(libraries_of(
-            context,
-            sysroot,
-            tools,
-            Path::new("/usr/bin/python3"),
-        )?);
         libraries.insert(format!("/{LOADED_BY_NAME}"), sysroot.root.join(LOADED_BY_NAME));
         for (name, from) in &libraries {
             archive.file(name.trim_start_matches('/'), from)?;
@@ -149,44 +137,88 @@ pub(crate) fn build(
         // Where the loader looks first; the packages have their libraries below /usr.
         archive.link("lib", "usr/lib")?;
         archive.link("lib64", "usr/lib64")?;
-        checker(context, sysroot, tools, &mut archive)?;
-        archive.file(STOCK_RECEIVER, stock_receiver)?;
-        for (place, module) in MODULES.iter().enumerate() {
-            let packed = dom0_kernel.module(module)?;
-            let plain = context.cached("images").join(format!("{module}.ko"));
+        for (order, module) in MODULES.iter().enumerate() {
+            let packed = kernel.module(module)?;
+            let plain = place(context, tools.series, "images").join(format!("{module}.ko"));
             let script = "xz -dc \"$1\" > \"$2\"";
             let (from, to) = (packed.to_string_lossy(), plain.to_string_lossy());
             let arguments = ["sh", "-c", script, "sh", &from, &to];
             output(sysroot.command("/", &arguments), &context.step_log("images"))?;
-            archive.file(&format!("modules/{place}-{module}.ko"), &plain)?;
+            archive.file(&format!("modules/{order}-{module}.ko"), &plain)?;
         }
-        for (name, file) in files {
-            archive.file(name, file)?;
-        }
-        for (name, kernel) in guests {
-            archive.file(&format!("guests/{name}/vmlinuz"), &kernel.image())?;
-        }
+        archive.file(&layout.0, &layout.1)?;
+        archive.file(&format!("guests/{}/vmlinuz", kernel.series), &kernel.image())?;
         archive.file("guests/initrd", &agent.path)?;
-        // One kernel is enough: what is shown is Lacuna's guard, not Linux' kexec.
-        let kexec = Staged::file(context.cached("images/kexec.cpio"))?;
-        kexec_guest(
-            context,
-            sysroot,
-            tools,
-            programs,
-            &kexec.path,
-            (dom0_kernel, &agent.path),
-        )?;
-        archive.file("guests/kexec.initrd", &kexec.path)?;
-        kexec.commit()?;
         archive.finish()?;
         agent.commit()?;
         staged.commit()
     })?;
     Ok(Images {
         dom0: image,
-        kernel: dom0_kernel.image(),
+        kernel: kernel.image(),
     })
+}
+
+/// What the scenarios of a plain test run need beyond one guest.
+pub(crate) struct More<'a> {
+    /// Xen's tools.
+    pub(crate) tools: &'a Tools,
+    /// The guests' first process.
+    pub(crate) agent: &'a Path,
+    /// The library of a receiver without Lacuna.
+    pub(crate) stock_receiver: &'a Path,
+    /// The kernel that a guest with kexec has.
+    pub(crate) kernel: &'a Kernel,
+    /// Files that go in as they are: their names in dom0, and where they come from.
+    pub(crate) files: &'a [(String, PathBuf)],
+}
+
+/// Writes an archive with `more` behind the one of `base`.
+pub(crate) fn with_more(context: &Context, sysroot: &Sysroot, base: &Images, more: &More) -> Result<Images> {
+    let series = more.tools.series;
+    let image = place(context, series, "images/tests.cpio");
+    let mut key = KeyBuilder::new("images/tests", 1)
+        .file(&base.dom0)?
+        .file(more.agent)?
+        .file(more.stock_receiver)?
+        .text(&more.kernel.release);
+    for (name, file) in more.files {
+        key = key.text(name).file(file)?;
+    }
+    context.step(&step_name(series, "tests"), &key.finish(), |_| {
+        let staged = Staged::file(image.clone())?;
+        let mut archive = Archive::create(&staged.path)?;
+        let python = Path::new("/usr/bin/python3");
+        for (name, from) in &libraries_of(context, sysroot, more.tools, python)? {
+            archive.file(name.trim_start_matches('/'), from)?;
+        }
+        checker(context, sysroot, more.tools, &mut archive)?;
+        let library = format!("{STOCK_LIBRARIES}/{}", guest_library(series));
+        archive.file(&library, more.stock_receiver)?;
+        for (name, file) in more.files {
+            archive.file(name, file)?;
+        }
+        // One kernel is enough: what is shown is Lacuna's guard, not Linux' kexec.
+        let agent = Staged::file(place(context, series, "images/guest-again.cpio"))?;
+        guest(&agent.path, more.agent)?;
+        let kexec = Staged::file(place(context, series, "images/kexec.cpio"))?;
+        kexec_guest(context, sysroot, more, &kexec.path, &agent.path)?;
+        archive.file("guests/kexec.initrd", &kexec.path)?;
+        archive.finish()?;
+        base.before(&staged.path)?;
+        agent.commit()?;
+        kexec.commit()?;
+        staged.commit()
+    })?;
+    Ok(Images {
+        dom0: image,
+        kernel: base.kernel.clone(),
+    })
+}
+
+/// The name of the step that makes the image called `name`.
+pub(crate) fn step_name(series: Series, name: &str) -> String {
+    format!("images/{}/{name}", series.name())
 }
 
 /// The same images with the driver of the emulator's network card: an archive behind the other, which the kernel unpacks
@@ -195,20 +227,14 @@ pub(crate) fn with_network(
     context: &Context,
     sysroot: &Sysroot,
     kernel: &Kernel,
-    images: &Images,
+    (series, images): (Series, &Images),
 ) -> Result<Images> {
-    let module = kernels::extra_module(
-        context,
-        sysroot,
-        kernels::LINUX_6_12.suite,
-        &kernel.release,
-        NETWORK_CARD,
-    )?;
-    let image = context.cached("images/network.cpio");
+    let module = plain_module(context, sysroot, &kernel.root, &kernel.release, NETWORK_CARD)?;
+    let image = place(context, series, "images/network.cpio");
     let key = KeyBuilder::new("images/network", 1)
         .file(&images.dom0)?
         .file(&module)?;
-    context.step("images/network", &key.finish(), |_| {
+    context.step(&step_name(series, "network"), &key.finish(), |_| {
         let staged = Staged::file(image.clone())?;
         let mut archive = Archive::create(&staged.path)?;
         archive.file(&format!("modules/{}-{NETWORK_CARD}.ko", MODULES.len()), &module)?;
@@ -261,27 +287,21 @@ fn checker(context: &Context, sysroot: &Sysroot, tools: &Tools, archive: &mut Ar
 }
 
 /// A guest's whole file system: the agent.
-fn guest(path: &Path, programs: &Programs) -> Result<()> {
-    start_guest(path, &programs.agent)?.finish()
+fn guest(path: &Path, agent: &Path) -> Result<()> {
+    start_guest(path, agent)?.finish()
 }
 
 /// The same for a guest that replaces its kernel: with kexec, and the next kernel and file system.
-fn kexec_guest(
-    context: &Context,
-    sysroot: &Sysroot,
-    tools: &Tools,
-    programs: &Programs,
-    path: &Path,
-    (kernel, initrd): (&Kernel, &Path),
-) -> Result<()> {
-    let mut archive = start_guest(path, &programs.agent)?;
+fn kexec_guest(context: &Context, sysroot: &Sysroot, more: &More, path: &Path, initrd: &Path) -> Result<()> {
+    let mut archive = start_guest(path, more.agent)?;
     archive.file(KEXEC, &sysroot.root.join(KEXEC))?;
-    for (name, from) in &libraries_of(context, sysroot, tools, &Path::new("/").join(KEXEC))? {
+    let program = Path::new("/").join(KEXEC);
+    for (name, from) in &libraries_of(context, sysroot, more.tools, &program)? {
         archive.file(name.trim_start_matches('/'), from)?;
     }
     archive.link("lib", "usr/lib")?;
     archive.link("lib64", "usr/lib64")?;
-    archive.file("boot/vmlinuz", &kernel.image())?;
+    archive.file("boot/vmlinuz", &more.kernel.image())?;
     archive.file("boot/initrd", initrd)?;
     archive.finish()
 }

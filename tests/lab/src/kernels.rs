@@ -1,16 +1,17 @@
 //! Debian's stock kernels for guests and dom0, with the headers that guests' profiles are built from.
 //!
-//! They are fetched with a private apt configuration inside the sysroot and only unpacked: neither the machine's package
-//! sources nor the sysroot's are changed, and nothing is installed.
+//! Which versions there are is what the archive's index lists now; the newest that is served whole is taken. Its packages
+//! are only unpacked: neither the machine's package sources nor the sysroot's are changed, and nothing is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::context::{Context, Staged};
+use crate::archive::{self, Archive, Kind, Limits, Runner, entries};
+use crate::context::{Context, Staged, remove};
 use crate::error::{Error, IoContext, Result};
-use crate::key::KeyBuilder;
-use crate::process::{output, run_logged};
-use crate::sysroot::{Sysroot, archive_uri};
+use crate::key::{Key, KeyBuilder, files_below};
+use crate::process::run_logged;
+use crate::sysroot::Sysroot;
 
 /// A kernel the lab can boot.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,8 @@ pub(crate) const GUESTS: &[Wanted] = &[LINUX_6_12, LINUX_6_1];
 
 /// A kernel, unpacked.
 pub(crate) struct Kernel {
+    /// The release series, which is also its name in dom0.
+    pub(crate) series: &'static str,
     /// The release as `uname -r` tells it.
     pub(crate) release: String,
     /// The directory that stands for `/`: `boot/`, `usr/src/linux-headers-*`, and the modules of Xen's drivers.
@@ -58,191 +61,170 @@ impl Kernel {
 
     /// The compressed module `name`, wherever its package has it.
     pub(crate) fn module(&self, name: &str) -> Result<PathBuf> {
-        let file = format!("{name}.ko.xz");
-        let found = crate::key::files_below(&self.root)?
-            .into_iter()
-            .find(|path| path.ends_with(&file));
-        found
-            .map(|path| self.root.join(path))
-            .ok_or_else(|| Error::Unexpected {
-                what: format!("the modules of {}", self.release),
-                expected: file,
-                seen: "no such file".to_owned(),
-            })
+        module_below(&self.root, name)
     }
 }
 
-/// Fetches and unpacks a kernel and its headers.
-pub(crate) fn kernel(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Result<Kernel> {
-    let name = format!("kernel/{}", wanted.series);
-    let root = context.cached("kernels").join(wanted.series);
-    // Without the sysroot's key: a new sysroot does not change what Debian's kernels are.
-    let key = KeyBuilder::new(&name, 1).text(wanted.suite).finish();
-    context.step(&name, &key, |progress| {
-        let log = context.step_log(&name);
-        let apt = PrivateApt::new(context, sysroot, wanted.suite, "amd64")?;
-        run_logged(apt.command("apt-get", &["update"]), &log, progress)?;
-        let meta = output(apt.command("apt-cache", &["depends", "linux-image-amd64"]), &log)?;
-        let image = dependency(&meta, wanted.series)?;
-        let release = image.trim_start_matches("linux-image-").to_owned();
-        let headers = format!("linux-headers-{release}");
-        let common = output(apt.command("apt-cache", &["depends", &headers]), &log)?;
-        let common = common
-            .split_whitespace()
-            .find(|word| word.ends_with("-common"))
-            .unwrap_or_default()
-            .to_owned();
-        run_logged(
-            apt.command("apt-get", &["download", &image, &headers, &common]),
-            &log,
-            progress,
-        )?;
-        let staged = Staged::directory(root.clone())?;
-        for package in packages(&apt.directory)? {
-            let to = staged.path.to_string_lossy().into_owned();
-            // Of an image's 400 MB only what boots and Xen's own drivers is used.
-            let script = if package.contains("linux-image") {
-                "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --wildcards './boot/*' '*/drivers/xen/*'"
-            } else {
-                "dpkg-deb -x \"$1\" \"$2\""
-            };
-            run_logged(
-                sysroot.command(&apt.directory, &["sh", "-c", script, "sh", &package, &to]),
-                &log,
-                progress,
-            )?;
-        }
-        let stated = staged.path.join("release");
-        fs::write(&stated, &release).on("write", &stated)?;
-        staged.commit()?;
-        fs::remove_dir_all(&apt.directory).on("remove", &apt.directory)
-    })?;
-    let stated = root.join("release");
-    Ok(Kernel {
-        release: fs::read_to_string(&stated).on("read", &stated)?,
-        root,
-    })
+/// Finds the module `name` among the unpacked packages below `root`, compressed as its package has it.
+pub(crate) fn module_below(root: &Path, name: &str) -> Result<PathBuf> {
+    let plain = format!("{name}.ko");
+    // Since 6.12 Debian compresses them.
+    let packed = format!("{name}.ko.xz");
+    let found = files_below(root)?
+        .into_iter()
+        .find(|path| path.ends_with(&packed) || path.ends_with(&plain));
+    found
+        .map(|path| root.join(path))
+        .ok_or_else(|| Error::Unexpected {
+            what: format!("the modules below {}", root.display()),
+            expected: packed,
+            seen: "no such file".to_owned(),
+        })
 }
 
-/// Fetches one more module of the amd64 kernel `release`: what boots everywhere is unpacked with the kernel, which this
-/// leaves alone.
-pub(crate) fn extra_module(
+/// Unpacks the module `name` that lies below `root`, into the cache.
+pub(crate) fn plain_module(
     context: &Context,
     sysroot: &Sysroot,
-    suite: &str,
+    root: &Path,
     release: &str,
-    module: &str,
+    name: &str,
 ) -> Result<PathBuf> {
-    let name = format!("module/{module}");
-    let plain = context.cached("kernels").join(format!("{module}.ko"));
-    let key = KeyBuilder::new(&name, 1).text(release).finish();
-    context.step(&name, &key, |progress| {
-        let log = context.step_log(&name);
-        let apt = PrivateApt::new(context, sysroot, suite, "amd64")?;
-        run_logged(apt.command("apt-get", &["update"]), &log, progress)?;
-        let image = format!("linux-image-{release}");
-        run_logged(apt.command("apt-get", &["download", &image]), &log, progress)?;
-        let packages = packages(&apt.directory)?;
-        let package = packages.first().map(String::as_str).unwrap_or_default();
+    let plain = context.cached("kernels").join(format!("{release}-{name}.ko"));
+    let packed = module_below(root, name)?;
+    let step = format!("module/{release}-{name}");
+    let key = KeyBuilder::new(&step, 2).file(&packed)?.finish();
+    context.step(&step, &key, |progress| {
         let staged = Staged::file(plain.clone())?;
-        let to = staged.path.to_string_lossy();
-        let file = format!("*/{module}.ko*");
-        // Since 6.12 Debian compresses them: -f leaves alone what is not.
-        let script = "dpkg-deb --fsys-tarfile \"$1\" | tar -x -O --wildcards \"$2\" | xz -dcf > \"$3\"";
-        let line = ["sh", "-c", script, "sh", package, &file, &to];
-        run_logged(sysroot.command(&apt.directory, &line), &log, progress)?;
-        crate::context::remove(&apt.directory)?;
+        let (from, to) = (packed.to_string_lossy(), staged.path.to_string_lossy());
+        // -f leaves alone what is not compressed.
+        let line = ["sh", "-c", "xz -dcf < \"$1\" > \"$2\"", "sh", &from, &to];
+        run_logged(sysroot.command("/", &line), &context.step_log(&step), progress)?;
         staged.commit()
     })?;
     Ok(plain)
 }
 
-/// An apt that looks at one suite and architecture only and keeps its state to itself.
-pub(crate) struct PrivateApt<'a> {
-    sysroot: &'a Sysroot,
-    /// Where it downloads to.
-    pub(crate) directory: PathBuf,
-    architecture: &'static str,
+/// Names the step that fetches a kernel, and what it depends on.
+pub(crate) fn step(wanted: Wanted) -> (String, Key) {
+    let name = format!("kernel/{}", wanted.series);
+    // Without the sysroot's key: a new sysroot does not change what Debian's kernels are.
+    let key = KeyBuilder::new(&name, 2).text(wanted.suite).finish();
+    (name, key)
 }
 
-impl<'a> PrivateApt<'a> {
-    /// Its directory is made anew.
-    pub(crate) fn new(
-        context: &Context,
-        sysroot: &'a Sysroot,
-        suite: &str,
-        architecture: &'static str,
-    ) -> Result<Self> {
-        let directory = context
-            .cached("kernels")
-            .join(format!("apt-{suite}-{architecture}"));
-        crate::context::remove(&directory)?;
-        for below in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(directory.join(below)).on("create", directory.join(below))?;
-        }
-        let sources = directory.join("sources.list");
-        fs::write(&sources, format!("deb {} {suite} main\n", archive_uri(context)?)).on("write", &sources)?;
-        let status = directory.join("status");
-        fs::write(&status, "").on("write", &status)?;
-        Ok(Self {
-            sysroot,
-            directory,
-            architecture,
-        })
-    }
-
-    /// One of apt's programs with this configuration, in the directory.
-    pub(crate) fn command(&self, program: &str, arguments: &[&str]) -> std::process::Command {
-        let at = self.directory.display();
-        let options = [
-            format!("Dir::Etc::sourcelist={at}/sources.list"),
-            "Dir::Etc::sourceparts=-".to_owned(),
-            format!("Dir::State::lists={at}/lists"),
-            format!("Dir::State::status={at}/status"),
-            format!("Dir::Cache={at}/cache"),
-            // apt's unprivileged download user cannot enter root's own directories.
-            "APT::Sandbox::User=root".to_owned(),
-            // The archive in use may be a snapshot of an earlier day. Signatures are checked all the same.
-            "Acquire::Check-Valid-Until=false".to_owned(),
-            format!("APT::Architecture={}", self.architecture),
-            format!("APT::Architectures::={}", self.architecture),
-        ];
-        let mut line = vec![program];
-        for option in &options {
-            line.extend(["-o", option]);
-        }
-        line.extend(arguments);
-        self.sysroot.command(&self.directory, &line)
-    }
-}
-
-/// The real package behind the meta-package, which must be of the series the lab knows.
-fn dependency(meta: &str, series: &str) -> Result<String> {
-    let prefix = format!("linux-image-{series}.");
-    let found = meta.split_whitespace().find(|word| word.starts_with(&prefix));
-    found.map(ToOwned::to_owned).ok_or_else(|| Error::Unexpected {
-        what: "the kernel that linux-image-amd64 depends on".to_owned(),
-        expected: format!("{prefix}*"),
-        seen: meta.to_owned(),
+/// Fetches and unpacks a kernel and its headers.
+pub(crate) fn kernel(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Result<Kernel> {
+    let (name, key) = step(wanted);
+    let root = context.cached("kernels").join(wanted.series);
+    let packages = Packages {
+        suite: wanted.suite,
+        architecture: "amd64",
+        kernel: archive::Wanted {
+            series: Some(wanted.series),
+            flavour: "amd64",
+        },
+        // Of an image's 400 MB only what boots, Xen's own drivers, and the network card's that QEMU emulates.
+        of_image: &["./boot/*", "*/drivers/xen/*", "*/e1000/*"],
+    };
+    let release = packages.unpacked(context, sysroot, (&name, &key), &root)?;
+    Ok(Kernel {
+        series: wanted.series,
+        release,
+        root,
     })
 }
 
-/// The packages in a directory, in order.
-pub(crate) fn packages(directory: &Path) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).on("list", directory)? {
-        let name = entry
-            .on("list", directory)?
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
-        if Path::new(&name)
-            .extension()
-            .is_some_and(|extension| extension == "deb")
-        {
-            found.push(name);
-        }
+/// A kernel's packages: which, and what of them is used.
+pub(crate) struct Packages<'a> {
+    /// The Debian release.
+    pub(crate) suite: &'static str,
+    /// Debian's architecture.
+    pub(crate) architecture: &'static str,
+    /// The kernel.
+    pub(crate) kernel: archive::Wanted<'a>,
+    /// Patterns, as tar understands them, of what is unpacked of the image; headers are unpacked whole.
+    pub(crate) of_image: &'a [&'a str],
+}
+
+impl Packages<'_> {
+    /// Downloads the newest that is served and unpacks it below `root`; returns its release, as `uname -r` tells it. What is
+    /// there already is kept.
+    pub(crate) fn unpacked(
+        &self,
+        context: &Context,
+        sysroot: &Sysroot,
+        (name, key): (&str, &Key),
+        root: &Path,
+    ) -> Result<String> {
+        let stated = root.join("release");
+        context.download(name, key, |progress| {
+            let suites = suites_of(self.suite);
+            let archive = Archive::open(
+                context,
+                &format!("linux-{}-{}", self.suite, self.architecture),
+                Runner::Sysroot(sysroot),
+                &entries(
+                    context,
+                    &suites.iter().map(String::as_str).collect::<Vec<_>>(),
+                    &[Kind::Binaries(self.architecture)],
+                )?,
+                Limits::default(),
+                progress,
+            )?;
+            let what = format!(
+                "Linux {} ({}) of {} with its headers",
+                self.kernel.series.unwrap_or("of any version"),
+                self.kernel.flavour,
+                self.suite
+            );
+            let download = root.with_extension("download");
+            fs::create_dir_all(&download).on("create", &download)?;
+            let chosen = archive.first_served(
+                &what,
+                archive.kernels(self.kernel)?,
+                &download,
+                "fill the cache on a machine whose archive serves one, and move it here (docs/lab.md)",
+                progress,
+            )?;
+            progress.line(&format!("lab: {what}: {}", chosen.candidate));
+            let staged = Staged::directory(root.to_path_buf())?;
+            let to = staged.path.to_string_lossy().into_owned();
+            for path in &chosen.paths {
+                let package = path.to_string_lossy();
+                let is_headers = path
+                    .file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with("linux-headers"));
+                let line = if is_headers {
+                    vec!["dpkg-deb", "-x", &*package, &*to]
+                } else {
+                    // A pattern without a match is no failure here: whoever needs the file says so.
+                    let script = "package=$1 to=$2; shift 2\n\
+                        dpkg-deb --fsys-tarfile \"$package\" | tar -x -C \"$to\" --wildcards \"$@\" 2>&1 | \
+                        grep -v -e 'Not found in archive' -e 'Exiting with failure status' || true";
+                    let mut line = vec!["sh", "-c", script, "sh", &*package, &*to];
+                    line.extend(self.of_image);
+                    line
+                };
+                run_logged(sysroot.command("/", &line), &context.step_log(name), progress)?;
+            }
+            let stated = staged.path.join("release");
+            fs::write(&stated, chosen.candidate.kernel_release()).on("write", &stated)?;
+            staged.commit()?;
+            remove(&download)
+        })?;
+        fs::read_to_string(&stated).on("read", &stated)
     }
-    found.sort();
-    Ok(found)
+}
+
+/// The suites in which packages of a Debian release are looked for.
+fn suites_of(release: &str) -> Vec<String> {
+    // What is not released has no such companions.
+    if release == "sid" {
+        return vec![release.to_owned()];
+    }
+    ["", "-updates", "-security", "-proposed-updates"]
+        .iter()
+        .map(|companion| format!("{release}{companion}"))
+        .collect()
 }

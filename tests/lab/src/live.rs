@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::emulator::Emulator;
 use crate::error::{Error, IoContext, Result};
 use crate::progress::Progress;
-use crate::setup::Stage;
+use crate::setup::{Extent, Stage, Wish};
 
 /// How often a scenario runs again for the emulator's sake.
 const RERUNS: u32 = 4;
@@ -56,16 +56,22 @@ impl Outcome {
     }
 }
 
-/// Makes everything and runs the scenario called `name` for its figures.
-pub(crate) fn measure(context: &Context, name: &str) -> Result<Outcome> {
+/// Makes what `extent` says and runs the scenario called `name` for its figures, with what it was made of beside them.
+pub(crate) fn measure(context: &Context, name: &str, extent: Extent) -> Result<Outcome> {
     let missing = || Error::NoScenario {
         filter: name.to_owned(),
         known: String::new(),
     };
     let scenario = find(name).ok_or_else(missing)?;
-    let stage = Stage::build(context)?;
+    let wish = Wish {
+        extent,
+        ..Wish::demo(context.options.series)
+    };
+    let stage = Stage::build(context, wish)?;
     let logs = context.repository.join("target/lab-logs");
-    run(&stage, &[scenario], &logs).pop().ok_or_else(missing)
+    let mut outcome = run(&stage, &[scenario], &logs).pop().ok_or_else(missing)?;
+    outcome.figures.extend(stage.made_of());
+    Ok(outcome)
 }
 
 /// Runs `scenarios`, in order, and returns an outcome for each. One that fails because the emulator lost a guest runs again

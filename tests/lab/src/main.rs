@@ -8,7 +8,6 @@ mod context;
 mod cpio;
 mod demo;
 mod device_model;
-#[allow(dead_code)]
 mod doctor;
 mod emulator;
 mod error;
@@ -19,6 +18,7 @@ mod layouts;
 mod live;
 mod matrix;
 mod module;
+mod offline;
 mod other_guests;
 mod process;
 mod product;
@@ -39,16 +39,45 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use lacuna_scenarios::catalogue::Boot;
 
-use crate::context::Context;
+use crate::context::{Context, Options};
 use crate::error::Result;
-use crate::setup::Stage;
+use crate::setup::{Stage, Wish};
+use crate::xen::given::Given;
+use crate::xen::series::Series;
 
 /// Builds patched Xen, dom0 and guests, boots them under emulation and checks what they do.
 #[derive(Parser)]
 #[command(name = "cargo lab", bin_name = "cargo lab", version)]
 struct Arguments {
+    #[command(flatten)]
+    common: Common,
     #[command(subcommand)]
     command: Task,
+}
+
+/// What every command takes.
+#[derive(clap::Args)]
+struct Common {
+    /// Build Xen from this source: a tarball, an unpacked tree, or a git directory with @REVISION
+    #[arg(long, global = true, value_name = "FILE|DIR", env = "LACUNA_XEN_SOURCE")]
+    xen_source: Option<String>,
+    /// The release series of Xen; the newest that can be had where none is named
+    #[arg(long, global = true, value_name = "SERIES")]
+    xen: Option<Series>,
+    /// Download nothing: use what the cache holds, and fail where something is missing
+    #[arg(long, global = true)]
+    offline: bool,
+}
+
+impl Common {
+    fn options(self) -> Result<Options> {
+        let xen_source = self.xen_source.filter(|value| !value.is_empty());
+        Ok(Options {
+            xen_source: xen_source.as_deref().map(Given::parse).transpose()?,
+            series: self.xen,
+            offline: self.offline,
+        })
+    }
 }
 
 /// What the lab is asked to do.
@@ -93,36 +122,69 @@ enum Task {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Look at the machine, the archive and the cache, in half a minute, before anything is downloaded or built
+    Doctor {
+        /// Print the checks as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say how the patches fit a tree of Xen
+    Patches {
+        #[command(subcommand)]
+        command: PatchTask,
+    },
     /// Boot Xen and get a shell in dom0 on this terminal; `poweroff -f` ends it
     Shell,
 }
 
+/// What is asked about the patches.
+#[derive(Subcommand)]
+enum PatchTask {
+    /// Try every patch on the source given, or else on each series that can be had: clean, with offset, or not, hunk by hunk
+    Check {
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 fn main() -> miette::Result<()> {
     let arguments = Arguments::parse();
-    run(arguments.command)?;
+    let context = Context::open(arguments.common.options()?)?;
+    run(&context, arguments.command)?;
     Ok(())
 }
 
-fn run(task: Task) -> Result<()> {
-    let context = Context::open()?;
+fn run(context: &Context, task: Task) -> Result<()> {
+    let series = context.options.series;
+    if !matches!(task, Task::Doctor { .. }) {
+        doctor::quick(context)?;
+    }
     match task {
         Task::Setup => {
-            let stage = Stage::build(&context)?;
+            if context.options.offline {
+                offline::report(context)?;
+            }
+            let stage = Stage::build(context, Wish::tests(series))?;
             // The two that a plain `cargo lab test` boots.
             stage.hypervisor(Boot::Release)?;
             stage.hypervisor(Boot::Mutants)?;
             Ok(())
         }
         Task::Build { out } => {
-            let stage = Stage::build(&context)?;
+            let stage = Stage::build(context, Wish::tests(series))?;
             product::build(&stage, &out)
         }
-        Task::Test { filters, full } => suite::run(&context, &filters, full),
-        Task::Demo { json } => demo::run(&context, json.as_deref()),
-        Task::Matrix { filters, readme } => matrix::run(&context, &filters, readme),
-        Task::Bench { subject, json } => bench::run(&context, subject, json.as_deref()),
+        Task::Test { filters, full } => suite::run(context, &filters, full),
+        Task::Demo { json } => demo::run(context, json.as_deref()),
+        Task::Matrix { filters, readme } => matrix::run(context, &filters, readme),
+        Task::Bench { subject, json } => bench::run(context, subject, json.as_deref()),
+        Task::Doctor { json } => doctor::run(context, json),
+        Task::Patches {
+            command: PatchTask::Check { json },
+        } => xen::check::run(context, json),
         Task::Shell => {
-            let stage = Stage::build(&context)?;
+            let stage = Stage::build(context, Wish::tests(series))?;
             let xen = stage.hypervisor(Boot::Release)?;
             emulator::shell(&stage.sysroot, &xen, &stage.images)
         }

@@ -5,7 +5,7 @@ use crate::context::{Context, Staged};
 use crate::cpio::Archive;
 use crate::device_model;
 use crate::error::Result;
-use crate::image::{Images, start_guest};
+use crate::image::{Images, start_guest, step_name};
 use crate::key::KeyBuilder;
 use crate::layouts;
 use crate::matrix::case::{Flavour, amd64, i386};
@@ -13,6 +13,7 @@ use crate::matrix::kernel;
 use crate::programs;
 use crate::setup::Stage;
 use crate::sysroot::Sysroot;
+use crate::xen::place;
 
 /// The kernels, by their names in dom0.
 const KERNELS: &[(&str, Flavour)] = &[
@@ -35,15 +36,15 @@ pub(crate) fn images(context: &Context, sysroot: &Sysroot, stage: &Stage) -> Res
         )?);
         files.push((format!("guests/{name}/vmlinuz"), fetched.image));
     }
-    let image = context.cached("images/other-guests.cpio");
+    let image = place(context, stage.series(), "images/other-guests.cpio");
     let mut key = KeyBuilder::new("images/other-guests", 1)
         .file(&stage.images.dom0)?
         .file(&agent)?;
     for (name, file) in &files {
         key = key.text(name).file(file)?;
     }
-    context.step("images/other-guests", &key.finish(), |_| {
-        let initrd = Staged::file(context.cached("images/guest-i386.cpio"))?;
+    context.step(&step_name(stage.series(), "other-guests"), &key.finish(), |_| {
+        let initrd = Staged::file(place(context, stage.series(), "images/guest-i386.cpio"))?;
         start_guest(&initrd.path, &agent)?.finish()?;
         let staged = Staged::file(image.clone())?;
         let mut archive = Archive::create(&staged.path)?;

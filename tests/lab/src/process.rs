@@ -1,9 +1,12 @@
 //! Runs other programs: output into a log file, progress on the terminal, and the log's end in the error.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, IoContext, Result};
@@ -15,6 +18,50 @@ const TAIL_LINES: usize = 25;
 const TAIL_BYTES: u64 = 8192;
 /// How often a running program is looked at: short against any step, long against the cost of looking.
 const POLL: Duration = Duration::from_millis(100);
+
+thread_local! {
+    /// The flag of the work that this thread is part of.
+    static HALTED: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+}
+
+/// Ends work that goes on side by side once a part of it has failed.
+#[derive(Default)]
+pub(crate) struct Halt {
+    flag: Arc<AtomicBool>,
+    cause: Mutex<Option<Error>>,
+}
+
+impl Halt {
+    /// Runs one part on the calling thread. When it fails, programs that other parts run are ended.
+    pub(crate) fn guard<T>(&self, part: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = HALTED.replace(Some(Arc::clone(&self.flag)));
+        let ended = part();
+        HALTED.set(before);
+        ended.map_err(|error| {
+            self.flag.store(true, Ordering::Relaxed);
+            let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+            // The first failure is the one that matters: the others were ended for it.
+            match (&*cause, &error) {
+                (None, seen) if !matches!(seen, Error::Ended) => {
+                    *cause = Some(error);
+                    Error::Ended
+                }
+                _ => error,
+            }
+        })
+    }
+
+    /// Returns the failure that ended the whole, for the one that came of it.
+    pub(crate) fn cause(&self, seen: Error) -> Error {
+        let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+        cause.take().unwrap_or(seen)
+    }
+}
+
+/// Whether the work that this thread is part of is to end.
+fn halted() -> bool {
+    HALTED.with_borrow(|flag| flag.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)))
+}
 
 /// Runs `command` to its end with standard output and error appended to `log`, and fails unless it succeeds.
 ///
@@ -35,6 +82,12 @@ pub(crate) fn run_logged(mut command: Command, log: &Path, progress: &Progress) 
     let status = loop {
         if let Some(status) = child.try_wait().on("wait for", program(&command))? {
             break status;
+        }
+        if halted() {
+            // What it runs dies with it: programs in the sysroot have a namespace of their own, and cargo ends its compilers.
+            child.kill().on("end", program(&command))?;
+            child.wait().on("wait for", program(&command))?;
+            return Err(Error::Ended);
         }
         progress.tick(|| last_lines(log, 0, 1));
         std::thread::sleep(POLL);
@@ -140,6 +193,23 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", line]);
         command
+    }
+
+    #[test]
+    fn a_failed_part_ends_the_programs_of_the_others_and_is_the_cause_told() {
+        let log = std::env::temp_dir().join(format!("lacuna-lab-halt-{}", std::process::id()));
+        let halt = Halt::default();
+        let started = std::time::Instant::now();
+        let (long, failed) = std::thread::scope(|scope| {
+            let long = scope
+                .spawn(|| halt.guard(|| run_logged(shell("exec sleep 600"), &log, &Progress::begin("long"))));
+            let failed = halt.guard(|| Err::<(), _>(Error::NotRoot { uid: 7 }));
+            (long.join().unwrap(), failed)
+        });
+        assert!(matches!(long, Err(Error::Ended)) && matches!(failed, Err(Error::Ended)));
+        assert!(matches!(halt.cause(Error::Ended), Error::NotRoot { uid: 7 }));
+        assert!(started.elapsed() < Duration::from_secs(300), "it was not ended");
+        fs::remove_file(log).unwrap();
     }
 
     #[test]

@@ -16,7 +16,7 @@ const TARGET_I386: &str = "i686-unknown-linux-musl";
 
 /// Where the built programs are.
 pub(crate) struct Programs {
-    /// dom0's first process, static.
+    /// dom0's first process, linked as the product is: dom0's image has the libraries.
     pub(crate) driver: PathBuf,
     /// The guests' first process, static.
     pub(crate) agent: PathBuf,
@@ -26,61 +26,65 @@ pub(crate) struct Programs {
     pub(crate) lacunad: PathBuf,
 }
 
-/// Where cargo builds them.
-fn target(context: &Context) -> PathBuf {
-    context.repository.join("target/lab")
-}
-
 fn cargo(context: &Context) -> Command {
     let mut command = Command::new("cargo");
     command
         .current_dir(&context.repository)
         .args(["build", "--locked", "--release"]);
-    command.arg("--target-dir").arg(target(context));
+    if context.options.offline {
+        command.arg("--offline");
+    }
     command
 }
 
 /// Builds the product's programs, and returns where its command is. cargo itself knows what is up to date.
+///
+/// dom0's driver is built along: both are made of the same crates, which are so compiled once.
 pub(crate) fn product(context: &Context) -> Result<PathBuf> {
     let progress = Progress::begin("product");
     let mut product = cargo(context);
-    product.args(["--package", "lacuna", "--bin", "lacuna", "--bin", "lacunad"]);
+    // Where `cargo lab` itself was built: they have crates in common.
+    let target = context.repository.join("target");
+    product.arg("--target-dir").arg(&target);
+    product.args(["--package", "lacuna", "--package", "lab-dom0"]);
+    product.args(["--bin", "lacuna", "--bin", "lacunad", "--bin", "lab-dom0"]);
     run_logged(product, &context.step_log("programs"), &progress)?;
     progress.done();
-    Ok(target(context).join("release/lacuna"))
+    Ok(target.join("release/lacuna"))
 }
 
 /// Builds them all.
 pub(crate) fn build(context: &Context) -> Result<Programs> {
-    let progress = Progress::begin("programs");
-    let mut fixed = cargo(context);
-    // Static: they are the first process, in images with nothing else in them.
-    fixed.args(["--target", TARGET, "--config"]);
-    fixed.arg(format!(
-        "target.{TARGET}.rustflags=[\"-Ctarget-feature=+crt-static\"]"
-    ));
-    // Nothing in them is hot, and optimising them across crates takes longer than the rest of their build.
-    fixed.args(["--config", "profile.release.lto=\"off\""]);
-    fixed.args([
-        "--package",
-        "lacuna-guest",
-        "--package",
-        "lab-dom0",
-        "--bin",
-        "lacuna-guest",
-        "--bin",
-        "lab-dom0",
-    ]);
-    run_logged(fixed, &context.step_log("programs"), &progress)?;
-    progress.done();
     let lacuna = product(context)?;
-    let fixed = target(context).join(TARGET).join("release");
     Ok(Programs {
-        driver: fixed.join("lab-dom0"),
-        agent: fixed.join("lacuna-guest"),
+        driver: lacuna.with_file_name("lab-dom0"),
+        agent: agent(context, "agent", TARGET, "+crt-static")?,
         lacunad: lacuna.with_file_name("lacunad"),
         lacuna,
     })
+}
+
+/// Builds the guests' first process for `triple`.
+///
+/// It is static: there is nothing else in a guest's image. Nothing in it is hot, and optimising it across crates takes
+/// longer than the rest of its build.
+fn agent(context: &Context, name: &str, triple: &str, feature: &str) -> Result<PathBuf> {
+    let progress = Progress::begin(name);
+    let mut agent = cargo(context);
+    let target = context.repository.join("target/lab");
+    agent.arg("--target-dir").arg(&target);
+    agent.args(["--target", triple, "--config"]);
+    agent.arg(format!(
+        "target.{triple}.rustflags=[\"-Ctarget-feature={feature}\"]"
+    ));
+    if triple == TARGET_I386 {
+        agent.args(["--config", &format!("target.{triple}.linker=\"rust-lld\"")]);
+    }
+    agent.args(["--config", "profile.release.lto=\"off\""]);
+    agent.args(["--package", "lacuna-guest", "--bin", "lacuna-guest"]);
+    run_logged(agent, &context.step_log("programs"), &progress)?;
+    progress.done();
+    Ok(target.join(triple).join("release/lacuna-guest"))
 }
 
 /// Builds the agent of 32-bit guests, and returns where it is.
@@ -90,12 +94,6 @@ pub(crate) fn agent_i386(context: &Context) -> Result<PathBuf> {
     let mut target_of = Command::new("rustup");
     target_of.args(["target", "add", TARGET_I386]);
     run_logged(target_of, &log, &progress)?;
-    let mut agent = cargo(context);
-    agent.args(["--target", TARGET_I386, "--config"]);
-    agent.arg(format!("target.{TARGET_I386}.linker=\"rust-lld\""));
-    agent.args(["--config", "profile.release.lto=\"off\""]);
-    agent.args(["--package", "lacuna-guest", "--bin", "lacuna-guest"]);
-    run_logged(agent, &log, &progress)?;
     progress.done();
-    Ok(target(context).join(TARGET_I386).join("release/lacuna-guest"))
+    agent(context, "agent/i386", TARGET_I386, "+crt-static")
 }

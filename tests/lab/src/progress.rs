@@ -2,9 +2,13 @@
 
 use std::cell::Cell;
 use std::io::IsTerminal;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// All spinners: several pieces of work go on side by side.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// How often a line is printed where there is no terminal: CI logs should show life without drowning.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
@@ -24,7 +28,7 @@ impl Progress {
     /// Begins showing the work called `name`.
     pub(crate) fn begin(name: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner();
+            let bar = BARS.add(ProgressBar::new_spinner());
             if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} [{elapsed}] {wide_msg}") {
                 bar.set_style(style);
             }
@@ -62,7 +66,7 @@ impl Progress {
     /// Prints a line above the spinner, or plainly.
     pub(crate) fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            Some(_) => say(text),
             None => eprintln!("{text}"),
         }
     }
@@ -72,12 +76,17 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!(
+        say(&format!(
             "lab: {} done in {} s",
             self.name,
             self.started.elapsed().as_secs()
-        );
+        ));
     }
+}
+
+/// Prints a line on standard error, above any spinner.
+pub(crate) fn say(text: &str) {
+    BARS.suspend(|| eprintln!("{text}"));
 }
 
 impl Drop for Progress {

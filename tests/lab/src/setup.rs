@@ -1,18 +1,71 @@
-//! Everything a run needs, made in order; what is there and up to date is kept.
+//! Everything a run needs, made in an order that keeps two processors busy; what is there and up to date is kept.
+//!
+//! ```text
+//!  host's cargo ─ programs ──────────────────────────┐
+//!  sysroot ─┬─ kernels ──────────────────────────────┼─ layouts ─┐
+//!           ├─ module ──────────┐                    │           ├─ images
+//!           └─ source, patched ─┼─ hypervisor        │           │
+//!                               └─ tools ────────────┴───────────┘
+//! ```
 
 use std::path::{Path, PathBuf};
+use std::thread::{self, ScopedJoinHandle};
 
 use lacuna_scenarios::catalogue::Boot;
+use serde_json::{Value, json};
 
 use crate::bochs::Disc;
 use crate::context::Context;
-use crate::error::Result;
-use crate::image::{self, Images};
+use crate::error::{Error, Result};
+use crate::image::{self, Images, More};
 use crate::kernels::Kernel;
+use crate::process::Halt;
+use crate::programs::Programs;
 use crate::sysroot::Sysroot;
 use crate::variant::{FLASK, MUTANTS, RELEASE, Variant};
+use crate::xen::series::Series;
 use crate::xen::{Hypervisor, Source, Tools};
 use crate::{kernels, layouts, module, other_guests, programs, windows_guest, xen};
+
+/// How much is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// What one guest with the newest kernel needs.
+    Demo,
+    /// What the live scenarios of a plain test run need.
+    Tests,
+}
+
+/// What is wanted of [`Stage::build`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish<'a> {
+    /// The series of Xen; the first that can be had where none is named.
+    pub(crate) series: Option<Series>,
+    /// How much is made.
+    pub(crate) extent: Extent,
+    /// The hypervisors that are made along with the rest; others are made when they are asked for.
+    pub(crate) variants: &'a [Variant],
+}
+
+impl Wish<'_> {
+    /// What the demonstration takes.
+    pub(crate) const fn demo(series: Option<Series>) -> Self {
+        Self {
+            series,
+            extent: Extent::Demo,
+            variants: &[RELEASE],
+        }
+    }
+
+    /// What a plain test run takes.
+    pub(crate) const fn tests(series: Option<Series>) -> Self {
+        Self {
+            series,
+            extent: Extent::Tests,
+            variants: &[RELEASE],
+        }
+    }
+}
 
 /// What is ready for booting and for taking away.
 pub(crate) struct Stage<'a> {
@@ -29,50 +82,90 @@ pub(crate) struct Stage<'a> {
     /// dom0's kernel and file system.
     pub(crate) images: Images,
     dom0_kernel: Kernel,
+    guests: Vec<String>,
 }
 
 impl<'a> Stage<'a> {
-    /// Makes all but the hypervisors.
-    pub(crate) fn build(context: &'a Context) -> Result<Self> {
-        let sysroot = Sysroot::build(context)?;
-        let source = xen::source(context, &sysroot)?;
-        let tools = xen::tools(context, &sysroot, &source)?;
-        let stock_receiver = xen::stock_receiver(context, &sysroot, &source, &tools)?;
-        let dom0_kernel = kernels::kernel(context, &sysroot, kernels::LINUX_6_12)?;
-        let mut guests = Vec::new();
-        for wanted in kernels::GUESTS {
-            guests.push((wanted.series, kernels::kernel(context, &sysroot, *wanted)?));
-        }
-        let programs = programs::build(context)?;
-        let mut files = windows_guest::build(context, &sysroot)?;
-        for (_, kernel) in &guests {
-            files.push(layouts::layout(
+    /// Makes what `wish` names.
+    pub(crate) fn build(context: &'a Context, wish: Wish) -> Result<Self> {
+        let halt = Halt::default();
+        let guests = match wish.extent {
+            Extent::Demo => &kernels::GUESTS[..1],
+            Extent::Tests => kernels::GUESTS,
+        };
+        thread::scope(|scope| {
+            // The host's own compiler needs nothing of the rest.
+            let programs = scope.spawn(|| halt.guard(|| programs::build(context)));
+            let sysroot = halt.guard(|| Sysroot::build(context))?;
+            let halting = &halt;
+            let inside = sysroot.clone();
+            let fetched = scope.spawn(move || {
+                halting.guard(|| {
+                    let fetch = |wanted: &kernels::Wanted| kernels::kernel(context, &inside, *wanted);
+                    guests.iter().map(fetch).collect::<Result<Vec<_>>>()
+                })
+            });
+            let source = halt.guard(|| {
+                let pristine = xen::source::choose(context, &sysroot, wish.series)?;
+                xen::source(context, &sysroot, pristine)
+            })?;
+            let (inside, from) = (sysroot.clone(), source.clone());
+            let hypervisors = scope.spawn(move || {
+                halting.guard(|| {
+                    for variant in wish.variants {
+                        let module = module::build(context, &inside, variant.module)?;
+                        xen::hypervisor(context, &inside, &from, *variant, &module)?;
+                    }
+                    Ok(())
+                })
+            });
+            let tools = halt.guard(|| xen::tools(context, &sysroot, &source))?;
+            let programs = ended(programs)?;
+            let kernels = ended(fetched)?;
+            let images = halt.guard(|| {
+                let parts = Parts {
+                    context,
+                    sysroot: &sysroot,
+                    source: &source,
+                    tools: &tools,
+                    programs: &programs,
+                    kernels: &kernels,
+                };
+                parts.images(wish.extent)
+            })?;
+            ended(hypervisors)?;
+            let guests = kernels.iter().map(|kernel| kernel.release.clone()).collect();
+            Ok(Self {
                 context,
-                &sysroot,
-                &programs.lacuna,
-                &kernel.release,
-                &kernel.headers(),
-            )?);
-        }
-        let images = image::build(
-            context,
-            &sysroot,
-            (&tools, &stock_receiver),
-            &programs,
-            &dom0_kernel,
-            &guests,
-            &files,
-        )?;
-        Ok(Self {
-            context,
-            sysroot,
-            source,
-            tools,
-            lacuna: programs.lacuna,
-            lacunad: programs.lacunad,
-            images,
-            dom0_kernel,
+                tools,
+                lacuna: programs.lacuna,
+                lacunad: programs.lacunad,
+                images,
+                dom0_kernel: kernels.into_iter().next().ok_or(Error::Ended)?,
+                guests,
+                source,
+                sysroot,
+            })
         })
+        .map_err(|error| halt.cause(error))
+    }
+
+    /// Names what this was made of, for reports: the source of Xen, and the kernels.
+    pub(crate) fn made_of(&self) -> Vec<(String, Value)> {
+        [
+            ("xen_series", json!(self.source.series.name())),
+            ("xen_version", json!(self.source.origin.version)),
+            ("xen_source", json!(self.source.origin.from)),
+            ("dom0_kernel", json!(self.dom0_kernel.release)),
+            ("guest_kernels", json!(self.guests)),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec()
+    }
+
+    /// The series of Xen.
+    pub(crate) fn series(&self) -> Series {
+        self.source.series
     }
 
     /// The checkout.
@@ -102,7 +195,8 @@ impl<'a> Stage<'a> {
 
     /// Makes the images of two hosts with a network between them.
     pub(crate) fn pair(&self) -> Result<Images> {
-        image::with_network(self.context, &self.sysroot, &self.dom0_kernel, &self.images)
+        let images = (self.series(), &self.images);
+        image::with_network(self.context, &self.sysroot, &self.dom0_kernel, images)
     }
 
     /// Makes the image with guests of other kinds.
@@ -121,4 +215,62 @@ impl<'a> Stage<'a> {
         let module = module::build(self.context, &self.sysroot, variant.module)?;
         xen::hypervisor(self.context, &self.sysroot, &self.source, variant, &module)
     }
+}
+
+/// What the images are made of.
+struct Parts<'a> {
+    context: &'a Context,
+    sysroot: &'a Sysroot,
+    source: &'a Source,
+    tools: &'a Tools,
+    programs: &'a Programs,
+    /// The guests' kernels; the first one is dom0's as well.
+    kernels: &'a [Kernel],
+}
+
+impl Parts<'_> {
+    fn images(&self, extent: Extent) -> Result<Images> {
+        let (context, sysroot) = (self.context, self.sysroot);
+        let (first, rest) = self.kernels.split_first().ok_or(Error::Ended)?;
+        let base = image::base(
+            context,
+            sysroot,
+            self.tools,
+            self.programs,
+            (first, &self.layout(first)?),
+        )?;
+        if extent == Extent::Demo {
+            return Ok(base);
+        }
+        let stock_receiver = xen::stock_receiver(context, sysroot, self.source, self.tools)?;
+        let mut files = windows_guest::build(context, sysroot)?;
+        for kernel in rest {
+            files.push(self.layout(kernel)?);
+            files.push((format!("guests/{}/vmlinuz", kernel.series), kernel.image()));
+        }
+        let more = More {
+            tools: self.tools,
+            agent: &self.programs.agent,
+            stock_receiver: &stock_receiver,
+            kernel: first,
+            files: &files,
+        };
+        image::with_more(context, sysroot, &base, &more)
+    }
+
+    fn layout(&self, kernel: &Kernel) -> Result<(String, PathBuf)> {
+        layouts::layout(
+            self.context,
+            self.sysroot,
+            &self.programs.lacuna,
+            &kernel.release,
+            &kernel.headers(),
+        )
+    }
+}
+
+/// Waits for a part of the work.
+fn ended<T>(part: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    // A panic there has been printed by its own thread.
+    part.join().unwrap_or(Err(Error::Ended))
 }

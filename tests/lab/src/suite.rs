@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use lacuna_scenarios::catalogue::{SCENARIOS, Scenario};
+use lacuna_scenarios::catalogue::{CORE, SCENARIOS, Scenario, find};
 
 use crate::bench;
 use crate::context::Context;
@@ -12,8 +12,12 @@ use crate::live::{self, Outcome};
 use crate::matrix;
 use crate::process::start;
 use crate::selection::Selection;
-use crate::setup::Stage;
+use crate::setup::{Stage, Wish};
+use crate::sysroot::Sysroot;
 use crate::windows;
+use crate::xen;
+use crate::xen::series::{SUPPORTED, Series};
+use crate::xen::source::choose;
 
 /// A test that needs no emulation.
 #[derive(Clone, Copy)]
@@ -26,6 +30,10 @@ enum HostTest {
     LargePdb,
     /// PDBs and executables of clang and lld-link, which are installed when missing.
     Windows,
+    /// Every patch applies without fuzz, on each series of Xen that can be had.
+    Patches,
+    /// The hypervisor builds after each patch, on the same.
+    Prefixes,
 }
 
 /// The tests that need no emulation, by name.
@@ -54,6 +62,8 @@ const HOST: &[(&str, HostTest)] = &[
     ("host/bench", HostTest::Bench),
     ("host/windows-large-pdb", HostTest::LargePdb),
     ("host/windows", HostTest::Windows),
+    ("patches/check", HostTest::Patches),
+    (PREFIXES, HostTest::Prefixes),
     (
         LINUX_ALONE,
         HostTest::Program(&[
@@ -74,6 +84,9 @@ const HOST: &[(&str, HostTest)] = &[
         ]),
     ),
 ];
+
+/// An hour of compiling, so a part of long runs.
+const PREFIXES: &str = "patches/prefixes";
 
 /// A part of `host/test`, for those who ask for Linux guests alone.
 const LINUX_ALONE: &str = "linux/host";
@@ -96,6 +109,7 @@ pub(crate) fn run(context: &Context, filters: &[String], full: bool) -> Result<(
     let hosts: Vec<_> = HOST
         .iter()
         .filter(|(name, _)| selection.host(name, *name == LINUX_ALONE))
+        .filter(|(name, _)| full || *name != PREFIXES || filters.iter().any(|filter| filter == name))
         .collect();
     let scenarios: Vec<Scenario> = SCENARIOS
         .iter()
@@ -126,15 +140,62 @@ pub(crate) fn run(context: &Context, filters: &[String], full: bool) -> Result<(
             kernels.iter().map(failed).collect()
         }));
     }
+    let mut skipped = Vec::new();
     if !scenarios.is_empty() {
-        let stage = Stage::build(context)?;
-        outcomes.extend(live::run(
-            &stage,
-            &scenarios,
-            &context.repository.join("target/lab-logs"),
-        ));
+        let passes = passes(context, filters.is_empty(), &scenarios, &mut skipped)?;
+        let several = passes.len() > 1;
+        for (series, scenarios) in passes {
+            let stage = Stage::build(context, Wish::tests(Some(series)))?;
+            let mut logs = context.repository.join("target/lab-logs");
+            if several {
+                logs.push(series.name());
+            }
+            let mut of_series = live::run(&stage, &scenarios, &logs);
+            for outcome in &mut of_series {
+                outcome.name = format!("{} on Xen {}", outcome.name, series.name());
+            }
+            outcomes.extend(of_series);
+        }
     }
-    print(&outcomes)
+    print(&outcomes, &skipped)
+}
+
+/// Scenarios that run on one series of Xen.
+type Pass = (Series, Vec<Scenario>);
+
+/// Says what runs on which series of Xen: all on the one that the user asks for, or else on the newest that can be had; and,
+/// in a plain run, the core of it on each other one. What cannot run for want of a source goes into `skipped`.
+fn passes(
+    context: &Context,
+    plain: bool,
+    scenarios: &[Scenario],
+    skipped: &mut Vec<String>,
+) -> Result<Vec<Pass>> {
+    let sysroot = Sysroot::build(context)?;
+    if !plain || context.options.series.is_some() {
+        let chosen = choose(context, &sysroot, context.options.series)?;
+        return Ok(vec![(chosen.series, scenarios.to_vec())]);
+    }
+    let mut passes: Vec<Pass> = Vec::new();
+    let mut missing = Vec::new();
+    for series in SUPPORTED {
+        match choose(context, &sysroot, Some(series)) {
+            Ok(_) if passes.is_empty() => passes.push((series, scenarios.to_vec())),
+            Ok(_) => passes.push((series, CORE.iter().filter_map(|name| find(name)).collect())),
+            Err(error @ Error::NothingServed { .. }) => missing.push((series, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    if passes.is_empty() {
+        // Asked for any series, the error names all that was tried.
+        choose(context, &sysroot, None)?;
+    }
+    for (series, error) in missing {
+        println!("lab: nothing runs on Xen {}: {error}", series.name());
+        let of_series = CORE.iter().map(|name| format!("{name} on Xen {}", series.name()));
+        skipped.extend(of_series);
+    }
+    Ok(passes)
 }
 
 /// Runs one of the host's own tests on the terminal: its output is its report.
@@ -151,6 +212,16 @@ fn host(context: &Context, name: &str, test: HostTest) -> Result<Outcome> {
         HostTest::Windows => {
             println!("lab: {name}: cargo test --test windows, with clang and lld-link");
             windows::run(context).err().map(|error| error.to_string())
+        }
+        HostTest::Patches => {
+            println!("lab: {name}: cargo lab patches check");
+            xen::check::run(context, false)
+                .err()
+                .map(|error| error.to_string())
+        }
+        HostTest::Prefixes => {
+            println!("lab: {name}: the hypervisor after each patch");
+            prefixes(context).err().map(|error| error.to_string())
         }
         HostTest::LargePdb => {
             println!("lab: {name}: lacuna inspect, under valgrind");
@@ -170,8 +241,31 @@ fn host(context: &Context, name: &str, test: HostTest) -> Result<Outcome> {
     })
 }
 
+/// Builds every prefix of the patches, on the series asked for or else on each that can be had.
+fn prefixes(context: &Context) -> Result<()> {
+    let sysroot = Sysroot::build(context)?;
+    let wanted = context
+        .options
+        .series
+        .map_or_else(|| SUPPORTED.to_vec(), |one| vec![one]);
+    let mut built = 0;
+    for series in &wanted {
+        match xen::prefixes::run(context, &sysroot, *series) {
+            Ok(()) => built += 1,
+            Err(error @ Error::NothingServed { .. }) if wanted.len() > 1 => {
+                println!("lab: not built on Xen {}: {error}", series.name());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if built == 0 {
+        choose(context, &sysroot, None)?;
+    }
+    Ok(())
+}
+
 /// Prints a line for each test, the failures in full, and the count on a line of its own.
-fn print(outcomes: &[Outcome]) -> Result<()> {
+fn print(outcomes: &[Outcome], skipped: &[String]) -> Result<()> {
     println!();
     for outcome in outcomes {
         let word = if outcome.failure.is_none() { "pass" } else { "FAIL" };
@@ -190,7 +284,14 @@ fn print(outcomes: &[Outcome]) -> Result<()> {
         .iter()
         .filter(|outcome| outcome.failure.is_some())
         .count();
-    println!("\ncargo lab:\n{} passed, {failed} failed", total - failed);
+    for name in skipped {
+        println!("skip         {name}: no source of that Xen, as told above");
+    }
+    print!("\ncargo lab:\n{} passed, {failed} failed", total - failed);
+    if !skipped.is_empty() {
+        print!(", {} skipped", skipped.len());
+    }
+    println!();
     if failed == 0 {
         Ok(())
     } else {

@@ -74,20 +74,25 @@ pub(crate) struct Sysroot {
     repository: PathBuf,
 }
 
+/// Names what the tree is made of.
+pub(crate) fn key() -> Key {
+    let mut key = KeyBuilder::new("sysroot", 1).text(SUITE);
+    for package in PACKAGES {
+        key = key.text(package);
+    }
+    key.finish()
+}
+
 impl Sysroot {
     /// Makes the tree, unless it is there.
     pub(crate) fn build(context: &Context) -> Result<Self> {
-        let mut key = KeyBuilder::new("sysroot", 1).text(SUITE);
-        for package in PACKAGES {
-            key = key.text(package);
-        }
         let sysroot = Self {
             root: context.cached("sysroot"),
-            key: key.finish(),
+            key: key(),
             cache: context.cache.clone(),
             repository: context.repository.clone(),
         };
-        context.step("sysroot", &sysroot.key, |progress| {
+        context.download("sysroot", &sysroot.key, |progress| {
             require_root()?;
             let log = context.step_log("sysroot");
             install_host_programs(&log, progress)?;

@@ -35,6 +35,14 @@ pub(crate) fn mirror(source: &Path, build: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Copies the files of `source` whose path relative to it passes `wanted` into the directory `to`.
+pub(crate) fn copy_source(source: &Path, to: &Path, wanted: impl Fn(&Path) -> bool) -> Result<()> {
+    for relative in files_below(source)?.iter().filter(|path| wanted(path)) {
+        copy_if_different(&source.join(relative), &to.join(relative))?;
+    }
+    Ok(())
+}
+
 fn copy_if_different(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).on("create", parent)?;

@@ -51,6 +51,18 @@ pub const MOVED: &str = "migration/one-host";
 /// The scenario that `cargo lab bench gmd` measures.
 pub const GMD: &str = "gmd/baseline";
 
+/// The scenarios that a plain test run repeats on each further series of Xen that can be had: the main job, under load; a
+/// migration; equal pages; a host without memory.
+pub const CORE: &[&str] = &[
+    DEMO,
+    "reclaim/race",
+    "content/duplicates",
+    "content/race",
+    "migration/one-host",
+    "migration/busy",
+    "overcommit/all-at-once",
+];
+
 /// The scenario called `name`.
 pub fn find(name: &str) -> Option<Scenario> {
     SCENARIOS.iter().copied().find(|scenario| scenario.name == name)
@@ -166,7 +178,14 @@ const fn long_on(boot: Boot, name: &'static str, seconds: u64) -> Scenario {
 
 #[cfg(test)]
 mod tests {
-    use super::SCENARIOS;
+    use super::{CORE, SCENARIOS, find};
+
+    #[test]
+    fn the_core_is_part_of_every_run() {
+        for name in CORE {
+            assert!(find(name).is_some_and(|scenario| !scenario.full_only), "{name}");
+        }
+    }
 
     #[test]
     fn names_are_unique_and_grouped() {

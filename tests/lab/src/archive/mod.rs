@@ -249,16 +249,18 @@ pub(crate) struct Archive<'a> {
 }
 
 impl<'a> Archive<'a> {
-    /// Brings the indices of `entries` up to date. A suite that cannot be had is passed over with its reason.
+    /// Brings the indices of `entries` up to date, and keeps them under `name`. A suite that cannot be had is passed over with its reason.
     pub(crate) fn open(
         context: &Context,
+        name: &str,
         runner: Runner<'a>,
         entries: &[Entry],
         limits: Limits,
         progress: &Progress,
     ) -> Result<Self> {
-        let log = context.step_log("archive");
-        Self::open_at(context.cached("archive"), log, runner, entries, limits, progress)
+        let log = context.step_log(&format!("archive-{name}"));
+        let directory = context.cached("archive").join(name);
+        Self::open_at(directory, log, runner, entries, limits, progress)
     }
 
     fn open_at(

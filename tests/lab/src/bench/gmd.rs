@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::context::Context;
 use crate::error::Result;
 use crate::live;
+use crate::setup::Extent;
 
 /// The modes, as the figures name them; *fresh*: on a guest as it boots.
 const MODES: &[&str] = &["intro_fresh", "intro", "dedup", "introdedup"];
@@ -28,7 +29,7 @@ const COLUMNS: &[(&str, &str)] = &[
 
 /// Runs the scenario, prints what each round took and the ratios, and writes the figures to `report`.
 pub(super) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
-    let outcome = live::measure(context, GMD)?;
+    let outcome = live::measure(context, GMD, Extent::Tests)?;
     let mut figures = outcome.by_name();
     let ratios = ratios(&figures);
     println!("\nRounds over one guest, by a user-level engine and by Lacuna, in one run\n");

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::context::Context;
 use crate::error::Result;
 use crate::live;
+use crate::setup::Extent;
 
 /// The columns of the table of iterations: what the figure is called, and its heading.
 const COLUMNS: &[(&str, &str)] = &[
@@ -20,7 +21,7 @@ const COLUMNS: &[(&str, &str)] = &[
 
 /// Runs the scenario, prints both sides by iteration, and writes the figures to `report`.
 pub(super) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
-    let outcome = live::measure(context, MOVED)?;
+    let outcome = live::measure(context, MOVED, Extent::Tests)?;
     let mut figures = outcome.by_name();
     for (name, dividend, divisor) in [
         ("bytes_ratio", "lacuna_bytes", "stock_bytes"),

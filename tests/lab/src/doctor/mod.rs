@@ -71,6 +71,18 @@ pub(crate) fn cheap(context: &Context) -> Vec<Check> {
     machine::checks(context)
 }
 
+/// Does that, prints what is not as it should be, and fails if anything fails.
+pub(crate) fn quick(context: &Context) -> Result<()> {
+    let checks = cheap(context);
+    let trouble: Vec<Check> = checks
+        .iter()
+        .filter(|check| check.state != State::Ok)
+        .cloned()
+        .collect();
+    eprint!("{}", render(&trouble));
+    refuse(&checks)
+}
+
 /// Looks at everything, prints it, and fails if anything fails.
 pub(crate) fn run(context: &Context, json: bool) -> Result<()> {
     let until = Instant::now() + LIMIT;

@@ -13,9 +13,8 @@ use crate::kernels;
 use crate::process::is_installed;
 use crate::progress::Progress;
 use crate::sysroot::{self, PACKAGES, archive_uris};
-
-/// The release series of Xen that there are patches for, the preferred one first.
-const XEN: &[&str] = &["4.20", "4.17"];
+use crate::xen::series::SUPPORTED;
+use crate::xen::source::held;
 
 /// The suites in which Xen and kernels are looked for.
 pub(crate) const SUITES: &[&str] = &[
@@ -66,16 +65,16 @@ fn look(context: &Context, until: Instant, stamps: &[String], progress: &Progres
     };
     let kinds = [Kind::Sources, Kind::Binaries("amd64")];
     let listed = entries(context, SUITES, &kinds)?;
-    let archive = Archive::open(context, Runner::Host, &listed, limits, progress)?;
+    let archive = Archive::open(context, "doctor", Runner::Host, &listed, limits, progress)?;
     let (main, _) = archive_uris(context)?;
     let mut checks = vec![answers(&main, &archive.suites(), archive.passed_over())];
     let prober = Prober::new(ANSWER, until);
     let sources = within(&prober, || archive.sources("xen"))?;
     let mut xen: Vec<Check> = Vec::new();
-    for series in XEN {
-        let name = format!("Xen {series}");
-        let is_cached = stamps.iter().any(|stamp| stamp.starts_with("xen-"));
-        let offers = sources.clone().map(|offers| offers.of(series));
+    for series in SUPPORTED {
+        let name = format!("Xen {}", series.name());
+        let is_cached = held(context, series).is_some();
+        let offers = sources.clone().map(|offers| offers.of(series.name()));
         xen.push(origin(&name, offers, &prober, XEN_REMEDY, is_cached));
     }
     one_is_enough(&mut xen);
@@ -206,7 +205,7 @@ fn packages(
         return Ok(undecided(NAME));
     }
     let listed = entries(context, &[sysroot::SUITE], &[Kind::Binaries("amd64")])?;
-    let archive = Archive::open(context, Runner::Host, &listed, limits, progress)?;
+    let archive = Archive::open(context, "doctor", Runner::Host, &listed, limits, progress)?;
     let wanted: Vec<&str> = ["?essential", "apt"]
         .into_iter()
         .chain(PACKAGES.iter().copied())

@@ -65,6 +65,20 @@ pub(crate) struct Case {
     pub(crate) quick: bool,
 }
 
+impl Flavour {
+    /// The release series of the stock kernel of its Debian release: another may be listed beside it, as 6.1 is among the
+    /// security fixes for Debian 11.
+    pub(crate) fn series(self) -> Option<&'static str> {
+        match self.suite {
+            "bullseye" => Some("5.10"),
+            "bookworm" => Some("6.1"),
+            "trixie" => Some("6.12"),
+            // The development release's moves.
+            _ => None,
+        }
+    }
+}
+
 pub(crate) const fn amd64(suite: &'static str, name: &'static str) -> Flavour {
     Flavour {
         suite,

@@ -80,12 +80,14 @@ pub(crate) fn run(context: &Context, filters: &[String], readme: bool) -> Result
     }
 }
 
-/// The names of the cases that are part of a test run.
+/// The cases that are part of a test run.
+pub(crate) fn quick_cases() -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(|case| case.quick)
+}
+
+/// Their names as tests.
 pub(crate) fn quick_names() -> impl Iterator<Item = String> {
-    CASES
-        .iter()
-        .filter(|case| case.quick)
-        .map(|case| format!("linux/matrix-{}", case.name))
+    quick_cases().map(|case| format!("linux/matrix-{}", case.name))
 }
 
 /// Runs those of the quick cases whose test's name is in `chosen`.
@@ -160,7 +162,7 @@ impl<'c> Bench<'c> {
         };
         let module = case
             .module
-            .map(|name| kernel::module(self.context, &self.sysroot, case.flavour, &kernel.release, name));
+            .map(|name| kernel::module(self.context, &self.sysroot, &kernel, name));
         let image = self.image(word, module.transpose()?.as_deref())?;
         let dumps = machine::dump(&self.sysroot, case, &kernel.image, &image, &self.folder(case))?;
         Ok((kernel, dumps))

@@ -1,4 +1,11 @@
-//! Xen: its source from Debian, the patches, the hypervisor's variants, and the tools.
+//! Xen: its source, the patches, the hypervisor's variants, and the tools.
+
+pub(crate) mod check;
+pub(crate) mod given;
+pub(crate) mod patches;
+pub(crate) mod prefixes;
+pub(crate) mod series;
+pub(crate) mod source;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +14,11 @@ use crate::context::{Context, Staged, remove};
 use crate::error::{Error, IoContext, Result};
 use crate::key::{Key, KeyBuilder};
 use crate::process::run_logged;
-use crate::progress::Progress;
 use crate::sysroot::Sysroot;
 use crate::tree::mirror;
 use crate::variant::{BASE_CONFIG, Variant};
-
-/// The release series that the patches are for. Debian moves the point release under us; the patches must still apply.
-const SERIES: &str = "4.20.";
+use series::Series;
+use source::{Origin, Pristine};
 
 /// The tools are configured as Xen's own INSTALL lists it, without what a PVH guest does not need.
 const CONFIGURE: &[&str] = &[
@@ -35,15 +40,15 @@ const CONFIGURE: &[&str] = &[
     "--without-vchan",
 ];
 
-/// Patches for the lab alone: ways round mistakes of the emulator, and allocations that fail on purpose (docs/lab.md).
-const LAB_ONLY: &[&str] = &[
-    "tests/lab/xen/emulated-svm.patch",
-    "tests/lab/xen/emulated-pae.patch",
-    "tests/lab/xen/alloc-failure.patch",
-];
-
 /// The patched source.
+#[derive(Clone)]
 pub(crate) struct Source {
+    /// The release series.
+    pub(crate) series: Series,
+    /// Where it came from.
+    pub(crate) origin: Origin,
+    /// The source without patches.
+    pristine: PathBuf,
     /// The build tree: source files that keep their times across changes, and the tools' objects.
     build: PathBuf,
     hypervisor_key: Key,
@@ -58,48 +63,48 @@ pub(crate) struct Hypervisor {
 
 /// Xen's tools, installed below a directory of their own.
 pub(crate) struct Tools {
+    /// The release series.
+    pub(crate) series: Series,
     /// The directory that stands for `/`.
     pub(crate) root: PathBuf,
     /// Names what they were built from.
     pub(crate) key: Key,
 }
 
-/// Fetches, unpacks and patches Xen.
-pub(crate) fn source(context: &Context, sysroot: &Sysroot) -> Result<Source> {
-    let pristine = context.cached("xen/pristine");
-    let fetched = KeyBuilder::new("xen/source", 1)
-        .key(&sysroot.key)
-        .text(SERIES)
-        .finish();
-    context.step("xen/source", &fetched, |progress| {
-        fetch(context, sysroot, &pristine, progress)
-    })?;
+/// A path of `series` in the cache.
+pub(crate) fn place(context: &Context, series: Series, name: &str) -> PathBuf {
+    context.cached("xen").join(series.name()).join(name)
+}
 
-    let patches = context.repository.join("patches");
-    let series = read_series(&patches)?;
-    let mut files: Vec<PathBuf> = series.iter().map(|patch| patches.join(patch)).collect();
-    // What they add is off in what a real host installs.
-    files.extend(LAB_ONLY.iter().map(|patch| context.repository.join(patch)));
-    let mut key = KeyBuilder::new("xen/patched", 2).key(&fetched);
-    for file in &files {
-        key = key
-            .text(&file.file_name().unwrap_or_default().to_string_lossy())
-            .file(file)?;
+/// The name of a step of `series`.
+fn step_name(series: Series, name: &str) -> String {
+    format!("xen/{}/{name}", series.name())
+}
+
+/// Patches a source.
+pub(crate) fn source(context: &Context, sysroot: &Sysroot, pristine: Pristine) -> Result<Source> {
+    let series = pristine.series;
+    let mut files = patches::product(&context.repository, series)?;
+    files.extend(patches::lab_only(&context.repository, series)?);
+    let mut key = KeyBuilder::new("xen/patched", 3).key(&pristine.key());
+    for patch in &files {
+        key = key.text(&patch.name).file(&patch.file)?;
     }
-    let patched = context.cached("xen/patched");
-    let build = context.cached("xen/build");
-    context.step("xen/patched", &key.finish(), |progress| {
-        let log = context.step_log("xen/patched");
+    let patched = place(context, series, "patched");
+    let build = place(context, series, "build");
+    let name = step_name(series, "patched");
+    context.step(&name, &key.finish(), |progress| {
+        let log = context.step_log(&name);
         let staged = Staged::directory(patched.clone())?;
-        mirror(&pristine, &staged.path)?;
-        for file in &files {
+        mirror(&pristine.directory, &staged.path)?;
+        for patch in &files {
             let arguments = [
                 "patch",
                 "-p1",
                 "--fuzz=0",
                 "--no-backup-if-mismatch",
                 "-i",
-                &file.to_string_lossy(),
+                &patch.file.to_string_lossy(),
             ];
             run_logged(sysroot.command(&staged.path, &arguments), &log, progress)?;
         }
@@ -118,6 +123,9 @@ pub(crate) fn source(context: &Context, sysroot: &Sysroot) -> Result<Source> {
         .tree(&patched, |path| !path.starts_with("xen/arch"))?
         .finish();
     Ok(Source {
+        series,
+        origin: pristine.origin,
+        pristine: pristine.directory,
         build,
         hypervisor_key,
         tools_key,
@@ -132,8 +140,8 @@ pub(crate) fn hypervisor(
     variant: Variant,
     module: &Path,
 ) -> Result<Hypervisor> {
-    let objects = context.cached("xen/hypervisor").join(variant.name);
-    let name = format!("xen/hypervisor/{}", variant.name);
+    let objects = place(context, source.series, "hypervisor").join(variant.name);
+    let name = step_name(source.series, &format!("hypervisor/{}", variant.name));
     let config: Vec<&str> = [BASE_CONFIG, variant.config].concat();
     let mut key = KeyBuilder::new(&name, 1)
         .key(&source.hypervisor_key)
@@ -177,16 +185,17 @@ pub(crate) fn hypervisor(
 
 /// Builds the tools and installs them below a directory of the cache.
 pub(crate) fn tools(context: &Context, sysroot: &Sysroot, source: &Source) -> Result<Tools> {
-    let root = context.cached("xen/tools");
-    context.step("xen/tools", &source.tools_key, |progress| {
-        let log = context.step_log("xen/tools");
+    let root = place(context, source.series, "tools");
+    let name = step_name(source.series, "tools");
+    context.step(&name, &source.tools_key, |progress| {
+        let log = context.step_log(&name);
         let configured = KeyBuilder::new("xen/configure", 1)
             .key(&sysroot.key)
             .text(&CONFIGURE.join(" "));
         let configured = configured
             .tree(&source.build, |path| path.ends_with("configure"))?
             .finish();
-        context.step("xen/configure", &configured, |progress| {
+        context.step(&step_name(source.series, "configure"), &configured, |progress| {
             run_logged(sysroot.command(&source.build, CONFIGURE), &log, progress)
         })?;
         let jobs = jobs();
@@ -200,6 +209,7 @@ pub(crate) fn tools(context: &Context, sysroot: &Sysroot, source: &Source) -> Re
         staged.commit()
     })?;
     Ok(Tools {
+        series: source.series,
         root,
         key: source.tools_key.clone(),
     })
@@ -213,23 +223,25 @@ pub(crate) fn stock_receiver(
     source: &Source,
     tools: &Tools,
 ) -> Result<PathBuf> {
-    const BUILT: &str = "tools/libs/guest/libxenguest.so.4.20";
     // Only what differs is copied, or make would build all of it again.
     const SCRIPT: &str = "set -e\ncp -a \"$1\" \"$2\"\ncd \"$3/tools/libs/guest\"\nfor file in *; do\n\
         cmp -s \"$file\" \"$2/tools/libs/guest/$file\" || cp \"$file\" \"$2/tools/libs/guest/$file\"\ndone\n\
         make -C \"$2/tools/libs/guest\" \"$4\"";
-    let library = context.cached("xen/stock-libxenguest.so");
+    let library = place(context, source.series, "stock-libxenguest.so");
     let key = KeyBuilder::new("xen/stock-receiver", 1).key(&tools.key).finish();
-    context.step("xen/stock-receiver", &key, |progress| {
-        let log = context.step_log("xen/stock-receiver");
-        let tree = Staged::file(context.cached("xen/stock-receiver"))?;
-        let pristine = context.cached("xen/pristine");
-        let names = [&source.build, &tree.path, &pristine].map(|path| path.to_string_lossy());
+    let name = step_name(source.series, "stock-receiver");
+    context.step(&name, &key, |progress| {
+        let log = context.step_log(&name);
+        let tree = Staged::file(place(context, source.series, "stock-receiver"))?;
+        let names = [&source.build, &tree.path, &source.pristine].map(|path| path.to_string_lossy());
         let jobs = jobs();
         let line = ["sh", "-c", SCRIPT, "sh", &names[0], &names[1], &names[2], &jobs];
         run_logged(sysroot.command("/", &line), &log, progress)?;
         let staged = Staged::file(library.clone())?;
-        let built = tree.path.join(BUILT);
+        let built = tree
+            .path
+            .join("tools/libs/guest")
+            .join(guest_library(source.series));
         fs::copy(&built, &staged.path).on("copy", &built)?;
         staged.commit()?;
         remove(&tree.path)
@@ -237,55 +249,9 @@ pub(crate) fn stock_receiver(
     Ok(library)
 }
 
-fn fetch(context: &Context, sysroot: &Sysroot, pristine: &Path, progress: &Progress) -> Result<()> {
-    let log = context.step_log("xen/source");
-    let download = Staged::directory(context.cached("xen/download"))?;
-    // Asking for the package's description can fail while the tarball is there: what counts is what arrived.
-    let fetched = run_logged(
-        sysroot.command(&download.path, &["apt-get", "source", "--tar-only", "xen"]),
-        &log,
-        progress,
-    );
-    let arrived = fs::read_dir(&download.path).on("list", &download.path)?;
-    let names: Vec<String> = arrived
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .collect();
-    let Some(tarball) = names.iter().find(|name| name.contains(".orig.tar")) else {
-        fetched?;
-        return Err(unexpected(
-            "Xen's source package",
-            "a file xen_*.orig.tar.*",
-            &names.join(" "),
-        ));
-    };
-    if !tarball.starts_with(&format!("xen_{SERIES}")) {
-        return Err(unexpected(
-            "Xen's version in Debian",
-            &format!("{SERIES}x, for which the patches are"),
-            tarball,
-        ));
-    }
-    let staged = Staged::directory(pristine.to_path_buf())?;
-    let from = download.path.join(tarball);
-    let unpack = ["tar", "-x", "--strip-components=1", "-f", &from.to_string_lossy()];
-    run_logged(sysroot.command(&staged.path, &unpack), &log, progress)?;
-    staged.commit()?;
-    remove(&download.path)
-}
-
-/// The patches of the quilt series in `directory`, in order; none when there is no series yet.
-fn read_series(directory: &Path) -> Result<Vec<String>> {
-    let path = directory.join("series");
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let text = fs::read_to_string(&path).on("read", &path)?;
-    Ok(text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(Into::into)
-        .collect())
+/// The file name of the library that saves and restores guests.
+pub(crate) fn guest_library(series: Series) -> String {
+    format!("libxenguest.so.{}", series.name())
 }
 
 /// Kconfig drops what it does not know or whose dependencies fail without a word: look that each line is still there.
