@@ -22,7 +22,10 @@ pub(crate) struct Options {
     pub(crate) offline: bool,
 }
 
-/// The places of one run of the lab. Holding it means holding the cache's lock.
+/// The file in the cache that a lab at work has locked.
+const LOCK: &str = "lock";
+
+/// The places of one run of the lab.
 pub(crate) struct Context {
     /// The top of the checkout.
     pub(crate) repository: PathBuf,
@@ -30,34 +33,41 @@ pub(crate) struct Context {
     pub(crate) cache: PathBuf,
     /// What the user asks for.
     pub(crate) options: Options,
-    /// Held until the run ends: two labs must neither build in one tree nor emulate on the same two cores.
-    _lock: File,
+    /// Locked until the run ends, see [`Context::open`]: two labs must neither build in one tree nor emulate on the same two cores.
+    lock: File,
 }
 
 impl Context {
     /// Finds the directories and takes the cache's lock, waiting for another lab to end.
     pub(crate) fn open(options: Options) -> Result<Self> {
+        let context = Self::look(options)?;
+        let lock = &context.lock;
+        if flock(lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            eprintln!("lab: waiting for another lab that uses {}", context.cache.display());
+            flock(lock, FlockOperation::LockExclusive).on("lock", context.cache.join(LOCK))?;
+        }
+        Ok(context)
+    }
+
+    /// Finds the directories, for who only looks: another lab may be at work in the cache.
+    pub(crate) fn look(options: Options) -> Result<Self> {
         // Fixed at build time: `cargo lab` always builds the lab from the checkout that it works on.
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let repository = repository.canonicalize().on("find", &repository)?;
         let cache = cache_directory()?;
         fs::create_dir_all(&cache).on("create", &cache)?;
         let cache = cache.canonicalize().on("find", &cache)?;
-        let path = cache.join("lock");
+        let path = cache.join(LOCK);
         let lock = File::options()
             .create(true)
             .append(true)
             .open(&path)
             .on("open", &path)?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            eprintln!("lab: waiting for another lab that uses {}", cache.display());
-            flock(&lock, FlockOperation::LockExclusive).on("lock", &path)?;
-        }
         Ok(Self {
             repository,
             cache,
             options,
-            _lock: lock,
+            lock,
         })
     }
 

@@ -150,7 +150,11 @@ enum PatchTask {
 
 fn main() -> miette::Result<()> {
     let arguments = Arguments::parse();
-    let context = Context::open(arguments.common.options()?)?;
+    let options = arguments.common.options()?;
+    let context = match arguments.command {
+        Task::Doctor { .. } => Context::look(options)?,
+        _ => Context::open(options)?,
+    };
     run(&context, arguments.command)?;
     Ok(())
 }

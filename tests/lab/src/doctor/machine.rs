@@ -57,6 +57,9 @@ const PROGRAMS: &[Program] = &[
     program("sha256sum", "apt-get install coreutils"),
 ];
 
+/// The name of the check of the user.
+pub(super) const ROOT: &str = "root";
+
 /// Looks at all of it.
 pub(super) fn checks(context: &Context) -> Vec<Check> {
     let missing: Vec<&Program> = PROGRAMS
@@ -81,10 +84,10 @@ pub(super) fn checks(context: &Context) -> Vec<Check> {
 
 fn root(uid: u32) -> Check {
     if uid == 0 {
-        Check::ok("root", "user id 0")
+        Check::ok(ROOT, "user id 0")
     } else {
         Check::fail(
-            "root",
+            ROOT,
             format!("user id {uid}"),
             "run it as root: debootstrap, chroot and mount namespaces ask for it",
         )

@@ -71,9 +71,13 @@ pub(crate) fn cheap(context: &Context) -> Vec<Check> {
     machine::checks(context)
 }
 
-/// Does that, prints what is not as it should be, and fails if anything fails.
+/// Does that, prints what is not as it should be, and fails if anything fails. Whether it runs as root is left to the steps
+/// that need it: tests of the host's own do not.
 pub(crate) fn quick(context: &Context) -> Result<()> {
-    let checks = cheap(context);
+    let checks: Vec<Check> = cheap(context)
+        .into_iter()
+        .filter(|check| check.name != machine::ROOT)
+        .collect();
     let trouble: Vec<Check> = checks
         .iter()
         .filter(|check| check.state != State::Ok)
