@@ -16,7 +16,9 @@ use crate::shim;
 pub(crate) unsafe fn words(at: *mut u64, length: u64) -> Words {
     match usize::try_from(length) {
         // SAFETY: this function's contract.
-        Ok(length) if !at.is_null() => Words(unsafe { core::slice::from_raw_parts(at.cast::<AtomicU64>(), length) }),
+        Ok(length) if !at.is_null() => {
+            Words(unsafe { core::slice::from_raw_parts(at.cast::<AtomicU64>(), length) })
+        }
         _ => Words(&[]),
     }
 }

@@ -5,8 +5,8 @@ use core::sync::atomic::AtomicU64;
 
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::{
-    BYTES_PER_PAGE, BytesRule, ContentArea, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Predicate, ReadError, Row, Skip, Status, VcpuRegisters,
-    failing_one_by_one, value_by_bytes,
+    BYTES_PER_PAGE, BytesRule, ContentArea, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE,
+    Predicate, ReadError, Row, Skip, Status, VcpuRegisters, failing_one_by_one, value_by_bytes,
 };
 
 use crate::content::words;
@@ -45,7 +45,9 @@ impl XenHost {
 
 impl GuestMemory for XenHost {
     fn read(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<(), ReadError> {
-        self.frame(at.gfn())?.copy(at.offset(), into).ok_or(ReadError::CrossesFrame(at))
+        self.frame(at.gfn())?
+            .copy(at.offset(), into)
+            .ok_or(ReadError::CrossesFrame(at))
     }
 
     #[inline]
@@ -91,7 +93,10 @@ impl P2m for XenHost {
             registers
         } else {
             // Online with no register right: the guard refuses it.
-            VcpuRegisters { flags: VcpuRegisters::ONLINE, ..VcpuRegisters::default() }
+            VcpuRegisters {
+                flags: VcpuRegisters::ONLINE,
+                ..VcpuRegisters::default()
+            }
         }
     }
 
@@ -115,8 +120,10 @@ impl P2m for XenHost {
         // Our own mapping holds a reference: it would make the frame look held.
         self.last = None;
         // SAFETY: invariant; the engine holds the p2m lock.
-        let result = unsafe { shim::lacuna_x_share_zero(self.domain, gfn.get(), u32::from(order.get()), flags) };
-        u64::try_from(result).map_err(|_| Skip::from_code(result.wrapping_neg()).unwrap_or(Skip::EntryRefused))
+        let result =
+            unsafe { shim::lacuna_x_share_zero(self.domain, gfn.get(), u32::from(order.get()), flags) };
+        u64::try_from(result)
+            .map_err(|_| Skip::from_code(result.wrapping_neg()).unwrap_or(Skip::EntryRefused))
     }
 
     fn flush(&mut self) {
@@ -178,7 +185,9 @@ impl Host for XenHost {
         let mut covered = 0;
         // SAFETY: invariant; both out-pointers are to locals.
         let result = unsafe { shim::lacuna_x_bitmap(self.domain, gfns, &raw mut words, &raw mut covered) };
-        let Ok(length) = usize::try_from(covered / 64) else { return Err(gfns / 8) };
+        let Ok(length) = usize::try_from(covered / 64) else {
+            return Err(gfns / 8);
+        };
         if result != 0 {
             return Err(gfns / 8);
         }
@@ -189,7 +198,9 @@ impl Host for XenHost {
         // (by another mapping) in this very function, and goes with the domain. The Lacuna lock is held throughout an
         // operation, `Words` do not outlive one, and the engine does not keep an older one across a growth. All access is
         // through atomics.
-        Ok(Words(unsafe { core::slice::from_raw_parts(words.cast::<AtomicU64>(), length) }))
+        Ok(Words(unsafe {
+            core::slice::from_raw_parts(words.cast::<AtomicU64>(), length)
+        }))
     }
 
     fn header(&mut self) -> Option<Self::Words> {
@@ -200,7 +211,9 @@ impl Host for XenHost {
         }
         // SAFETY: the C side keeps a page at `words`, aligned to a page, that is mapped elsewhere when the bitmap grows and
         // goes with the domain. For the rest as in `bitmap`. Others who map it cannot write to it.
-        Some(Words(unsafe { core::slice::from_raw_parts(words.cast::<AtomicU64>(), PAGE_SIZE / 8) }))
+        Some(Words(unsafe {
+            core::slice::from_raw_parts(words.cast::<AtomicU64>(), PAGE_SIZE / 8)
+        }))
     }
 
     fn preempted(&mut self) -> bool {
@@ -229,9 +242,17 @@ impl Host for XenHost {
         // SAFETY: the C side keeps that many words of zero-initialised, 8-byte-aligned memory at both places. The rounds
         // grow in this very function, which is called once in an operation; a domain's own index does not, nor does its
         // group's, which stays while the domain is a member: it leaves under the Lacuna lock. All access is by atomics.
-        let (rounds, index) =
-            unsafe { (words(area.rounds, area.rounds_words), words(area.index, area.index_words)) };
-        Ok(ContentArea { rounds, index, seed: area.seed })
+        let (rounds, index) = unsafe {
+            (
+                words(area.rounds, area.rounds_words),
+                words(area.index, area.index_words),
+            )
+        };
+        Ok(ContentArea {
+            rounds,
+            index,
+            seed: area.seed,
+        })
     }
 
     fn counters(&mut self) -> ShimCounters {

@@ -21,7 +21,11 @@ impl MappedFrame {
         let mut token = 0;
         // SAFETY: `domain` is the live domain of the operation (see `XenHost`), and both out-pointers are to locals.
         let result = unsafe { shim::lacuna_x_map(domain, gfn.get(), &raw mut at, &raw mut token) };
-        (result == 0 && !at.is_null()).then(|| Self { gfn, at: at.cast(), token })
+        (result == 0 && !at.is_null()).then(|| Self {
+            gfn,
+            at: at.cast(),
+            token,
+        })
     }
 
     pub(crate) const fn gfn(&self) -> Gfn {
@@ -111,7 +115,12 @@ impl MappedFrame {
 /// # Safety
 ///
 /// Each of the values lies in mapped memory and is aligned.
-unsafe fn failing<T: Copy + Into<u64>>(first: *const u8, stride: usize, count: usize, test: &Predicate) -> usize {
+unsafe fn failing<T: Copy + Into<u64>>(
+    first: *const u8,
+    stride: usize,
+    count: usize,
+    test: &Predicate,
+) -> usize {
     let mut at = first;
     for passed_over in 0..count {
         // SAFETY: this function's contract. Volatile, because the guest may write at once.

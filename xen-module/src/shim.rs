@@ -40,7 +40,12 @@ unsafe extern "C" {
     pub(crate) fn lacuna_x_release(d: *mut Domain);
     pub(crate) fn lacuna_x_blocker(d: *mut Domain) -> u32;
     pub(crate) fn lacuna_x_max_gfn(d: *mut Domain) -> u64;
-    pub(crate) fn lacuna_x_bitmap(d: *mut Domain, gfns: u64, words: *mut *mut u64, covered: *mut u64) -> c_int;
+    pub(crate) fn lacuna_x_bitmap(
+        d: *mut Domain,
+        gfns: u64,
+        words: *mut *mut u64,
+        covered: *mut u64,
+    ) -> c_int;
     pub(crate) fn lacuna_x_header(d: *mut Domain) -> *mut u64;
     pub(crate) fn lacuna_x_now() -> u64;
     pub(crate) fn lacuna_x_preempt(d: *mut Domain) -> bool;
