@@ -15,8 +15,8 @@ use crate::shim;
 /// as the result is used.
 pub(crate) unsafe fn words(at: *mut u64, length: u64) -> Words {
     match usize::try_from(length) {
-        // SAFETY: this function's contract.
         Ok(length) if !at.is_null() => {
+            // SAFETY: this function's contract.
             Words(unsafe { core::slice::from_raw_parts(at.cast::<AtomicU64>(), length) })
         }
         _ => Words(&[]),

@@ -33,6 +33,10 @@ impl MappedFrame {
     }
 
     /// The little-endian value of `width` bytes (1, 2, 4 or 8) at `offset`; `None` where that leaves the frame.
+    #[expect(
+        clippy::cast_ptr_alignment,
+        reason = "each width is read at a multiple of itself in a page-aligned frame"
+    )]
     #[inline]
     pub(crate) fn value(&self, offset: usize, width: u8) -> Option<u64> {
         if offset + usize::from(width) > PAGE_SIZE {
@@ -90,11 +94,15 @@ impl MappedFrame {
     }
 
     /// Copies bytes from `offset`; `None` where that leaves the frame.
+    #[expect(
+        clippy::cast_ptr_alignment,
+        reason = "words are read at multiples of eight in a page-aligned frame"
+    )]
     pub(crate) fn copy(&self, offset: usize, into: &mut [u8]) -> Option<()> {
         if offset.checked_add(into.len())? > PAGE_SIZE {
             return None;
         }
-        if (offset | into.len()) & 7 == 0 {
+        if (offset | into.len()) % 8 == 0 {
             for (index, eight) in into.chunks_exact_mut(8).enumerate() {
                 // SAFETY: as in `value`: `offset + 8 * index + 8` is at most `PAGE_SIZE`, and a multiple of eight.
                 let value = unsafe { self.at.add(offset).cast::<u64>().add(index).read_volatile() };
