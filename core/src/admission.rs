@@ -70,7 +70,7 @@ pub(crate) fn tolerance(low: u64, high: u64, paused: bool) -> u64 {
 /// or less.
 ///
 /// Where a mark is proof, both count the same thing. Where the bytes are looked at, the mark also stays on pages that were
-/// taken off the list a moment ago (GUESTS.md, "Windows"): some more than the counter says are no contradiction, and none of
+/// taken off the list a moment ago (docs/windows.md, "What is free"): some more than the counter says are no contradiction, and none of
 /// them is acted on before its bytes were seen. A scan that finds nothing proves nothing, even where the guest has nothing
 /// free.
 ///

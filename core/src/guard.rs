@@ -1,10 +1,10 @@
 //! Guard I: does the guest still run the kernel that the profile describes?
 //!
 //! A kexec leaves the old kernel's memory map behind, intact and false. What a profile says may be acted on only while
-//! every online virtual CPU still runs that very boot of that kernel. None of the checks suffices alone (DESIGN.md,
-//! safety argument): Linux' IDT lies at the same address in every kernel, and the same kernel started again without
-//! KASLR has the same `LSTAR` and the same page tables; the value drawn at random at each boot tells those apart, and
-//! the IDT limit of 0 covers the time in which kexec copies.
+//! every online virtual CPU still runs that very boot of that kernel. None of the checks suffices alone. Linux' IDT lies
+//! at the same address in every kernel, and the same kernel started again without KASLR has the same `LSTAR` and the same
+//! page tables. The value drawn at random at each boot tells those apart. An IDT limit of 0 covers the time in which kexec
+//! copies.
 //!
 //! Kernels differ in what identifies them. 64-bit Linux has one IDT for all processors, and processes whose top-level
 //! tables share the kernel's entries: both are compared as they are. Windows has an IDT for each processor: a gate of it

@@ -1,4 +1,4 @@
-//! Descriptor layouts of real kernels (GUESTS.md, "Page descriptor").
+//! Descriptor layouts as real kernels have them: offsets and marks of several versions of Linux and of Windows.
 
 use crate::{Blocks, BytesRule, Field, FreeRule, Order, Predicate};
 
@@ -144,7 +144,7 @@ impl Layout {
     }
 
     /// Windows 10 since 1703 and 11, x64: 48 bytes, `PageLocation` in the low bits of the byte at 0x22, `Rom` in the byte
-    /// after it (shared/data, `mmpfn_layouts.json`), and a bit at the end that says that there is a page.
+    /// after it (`tests/windows/data/layouts.tsv`), and a bit at the end that says that there is a page.
     pub const fn windows() -> Self {
         Self {
             descriptor_bytes: 48,

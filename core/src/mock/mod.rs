@@ -6,7 +6,7 @@
 //! pages are free, what was written where), can fail any single call ([`MockGuest::fail`]), and can run a guest program
 //! between any two calls of the engine ([`MockGuest::set_interlude`]), which is how tests drive races without threads.
 //!
-//! What it does *not* do: run two things in the same instant (`core/tests/interleaving.rs` does), or model a processor's
+//! What it does *not* do: run two things in the same instant (`core/tests/interleaving` does), or model a processor's
 //! timing. Its clock is made of fixed prices for each call.
 //!
 //! ```

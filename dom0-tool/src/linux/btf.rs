@@ -3,7 +3,7 @@
 //! Kernels built with `CONFIG_DEBUG_INFO_BTF` hold 4 to 6 MB of it in their read-only data. This reads sizes, offsets,
 //! array lengths and enumerators of what is asked for, and nothing else. The blob is found inside the kernel's image, which
 //! user memory is not mapped into; its contents are bounded-checked like everything that comes out of a guest: each loop
-//! ends with the blob, and nesting is followed [`MAX_DEPTH`] deep.
+//! ends with the blob, and nesting is followed `MAX_DEPTH` deep.
 
 use std::collections::BTreeMap;
 

@@ -72,7 +72,7 @@ pub enum VmcoreInfoError {
     /// The same key occurs twice with different values.
     #[error("a VMCOREINFO note gives two values for {0}")]
     Contradiction(String),
-    /// More than [`MAX_LINES`] lines.
+    /// More than `MAX_LINES` lines.
     #[error("a VMCOREINFO note has more than {MAX_LINES} lines")]
     TooManyLines,
     /// A line that is needed is not there.

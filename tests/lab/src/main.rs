@@ -11,6 +11,7 @@ mod device_model;
 mod doctor;
 mod emulator;
 mod error;
+mod gates;
 mod image;
 mod kernels;
 mod key;

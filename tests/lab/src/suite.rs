@@ -8,6 +8,7 @@ use lacuna_scenarios::catalogue::{CORE, SCENARIOS, Scenario, find};
 use crate::bench;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
+use crate::gates::{self, GATES, Gate};
 use crate::live::{self, Outcome};
 use crate::matrix;
 use crate::process::start;
@@ -21,7 +22,7 @@ use crate::xen::source::choose;
 
 /// A test that needs no emulation.
 #[derive(Clone, Copy)]
-enum HostTest {
+pub(crate) enum HostTest {
     /// A program with its arguments, in the checkout.
     Program(&'static [&'static str]),
     /// The core's instruction counts, against their stored bounds.
@@ -34,6 +35,8 @@ enum HostTest {
     Patches,
     /// The hypervisor builds after each patch, on the same.
     Prefixes,
+    /// A check of the source.
+    Gate(Gate),
 }
 
 /// The tests that need no emulation, by name.
@@ -94,8 +97,9 @@ const LINUX_ALONE: &str = "linux/host";
 /// Runs what `filters` select; `full` adds the long ones. Fails when any test does.
 pub(crate) fn run(context: &Context, filters: &[String], full: bool) -> Result<()> {
     let selection = Selection::new(filters, full);
-    let known: Vec<String> = HOST
+    let known: Vec<String> = GATES
         .iter()
+        .chain(HOST)
         .map(|(name, _)| (*name).to_owned())
         .chain(SCENARIOS.iter().map(|scenario| scenario.name.to_owned()))
         .chain(matrix::quick_names())
@@ -106,8 +110,9 @@ pub(crate) fn run(context: &Context, filters: &[String], full: bool) -> Result<(
             known: known.join(", "),
         });
     }
-    let hosts: Vec<_> = HOST
+    let hosts: Vec<_> = GATES
         .iter()
+        .chain(HOST)
         .filter(|(name, _)| selection.host(name, *name == LINUX_ALONE))
         .filter(|(name, _)| full || *name != PREFIXES || filters.iter().any(|filter| filter == name))
         .collect();
@@ -126,7 +131,7 @@ pub(crate) fn run(context: &Context, filters: &[String], full: bool) -> Result<(
     }
     let mut outcomes = Vec::new();
     for (name, test) in hosts {
-        outcomes.push(host(context, name, *test)?);
+        outcomes.push(host(context, name, *test, &known)?);
     }
     if !kernels.is_empty() {
         outcomes.extend(matrix::run_quick(context, &kernels).unwrap_or_else(|error| {
@@ -198,8 +203,8 @@ fn passes(
     Ok(passes)
 }
 
-/// Runs one of the host's own tests on the terminal: its output is its report.
-fn host(context: &Context, name: &str, test: HostTest) -> Result<Outcome> {
+/// Runs one of the host's own tests on the terminal: its output is its report. `known` are the names of all tests.
+fn host(context: &Context, name: &str, test: HostTest, known: &[String]) -> Result<Outcome> {
     let started = Instant::now();
     let seen = match test {
         HostTest::Program(line) => {
@@ -222,6 +227,12 @@ fn host(context: &Context, name: &str, test: HostTest) -> Result<Outcome> {
         HostTest::Prefixes => {
             println!("lab: {name}: the hypervisor after each patch");
             prefixes(context).err().map(|error| error.to_string())
+        }
+        HostTest::Gate(gate) => {
+            println!("lab: {name}: {}", gate.what());
+            let seen = gates::run(context, gate, known).err();
+            seen.inspect(|error| println!("{error}"))
+                .map(|_| "what is said above".to_owned())
         }
         HostTest::LargePdb => {
             println!("lab: {name}: lacuna inspect, under valgrind");

@@ -1,7 +1,7 @@
 //! The headers of a guest's kernel, by way of this machine's package manager and without installing anything.
 //!
 //! A guest says which kernel it runs, so the name of the package is a guest's word: [`KernelName`] lets nothing through that
-//! could be an option or a path. Packages are fetched and checked by the package manager ([`apt`]), unpacked into a cache
+//! could be an option or a path. Packages are fetched and checked by the package manager (`apt`), unpacked into a cache
 //! ([`HeaderCache`]) where later commands look, and never installed; their scripts do not run. Where the package manager
 //! cannot help, [`advice`] says what to fetch.
 

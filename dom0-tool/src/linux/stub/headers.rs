@@ -3,7 +3,7 @@
 //! Four shapes occur: a full build tree (sources and generated files together); a separate output folder whose `source`
 //! link leads to the sources; Debian's pair `linux-headers-X-amd64` (generated) and `linux-headers-X-common` (sources),
 //! where the former's Makefile includes the latter's; and sources that were never built, which need the kernel's
-//! configuration ([`prepare`](super::prepare) makes what such a tree lacks).
+//! configuration (`prepare` makes what such a tree lacks).
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 //! [`compile`] makes a small static program from it with one of the compilers of [`toolchain`], [`run`]
 //! starts that program with nothing but read, write and exit allowed, and [`learn`] finds out by experiment which bits
 //! of a page descriptor make it free, then proves the finding on random descriptors. The result is a
-//! [`Layout`](super::layout::Layout).
+//! [`Layout`].
 
 pub mod compile;
 pub mod headers;

@@ -67,7 +67,7 @@ const PUBLIC: [u16; 2] = [0x110e, 0x1009];
 /// Looks [`WANTED`] up among the public symbols.
 ///
 /// # Errors
-/// [`PdbError`], also when one of [`LEADING`] stands for two addresses.
+/// [`PdbError`], also when one of `LEADING` stands for two addresses.
 pub fn read<'s, S>(pdb: &mut PDB<'s, S>, addresses: &AddressMap) -> Result<BTreeMap<String, u32>, PdbError>
 where
     S: Read + Seek + Debug + Send + 's,

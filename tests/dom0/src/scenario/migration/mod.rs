@@ -119,7 +119,7 @@ fn zeroed(differences: &Differences) -> Result<()> {
 /// The frames that were left behind though they are in use and hold something that was written. The guest stands still,
 /// so a scan of the copy that was sent is the truth about this very moment. In a guest that was idle each is a write that
 /// is lost: its free pages hold what they were filled with. In a busy one it may be a page that was allocated and not
-/// written yet (see [`busy`]).
+/// written yet (see [`mod@busy`]).
 fn left_in_use(host: &mut Host, still: &Standstill, differences: &Differences) -> Result<Vec<u64>> {
     host.lacuna(&["scan", &still.sender.to_string(), "--bitmap", BITMAP])?;
     let bitmap = fs::read(BITMAP)?;
