@@ -110,9 +110,9 @@ enum Task {
     Matrix {
         /// Only the cases with one of these in their name
         filters: Vec<String>,
-        /// Put what came of these cases into the table in README.md; rows of other cases stay
+        /// Put what came of these cases into the table in docs/support-matrix.md; other cases keep what it says of them
         #[arg(long)]
-        readme: bool,
+        table: bool,
     },
     /// Count instructions and hold the counts against the stored bounds; or measure scans of dumps, rounds or migrations
     Bench {
@@ -182,7 +182,7 @@ fn run(context: &Context, task: Task) -> Result<()> {
         }
         Task::Test { filters, full } => suite::run(context, &filters, full),
         Task::Demo { json } => demo::run(context, json.as_deref()),
-        Task::Matrix { filters, readme } => matrix::run(context, &filters, readme),
+        Task::Matrix { filters, table } => matrix::run(context, &filters, table),
         Task::Bench { subject, json } => bench::run(context, subject, json.as_deref()),
         Task::Doctor { json } => doctor::run(context, json),
         Task::Patches {

@@ -26,7 +26,7 @@ use score::Score;
 use table::Row;
 
 /// Runs the cases that one of `filters` selects, or all, and fails when one is not as expected.
-pub(crate) fn run(context: &Context, filters: &[String], readme: bool) -> Result<()> {
+pub(crate) fn run(context: &Context, filters: &[String], table: bool) -> Result<()> {
     let selects = |case: &Case| filters.iter().any(|filter| case.name.contains(filter.as_str()));
     let chosen: Vec<&Case> = CASES
         .iter()
@@ -66,8 +66,8 @@ pub(crate) fn run(context: &Context, filters: &[String], readme: bool) -> Result
             }
         }
     }
-    if readme {
-        table::write(&context.repository.join("README.md"), &rows)?;
+    if table {
+        table::write(&context.repository.join(table::PLACE), &rows)?;
     }
     println!("\ncargo lab:\n{} passed, {failed} failed", chosen.len() - failed);
     if failed == 0 {

@@ -1,4 +1,4 @@
-//! The support table in README.md, between two markers.
+//! The support table in `docs/support-matrix.md`, between two markers.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,12 +8,15 @@ use super::case::{CASES, Case, Expected};
 use super::score::Score;
 use crate::error::{Error, IoContext, Result};
 
-const BEGIN: &str = "<!-- matrix: written by `cargo lab matrix --readme` -->\n";
+/// Where it is, from the top of the checkout.
+pub(crate) const PLACE: &str = "docs/support-matrix.md";
+
+const BEGIN: &str = "<!-- matrix: written by `cargo lab matrix --table` -->\n";
 const END: &str = "<!-- matrix: end -->";
 
-/// A line of the table.
+/// What the table says of a case, behind its name.
 pub(crate) struct Row {
-    text: String,
+    cells: String,
 }
 
 impl Row {
@@ -28,9 +31,8 @@ impl Row {
             Expected::Refused(reason) => format!("refused: `{reason}`"),
         };
         Self {
-            text: format!(
-                "| {} | {release} | {} | {}, {} | {result} |",
-                case.name,
+            cells: format!(
+                "{release} | {} | {}, {} | {result}",
                 said("arch"),
                 said("memory_model"),
                 said("paging")
@@ -53,62 +55,110 @@ pub(crate) fn write(path: &Path, ran: &[(&Case, Option<Row>)]) -> Result<()> {
     fs::write(path, text).on("write", path)
 }
 
-/// `text` with the table brought up to date; `None` where it has no place for one.
+/// `text` with the table brought up to date; `None` where it has no place for one. Cases of which it says the same share a
+/// line.
 fn with_rows(text: &str, ran: &[(&Case, Option<Row>)]) -> Option<String> {
     let begin = text.find(BEGIN)? + BEGIN.len();
     let end = begin + text.get(begin..)?.find(END)?;
-    let mut table = String::from(
-        "\n| case | kernel | architecture | memory model, paging | `lacuna scan --dump` |\n|---|---|---|---|---|\n",
-    );
+    let old: Vec<(&str, &str)> = text[begin..end].lines().filter_map(parts).collect();
+    let mut lines: Vec<(&str, Vec<&str>)> = Vec::new();
     for case in CASES {
-        let beginning = format!("| {} |", case.name);
-        let row = match ran.iter().find(|(other, _)| other.name == case.name) {
-            Some((_, row)) => row.as_ref().map(|row| row.text.as_str()),
-            None => text[begin..end].lines().find(|line| line.starts_with(&beginning)),
+        let cells = match ran.iter().find(|(other, _)| other.name == case.name) {
+            Some((_, row)) => row.as_ref().map(|row| row.cells.as_str()),
+            None => old
+                .iter()
+                .find(|(names, _)| names.split(", ").any(|name| name == case.name))
+                .map(|(_, cells)| *cells),
         };
-        if let Some(row) = row {
-            // Writing to a String cannot fail.
-            let _ = writeln!(table, "{row}");
+        let Some(cells) = cells else { continue };
+        match lines.iter_mut().find(|(other, _)| *other == cells) {
+            Some((_, names)) => names.push(case.name),
+            None => lines.push((cells, vec![case.name])),
         }
+    }
+    let mut table = String::from(
+        "\n| kernel | architecture | memory model, paging | `lacuna scan --dump` | cases |\n|---|---|---|---|---|\n",
+    );
+    for (cells, names) in lines {
+        // Writing to a String cannot fail.
+        let _ = writeln!(table, "| {cells} | {} |", names.join(", "));
     }
     table.push('\n');
     Some(format!("{}{table}{}", &text[..begin], &text[end..]))
 }
 
+/// The names of the cases in a line of the table, and what it says of them.
+fn parts(line: &str) -> Option<(&str, &str)> {
+    let (cells, names) = line.strip_prefix("| ")?.strip_suffix(" |")?.rsplit_once(" | ")?;
+    Some((names, cells))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{BEGIN, CASES, END, Row, with_rows};
+    use super::{BEGIN, CASES, Case, END, Row, with_rows};
+
+    /// A text with a table of `rows`: what it says, and the names that it says it of.
+    fn text(rows: &[(&str, &[&Case])]) -> String {
+        let line = |(cells, cases): &(&str, &[&Case])| {
+            let names: Vec<&str> = cases.iter().map(|case| case.name).collect();
+            format!("| {cells} | {} |\n", names.join(", "))
+        };
+        let lines: String = rows.iter().map(line).collect();
+        format!("before\n{BEGIN}\n{lines}\n{END}\nafter\n")
+    }
+
+    /// The rows of a text, without the table's head.
+    fn rows(text: &str) -> Vec<&str> {
+        text.lines()
+            .filter(|line| line.starts_with("| "))
+            .skip(1)
+            .collect()
+    }
+
+    fn new(cells: &str) -> Option<Row> {
+        Some(Row {
+            cells: cells.to_owned(),
+        })
+    }
 
     #[test]
     fn other_cases_keep_their_rows_and_a_failed_one_loses_its_own() {
         let [first, second, third, fourth] = &CASES[..4] else {
             unreachable!("there are dozens")
         };
-        let row = |name: &str, rest: &str| format!("| {name} | {rest} |\n");
-        let old = [first, second, fourth].map(|case| row(case.name, "old")).concat();
-        let gone = row("a case of former times", "old");
-        let text = format!("before\n{BEGIN}\n{old}{gone}\n{END}\nafter\n");
-        let new = |name: &str| Row {
-            text: format!("| {name} | new |"),
-        };
-        let ran = [
-            (second, None),
-            (third, Some(new(third.name))),
-            (fourth, Some(new(fourth.name))),
-        ];
-        let text = with_rows(&text, &ran).unwrap();
-        let rows: Vec<&str> = text
-            .lines()
-            .filter(|line| line.ends_with("old |") || line.ends_with("new |"))
-            .collect();
+        let before = text(&[
+            ("a | old", &[first]),
+            ("b | old", &[second]),
+            ("d | old", &[fourth]),
+        ]);
+        let before = before.replace("\n\n<", "\n| gone | old | a case of former times |\n\n<");
+        let ran = [(second, None), (third, new("c | new")), (fourth, new("d | new"))];
+        let after = with_rows(&before, &ran).unwrap();
         let expected = [
-            format!("| {} | old |", first.name),
-            format!("| {} | new |", third.name),
-            format!("| {} | new |", fourth.name),
+            format!("| a | old | {} |", first.name),
+            format!("| c | new | {} |", third.name),
+            format!("| d | new | {} |", fourth.name),
         ];
-        assert_eq!(rows, expected);
-        assert!(text.starts_with("before\n") && text.ends_with(&format!("{END}\nafter\n")));
+        assert_eq!(rows(&after), expected);
+        assert!(after.starts_with("before\n") && after.ends_with(&format!("{END}\nafter\n")));
         assert_eq!(with_rows("no table", &ran), None);
+    }
+
+    #[test]
+    fn cases_of_which_the_same_is_said_share_a_row_until_one_differs() {
+        let [first, second, third, ..] = CASES else {
+            unreachable!("there are dozens")
+        };
+        let before = text(&[("a | same", &[first, third])]);
+        let joined = with_rows(&before, &[(second, new("a | same"))]).unwrap();
+        let all = format!("| a | same | {}, {}, {} |", first.name, second.name, third.name);
+        assert_eq!(rows(&joined), [all]);
+        let apart = with_rows(&joined, &[(second, new("a | other")), (third, None)]).unwrap();
+        let expected = [
+            format!("| a | same | {} |", first.name),
+            format!("| a | other | {} |", second.name),
+        ];
+        assert_eq!(rows(&apart), expected);
     }
 }
