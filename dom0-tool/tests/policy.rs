@@ -199,13 +199,13 @@ fn a_guest_that_is_still_but_for_its_small_change() {
 
 #[test]
 fn a_guest_whose_use_swings_every_ten_minutes() {
-    let swing = |second: u64| part(if second / 300 % 2 == 0 { 2 } else { 4 });
+    let swing = |second: u64| part(if (second / 300).is_multiple_of(2) { 2 } else { 4 });
     compare("swing of 10 min", 240, 80, 20, |second| (swing(second), 100));
 }
 
 #[test]
 fn a_guest_whose_use_swings_every_two_minutes() {
-    let swing = |second: u64| part(if second / 60 % 2 == 0 { 2 } else { 3 });
+    let swing = |second: u64| part(if (second / 60).is_multiple_of(2) { 2 } else { 3 });
     compare("swing of 2 min", 240, 80, 10, |second| (swing(second), 100));
 }
 
@@ -237,7 +237,7 @@ fn memory_that_is_used_for_good_costs_each_page_once() {
 
 #[test]
 fn a_swing_that_rounds_are_fast_against_is_learnt_from_its_first_time() {
-    let swing = |second: u64| part(if second / 12 % 2 == 0 { 4 } else { 2 });
+    let swing = |second: u64| part(if (second / 12).is_multiple_of(2) { 4 } else { 2 });
     // Ten swings, of which the first is not known to be one.
     for interval in [1, 3, 6] {
         compare_at(

@@ -212,15 +212,13 @@ impl Btf {
             if name == member {
                 return (bits % 8 == 0).then_some((offset, kind));
             }
-            if name.is_empty() {
-                if let Some(inner) = self
+            if name.is_empty()
+                && let Some(inner) = self
                     .bare(kind)
                     .filter(|inner| matches!(inner.kind, STRUCT | UNION))
-                {
-                    if let Some((inside, kind)) = self.find(inner, member, depth + 1) {
-                        return Some((offset + inside, kind));
-                    }
-                }
+                && let Some((inside, kind)) = self.find(inner, member, depth + 1)
+            {
+                return Some((offset + inside, kind));
             }
         }
         None

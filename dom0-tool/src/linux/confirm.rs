@@ -340,7 +340,7 @@ fn find_root<M: GuestMemory>(
     } else {
         PAGE_SIZE as u64
     };
-    let valid = |root: u64| root % alignment == 0 && root & !CR3_ADDRESS & !0xfff == 0;
+    let valid = |root: u64| root.is_multiple_of(alignment) && root & !CR3_ADDRESS & !0xfff == 0;
     let failed = |root| Rejection::PageTables {
         vcpu: 0,
         root,
@@ -360,10 +360,10 @@ fn find_root<M: GuestMemory>(
     // 32-bit kernels, and old ones: a virtual CPU's tables say where it is,
     for (_, cpu) in running {
         for space in tables_of(cpu.cr3.unwrap_or(0), levels) {
-            if let Ok(at) = KernelView::new(memory, space).translate(top) {
-                if valid(at.get()) {
-                    return Ok(at.get());
-                }
+            if let Ok(at) = KernelView::new(memory, space).translate(top)
+                && valid(at.get())
+            {
+                return Ok(at.get());
             }
         }
     }
@@ -445,14 +445,14 @@ fn confirm_registers(
             idts += 1;
         }
         let text_range = text.get()..text.get().wrapping_add(TEXT_BYTES);
-        if let Some(lstar) = cpu.lstar.filter(|_| !levels.is_32_bit()) {
-            if !text_range.contains(&lstar) {
-                return Err(register(
-                    "LSTAR",
-                    lstar,
-                    format!("within 64 MiB of _stext ({:#x})", text.get()),
-                ));
-            }
+        if let Some(lstar) = cpu.lstar.filter(|_| !levels.is_32_bit())
+            && !text_range.contains(&lstar)
+        {
+            return Err(register(
+                "LSTAR",
+                lstar,
+                format!("within 64 MiB of _stext ({:#x})", text.get()),
+            ));
         }
     }
     if idts > 0 && idts == running.len() {

@@ -237,13 +237,12 @@ impl Facts {
         if let (Ok(at), Ok(lists)) = (
             info.unsigned(Kind::Offset, "free_area.free_list"),
             info.unsigned(Kind::Length, "free_area.free_list"),
-        ) {
-            if lists <= 64 {
-                found.push((
-                    "offsetof(struct free_area,nr_free)",
-                    Some(at + lists * 2 * pointer),
-                ));
-            }
+        ) && lists <= 64
+        {
+            found.push((
+                "offsetof(struct free_area,nr_free)",
+                Some(at + lists * 2 * pointer),
+            ));
         }
         for (name, value) in found {
             if let Some(value) = value {
@@ -260,10 +259,9 @@ impl Facts {
         } else if let (Ok(bit), Ok(at)) = (
             info.unsigned(Kind::Number, "PG_buddy"),
             info.unsigned(Kind::Offset, "page.flags"),
-        ) {
-            if let Some(predicate) = mark_of_flag(bit, at) {
-                self.marks.insert(source, predicate);
-            }
+        ) && let Some(predicate) = mark_of_flag(bit, at)
+        {
+            self.marks.insert(source, predicate);
         }
         Ok(())
     }
@@ -294,11 +292,11 @@ impl Facts {
         let at = btf
             .offset("page", "page_type")
             .or_else(|| btf.offset("page", "_mapcount"));
-        if let (Some(byte), Some(at)) = (btf.enumerator("PGTY_buddy"), at) {
-            if let Ok(byte) = u8::try_from(byte) {
-                self.marks
-                    .extend(mark_of_value(u32::from(byte) << 24, at).map(|mark| (source, mark)));
-            }
+        if let (Some(byte), Some(at)) = (btf.enumerator("PGTY_buddy"), at)
+            && let Ok(byte) = u8::try_from(byte)
+        {
+            self.marks
+                .extend(mark_of_value(u32::from(byte) << 24, at).map(|mark| (source, mark)));
         }
     }
 
@@ -377,16 +375,16 @@ impl Facts {
     pub fn check(&self) -> Result<Vec<String>, FactError> {
         let mut agreed = Vec::new();
         for (name, values) in &self.by_name {
-            if let Some(value) = self.find(name)? {
-                if values.len() > 1 {
-                    agreed.push(format!("{name} = {value}"));
-                }
+            if let Some(value) = self.find(name)?
+                && values.len() > 1
+            {
+                agreed.push(format!("{name} = {value}"));
             }
         }
-        if let Some(mark) = self.mark()? {
-            if self.marks.len() > 1 {
-                agreed.push(format!("a free page: {}", describe(&mark)));
-            }
+        if let Some(mark) = self.mark()?
+            && self.marks.len() > 1
+        {
+            agreed.push(format!("a free page: {}", describe(&mark)));
         }
         Ok(agreed)
     }

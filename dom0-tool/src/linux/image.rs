@@ -125,10 +125,10 @@ pub fn notes<M: GuestMemory + ?Sized>(
             }
             gather(&page[..length], width, here, &mut pointers);
             for place in places_of_note(&page[..length]) {
-                if let Some(inside) = at.checked_add(place as u64) {
-                    if found.len() < MAX_NOTES {
-                        found.push((inside, Evidence::Inside));
-                    }
+                if let Some(inside) = at.checked_add(place as u64)
+                    && found.len() < MAX_NOTES
+                {
+                    found.push((inside, Evidence::Inside));
                 }
             }
         }

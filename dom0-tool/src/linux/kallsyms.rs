@@ -298,10 +298,10 @@ fn find_names<M: GuestMemory + ?Sized>(
             }
         }
         // The first byte is the type letter.
-        if let Some(text) = name.get(1..).and_then(|bytes| std::str::from_utf8(bytes).ok()) {
-            if is_wanted(text) {
-                hits.push((index, text.to_owned()));
-            }
+        if let Some(text) = name.get(1..).and_then(|bytes| std::str::from_utf8(bytes).ok())
+            && is_wanted(text)
+        {
+            hits.push((index, text.to_owned()));
         }
     }
     Ok(hits)

@@ -194,10 +194,10 @@ pub fn build<M: GuestMemory>(
     if let Some(file) = sources.config {
         Config::read(file)?.check(levels, memory_model.name)?;
     }
-    if facts.mark()?.is_none() {
-        if let Some(value) = value_on_free_lists(&mut view, &facts, &zones)? {
-            facts.add_free_lists(value)?;
-        }
+    if facts.mark()?.is_none()
+        && let Some(value) = value_on_free_lists(&mut view, &facts, &zones)?
+    {
+        facts.add_free_lists(value)?;
     }
     let agreed = facts.check()?;
     let free = free_rule(&facts, levels)?;

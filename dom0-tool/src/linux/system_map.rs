@@ -107,15 +107,15 @@ pub fn read(file: &Path, info: &VmcoreInfo, wanted: &[&str]) -> Result<Symbols, 
             .map(|(name, address)| (name.to_owned(), GuestVirt::new(address.wrapping_add(moved)))),
     );
     for symbol in WITNESSES {
-        if let (Some(by_file), Some(by_kernel)) = (symbols.find(symbol), info.find_symbol(symbol)) {
-            if by_file != by_kernel {
-                return Err(SystemMapError::OtherKernel {
-                    file: file.to_owned(),
-                    symbol,
-                    by_file: by_file.get(),
-                    by_kernel: by_kernel.get(),
-                });
-            }
+        if let (Some(by_file), Some(by_kernel)) = (symbols.find(symbol), info.find_symbol(symbol))
+            && by_file != by_kernel
+        {
+            return Err(SystemMapError::OtherKernel {
+                file: file.to_owned(),
+                symbol,
+                by_file: by_file.get(),
+                by_kernel: by_kernel.get(),
+            });
         }
     }
     Ok(symbols)

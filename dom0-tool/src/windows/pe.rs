@@ -178,7 +178,7 @@ impl PeImage {
             return Err(PeError::NoMz);
         }
         let at = dos.e_lfanew.get(LE);
-        if at > MAX_HEADER_OFFSET || at % 4 != 0 {
+        if at > MAX_HEADER_OFFSET || !at.is_multiple_of(4) {
             return Err(PeError::HeaderOffset(at));
         }
         let signature: object::U32Bytes<LE> = structure(source, at).ok_or(PeError::NoSignature(at))?;

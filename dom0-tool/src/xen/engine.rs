@@ -486,4 +486,4 @@ impl Engine {
 }
 
 /// Bytes of the largest payload an operation uses: the hypervisor copies it in page by page.
-const _: () = assert!(BITMAP_CHUNK % PAGE_SIZE == 0);
+const _: () = assert!(BITMAP_CHUNK.is_multiple_of(PAGE_SIZE));

@@ -467,7 +467,7 @@ impl ForeignFrames {
         // SAFETY: the frame is one of `present`, so mapped, and the range lies inside it.
         let from = unsafe { self.address.add(index * PAGE_SIZE + offset) };
         let mut done = 0;
-        if offset % 8 == 0 {
+        if offset.is_multiple_of(8) {
             // Whole pages are read this way, by the hundred thousand: nothing to decide for each word.
             for (word, at) in into.chunks_exact_mut(8).zip((0..).step_by(8)) {
                 // SAFETY: as below: in the range, and aligned to 8 as the offset is.

@@ -101,7 +101,7 @@ impl Capture {
             return Err(short(needed));
         }
         let sequences = WORD_SLOT.map(|slot| word(slot + SLOT_SEQUENCE));
-        let whole = |sequence: u64| sequence != 0 && sequence % 2 == 0;
+        let whole = |sequence: u64| sequence != 0 && sequence.is_multiple_of(2);
         let chosen = match (whole(sequences[0]), whole(sequences[1])) {
             (true, true) => usize::from(sequences[1] > sequences[0]),
             (true, false) => 0,

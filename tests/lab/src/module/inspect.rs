@@ -70,12 +70,12 @@ fn sections(file: &object::File<'_>, found: &mut Vec<String>) {
             ));
         }
         for (offset, relocation) in section.relocations() {
-            if let object::RelocationFlags::Elf { r_type } = relocation.flags() {
-                if is_table_relocation(r_type) {
-                    found.push(format!(
-                        "{name}+{offset:#x}: relocation type {r_type} needs a global offset table"
-                    ));
-                }
+            if let object::RelocationFlags::Elf { r_type } = relocation.flags()
+                && is_table_relocation(r_type)
+            {
+                found.push(format!(
+                    "{name}+{offset:#x}: relocation type {r_type} needs a global offset table"
+                ));
             }
         }
     }
