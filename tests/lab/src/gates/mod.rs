@@ -86,6 +86,23 @@ pub(crate) const GATES: &[(&str, HostTest)] = &[
             "--document-private-items",
         ]),
     ),
+    // Left out of the one above, since the library has the same name.
+    (
+        "host/rustdoc-command",
+        HostTest::Program(&[
+            "env",
+            "RUSTDOCFLAGS=--deny warnings",
+            "cargo",
+            "doc",
+            "--locked",
+            "--package",
+            "lacuna",
+            "--bin",
+            "lacuna",
+            "--no-deps",
+            "--document-private-items",
+        ]),
+    ),
     (
         "host/rustdoc-xen-module",
         HostTest::Program(&[

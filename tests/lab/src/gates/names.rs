@@ -97,7 +97,7 @@ impl Known {
         let mut words = BTreeSet::new();
         let mut anchors = BTreeSet::new();
         for (file, text) in texts {
-            if file.ends_with(".md") {
+            if has_ending(file, "md") {
                 let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
                 anchors.extend(headings.map(|heading| (file.clone(), anchor(heading))));
             } else {
@@ -121,7 +121,7 @@ impl Known {
     fn offences(&self, file: &str, text: &str) -> Vec<String> {
         let mut offences = Vec::new();
         for (index, line) in text.lines().enumerate() {
-            let said = if file.ends_with(".rs") {
+            let said = if has_ending(file, "rs") {
                 let Some((_, comment)) = line.split_once("//") else {
                     continue;
                 };
@@ -132,9 +132,11 @@ impl Known {
             let mut wrong = self.wrong_files(file, said);
             wrong.extend(self.wrong_tests(said));
             wrong.extend(self.wrong_items(said));
-            if file.ends_with(".md") {
+            if has_ending(file, "md") {
                 wrong.extend(self.wrong_links(file, said));
             }
+            wrong.sort();
+            wrong.dedup();
             offences.extend(
                 wrong
                     .into_iter()
@@ -260,6 +262,10 @@ impl Known {
         }
         wrong
     }
+}
+
+fn has_ending(file: &str, ending: &str) -> bool {
+    Path::new(file).extension().is_some_and(|seen| seen == ending)
 }
 
 /// What stands between backquotes.
