@@ -321,6 +321,7 @@ mod tests {
             "core/src/a.rs",
             "core/tests/share.rs",
             "docs/lab.md",
+            "tests/made/core/src/z.rs",
             "fuzz/Cargo.toml",
         ];
         let texts = [
@@ -372,6 +373,7 @@ mod tests {
             ("`core/tests/interleaving.rs` does", "core/tests/interleaving.rs"),
             (" b.rs", "b.rs"),
             ("in core/src/b", "core/src/b"),
+            ("core/src/z.rs is below another folder", "core/src/z.rs"),
             ("tests/share.rs is elsewhere; lab/src/a.rs is not", "lab/src/a.rs"),
         ] {
             let expected = format!("core/src/a.rs:1: {name} does not exist");
