@@ -43,7 +43,10 @@ impl Context {
         let context = Self::look(options)?;
         let lock = &context.lock;
         if flock(lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            eprintln!("lab: waiting for another lab that uses {}", context.cache.display());
+            eprintln!(
+                "lab: waiting for another lab that uses {}",
+                context.cache.display()
+            );
             flock(lock, FlockOperation::LockExclusive).on("lock", context.cache.join(LOCK))?;
         }
         Ok(context)
