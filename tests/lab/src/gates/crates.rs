@@ -74,6 +74,8 @@ struct Banned {
 struct Sources {
     unknown_registry: String,
     unknown_git: String,
+    /// Registries beside cargo's own.
+    #[serde(default)]
     allow_registry: Vec<String>,
 }
 
@@ -97,9 +99,24 @@ pub(super) fn offences(repository: &Path) -> Result<Vec<String>> {
     Ok(offences)
 }
 
+/// The registry from which most packages come: cargo's own, which needs no naming.
+fn usual_registry(packages: &[Package]) -> Option<&str> {
+    let mut counts = BTreeMap::new();
+    for source in packages.iter().filter_map(|package| package.source.as_deref()) {
+        if let Some(registry) = source.strip_prefix("registry+") {
+            *counts.entry(registry).or_insert(0_u32) += 1;
+        }
+    }
+    counts
+        .into_iter()
+        .max_by_key(|(_, count)| *count)
+        .map(|(registry, _)| registry)
+}
+
 /// What of `packages` is against `rules`, which come from `file`.
 fn judge(rules: &Rules, file: &str, packages: &[Package]) -> Vec<String> {
     let mut offences = Vec::new();
+    let usual = usual_registry(packages);
     if rules.sources.unknown_registry != "deny" || rules.sources.unknown_git != "deny" {
         offences.push(format!("{file}: unknown sources are to be denied"));
     }
@@ -135,8 +152,10 @@ fn judge(rules: &Rules, file: &str, packages: &[Package]) -> Vec<String> {
             offences.push(format!("{name} is banned: {}", banned.reason));
         }
         if let Some(source) = &package.source {
-            let registry = source.strip_prefix("registry+").unwrap_or(source);
-            if !rules.sources.allow_registry.iter().any(|known| known == registry) {
+            let registry = source.strip_prefix("registry+");
+            let is_listed = |known: &String| Some(known.as_str()) == registry;
+            let is_known = registry.is_some() && registry == usual;
+            if !is_known && !rules.sources.allow_registry.iter().any(is_listed) {
                 offences.push(format!("{name} comes from {source}"));
             }
         }
@@ -161,7 +180,7 @@ mod tests {
         graph = {}
         licenses = { allow = ["MIT"], exceptions = [{ crate = "odd", allow = ["Zlib"] }] }
         bans = { multiple-versions = "allow", deny = [{ crate = "bad", reason = "it is" }] }
-        sources = { unknown-registry = "deny", unknown-git = "deny", allow-registry = ["https://good"] }
+        sources = { unknown-registry = "deny", unknown-git = "deny" }
     "#;
 
     fn package(name: &str, licence: &str, source: &str) -> Package {
@@ -196,6 +215,22 @@ mod tests {
             let seen = judge(&rules, "x/deny.toml", &[other, package("odd", "MIT", "")]);
             assert!(seen.len() == 1 && seen[0].contains(expected), "{seen:?}");
         }
+    }
+
+    #[test]
+    fn a_second_registry_is_named_unless_the_rules_list_it() {
+        let packages = [
+            package("a", "MIT", "registry+https://good"),
+            package("b", "MIT", "registry+https://good"),
+            package("c", "MIT", "registry+https://other"),
+            package("odd", "MIT", ""),
+        ];
+        let rules: Rules = toml::from_str(RULES).unwrap();
+        let seen = judge(&rules, "x/deny.toml", &packages);
+        assert!(seen.len() == 1 && seen[0].contains("https://other"), "{seen:?}");
+        let listed = RULES.replace("unknown-git", "allow-registry = [\"https://other\"], unknown-git");
+        let rules: Rules = toml::from_str(&listed).unwrap();
+        assert_eq!(judge(&rules, "x/deny.toml", &packages), Vec::<String>::new());
     }
 
     #[test]
