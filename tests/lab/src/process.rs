@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, IoContext, Result};
-use crate::progress::Progress;
+use crate::progress::{Progress, say};
 
 /// How many lines of a failed program's output go into its error.
 const TAIL_LINES: usize = 25;
@@ -19,24 +19,50 @@ const TAIL_BYTES: u64 = 8192;
 /// How often a running program is looked at: short against any step, long against the cost of looking.
 const POLL: Duration = Duration::from_millis(100);
 
+/// A part that is up to date is looked at in less than this.
+const WORTH_TELLING: Duration = Duration::from_secs(2);
+
 thread_local! {
     /// The flag of the work that this thread is part of.
     static HALTED: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
 }
 
-/// Ends work that goes on side by side once a part of it has failed.
+/// Work whose parts go on side by side: says what is left of it, and ends it once a part has failed.
 #[derive(Default)]
 pub(crate) struct Halt {
     flag: Arc<AtomicBool>,
     cause: Mutex<Option<Error>>,
+    /// The names of the parts that have not ended.
+    left: Mutex<Vec<&'static str>>,
 }
 
 impl Halt {
-    /// Runs one part on the calling thread. When it fails, programs that other parts run are ended.
-    pub(crate) fn guard<T>(&self, part: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Begins work that has these parts.
+    pub(crate) fn new(parts: &[&'static str]) -> Self {
+        Self {
+            left: Mutex::new(parts.to_vec()),
+            ..Self::default()
+        }
+    }
+
+    /// Takes `name` off the list of what is left, and shows the rest when the part took long enough to be waited for.
+    fn done(&self, name: &str, took: Duration) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain(|part| *part != name);
+        if took >= WORTH_TELLING && !left.is_empty() {
+            say(&format!("lab: still to be made: {}", left.join(", ")));
+        }
+    }
+
+    /// Runs the part called `name` on the calling thread. When it fails, programs that other parts run are ended.
+    pub(crate) fn guard<T>(&self, name: &str, part: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = HALTED.replace(Some(Arc::clone(&self.flag)));
+        let started = Instant::now();
         let ended = part();
         HALTED.set(before);
+        if ended.is_ok() {
+            self.done(name, started.elapsed());
+        }
         ended.map_err(|error| {
             self.flag.store(true, Ordering::Relaxed);
             let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
@@ -201,9 +227,12 @@ mod tests {
         let halt = Halt::default();
         let started = std::time::Instant::now();
         let (long, failed) = std::thread::scope(|scope| {
-            let long = scope
-                .spawn(|| halt.guard(|| run_logged(shell("exec sleep 600"), &log, &Progress::begin("long"))));
-            let failed = halt.guard(|| Err::<(), _>(Error::NotRoot { uid: 7 }));
+            let long = scope.spawn(|| {
+                halt.guard("long", || {
+                    run_logged(shell("exec sleep 600"), &log, &Progress::begin("long"))
+                })
+            });
+            let failed = halt.guard("failing", || Err::<(), _>(Error::NotRoot { uid: 7 }));
             (long.join().unwrap(), failed)
         });
         assert!(matches!(long, Err(Error::Ended)) && matches!(failed, Err(Error::Ended)));

@@ -27,6 +27,16 @@ use crate::xen::series::Series;
 use crate::xen::{Hypervisor, Source, Tools};
 use crate::{kernels, layouts, module, other_guests, programs, windows_guest, xen};
 
+/// The parts of the work, as they are told.
+const PROGRAMS: &str = "the programs";
+const SYSROOT: &str = "the sysroot";
+const KERNELS: &str = "the kernels";
+const SOURCE: &str = "Xen's source";
+const HYPERVISOR: &str = "the hypervisor";
+const TOOLS: &str = "Xen's tools";
+const IMAGES: &str = "the images";
+const PARTS: &[&str] = &[SYSROOT, SOURCE, KERNELS, PROGRAMS, HYPERVISOR, TOOLS, IMAGES];
+
 /// How much is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
@@ -88,30 +98,30 @@ pub(crate) struct Stage<'a> {
 impl<'a> Stage<'a> {
     /// Makes what `wish` names.
     pub(crate) fn build(context: &'a Context, wish: Wish) -> Result<Self> {
-        let halt = Halt::default();
+        let halt = Halt::new(PARTS);
         let guests = match wish.extent {
             Extent::Demo => &kernels::GUESTS[..1],
             Extent::Tests => kernels::GUESTS,
         };
         thread::scope(|scope| {
             // The host's own compiler needs nothing of the rest.
-            let programs = scope.spawn(|| halt.guard(|| programs::build(context)));
-            let sysroot = halt.guard(|| Sysroot::build(context))?;
+            let programs = scope.spawn(|| halt.guard(PROGRAMS, || programs::build(context)));
+            let sysroot = halt.guard(SYSROOT, || Sysroot::build(context))?;
             let halting = &halt;
             let inside = sysroot.clone();
             let fetched = scope.spawn(move || {
-                halting.guard(|| {
+                halting.guard(KERNELS, || {
                     let fetch = |wanted: &kernels::Wanted| kernels::kernel(context, &inside, *wanted);
                     guests.iter().map(fetch).collect::<Result<Vec<_>>>()
                 })
             });
-            let source = halt.guard(|| {
+            let source = halt.guard(SOURCE, || {
                 let pristine = xen::source::choose(context, &sysroot, wish.series)?;
                 xen::source(context, &sysroot, pristine)
             })?;
             let (inside, from) = (sysroot.clone(), source.clone());
             let hypervisors = scope.spawn(move || {
-                halting.guard(|| {
+                halting.guard(HYPERVISOR, || {
                     for variant in wish.variants {
                         let module = module::build(context, &inside, variant.module)?;
                         xen::hypervisor(context, &inside, &from, *variant, &module)?;
@@ -119,10 +129,10 @@ impl<'a> Stage<'a> {
                     Ok(())
                 })
             });
-            let tools = halt.guard(|| xen::tools(context, &sysroot, &source))?;
+            let tools = halt.guard(TOOLS, || xen::tools(context, &sysroot, &source))?;
             let programs = ended(programs)?;
             let kernels = ended(fetched)?;
-            let images = halt.guard(|| {
+            let images = halt.guard(IMAGES, || {
                 let parts = Parts {
                     context,
                     sysroot: &sysroot,
