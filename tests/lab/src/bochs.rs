@@ -55,11 +55,9 @@ impl Disc {
         context.download("bochs", &key.finish(), |progress| {
             let mut install = vec!["apt-get", "install", "-y", "--no-install-recommends"];
             install.extend(PACKAGES);
-            run_logged(
-                sysroot.command("/", &install),
-                &context.step_log("bochs"),
-                progress,
-            )
+            let log = context.step_log("bochs");
+            sysroot.refresh(&log, progress)?;
+            run_logged(sysroot.command("/", &install), &log, progress)
         })?;
         let tree = context.cached("bochs/disc");
         let image = context.cached("bochs/disc.iso");

@@ -2,15 +2,23 @@
 //!
 //! The libraries of Xen are those that the lab builds; their versions are the same.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::context::{Context, Staged};
-use crate::error::Result;
+use crate::archive::{Archive, Kind, Limits, Runner, entries};
+use crate::context::{Context, Staged, remove};
+use crate::error::{IoContext, Result};
 use crate::image::libraries_of;
 use crate::key::KeyBuilder;
 use crate::process::run_logged;
 use crate::sysroot::Sysroot;
 use crate::xen::Tools;
+use crate::xen::series::Series;
+use crate::xen::source::SUITES;
+
+/// The series of Xen whose libraries Debian 13's QEMU is linked with, and whose hvmloader Debian 13 has. With another one
+/// there is no HVM guest in the lab.
+pub(crate) const SERIES: Series = Series::V4_20;
 
 /// Installed in the sysroot, which has QEMU's own ROMs already.
 const PACKAGES: &[&str] = &["qemu-system-xen", "seabios"];
@@ -43,12 +51,33 @@ pub(crate) fn files(context: &Context, sysroot: &Sysroot, tools: &Tools) -> Resu
         let log = context.step_log("device-model");
         let mut install = vec!["apt-get", "install", "-y", "--no-install-recommends"];
         install.extend(PACKAGES);
+        sysroot.refresh(&log, progress)?;
         run_logged(sysroot.command("/", &install), &log, progress)?;
+        let archive = Archive::open(
+            context,
+            "firmware",
+            Runner::Sysroot(sysroot),
+            &entries(context, SUITES, &[Kind::Binaries("amd64")])?,
+            Limits::default(),
+            progress,
+        )?;
+        let download = context.cached("device-model.download");
+        fs::create_dir_all(&download).on("create", &download)?;
+        let chosen = archive.first_served(
+            FIRMWARE,
+            archive.binaries(|name| name == FIRMWARE)?,
+            &download,
+            "fill the cache on a machine whose archive serves one, and move it here (docs/lab.md)",
+            progress,
+        )?;
         let staged = Staged::directory(unpacked.clone())?;
-        let script = "apt-get download \"$1\" && dpkg-deb -x \"$1\"_*.deb .";
-        let unpack = ["sh", "-c", script, "sh", FIRMWARE];
-        run_logged(sysroot.command(&staged.path, &unpack), &log, progress)?;
-        staged.commit()
+        let to = staged.path.to_string_lossy();
+        for package in &chosen.paths {
+            let line = ["dpkg-deb", "-x", &package.to_string_lossy(), &*to];
+            run_logged(sysroot.command("/", &line), &log, progress)?;
+        }
+        staged.commit()?;
+        remove(&download)
     })?;
     let mut files = vec![(LOADER_IN_DOM0.to_owned(), unpacked.join(LOADER))];
     for file in std::iter::once(&PROGRAM).chain(DATA) {

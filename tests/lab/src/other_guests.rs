@@ -24,7 +24,11 @@ const KERNELS: &[(&str, Flavour)] = &[
 /// Makes it: an archive behind dom0's, which the kernel unpacks over that.
 pub(crate) fn images(context: &Context, sysroot: &Sysroot, stage: &Stage) -> Result<Images> {
     let agent = programs::agent_i386(context)?;
-    let mut files = device_model::files(context, sysroot, &stage.tools)?;
+    let mut files = if stage.series() == device_model::SERIES {
+        device_model::files(context, sysroot, &stage.tools)?
+    } else {
+        Vec::new()
+    };
     for (name, flavour) in KERNELS {
         let fetched = kernel::fetch(context, sysroot, *flavour)?;
         files.push(layouts::layout(

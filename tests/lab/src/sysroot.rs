@@ -11,6 +11,7 @@ use crate::context::{Context, Staged, require_root};
 use crate::error::{Error, IoContext, Result};
 use crate::key::{Key, KeyBuilder};
 use crate::process::{is_installed, output, run_logged};
+use crate::progress::Progress;
 
 /// The Debian release of the tree: the one whose Xen is the 4.20 series.
 pub(crate) const SUITE: &str = "trixie";
@@ -154,6 +155,11 @@ impl Sysroot {
         command
     }
 
+    /// Brings the tree's own index of packages up to date: the archive may have moved since the tree was made.
+    pub(crate) fn refresh(&self, log: &Path, progress: &Progress) -> Result<()> {
+        run_logged(self.command("/", &["apt-get", "update"]), log, progress)
+    }
+
     /// Copies what belongs to the machine and may change under a finished tree: name resolution, certificates.
     fn follow_machine(&self) -> Result<()> {
         for file in [
@@ -226,7 +232,7 @@ fn pick_security(listing: &str) -> Option<String> {
     })
 }
 
-fn install_host_programs(log: &Path, progress: &crate::progress::Progress) -> Result<()> {
+fn install_host_programs(log: &Path, progress: &Progress) -> Result<()> {
     let missing: Vec<&str> = HOST_PROGRAMS
         .iter()
         .filter(|(program, _)| !is_installed(program))

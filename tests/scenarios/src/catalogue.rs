@@ -51,6 +51,9 @@ pub const MOVED: &str = "migration/one-host";
 /// The scenario that `cargo lab bench gmd` measures.
 pub const GMD: &str = "gmd/baseline";
 
+/// The scenario that needs a device model.
+pub const HVM: &str = "hvm/device-model";
+
 /// The scenarios that a plain test run repeats on each further series of Xen that can be had: the main job, under load; a
 /// migration; equal pages; a host without memory.
 pub const CORE: &[&str] = &[
@@ -131,7 +134,7 @@ pub const SCENARIOS: &[Scenario] = &[
     long_on(Boot::Pair, "migration/two-hosts", 1800),
     long_on(Boot::OtherGuests, "linux/truth-5.10", 900),
     long_on(Boot::OtherGuests, "linux/truth-686-pae", 900),
-    long_on(Boot::OtherGuests, "hvm/device-model", 1800),
+    long_on(Boot::OtherGuests, HVM, 1800),
     long_on(Boot::Mutants, "migration/debug", 1200),
     // About two hundred commands, most of which fail.
     long_on(Boot::Mutants, "overcommit/allocation-failure", 2400),
