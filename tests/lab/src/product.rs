@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::context::Staged;
 use crate::error::{IoContext, Result};
 use crate::process::run_logged;
+use crate::programs;
 use crate::progress::Progress;
 use crate::setup::Stage;
 use crate::variant::PRODUCT;
@@ -21,8 +22,9 @@ pub(crate) fn build(stage: &Stage, out: &Path) -> Result<()> {
     for name in HYPERVISOR {
         copy(&xen.directory.join(name), &out.join(name))?;
     }
-    copy(&stage.lacuna, &out.join("lacuna"))?;
-    copy(&stage.lacunad, &out.join("lacunad"))?;
+    let lacuna = programs::product(stage.context())?;
+    copy(&lacuna, &out.join("lacuna"))?;
+    copy(&lacuna.with_file_name("lacunad"), &out.join("lacunad"))?;
     for name in ["lacunad.toml", "lacunad.service"] {
         copy(&stage.repository().join("dom0-tool").join(name), &out.join(name))?;
     }

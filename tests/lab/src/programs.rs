@@ -11,6 +11,9 @@ use crate::progress::Progress;
 /// The only target that a plain toolchain has everywhere the lab runs.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// cargo's profile for what runs in the lab alone.
+const PROFILE: &str = "lab";
+
 /// The target of the agent in 32-bit guests: it comes with its own C library and linker.
 const TARGET_I386: &str = "i686-unknown-linux-musl";
 
@@ -26,36 +29,48 @@ pub(crate) struct Programs {
     pub(crate) lacunad: PathBuf,
 }
 
-fn cargo(context: &Context) -> Command {
+fn cargo(context: &Context, profile: &str) -> Command {
     let mut command = Command::new("cargo");
-    command
-        .current_dir(&context.repository)
-        .args(["build", "--locked", "--release"]);
+    command.current_dir(&context.repository);
+    command.args(["build", "--locked", "--profile", profile]);
+    // Where `cargo lab` itself was built: they have crates in common.
+    command.arg("--target-dir").arg(target(context));
     if context.options.offline {
         command.arg("--offline");
     }
     command
 }
 
-/// Builds the product's programs, and returns where its command is. cargo itself knows what is up to date.
-///
-/// dom0's driver is built along: both are made of the same crates, which are so compiled once.
+fn target(context: &Context) -> PathBuf {
+    context.repository.join("target")
+}
+
+/// Builds the product as a real host installs it, and returns where its command is; the daemon lies beside it.
 pub(crate) fn product(context: &Context) -> Result<PathBuf> {
     let progress = Progress::begin("product");
-    let mut product = cargo(context);
-    // Where `cargo lab` itself was built: they have crates in common.
-    let target = context.repository.join("target");
-    product.arg("--target-dir").arg(&target);
-    product.args(["--package", "lacuna", "--package", "lab-dom0"]);
-    product.args(["--bin", "lacuna", "--bin", "lacunad", "--bin", "lab-dom0"]);
-    run_logged(product, &context.step_log("programs"), &progress)?;
+    let mut product = cargo(context, "release");
+    product.args(["--package", "lacuna", "--bin", "lacuna", "--bin", "lacunad"]);
+    run_logged(product, &context.step_log("product"), &progress)?;
     progress.done();
-    Ok(target.join("release/lacuna"))
+    Ok(target(context).join("release/lacuna"))
+}
+
+/// Builds the product's command for use in the lab, and returns where it is. cargo itself knows what is up to date.
+///
+/// The daemon and dom0's driver are built along: they are made of the same crates, which are so compiled once.
+pub(crate) fn command(context: &Context) -> Result<PathBuf> {
+    let progress = Progress::begin("programs");
+    let mut programs = cargo(context, PROFILE);
+    programs.args(["--package", "lacuna", "--package", "lab-dom0"]);
+    programs.args(["--bin", "lacuna", "--bin", "lacunad", "--bin", "lab-dom0"]);
+    run_logged(programs, &context.step_log("programs"), &progress)?;
+    progress.done();
+    Ok(target(context).join(PROFILE).join("lacuna"))
 }
 
 /// Builds them all.
 pub(crate) fn build(context: &Context) -> Result<Programs> {
-    let lacuna = product(context)?;
+    let lacuna = command(context)?;
     Ok(Programs {
         driver: lacuna.with_file_name("lab-dom0"),
         agent: agent(context, "agent", TARGET, "+crt-static")?,
@@ -66,13 +81,10 @@ pub(crate) fn build(context: &Context) -> Result<Programs> {
 
 /// Builds the guests' first process for `triple`.
 ///
-/// It is static: there is nothing else in a guest's image. Nothing in it is hot, and optimising it across crates takes
-/// longer than the rest of its build.
+/// It is static: there is nothing else in a guest's image.
 fn agent(context: &Context, name: &str, triple: &str, feature: &str) -> Result<PathBuf> {
     let progress = Progress::begin(name);
-    let mut agent = cargo(context);
-    let target = context.repository.join("target/lab");
-    agent.arg("--target-dir").arg(&target);
+    let mut agent = cargo(context, PROFILE);
     agent.args(["--target", triple, "--config"]);
     agent.arg(format!(
         "target.{triple}.rustflags=[\"-Ctarget-feature={feature}\"]"
@@ -80,11 +92,10 @@ fn agent(context: &Context, name: &str, triple: &str, feature: &str) -> Result<P
     if triple == TARGET_I386 {
         agent.args(["--config", &format!("target.{triple}.linker=\"rust-lld\"")]);
     }
-    agent.args(["--config", "profile.release.lto=\"off\""]);
     agent.args(["--package", "lacuna-guest", "--bin", "lacuna-guest"]);
     run_logged(agent, &context.step_log("programs"), &progress)?;
     progress.done();
-    Ok(target.join(triple).join("release/lacuna-guest"))
+    Ok(target(context).join(triple).join(PROFILE).join("lacuna-guest"))
 }
 
 /// Builds the agent of 32-bit guests, and returns where it is.

@@ -87,8 +87,6 @@ pub(crate) struct Stage<'a> {
     pub(crate) tools: Tools,
     /// The product's command.
     pub(crate) lacuna: PathBuf,
-    /// The product's daemon.
-    pub(crate) lacunad: PathBuf,
     /// dom0's kernel and file system.
     pub(crate) images: Images,
     dom0_kernel: Kernel,
@@ -149,7 +147,6 @@ impl<'a> Stage<'a> {
                 context,
                 tools,
                 lacuna: programs.lacuna,
-                lacunad: programs.lacunad,
                 images,
                 dom0_kernel: kernels.into_iter().next().ok_or(Error::Ended)?,
                 guests,
@@ -176,6 +173,11 @@ impl<'a> Stage<'a> {
     /// The series of Xen.
     pub(crate) fn series(&self) -> Series {
         self.source.series
+    }
+
+    /// What this was made in.
+    pub(crate) const fn context(&self) -> &Context {
+        self.context
     }
 
     /// The checkout.

@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::matrix::{Bench, Case, Taken, amd64, plain};
 use crate::process::run_logged;
+use crate::programs;
 use crate::progress::Progress;
 use crate::sysroot::Sysroot;
 
@@ -49,7 +50,7 @@ const CASES: &[Case] = &[
 
 /// Takes the dumps, measures, prints a line for each, and writes the figures to `report`.
 pub(super) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
-    let bench = Bench::set_up(context)?;
+    let bench = Bench::set_up(context, programs::product(context)?)?;
     install(context, &bench.sysroot)?;
     let mut figures = Map::new();
     println!("\nProcessor time of whole processes on ELF dumps, warm cache: the median of {TURNS} turns\n");

@@ -38,7 +38,7 @@ pub(crate) fn run(context: &Context, filters: &[String], table: bool) -> Result<
             known: CASES.iter().map(|case| case.name).collect::<Vec<_>>().join(", "),
         });
     }
-    let bench = Bench::set_up(context)?;
+    let bench = Bench::set_up(context, programs::command(context)?)?;
     let mut failed = 0;
     let mut rows = Vec::new();
     for case in &chosen {
@@ -92,7 +92,7 @@ pub(crate) fn quick_names() -> impl Iterator<Item = String> {
 
 /// Runs those of the quick cases whose test's name is in `chosen`.
 pub(crate) fn run_quick(context: &Context, chosen: &[String]) -> Result<Vec<Outcome>> {
-    let bench = Bench::set_up(context)?;
+    let bench = Bench::set_up(context, programs::command(context)?)?;
     let mut outcomes = Vec::new();
     for case in CASES.iter().filter(|case| case.quick) {
         let name = format!("linux/matrix-{}", case.name);
@@ -132,9 +132,8 @@ pub(crate) struct Bench<'c> {
 }
 
 impl<'c> Bench<'c> {
-    /// Builds both.
-    pub(crate) fn set_up(context: &'c Context) -> Result<Self> {
-        let lacuna = programs::product(context)?;
+    /// Makes the sysroot; `lacuna` is the tool, already built.
+    pub(crate) fn set_up(context: &'c Context, lacuna: PathBuf) -> Result<Self> {
         Ok(Self {
             context,
             sysroot: Sysroot::build(context)?,
