@@ -7,18 +7,21 @@ use lacuna_core::{
 };
 
 use crate::machine::{Entry, Owner, State, World};
+use crate::protection::Protection;
 
 /// The engine's view of the [`World`].
 pub(crate) struct Engine<'w> {
     world: &'w World,
     paused: Option<MutexGuard<'w, ()>>,
     locked: Option<MutexGuard<'w, ()>>,
+    protection: Protection,
 }
 
 impl<'w> Engine<'w> {
-    pub(crate) const fn new(world: &'w World) -> Self {
+    pub(crate) const fn new(world: &'w World, protection: Protection) -> Self {
         Self {
             world,
+            protection,
             paused: None,
             locked: None,
         }
@@ -126,12 +129,10 @@ impl P2m for Engine<'_> {
 
 impl Protect for Engine<'_> {
     fn protect(&mut self, _gfn: Gfn, _order: Order) -> Result<(), Skip> {
+        let writable = self.protection.is_writable();
         self.world.step(|state| {
             if let Entry::Ram { frame, .. } = state.entry {
-                state.entry = Entry::Ram {
-                    frame,
-                    writable: false,
-                };
+                state.entry = Entry::Ram { frame, writable };
             }
             Ok(())
         })

@@ -20,6 +20,7 @@
 mod engine;
 mod machine;
 mod merge;
+mod protection;
 mod refill;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +30,7 @@ use lacuna_core::{Bitmap, Mutation, SliceReport, Steps, share_slice, share_slice
 
 use engine::Engine;
 use machine::{Program, State, World, snapshot};
+use protection::Protection;
 
 /// Which of the engine's two orders of steps runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +39,10 @@ enum Variant {
     Protected,
 }
 
-fn engine(world: &World, variant: Variant, steps: Steps) {
+fn engine(world: &World, variant: Variant, protection: Protection, steps: Steps) {
     let (gfn, order, _) = world.block;
     let profile = &world.snapshot.profile;
-    let mut engine = Engine::new(world);
+    let mut engine = Engine::new(world, protection);
     match variant {
         Variant::Paused => {
             let words: Vec<AtomicU64> = (0..128).map(|_| AtomicU64::new(0)).collect();
@@ -59,6 +61,17 @@ fn engine(world: &World, variant: Variant, steps: Steps) {
 
 /// Tries every interleaving; returns their number and the first thing that went wrong.
 fn explore(variant: Variant, program: Program, block: usize, steps: Steps) -> (u64, Option<&'static str>) {
+    explore_protected(variant, program, block, Protection::REAL, steps)
+}
+
+/// The same where entries are protected in another way, or on another processor.
+fn explore_protected(
+    variant: Variant,
+    program: Program,
+    block: usize,
+    protection: Protection,
+    steps: Steps,
+) -> (u64, Option<&'static str>) {
     explore_threads(
         move || World::new(snapshot().blocks[block]),
         move |world| {
@@ -66,7 +79,7 @@ fn explore(variant: Variant, program: Program, block: usize, steps: Steps) -> (u
             world.state.lock().unwrap().descriptors_settled = true;
         },
         |world| world.step(State::drain_one),
-        move |world| engine(world, variant, steps),
+        move |world| engine(world, variant, protection, steps),
         move |world| world.judge(program),
     )
 }
@@ -163,6 +176,26 @@ fn every_step_left_out_or_moved_is_noticed() {
             );
         }
     }
+}
+
+/// A page that is compared, or re-checked, must not be writable because of how its processor logs writes.
+#[test]
+fn protection_by_a_type_that_a_mode_makes_writable_is_noticed() {
+    let lost = |protection| {
+        let (count, wrong) = explore_protected(
+            Variant::Protected,
+            Program::Allocate,
+            0,
+            protection,
+            Steps::default(),
+        );
+        println!("{protection:?}: {wrong:?} among {count} interleavings");
+        wrong
+    };
+    for protection in Protection::SAFE {
+        assert_eq!(lost(protection), None, "{protection:?}");
+    }
+    assert!(lost(Protection::UNSAFE).is_some());
 }
 
 /// Why the free stage pauses: while a kexec copies, the boot value is still the old one, and only the registers, which

@@ -13,6 +13,8 @@ use lacuna_core::{
     Place, Protect, ReadError, Skip, Steps, VcpuRegisters, merge_protected,
 };
 
+use crate::protection::Protection;
+
 const OLD: u64 = 0x01d;
 const WRITTEN: u64 = 0x11fe;
 const NEIGHBOUR: u64 = 0xbad;
@@ -269,6 +271,7 @@ enum Program {
 struct Hands<'w> {
     world: &'w World,
     locked: Option<MutexGuard<'w, ()>>,
+    protection: Protection,
 }
 
 impl Hands<'_> {
@@ -337,7 +340,7 @@ impl P2m for Hands<'_> {
 
 impl Protect for Hands<'_> {
     fn protect(&mut self, gfn: Gfn, _order: Order) -> Result<(), Skip> {
-        self.set_writable(gfn, false)
+        self.set_writable(gfn, self.protection.is_writable())
     }
 
     fn restore(&mut self, gfn: Gfn, _order: Order) {
@@ -374,7 +377,7 @@ impl Peers for Hands<'_> {
     }
 
     fn protect_partner(&mut self, partner: Place) -> Result<(), Skip> {
-        self.set_writable(partner.gfn, false)
+        self.set_writable(partner.gfn, self.protection.is_writable())
     }
 
     fn restore_partner(&mut self, partner: Place) {
@@ -408,12 +411,20 @@ impl Peers for Hands<'_> {
 }
 
 fn explore(program: Program, steps: Steps) -> (u64, Option<&'static str>) {
+    explore_protected(program, Protection::REAL, steps)
+}
+
+fn explore_protected(program: Program, protection: Protection, steps: Steps) -> (u64, Option<&'static str>) {
     super::explore_threads(
         World::new,
         move |world| world.run(program),
         |world| world.step(State::drain),
         move |world| {
-            let mut hands = Hands { world, locked: None };
+            let mut hands = Hands {
+                world,
+                locked: None,
+                protection,
+            };
             let partner = Place {
                 domain: DOMAIN,
                 gfn: Gfn::new(1),
@@ -464,5 +475,19 @@ fn every_step_of_a_merge_left_out_or_moved_is_noticed() {
             println!("merge {mutation:?} {program:?}: {wrong:?} among {count} interleavings");
             assert!(wrong.is_some(), "{mutation:?}: {program:?} does not notice");
         }
+    }
+}
+
+/// Either of the two, when the processor's way to log writes makes the entry writable.
+#[test]
+fn a_merge_of_pages_that_stay_writable_is_noticed() {
+    for program in [Program::Write(0), Program::Write(1)] {
+        for protection in Protection::SAFE {
+            let (_, wrong) = explore_protected(program, protection, Steps::default());
+            assert_eq!(wrong, None, "{program:?} {protection:?}");
+        }
+        let (count, wrong) = explore_protected(program, Protection::UNSAFE, Steps::default());
+        println!("merge {program:?}: {wrong:?} among {count} interleavings");
+        assert!(wrong.is_some(), "{program:?} does not notice");
     }
 }
