@@ -96,8 +96,109 @@ pub enum Task {
     },
     /// Look whether those pages still hold what was written to them. Reply: [`Report::Lies`].
     LiesCheck,
+    /// Take pages off the zeroed list, in place of those taken before, and leave them as they are; or, with more than one
+    /// of `copies`, make so many of them equal at a time. Reply: [`Report::Taken`]. The Windows-like guest only.
+    TakePages {
+        /// How many.
+        pages: u32,
+        /// How many are equal; 1 leaves them zero.
+        copies: u32,
+    },
+    /// Read one of them.
+    ReadPage {
+        /// Its number.
+        page: u32,
+    },
+    /// Have Xen write to one of them. Reply: [`Report::Handed`].
+    HandPage {
+        /// Its number.
+        page: u32,
+        /// What it is for.
+        interface: Interface,
+    },
+    /// Give some of them up. Reply: [`Report::GivenUp`].
+    GiveUp {
+        /// The first one's number.
+        from: u32,
+        /// How many.
+        pages: u32,
+        /// How.
+        way: Way,
+    },
     /// What the kernel has logged, and its memory counters. Reply: [`Report::Health`].
     Health,
+}
+
+/// An interface of Xen's that takes a page which the guest names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Interface {
+    /// Any hypercall that returns something in memory.
+    CopyOut,
+    /// The run state of a virtual CPU, at an address of the guest's.
+    RunstateVirtual,
+    /// Its time, likewise.
+    TimeVirtual,
+    /// Its run state, at a place in memory.
+    Runstate,
+    /// Its time, likewise.
+    Time,
+    /// Its `vcpu_info`.
+    VcpuInfo,
+    /// A frame of the grant table in the page's place.
+    GrantTable,
+    /// The shared info in the page's place.
+    SharedInfo,
+    /// The FIFO event channels' control block.
+    EventControl,
+    /// A page of their event array.
+    EventArray,
+    /// The hypercall page.
+    HypercallPage,
+}
+
+impl Interface {
+    /// All of them, in an order in which they can be used one after another.
+    pub const ALL: [Self; 11] = [
+        Self::CopyOut,
+        Self::RunstateVirtual,
+        Self::TimeVirtual,
+        Self::Runstate,
+        Self::Time,
+        Self::VcpuInfo,
+        Self::GrantTable,
+        Self::SharedInfo,
+        Self::EventControl,
+        Self::EventArray,
+        Self::HypercallPage,
+    ];
+}
+
+/// A way for a page to leave a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// `XENMEM_remove_from_physmap`.
+    Remove,
+    /// `XENMEM_decrease_reservation`.
+    Decrease,
+    /// `XENMEM_add_to_physmap` puts the page before it in its place.
+    Over,
+    /// `XENMEM_exchange` puts a fresh one in its place.
+    Exchange,
+    /// `XENMEM_populate_physmap` does.
+    Populate,
+}
+
+impl Way {
+    /// All of them; those that take memory come after those that give it.
+    pub const ALL: [Self; 5] = [
+        Self::Remove,
+        Self::Decrease,
+        Self::Over,
+        Self::Exchange,
+        Self::Populate,
+    ];
 }
 
 /// A line of the agent.
@@ -165,6 +266,23 @@ pub enum Report {
         pages: u64,
         /// How many do not hold what was written to them.
         lost: u64,
+    },
+    /// Pages were taken off the zeroed list.
+    Taken {
+        /// How many.
+        pages: u64,
+        /// The guest frames of the first of them, 32 at most.
+        gfns: Vec<u64>,
+    },
+    /// A page was handed to Xen.
+    Handed {
+        /// Xen's error number; 0 for none.
+        error: u64,
+    },
+    /// Pages were given up.
+    GivenUp {
+        /// How many Xen took.
+        pages: u64,
     },
     /// How the guest is.
     Health {

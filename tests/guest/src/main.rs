@@ -178,8 +178,13 @@ impl Agent {
                 Ok(report)
             }
             Task::Kexec => kexec::load().map(|()| Report::Done).map_err(text),
-            Task::Lie { .. } | Task::LiesCheck => {
-                Err("only the Windows-like guest keeps lists that an agent could lie on".to_owned())
+            Task::Lie { .. }
+            | Task::LiesCheck
+            | Task::TakePages { .. }
+            | Task::ReadPage { .. }
+            | Task::HandPage { .. }
+            | Task::GiveUp { .. } => {
+                Err("only the Windows-like guest keeps its lists itself, and calls Xen itself".to_owned())
             }
             Task::Health => health::report().map_err(text),
         }

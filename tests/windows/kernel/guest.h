@@ -30,6 +30,14 @@
 
 extern uint8_t hypercall_page[];
 
+int64_t hypercall(unsigned int number, uint64_t first, uint64_t second, uint64_t third);
+/* Has Xen write its entries for hypercalls to the page at `address` (physical). */
+void xen_set_hypercall_page(uint64_t address);
+/* Has Xen's shared_info lie at `frame` from here on; Xen's error if it does not. */
+int64_t xen_move_shared_info(uint64_t frame);
+/* Xen tells of events elsewhere from here on, so nothing waits for one any more. */
+void xen_events_moved(void);
+
 void xen_begin(void);
 /* Starts the second virtual CPU in second_start; false when the guest has one only. */
 bool xen_start_second(void);
@@ -173,6 +181,19 @@ void work_shrink(void);
 void work_lie(uint64_t pages);
 /* How many pages that were lied about do not hold what was written to them. */
 uint64_t work_check_lies(uint64_t *pages);
+
+/* ---- named.c: pages that Xen is to write to, or that are given up ---- */
+
+/* Takes pages off the zeroed list. With more than one of `copies`, so many are equal at a time, and not zero. Returns how
+ * many were taken. */
+uint64_t named_take(uint64_t pages, uint64_t copies);
+/* The frame of a page that was taken, and how many of those an answer has room for. */
+uint64_t named_frame(uint64_t page);
+uint64_t named_told(void);
+/* Hands a page to the interface that the order names; Xen's answer. */
+int64_t named_hand(const char *line, uint64_t page);
+/* Gives pages up in the way that the order names; how many Xen took. */
+uint64_t named_give(const char *line, uint64_t from, uint64_t pages);
 
 /* ---- orders.c ---- */
 

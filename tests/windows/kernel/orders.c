@@ -138,6 +138,23 @@ static void tell_health(uint64_t id)
     answer(id, "health", &rest);
 }
 
+static void tell_taken(uint64_t id, uint64_t pages)
+{
+    struct text rest = { .length = 0 };
+    uint64_t page;
+
+    member(&rest, "pages", pages);
+    text_add(&rest, ",\"gfns\":[");
+    for ( page = 0; page < named_told(); page++ )
+    {
+        if ( page )
+            text_add(&rest, ",");
+        text_number(&rest, named_frame(page));
+    }
+    text_add(&rest, "]");
+    answer(id, "taken", &rest);
+}
+
 static void carry_out(const char *line)
 {
     struct text rest = { .length = 0 };
@@ -189,6 +206,30 @@ static void carry_out(const char *line)
         member(&rest, "pages", pages);
         member(&rest, "lost", dirty);
         answer(id, "lies", &rest);
+    }
+    else if ( json_is(line, "do", "take-pages") )
+        tell_taken(id, named_take(json_number(line, "pages", 0), json_number(line, "copies", 1)));
+    else if ( json_is(line, "do", "read-page") )
+    {
+        uint64_t frame = named_frame(json_number(line, "page", 0));
+
+        if ( frame != NOTHING )
+            (void)*(volatile uint64_t *)page_of(frame);
+        answer(id, "done", NULL);
+    }
+    else if ( json_is(line, "do", "hand-page") )
+    {
+        int64_t result = named_hand(line, json_number(line, "page", 0));
+
+        /* Numbers have no sign here. */
+        member(&rest, "error", result < 0 ? -result : 0);
+        answer(id, "handed", &rest);
+    }
+    else if ( json_is(line, "do", "give-up") )
+    {
+        pages = json_number(line, "pages", 0);
+        member(&rest, "pages", named_give(line, json_number(line, "from", 0), pages));
+        answer(id, "given-up", &rest);
     }
     else if ( json_is(line, "do", "health") )
         tell_health(id);

@@ -49,9 +49,11 @@ struct console_ring {
 static struct console_ring *console;
 static uint32_t console_port, store_port, wake_ports[2];
 static volatile uint64_t *shared_info;
+/* Whether Xen's signs of pending events are where this guest does not look. */
+static volatile bool events_moved;
 static struct lock console_lock;
 
-static int64_t hypercall(unsigned int number, uint64_t first, uint64_t second, uint64_t third)
+int64_t hypercall(unsigned int number, uint64_t first, uint64_t second, uint64_t third)
 {
     int64_t result;
     void *entry = hypercall_page + number * 32;
@@ -64,7 +66,7 @@ static int64_t hypercall(unsigned int number, uint64_t first, uint64_t second, u
     return result;
 }
 
-static void find_hypercalls(void)
+void xen_set_hypercall_page(uint64_t address)
 {
     uint32_t base, eax, ebx, ecx, edx;
 
@@ -76,7 +78,7 @@ static void find_hypercalls(void)
             break;
     }
     asm volatile ( "cpuid" : "=a" (eax), "=b" (ebx), "=c" (ecx), "=d" (edx) : "a" (base + 2), "c" (0) );
-    write_msr(ebx, (uint64_t)hypercall_page);
+    write_msr(ebx, address);
 }
 
 uint64_t xen_parameter(uint32_t index)
@@ -99,17 +101,31 @@ static uint32_t own_port(uint32_t cpu)
     return bind.port;
 }
 
+int64_t xen_move_shared_info(uint64_t frame)
+{
+    struct { uint16_t domain, size; uint32_t space; uint64_t index, frame; } map = {
+        DOMID_SELF, 0, XENMAPSPACE_SHARED_INFO, 0, frame
+    };
+    int64_t result = hypercall(HYPERVISOR_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, (uint64_t)&map, 0);
+
+    if ( !result )
+        shared_info = (volatile uint64_t *)page_of(frame);
+
+    return result;
+}
+
+void xen_events_moved(void)
+{
+    events_moved = true;
+}
+
 /* What a domain begins with, a restored one as well: it has other event channels, and shared_info mapped nowhere. */
 static void connect(void)
 {
-    struct { uint16_t domain, size; uint32_t space; uint64_t index, frame; } map = {
-        DOMID_SELF, 0, XENMAPSPACE_SHARED_INFO, 0, SHARED_INFO_FRAME
-    };
     unsigned int word;
 
-    if ( hypercall(HYPERVISOR_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, (uint64_t)&map, 0) )
+    if ( xen_move_shared_info(SHARED_INFO_FRAME) )
         xen_crash();
-    shared_info = (volatile uint64_t *)page_of(SHARED_INFO_FRAME);
     for ( word = 0; word < 64; word++ )
         shared_info[EVTCHN_MASK + word] = ~0ull;
     console = (struct console_ring *)page_of(xen_parameter(HVM_PARAM_CONSOLE_PFN));
@@ -121,7 +137,7 @@ static void connect(void)
 
 void xen_begin(void)
 {
-    find_hypercalls();
+    xen_set_hypercall_page((uint64_t)hypercall_page);
     connect();
 }
 
@@ -181,6 +197,12 @@ void xen_wait(unsigned int cpu)
     uint32_t ports[] = { wake_ports[cpu], console_port, store_port }, port;
     struct { uint32_t *ports; uint32_t count; uint64_t timeout; } poll = { ports, cpu ? 1 : 3, 0 };
 
+    /* An event that came before the wait would not end it. */
+    if ( events_moved )
+    {
+        xen_yield();
+        return;
+    }
     (void)hypercall(HYPERVISOR_SCHED_OP, SCHEDOP_POLL, (uint64_t)&poll, 0);
     /* Before the caller looks at what there is to do: what comes later is seen by the next wait. */
     for ( port = 0; port < poll.count; port++ )
