@@ -26,10 +26,13 @@ pub use super::domain_info::{DomainId, DomainInfo};
 const IOCTL_HYPERCALL: libc::c_ulong = 48 << 16 | 0x5000;
 /// `_IOC(_IOC_NONE, 'P', 4, sizeof(struct privcmd_mmapbatch_v2))`.
 const IOCTL_MMAPBATCH_V2: libc::c_ulong = 32 << 16 | 0x5004;
-/// `__HYPERVISOR_memory_op`, `__HYPERVISOR_hvm_op` and `__HYPERVISOR_domctl` (`xen.h`).
+/// `__HYPERVISOR_memory_op`, `__HYPERVISOR_hvm_op`, `__HYPERVISOR_domctl` and `__HYPERVISOR_dm_op` (`xen.h`).
 pub(super) const MEMORY_OP: u64 = 12;
 pub(super) const HVM_OP: u64 = 34;
 pub(super) const DOMCTL: u64 = 36;
+const DM_OP: u64 = 41;
+/// `__HYPERVISOR_mca` (`arch-x86/xen.h`).
+pub(super) const MCA: u64 = 48;
 /// `__HYPERVISOR_sysctl` (`xen.h`), its interface version in Xen 4.20, and `XEN_SYSCTL_physinfo` (`sysctl.h`).
 const SYSCTL: u64 = 35;
 const SYSCTL_VERSION: u32 = 0x15;
@@ -257,22 +260,52 @@ impl Privcmd {
         returned.map_err(failed)
     }
 
+    /// One `struct xen_dm_op`, `argument`, on `domain`, with `payload` as the second buffer.
+    pub(super) fn dm_op(
+        &self,
+        call: &'static str,
+        domain: DomainId,
+        argument: &[u8],
+        payload: &[u8],
+    ) -> Result<(), PrivcmdError> {
+        let failed = |cause| PrivcmdError::Call { call, cause };
+        // Two struct xen_dm_op_buf, each an address and a size, then what they lead to.
+        let argument_at = 32;
+        let payload_at = argument_at + argument.len().next_multiple_of(16);
+        let buffer = HypercallBuffer::new(&self.buffers, payload_at + payload.len()).map_err(failed)?;
+        for (index, (at, bytes)) in [(argument_at, argument), (payload_at, payload)]
+            .into_iter()
+            .enumerate()
+        {
+            buffer.write(16 * index, &((buffer.address + at) as u64).to_le_bytes());
+            buffer.write(16 * index + 8, &(bytes.len() as u64).to_le_bytes());
+            buffer.write(at, bytes);
+        }
+        let arguments = [u64::from(domain.get()), 2, buffer.address as u64, 0, 0];
+        self.raise(DM_OP, arguments).map(drop).map_err(failed)
+    }
+
     /// Hypercall `number` with the argument at the start of `buffer`, `command` before it unless that is 0.
     fn issue(&self, number: u64, command: u64, buffer: &HypercallBuffer) -> io::Result<u32> {
+        let address = buffer.address as u64;
+        let arguments = if command == 0 {
+            [address, 0, 0, 0, 0]
+        } else {
+            [command, address, 0, 0, 0]
+        };
+        self.raise(number, arguments)
+    }
+
+    /// Hypercall `number`. The addresses among its arguments are those of a buffer that the caller keeps until then.
+    fn raise(&self, number: u64, arg: [u64; 5]) -> io::Result<u32> {
         #[repr(C)]
         struct Hypercall {
             op: u64,
             arg: [u64; 5],
         }
-        let address = buffer.address as u64;
-        let arg = if command == 0 {
-            [address, 0, 0, 0, 0]
-        } else {
-            [command, address, 0, 0, 0]
-        };
         let mut request = Hypercall { op: number, arg };
         // SAFETY: the ioctl reads a struct privcmd_hypercall, which `request` is (48 bytes, repr(C)), and the
-        // hypervisor reads and writes at the handles in it, both of which lie in `buffer`, alive until after the call:
+        // hypervisor reads and writes at the handles in it, all of which lie in the caller's buffer, alive until after the call:
         // each caller in this file sizes argument and payload for its own operation.
         let returned = unsafe {
             libc::ioctl(

@@ -1,11 +1,11 @@
 //! What the lab does to domains so that the engine has something to refuse: states that a toolstack brings about on other
 //! occasions, or would not bring about at all. The product's commands use none of it.
 //!
-//! Sources: Xen 4.20 `xen/include/public/{domctl,memory,hvm/hvm_op,arch-x86/xen}.h`.
+//! Sources: Xen 4.20 `xen/include/public/{domctl,memory,hvm/hvm_op,hvm/dm_op,arch-x86/xen,arch-x86/xen-mca}.h`.
 
 use lacuna_core::Gfn;
 
-use super::privcmd::{DOMCTL, DomainId, HVM_OP, MEMORY_OP, Privcmd, PrivcmdError, UNION, domctl};
+use super::privcmd::{DOMCTL, DomainId, HVM_OP, MCA, MEMORY_OP, Privcmd, PrivcmdError, UNION, domctl};
 
 /// Domctl numbers (`domctl.h`).
 const DOMCTL_CREATE: u32 = 1;
@@ -23,6 +23,26 @@ const ORDER_2M: u32 = 9;
 /// `HVMOP_altp2m`, and its command to set a domain's state (`hvm/hvm_op.h`).
 const HVMOP_ALTP2M: u64 = 25;
 const ALTP2M_SET_DOMAIN_STATE: u32 = 2;
+/// `XEN_DMOP_track_dirty_vram` and `XEN_DMOP_modified_memory` (`hvm/dm_op.h`).
+const TRACK_DIRTY_VRAM: u32 = 7;
+const MODIFIED_MEMORY: u32 = 11;
+/// `XEN_MCA_INTERFACE_VERSION`, `XEN_MC_msrinject` with `MC_MSRINJ_F_INTERPOSE`, and `XEN_MC_mceinject`
+/// (`arch-x86/xen-mca.h`).
+const MCA_VERSION: u32 = 0x01ec_c003;
+const MC_MSRINJECT: u32 = 4;
+const MC_INTERPOSE: u32 = 1;
+const MC_MCEINJECT: u32 = 5;
+/// `sizeof(struct xen_mc)` is no more.
+const MC_BYTES: usize = 256;
+/// `MSR_IA32_MCG_STATUS`, and status and address of bank 2 (`msr-index.h`).
+const MCG_STATUS: u64 = 0x17a;
+const BANK_STATUS: u64 = 0x409;
+const BANK_ADDRESS: u64 = 0x40a;
+/// In progress, and the interrupted program can go on (`MCG_STATUS_MCIP`, `_RIPV`).
+const IN_PROGRESS: u64 = 0b101;
+/// `MCi_STATUS_VAL`, `_UC`, `_EN`, `_ADDRV`, and a memory error (`MC_EC_MEM_TYPE`): `x86_mca.h`, `mce_amd.h`.
+const UNCORRECTED_MEMORY_ERROR: u64 = 1 << 63 | 1 << 61 | 1 << 60 | 1 << 58 | 0x101;
+
 /// `XEN_DOMCTL_CDF_hvm`, `_hap` and `_iommu` (`domctl.h`).
 const CDF_HVM: u32 = 1 << 0;
 const CDF_HAP: u32 = 1 << 1;
@@ -135,6 +155,67 @@ impl Privcmd {
         bytes[8..10].copy_from_slice(&domain.get().to_le_bytes());
         bytes[16] = 1;
         self.hypercall("HVMOP_altp2m", HVM_OP, HVMOP_ALTP2M, &mut bytes, &mut [], None)
+            .map(|_| ())
+    }
+
+    /// Has Xen track which of `pages` pages of `domain` from `first` on are written to, as device models do with video memory.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn track_video(&self, domain: DomainId, first: Gfn, pages: u32) -> Result<(), PrivcmdError> {
+        // struct xen_dm_op: op, padding, and here a number, padding, and the first page.
+        let mut bytes = [0; 24];
+        bytes[..4].copy_from_slice(&TRACK_DIRTY_VRAM.to_le_bytes());
+        bytes[8..12].copy_from_slice(&pages.to_le_bytes());
+        bytes[16..].copy_from_slice(&first.get().to_le_bytes());
+        let bitmap = vec![0; usize::try_from(pages.div_ceil(8)).unwrap_or(0)];
+        self.dm_op("XEN_DMOP_track_dirty_vram", domain, &bytes, &bitmap)
+    }
+
+    /// Has Xen take `pages` pages of `domain` from `first` on for written to by a device model: in log-dirty mode those which
+    /// share a frame get one each, or stay as they are.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn tell_modified(&self, domain: DomainId, first: Gfn, pages: u32) -> Result<(), PrivcmdError> {
+        // struct xen_dm_op: op, padding, and here the number of extents, and what Xen keeps there between two parts of it.
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&MODIFIED_MEMORY.to_le_bytes());
+        bytes[8..12].copy_from_slice(&1_u32.to_le_bytes());
+        let mut extent = [0; 16];
+        extent[..4].copy_from_slice(&pages.to_le_bytes());
+        extent[8..].copy_from_slice(&first.get().to_le_bytes());
+        self.dm_op("XEN_DMOP_modified_memory", domain, &bytes, &extent)
+    }
+
+    /// Has a machine check tell processor 0 of an uncorrected error in the memory of frame `mfn`.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn fail_memory(&self, mfn: u64) -> Result<(), PrivcmdError> {
+        // struct xen_mc: command, version, and here processor, flags, count, padding, and pairs of MSR and value.
+        let mut bytes = [0; MC_BYTES];
+        let mut head = |fields: &[u32]| {
+            for (place, field) in bytes.chunks_exact_mut(4).zip(fields) {
+                place.copy_from_slice(&field.to_le_bytes());
+            }
+            bytes
+        };
+        let mut inject = head(&[MC_MSRINJECT, MCA_VERSION, 0, MC_INTERPOSE, 3, 0]);
+        let pairs = [
+            MCG_STATUS,
+            IN_PROGRESS,
+            BANK_ADDRESS,
+            mfn << 12,
+            BANK_STATUS,
+            UNCORRECTED_MEMORY_ERROR,
+        ];
+        for (place, value) in inject[24..].chunks_exact_mut(8).zip(pairs) {
+            place.copy_from_slice(&value.to_le_bytes());
+        }
+        self.hypercall("XEN_MC_msrinject", MCA, 0, &mut inject, &mut [], None)?;
+        let mut raise = head(&[MC_MCEINJECT, MCA_VERSION, 0, 0, 0, 0]);
+        self.hypercall("XEN_MC_mceinject", MCA, 0, &mut raise, &mut [], None)
             .map(|_| ())
     }
 

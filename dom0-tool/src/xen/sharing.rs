@@ -15,9 +15,10 @@ use lacuna_core::Gfn;
 
 use super::privcmd::{DomainId, HypercallBuffer, Privcmd, PrivcmdError, SHARING_OP_BYTES};
 
-/// `XENMEM_sharing_op_nominate_gfn` and `XENMEM_sharing_op_share`.
+/// `XENMEM_sharing_op_nominate_gfn`, `XENMEM_sharing_op_share` and `XENMEM_sharing_op_add_physmap`.
 const NOMINATE: u8 = 0;
 const SHARE: u8 = 2;
+const ADD: u8 = 6;
 /// Where the union begins: after op and domain.
 const UNION: usize = 8;
 /// `XENMEM_SHARING_OP_S_HANDLE_INVALID` and `XENMEM_SHARING_OP_C_HANDLE_INVALID`, as the error numbers that they become.
@@ -94,6 +95,18 @@ impl Sharing {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Maps the frame of `source` at `gfn` as well, where the domain has nothing.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`].
+    pub fn add(&self, source: Nominated, gfn: Gfn) -> Result<(), PrivcmdError> {
+        let client = Nominated { gfn, handle: 0 };
+        let mut bytes = share(self.domain, source, client);
+        bytes[0] = ADD;
+        self.privcmd
+            .sharing_op(&self.buffer, "XENMEM_sharing_op_add_physmap", &mut bytes)
     }
 }
 

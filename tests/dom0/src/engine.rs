@@ -5,6 +5,7 @@ use std::rc::Rc;
 use lacuna::xen::engine::{Engine, EngineError};
 use lacuna::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd, PrivcmdError};
 use lacuna::xen::provoke::{EmptyDomain, LogDirty};
+use lacuna::xen::sharing::Sharing;
 use lacuna_core::Gfn;
 use lacuna_core::abi::{Op, Request, SHARE_MUTATION_SHIFT, VERSION};
 
@@ -90,6 +91,37 @@ impl Direct {
         self.privcmd
             .set_log_dirty(self.domain, mode)
             .map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// Has Xen track writes to so many of the domain's pages, as a device model does with video memory.
+    pub(crate) fn track_video(&self, first: Gfn, pages: u32) -> Result<()> {
+        self.privcmd
+            .track_video(self.domain, first, pages)
+            .map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// Has Xen take pages for written to by a device model.
+    pub(crate) fn tell_modified(&self, first: Gfn, pages: u32) -> Result<()> {
+        self.privcmd
+            .tell_modified(self.domain, first, pages)
+            .map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// Has the processor seem to find an error in the memory of frame `mfn`, whoever has it.
+    pub(crate) fn fail_memory(&self, mfn: u64) -> Result<()> {
+        self.privcmd
+            .fail_memory(mfn)
+            .map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// Xen's own memory sharing in the domain.
+    pub(crate) fn stock_sharing(&self) -> Result<Sharing> {
+        Sharing::open(&self.privcmd, self.domain).map_err(|error| unusable(&error.to_string()))
+    }
+
+    /// The most pages that the domain may own.
+    pub(crate) fn most_pages(&self) -> Result<u64> {
+        Ok(self.info()?.max_pages)
     }
 
     /// Turns altp2m on for the domain.

@@ -21,6 +21,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// Memory that Xen takes for a neighbour beside what it is given, in MiB: its page tables and its paging pool.
 const NEIGHBOUR_OVERHEAD_MIB: u64 = 24;
 
+/// What guests that take memory back leave to others, in MiB (`FLOOR_PAGES` in `patches/`).
+pub(crate) const FLOOR_MIB: u64 = 8;
+
 /// What the host may lack when guests are gone, in MiB: Xen's own pools keep what they have grown to, and `xl info` rounds.
 const SLACK_MIB: u64 = 2;
 

@@ -29,6 +29,14 @@ const EMULATED_PAE: &str = "CONFIG_HVM_TCG_PDPTE=y";
 const FAILING: &str = "CONFIG_ALLOC_FAILURE=y";
 const NOT_FAILING: &str = "# CONFIG_ALLOC_FAILURE is not set";
 
+/// Whether log-dirty entries can be writable, as they are with page-modification logging (docs/lab.md).
+const LOGGING: &str = "CONFIG_LOGDIRTY_WRITABLE=y";
+const NOT_LOGGING: &str = "# CONFIG_LOGDIRTY_WRITABLE is not set";
+
+/// Whether memory errors are handled on QEMU's processor (docs/lab.md).
+const MEMORY_ERRORS: &str = "CONFIG_MEMORY_ERRORS=y";
+const NO_MEMORY_ERRORS: &str = "# CONFIG_MEMORY_ERRORS is not set";
+
 /// What a real host installs.
 pub(crate) const PRODUCT: Variant = Variant {
     name: "product",
@@ -37,6 +45,8 @@ pub(crate) const PRODUCT: Variant = Variant {
         "# CONFIG_SVM_TCG_EVENTS is not set",
         "# CONFIG_HVM_TCG_PDPTE is not set",
         NOT_FAILING,
+        NOT_LOGGING,
+        NO_MEMORY_ERRORS,
     ],
     module: Kind::Release,
 };
@@ -49,6 +59,8 @@ pub(crate) const RELEASE: Variant = Variant {
         EMULATED_EVENTS,
         EMULATED_PAE,
         NOT_FAILING,
+        NOT_LOGGING,
+        NO_MEMORY_ERRORS,
     ],
     module: Kind::Release,
 };
@@ -57,7 +69,14 @@ pub(crate) const RELEASE: Variant = Variant {
 /// share slice out.
 pub(crate) const MUTANTS: Variant = Variant {
     name: "mutants",
-    config: &["CONFIG_DEBUG=y", EMULATED_EVENTS, EMULATED_PAE, FAILING],
+    config: &[
+        "CONFIG_DEBUG=y",
+        EMULATED_EVENTS,
+        EMULATED_PAE,
+        FAILING,
+        LOGGING,
+        MEMORY_ERRORS,
+    ],
     module: Kind::Mutants,
 };
 
@@ -69,6 +88,8 @@ pub(crate) const FLASK: Variant = Variant {
         EMULATED_EVENTS,
         EMULATED_PAE,
         NOT_FAILING,
+        NOT_LOGGING,
+        NO_MEMORY_ERRORS,
         "CONFIG_XSM=y",
         "CONFIG_XSM_FLASK=y",
         "CONFIG_XSM_FLASK_POLICY=y",

@@ -99,6 +99,10 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("content/both", 900),
     quick("content/race", 900),
     quick("content/groups", 900),
+    quick("content/given-up", 900),
+    quick("content/stock-limits", 600),
+    quick("hostile/free-pages", 600),
+    quick("hostile/equal-pages", 600),
     quick("migration/killed", 1200),
     quick("migration/init-on-free", 1200),
     quick("migration/page-poison", 1200),
@@ -139,9 +143,12 @@ pub const SCENARIOS: &[Scenario] = &[
     // About two hundred commands, most of which fail.
     long_on(Boot::Mutants, "overcommit/allocation-failure", 2400),
     quick_on(Boot::Mutants, "migration/scan-before-clean", 1500),
+    quick_on(Boot::Mutants, "content/race-logging", 1200),
     quick_on(Boot::Mutants, "reclaim/race-without-recheck", 900),
     quick_on(Boot::Mutants, "windows/race-without-recheck", 900),
     long_on(Boot::Mutants, "reclaim/race-without-flush", 900),
+    // The last one of its boot: nothing is given back after it.
+    quick_on(Boot::Mutants, "hostile/memory-error", 600),
     long_on(Boot::Iommu, "reclaim/refusals-iommu", 600),
     long_on(Boot::PvhDom0, "reclaim/refusals-pvh-dom0", 600),
     long_on(Boot::Ept, "reclaim/ept", 3600),

@@ -16,7 +16,7 @@ use crate::alloc_failure::{Fail, Failures};
 use crate::engine::{Direct, refused};
 use crate::failure::{Result, ensure, equal};
 use crate::guest::{Guest, Plan};
-use crate::host::{Host, free_mib, settled_free_mib, wait_until};
+use crate::host::{FLOOR_MIB, Host, free_mib, settled_free_mib, wait_until};
 use crate::tool::Answer;
 
 /// Which allocation of a site fails.
@@ -404,8 +404,8 @@ fn overcommit(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &m
     failures.begin(Fail::Guests, STARVED_FAILS)?;
     let grow = one.send(Task::Grow { mib: WANTED_MIB })?;
     let rewrite = two.send(Task::PatternRewrite { every: 3 })?;
-    wait_until("the host has no memory left", HOST_LIMIT, || {
-        Ok((free_mib()? <= 1).then_some(()))
+    wait_until("the host has no memory left for guests", HOST_LIMIT, || {
+        Ok((free_mib()? <= FLOOR_MIB + 1).then_some(()))
     })?;
     std::thread::sleep(STARVED);
     host.figure("free_mib_starved", free_mib()?)?;

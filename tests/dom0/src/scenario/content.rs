@@ -22,7 +22,7 @@ pub(super) const UNIQUE: u32 = 1024;
 const SEED: u64 = 0x00c0_ffee_1ac4_14a0;
 /// Xen's `p2m_ram_rw` and `p2m_ram_shared` (`xen/arch/x86/include/asm/p2m.h`).
 const P2M_RAM_RW: u32 = 0;
-const P2M_RAM_SHARED: u32 = 12;
+pub(super) const P2M_RAM_SHARED: u32 = 12;
 /// Rounds while a guest goes on writing.
 const RACE_ROUNDS: u64 = 25;
 /// What the stage may keep: 12 bytes for each of the guest's pages, and Xen about 160 for each page that shares a frame
@@ -279,11 +279,27 @@ pub(crate) fn both(host: &mut Host) -> Result<()> {
 
 /// A guest that goes on writing its duplicates while they are hashed, compared and shared.
 pub(crate) fn race(host: &mut Host) -> Result<()> {
-    let mut guest = host.create(&Plan {
-        mib: 384,
-        vcpus: 2,
-        ..Plan::stock("churn", "6.12")
-    })?;
+    let guest = host.create(&CHURN)?;
+    nothing_is_lost(host, guest)
+}
+
+/// The same with a guest whose video memory is tracked, on a hypervisor that does then what page-modification logging does on
+/// Intel's processors: entries of the log-dirty type are writable. What a page is protected by must not be of that type.
+pub(crate) fn race_logging(host: &mut Host) -> Result<()> {
+    let guest = host.create(&CHURN)?;
+    // Any page will do: it is the tracking that matters.
+    Direct::open(guest.domain)?.track_video(Gfn::new(1), 1)?;
+    nothing_is_lost(host, guest)
+}
+
+/// The guest for the races.
+const CHURN: Plan = Plan {
+    mib: 384,
+    vcpus: 2,
+    ..Plan::stock("churn", "6.12")
+};
+
+fn nothing_is_lost(host: &mut Host, mut guest: Guest) -> Result<()> {
     Known::make(&mut guest, KINDS, COPIES, 0)?;
     guest.order(Task::ChurnStart, AGENT_LIMIT)?;
     host.note(&format!("{RACE_ROUNDS} rounds while the guest writes its pages"))?;

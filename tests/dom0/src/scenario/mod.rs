@@ -12,7 +12,9 @@ mod flask;
 mod gmd;
 mod hostile;
 mod kexec;
+mod memory_error;
 mod migration;
+mod named;
 mod overcommit;
 mod pause;
 mod race;
@@ -57,6 +59,10 @@ const BODIES: &[(&str, Body)] = &[
     ("content/both", content::both),
     ("content/race", content::race),
     ("content/groups", content::groups),
+    ("content/given-up", named::given_up),
+    ("content/stock-limits", named::stock_limits),
+    ("hostile/free-pages", named::free_pages),
+    ("hostile/equal-pages", named::equal_pages),
     ("migration/killed", migration::killed),
     ("migration/init-on-free", migration::init_on_free),
     ("migration/page-poison", migration::page_poison),
@@ -89,9 +95,11 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/debug", migration::debug),
     ("overcommit/allocation-failure", allocation_failure::everywhere),
     ("migration/scan-before-clean", migration::scan_before_clean),
+    ("content/race-logging", content::race_logging),
     ("reclaim/race-without-recheck", race::without_recheck),
     ("windows/race-without-recheck", windows::race_without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
+    ("hostile/memory-error", memory_error::shared_frames),
     ("reclaim/refusals-iommu", refusals::with_iommu),
     ("reclaim/refusals-pvh-dom0", refusals::pvh_dom0),
     ("reclaim/ept", ept::ept),

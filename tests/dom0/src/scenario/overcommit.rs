@@ -7,7 +7,7 @@ use lacuna_guest::Task;
 use crate::daemon::{Daemon, Metrics};
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, Plan};
-use crate::host::{Host, free_mib, wait_until};
+use crate::host::{FLOOR_MIB, Host, free_mib, wait_until};
 use crate::tool::number;
 
 /// How long the agent may take for what touches much of the guest's memory.
@@ -167,9 +167,11 @@ fn starve(host: &mut Host, daemon: &mut Daemon, guests: [&Guest; 3]) -> Result<(
     })?;
     host.note("every guest waits for memory")?;
     let until = Instant::now() + STARVED;
-    let (mut looks, mut most) = (0_u64, 0);
+    let (mut looks, mut least, mut most) = (0_u64, u64::MAX, 0);
     while Instant::now() < until {
-        most = most.max(free_mib()?);
+        let free = free_mib()?;
+        least = least.min(free);
+        most = most.max(free);
         let listing = host.xl(&["list"])?;
         for guest in guests {
             let line = listing.lines().find(|line| line.starts_with(guest.name));
@@ -201,7 +203,15 @@ fn starve(host: &mut Host, daemon: &mut Daemon, guests: [&Guest; 3]) -> Result<(
         looks += 1;
     }
     host.figure("looks_while_starved", looks)?;
+    host.figure("least_free_mib_while_starved", least)?;
     host.figure("most_free_mib_while_starved", most)?;
+    ensure(
+        // Xen may have taken some of it.
+        least + 1 >= FLOOR_MIB,
+        "the host's free memory while guests wait for some",
+        &format!("{FLOOR_MIB} MiB, less 1 at most"),
+        &format!("{least} MiB"),
+    )?;
     for guest in guests {
         let waits = host.lacuna(&["status", guest.name])?.number("unshare_enomem")?;
         host.figure(&format!("waits_{}", guest.name), waits)?;

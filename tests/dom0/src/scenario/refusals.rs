@@ -18,7 +18,7 @@ const PROFILE: &str = "/root/good.profile";
 /// Memory of a guest that is only to be refused, in MiB: Debian's kernel needs more than 64 to be loaded.
 pub(super) const SMALL_MIB: u32 = 128;
 /// `lacuna`'s exit status for "refused as unsafe".
-const REFUSED: i32 = 3;
+pub(super) const REFUSED: i32 = 3;
 
 /// A refusal as it must look.
 pub(super) struct Refusal {

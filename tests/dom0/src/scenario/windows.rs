@@ -25,7 +25,7 @@ const BITMAP: &str = "/tmp/bitmap";
 pub(super) const LIES: u32 = 256;
 
 /// A guest with the layout of Windows 7 SP1, whose kernel counts its zeroed pages.
-const SEVEN: Plan = Plan {
+pub(super) const SEVEN: Plan = Plan {
     initrd: "windows-7",
     ..Plan::stock("windows", "windows")
 };

@@ -15,7 +15,13 @@ const PARTS: &[&str] = &["xen-fixes", "lacuna"];
 
 /// Patches for the lab alone: ways round mistakes of the emulator, and allocations that fail on purpose (docs/lab.md).
 /// What they add is off in what a real host installs.
-const LAB_ONLY: &[&str] = &["emulated-svm.patch", "emulated-pae.patch", "alloc-failure.patch"];
+const LAB_ONLY: &[&str] = &[
+    "emulated-svm.patch",
+    "emulated-pae.patch",
+    "alloc-failure.patch",
+    "writable-logdirty.patch",
+    "memory-errors.patch",
+];
 
 /// Where those are.
 const LAB_FOLDER: &str = "tests/lab/xen";
