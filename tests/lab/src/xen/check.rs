@@ -159,7 +159,7 @@ fn check_given(context: &Context, sysroot: &Sysroot, given: &Given) -> Result<Ch
     Ok(checked)
 }
 
-/// Applies the patches for `series` one after the other to a copy of the tree at `root`.
+/// Applies the patches for `series`, the lab's own as well, one after the other to a copy of the tree at `root`.
 pub(crate) fn check(
     context: &Context,
     sysroot: &Sysroot,
@@ -170,7 +170,9 @@ pub(crate) fn check(
     let staged = Staged::directory(context.cached("xen/check"))?;
     copy_source(root, &staged.path, |_| true)?;
     let mut reports = Vec::new();
-    for patch in patches::product(&context.repository, series)? {
+    let mut patches = patches::product(&context.repository, series)?;
+    patches.extend(patches::lab_only(&context.repository, series)?);
+    for patch in patches {
         reports.push(try_patch(sysroot, &staged.path, &patch)?);
     }
     remove(&staged.path)?;
