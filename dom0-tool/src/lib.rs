@@ -2,7 +2,7 @@
 //!
 //! * [`linux`] identifies a Linux kernel and makes its profile;
 //! * [`windows`] reads what there is to know about a Windows kernel;
-//! * [`dump`] is guest memory in a file, [`memory`] is where guest memory comes from, [`xen`] the hypervisor;
+//! * [`source`] is a guest's memory, of a live domain or in a file; [`xen`] is the hypervisor;
 //! * [`migration`] is what this tool and a migrating toolstack leave for each other;
 //! * [`cli`] and [`commands`] are the command line, [`daemon`] is `lacunad`, [`policy`] what it gives back; [`report`] is how failures look.
 //!
@@ -11,11 +11,10 @@
 pub mod cli;
 pub mod commands;
 pub mod daemon;
-pub mod dump;
 pub mod linux;
-pub mod memory;
 pub mod migration;
 pub mod policy;
 pub mod report;
+pub mod source;
 pub mod windows;
 pub mod xen;

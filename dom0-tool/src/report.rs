@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use crate::dump::DumpError;
 use crate::linux::contents::ContentsError;
 use crate::linux::identify::IdentifyError;
 use crate::linux::layout::LayoutError;
@@ -11,6 +10,7 @@ use crate::linux::stub::StubError;
 use crate::linux::stub::compile::CompileError;
 use crate::linux::stub::headers::HeadersError;
 use crate::linux::stub::run::RunError;
+use crate::source::dump::DumpError;
 use crate::windows::facts::FactsError;
 use crate::windows::locate::LocateError;
 use crate::windows::pdb::PdbError;

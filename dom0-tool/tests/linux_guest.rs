@@ -6,7 +6,6 @@ mod fake_kernel;
 use std::sync::atomic::AtomicU64;
 
 use fake_kernel::{DIRECT, FakeKernel, IMAGE, IMAGE_AT, NOTE, PROCESS_TOP, RELEASE, VMEMMAP, at};
-use lacuna::dump::Cpu;
 use lacuna::linux::contents::ContentsError;
 use lacuna::linux::facts::FactError;
 use lacuna::linux::identify::{Identified, IdentifyError, Rejection, identify, identify_live};
@@ -15,6 +14,7 @@ use lacuna::linux::layout::Layout;
 use lacuna::linux::memory_model::MemoryModelError;
 use lacuna::linux::profile::{BuildError, Built, Sources, build};
 use lacuna::linux::vmcoreinfo::Kind;
+use lacuna::source::Cpu;
 use lacuna_core::{Bitmap, Contents, FreeCheck, Gfn, MemoryMap, Scanner, VcpuRegisters};
 use proptest::prelude::*;
 

@@ -8,17 +8,18 @@ use lacuna_core::VcpuRegisters;
 use super::Out;
 use super::progress;
 use crate::cli::{DumpSource, LayoutSource, SourceChoice};
-use crate::dump::{Cpu, Dump};
 use crate::linux::identify::{Identified, IdentifyError, architecture, identify};
 use crate::linux::layout::Layout;
 use crate::linux::packages::{HeaderCache, KernelName};
 use crate::linux::stub::headers::HeaderTree;
 use crate::linux::stub::{StubOptions, layout_from_headers};
-use crate::memory::GuestSource;
 use crate::report::{Cause, Class, Failure};
+use crate::source::Cpu;
+use crate::source::GuestSource;
+use crate::source::dump::Dump;
+use crate::source::live::DomainMemory;
 use crate::xen::domain::{Domain, find};
 use crate::xen::engine::Engine;
-use crate::xen::foreign::DomainMemory;
 use crate::xen::privcmd::{DomainInfo, Privcmd};
 
 /// A live domain, ready for hypercalls.

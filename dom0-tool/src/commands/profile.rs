@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use super::guest::{cpus_of, from_headers, identify_kernel, open_domain, open_dump, wanted_layout};
 use super::{Out, identify, pages};
 use crate::cli::{LayoutSource, ProfileBuild, ProfileShow, SourceChoice};
-use crate::dump::Cpu;
 use crate::linux::facts::{Facts, describe};
 use crate::linux::identify::{Identified, architecture, paging_name};
 use crate::linux::layout::Layout;
 use crate::linux::profile::{Built, Sources, build as build_profile};
 use crate::report::{Class, Failure, hexadecimal};
+use crate::source::Cpu;
 
 /// `lacuna profile build`.
 pub(super) fn build(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {

@@ -17,8 +17,8 @@ use crate::cli::Scan;
 use crate::linux::contents::look_for_poison;
 use crate::linux::identify::{architecture, paging_name};
 use crate::linux::profile::{BuildError, Built};
-use crate::memory::GuestSource;
 use crate::report::{Cause, Class, Failure};
+use crate::source::GuestSource;
 use crate::xen::engine::Scanned;
 
 /// Descriptors looked at between two signs of life.

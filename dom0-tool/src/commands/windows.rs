@@ -13,15 +13,16 @@ use super::guest::{Live, open_domain, open_dump};
 use super::symbols::{find, read_pdb};
 use super::{Out, pages, progress};
 use crate::cli::{Identify, LayoutSource, ProfileBuild, Scan, SymbolSource};
-use crate::dump::{Cpu, Dump};
-use crate::memory::GuestSource;
 use crate::report::{Class, Failure};
+use crate::source::Cpu;
+use crate::source::GuestSource;
+use crate::source::dump::Dump;
+use crate::source::live::DomainMemory;
 use crate::windows::facts::KernelFacts;
 use crate::windows::locate::{self, Candidate, LocateError, Located};
 use crate::windows::pdb::PdbFacts;
 use crate::windows::profile::{self, Built};
 use crate::windows::shadowed;
-use crate::xen::foreign::DomainMemory;
 
 /// How long a moment is waited for in which a virtual CPU is in the kernel, where all are in programs on page tables
 /// without it. A program that never waits is interrupted at least 64 times a second (Windows' clock).

@@ -7,7 +7,7 @@ use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, area, mapped, notes};
 use super::kallsyms::{self, KallsymsError, Symbols};
 use super::kernel_view::{AddressSpace, KernelView};
 use super::vmcoreinfo::{Kind, VmcoreInfo};
-use crate::dump::Cpu;
+use crate::source::Cpu;
 
 /// How far from `_stext` the system call's entry may be. Debian's text has 14 to 20 MiB.
 const TEXT_BYTES: u64 = 64 << 20;

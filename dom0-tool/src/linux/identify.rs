@@ -17,8 +17,8 @@ use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, mapped, notes};
 use super::kallsyms::{KallsymsError, Symbols};
 use super::kernel_view::{AddressSpace, ViewError};
 use super::vmcoreinfo::{VmcoreInfo, VmcoreInfoError};
-use crate::dump::Cpu;
-use crate::memory::GuestSource;
+use crate::source::Cpu;
+use crate::source::GuestSource;
 
 /// Most allegations looked into, each of which can cost the reading of a symbol table. A guest can make as many as it
 /// has pages; an ordinary one has one, and one more for each kernel before a kexec.

@@ -23,7 +23,7 @@ use super::memory_model::{MemoryModel, MemoryModelError, find_memory_map};
 use super::system_map::{self, SystemMapError};
 use super::vmcoreinfo::VmcoreInfoError;
 use super::zones::{Zone, ZonesError, find_zones, last_frame};
-use crate::dump::Cpu;
+use crate::source::Cpu;
 
 /// Accessed and dirty, which the processor sets by itself.
 const ACCESSED_DIRTY: u64 = 0x60;

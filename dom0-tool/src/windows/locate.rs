@@ -17,8 +17,8 @@ use super::pe::{ImageSource, Machine, PeImage};
 use super::space::{LoadedImage, Space};
 use super::symbol_key::SymbolKey;
 use super::tables::{self, Reached};
-use crate::dump::Cpu;
-use crate::memory::GuestSource;
+use crate::source::Cpu;
+use crate::source::GuestSource;
 
 /// How far below an address of the kernel its image may begin. Windows 11's has 17 MiB.
 const MAX_IMAGE: u64 = 64 << 20;

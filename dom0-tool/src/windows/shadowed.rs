@@ -9,7 +9,7 @@ use lacuna_core::{GuestMemory, GuestPhys};
 
 use super::locate::{possible_levels, table_of};
 use super::space::Space;
-use crate::dump::Cpu;
+use crate::source::Cpu;
 
 /// `KUSER_SHARED_DATA` (`ntddk.h`) as every program sees it, since Windows NT.
 const SHARED_DATA: u64 = 0x7ffe_0000;

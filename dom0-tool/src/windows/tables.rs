@@ -12,7 +12,7 @@ use lacuna_core::{Gfn, GuestPhys, PAGE_SIZE, PagingLevels};
 
 use super::pe::{FileImage, FileLayout, PeImage};
 use super::space::Space;
-use crate::memory::GuestSource;
+use crate::source::GuestSource;
 
 /// Most pages followed. A Windows guest has some 200 drivers and some 3,000 libraries loaded.
 const MAX_IMAGES: usize = 65_536;

@@ -1,4 +1,4 @@
-//! The hypervisor: hypercalls, foreign memory, and domain names.
+//! The hypervisor: hypercalls and domain names.
 //!
 //! Everything unsafe is in [`privcmd`].
 
@@ -6,7 +6,6 @@ pub mod answer;
 pub mod domain;
 pub mod domain_info;
 pub mod engine;
-pub mod foreign;
 pub mod privcmd;
 pub mod provoke;
 pub mod sharing;

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use lacuna::dump::{Dump, Format};
+use lacuna::source::dump::{Dump, Format};
 use lacuna_windows_fixtures::crash::{bitmap_64, full_32, full_64};
 use lacuna_windows_fixtures::guest::{Guest, Made, Paging};
 use lacuna_windows_fixtures::layouts::layouts;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use lacuna::dump::Cpu;
+use lacuna::source::Cpu;
 use lacuna::linux::btf::Btf;
 use lacuna::linux::identify::identify_live;
 use lacuna::linux::profile::{Sources, build};

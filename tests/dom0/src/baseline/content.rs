@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use lacuna::memory::GuestSource;
+use lacuna::source::GuestSource;
 use lacuna::xen::sharing::{Merged, Nominated};
 use lacuna_core::{Gfn, PAGE_SIZE};
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lacuna::memory::GuestSource;
+use lacuna::source::GuestSource;
 use lacuna::xen::sharing::{Merged, Nominated};
 use lacuna_core::{Gfn, GuestMemory};
 

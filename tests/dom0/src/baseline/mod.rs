@@ -25,9 +25,9 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use lacuna::memory::GuestSource;
+use lacuna::source::GuestSource;
 use lacuna::xen::engine::Engine;
-use lacuna::xen::foreign::DomainMemory;
+use lacuna::source::live::DomainMemory;
 use lacuna::xen::privcmd::{DomainId, Privcmd};
 use lacuna::xen::sharing::{Nominated, Sharing};
 use lacuna_core::{Bitmap, FrameCopies, Gfn, Profile, Seed, scan_offline};

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::DumpError;
-use super::cpu::Cpu;
+use crate::source::Cpu;
 
 /// Most virtual CPUs accepted from a file.
 pub const MAX_CPUS: usize = 4096;

@@ -4,10 +4,10 @@
 //! hold this reader against `kdmp-parser`. That crate itself keeps an entry for every page and follows the guest's lists of
 //! modules, both without a bound that the file does not set.
 
-use super::cpu::Cpu;
 use super::extents::Extent;
 use super::file::MappedFile;
 use super::{DumpError, Parts};
+use crate::source::Cpu;
 
 const PAGE: u64 = 4096;
 /// `PAGEDU64` and `PAGEDUMP`.

@@ -1,4 +1,10 @@
-//! Where guest memory comes from: a live domain (`xen::foreign`) or a file (`dump`).
+//! Where guest memory comes from: a live domain ([`live`]) or a file ([`dump`]), and what is known of its virtual CPUs.
+
+mod cpu;
+pub mod dump;
+pub mod live;
+
+pub use cpu::Cpu;
 
 use lacuna_core::{Gfn, GuestMemory};
 

@@ -1,7 +1,7 @@
 //! ELF notes, and the two that hold registers.
 
-use super::cpu::Cpu;
 use super::elf::Fields;
+use crate::source::Cpu;
 
 /// `NT_PRSTATUS` (`include/uapi/linux/elf.h`).
 pub(super) const NT_PRSTATUS: u32 = 1;

@@ -7,11 +7,11 @@
 
 use lacuna_core::PAGE_SIZE;
 
-use super::cpu::Cpu;
 use super::elf::{Elf, Fields, impossible};
 use super::extents::Extent;
 use super::file::MappedFile;
 use super::{DumpError, Parts};
+use crate::source::Cpu;
 
 /// A page that is not there (`XC_CORE_INVALID_PFN`).
 const INVALID_PFN: u64 = u64::MAX;

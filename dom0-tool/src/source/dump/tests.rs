@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use cores::{elf, note, qemu_note, xen};
 
-#[path = "../../tests/made/cores.rs"]
+#[path = "../../../tests/made/cores.rs"]
 mod cores;
 
 /// A file with `bytes`.

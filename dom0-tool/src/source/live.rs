@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use lacuna_core::{Gfn, GuestMemory, GuestPhys, PAGE_SIZE, ReadError};
 
-use super::privcmd::{DomainId, ForeignFrames, Privcmd, PrivcmdError};
-use crate::memory::GuestSource;
+use crate::source::GuestSource;
+use crate::xen::privcmd::{DomainId, ForeignFrames, Privcmd, PrivcmdError};
 
 /// Frames to a window that serves scattered reads: page tables and kernel data lie close together.
 const WINDOW: u64 = 16;

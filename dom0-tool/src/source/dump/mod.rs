@@ -8,7 +8,6 @@
 //! [`Dump`] is [`GuestMemory`] and [`GuestSource`]; [`Dump::cpus`] holds what the file says of the virtual CPUs, which
 //! [`Dump::add_registers`] and [`Dump::override_registers`] complete.
 
-mod cpu;
 mod crash;
 mod elf;
 mod extents;
@@ -23,11 +22,10 @@ use std::path::{Path, PathBuf};
 use lacuna_core::{Gfn, GuestMemory, GuestPhys, PAGE_SIZE, ReadError};
 use thiserror::Error;
 
-pub use cpu::Cpu;
 pub use extents::Extent;
 pub use registers::{MAX_CPUS, parse_registers};
 
-use crate::memory::GuestSource;
+use crate::source::{Cpu, GuestSource};
 use extents::Extents;
 use file::MappedFile;
 
