@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lacuna_core::abi::GROUP_NAME_MAX;
 
-use crate::linux::layout::DEFAULT_FOLDER;
-use crate::linux::packages::DEFAULT_CACHE;
-use crate::linux::stub::toolchain::Compiler;
+use crate::os::linux::layout::DEFAULT_FOLDER;
+use crate::os::linux::packages::DEFAULT_CACHE;
+use crate::os::linux::stub::toolchain::Compiler;
 
 /// Lets Xen see which pages of a guest are free, and gives them back to the host.
 #[derive(Debug, Parser)]

@@ -2,20 +2,20 @@
 
 use std::fmt;
 
-use crate::linux::contents::ContentsError;
-use crate::linux::identify::IdentifyError;
-use crate::linux::layout::LayoutError;
-use crate::linux::profile::BuildError;
-use crate::linux::stub::StubError;
-use crate::linux::stub::compile::CompileError;
-use crate::linux::stub::headers::HeadersError;
-use crate::linux::stub::run::RunError;
+use crate::os::linux::contents::ContentsError;
+use crate::os::linux::identify::IdentifyError;
+use crate::os::linux::layout::LayoutError;
+use crate::os::linux::profile::BuildError;
+use crate::os::linux::stub::StubError;
+use crate::os::linux::stub::compile::CompileError;
+use crate::os::linux::stub::headers::HeadersError;
+use crate::os::linux::stub::run::RunError;
+use crate::os::windows::facts::FactsError;
+use crate::os::windows::locate::LocateError;
+use crate::os::windows::pdb::PdbError;
+use crate::os::windows::pe::PeError;
+use crate::os::windows::profile::ProfileError;
 use crate::source::dump::DumpError;
-use crate::windows::facts::FactsError;
-use crate::windows::locate::LocateError;
-use crate::windows::pdb::PdbError;
-use crate::windows::pe::PeError;
-use crate::windows::profile::ProfileError;
 use crate::xen::answer::explain_status;
 use crate::xen::domain::DomainError;
 use crate::xen::engine::EngineError;

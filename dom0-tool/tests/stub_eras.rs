@@ -6,13 +6,13 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use lacuna::linux::layout::Layout;
-use lacuna::linux::stub::compile::CompileError;
-use lacuna::linux::stub::headers::HeadersError;
-use lacuna::linux::stub::learn::LearnError;
-use lacuna::linux::stub::run::RunError;
-use lacuna::linux::stub::toolchain::Compiler;
-use lacuna::linux::stub::{StubError, StubOptions, layout_from_headers};
+use lacuna::os::linux::layout::Layout;
+use lacuna::os::linux::stub::compile::CompileError;
+use lacuna::os::linux::stub::headers::HeadersError;
+use lacuna::os::linux::stub::learn::LearnError;
+use lacuna::os::linux::stub::run::RunError;
+use lacuna::os::linux::stub::toolchain::Compiler;
+use lacuna::os::linux::stub::{StubError, StubOptions, layout_from_headers};
 use lacuna_core::{Blocks, Field, Order, Predicate};
 use tempfile::TempDir;
 

@@ -8,10 +8,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lacuna::linux::layout::Layout;
-use lacuna::linux::stub::headers::HeadersError;
-use lacuna::linux::stub::toolchain::Compiler;
-use lacuna::linux::stub::{StubError, StubOptions, layout_from_headers};
+use lacuna::os::linux::layout::Layout;
+use lacuna::os::linux::stub::headers::HeadersError;
+use lacuna::os::linux::stub::toolchain::Compiler;
+use lacuna::os::linux::stub::{StubError, StubOptions, layout_from_headers};
 use lacuna_core::Field;
 use tempfile::TempDir;
 

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::guest::{cpus_of, identify_kernel, open_domain, open_dump};
 use super::{Out, progress};
 use crate::cli::ProfileFetch;
-use crate::linux::identify::{Identified, architecture};
-use crate::linux::packages::{Archive, FetchError, HeaderCache, KernelName, advice::what_to_fetch};
+use crate::os::linux::identify::{Identified, architecture};
+use crate::os::linux::packages::{Archive, FetchError, HeaderCache, KernelName, advice::what_to_fetch};
 use crate::report::{Cause, Class, Failure};
 
 pub(super) fn run(arguments: &ProfileFetch, out: Out) -> Result<Value, Failure> {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::Out;
 use super::guest::{cpus_of, identify_kernel, open_domain, open_dump};
 use crate::cli::Identify;
-use crate::linux::identify::{Identified, architecture, paging_name};
+use crate::os::linux::identify::{Identified, architecture, paging_name};
 use crate::report::Failure;
 
 pub(super) fn run(arguments: &Identify, out: Out) -> Result<Value, Failure> {

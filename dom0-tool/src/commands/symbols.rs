@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use super::Out;
 use super::progress;
 use crate::cli::{ProfileExport, ProfileImport, SymbolSource, SymbolsFetch};
+use crate::os::windows::facts::KernelFacts;
+use crate::os::windows::pdb::container::Container;
+use crate::os::windows::pdb::{self, PdbFacts};
+use crate::os::windows::pe;
+use crate::os::windows::store::path::{SymbolPath, VARIABLE};
+use crate::os::windows::store::{Finder, Hit, Limits, Miss};
+use crate::os::windows::symbol_key::{PdbName, SymbolKey};
 use crate::report::{Class, Failure};
-use crate::windows::facts::KernelFacts;
-use crate::windows::pdb::container::Container;
-use crate::windows::pdb::{self, PdbFacts};
-use crate::windows::pe;
-use crate::windows::store::path::{SymbolPath, VARIABLE};
-use crate::windows::store::{Finder, Hit, Limits, Miss};
-use crate::windows::symbol_key::{PdbName, SymbolKey};
 
 /// Largest executable read. Kernels have 2 to 20 MiB.
 const MAX_EXECUTABLE: u64 = 256 << 20;
@@ -175,7 +175,7 @@ fn not_found(key: &SymbolKey, path: &SymbolPath, cache: &Path, misses: &[Miss]) 
     let server = path
         .servers()
         .next()
-        .unwrap_or(crate::windows::store::path::PUBLIC_SERVER);
+        .unwrap_or(crate::os::windows::store::path::PUBLIC_SERVER);
     let place = path.first_store().unwrap_or(cache).join(key.path());
     Failure::new(
         Class::NotFound,

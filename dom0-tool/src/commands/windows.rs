@@ -13,16 +13,16 @@ use super::guest::{Live, open_domain, open_dump};
 use super::symbols::{find, read_pdb};
 use super::{Out, pages, progress};
 use crate::cli::{Identify, LayoutSource, ProfileBuild, Scan, SymbolSource};
+use crate::os::windows::facts::KernelFacts;
+use crate::os::windows::locate::{self, Candidate, LocateError, Located};
+use crate::os::windows::pdb::PdbFacts;
+use crate::os::windows::profile::{self, Built};
+use crate::os::windows::shadowed;
 use crate::report::{Class, Failure};
 use crate::source::Cpu;
 use crate::source::GuestSource;
 use crate::source::dump::Dump;
 use crate::source::live::DomainMemory;
-use crate::windows::facts::KernelFacts;
-use crate::windows::locate::{self, Candidate, LocateError, Located};
-use crate::windows::pdb::PdbFacts;
-use crate::windows::profile::{self, Built};
-use crate::windows::shadowed;
 
 /// How long a moment is waited for in which a virtual CPU is in the kernel, where all are in programs on page tables
 /// without it. A program that never waits is interrupted at least 64 times a second (Windows' clock).
@@ -292,8 +292,8 @@ fn show(kernel: &Located, out: Out) {
 
 fn to_json(kernel: &Located) -> Value {
     let guid = match kernel.key.signature {
-        crate::windows::symbol_key::Signature::Guid(guid) => Some(guid.to_string()),
-        crate::windows::symbol_key::Signature::TimeStamp(_) => None,
+        crate::os::windows::symbol_key::Signature::Guid(guid) => Some(guid.to_string()),
+        crate::os::windows::symbol_key::Signature::TimeStamp(_) => None,
     };
     json!({
         "os": "windows",

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
-use crate::linux::layout::DEFAULT_FOLDER;
+use crate::os::linux::layout::DEFAULT_FOLDER;
 
 /// Where the file is unless the command line says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/lacuna/lacunad.toml";

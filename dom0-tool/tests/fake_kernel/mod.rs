@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use lacuna::linux::layout::{FORMAT, Known, Layout, Proof};
+use lacuna::os::linux::layout::{FORMAT, Known, Layout, Proof};
 use lacuna::source::GuestSource;
 use lacuna_core::{
     Blocks, BytesRule, Field, FreeRule, Gfn, GuestMemory, GuestPhys, Order, PAGE_SIZE, Predicate, ReadError,

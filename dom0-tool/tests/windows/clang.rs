@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use lacuna::windows::pdb;
-use lacuna::windows::pdb::types::find;
+use lacuna::os::windows::pdb;
+use lacuna::os::windows::pdb::types::find;
 use lacuna_windows_fixtures::layouts::{Bits, Layout, layouts};
 
 use crate::command::inspect_file;

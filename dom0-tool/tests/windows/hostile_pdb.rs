@@ -2,8 +2,8 @@
 
 use std::io::Cursor;
 
-use lacuna::windows::pdb::types::TypeError;
-use lacuna::windows::pdb::{self, PdbError};
+use lacuna::os::windows::pdb::types::TypeError;
+use lacuna::os::windows::pdb::{self, PdbError};
 use lacuna_windows_fixtures::layouts::layouts;
 use lacuna_windows_fixtures::msf::container;
 use lacuna_windows_fixtures::pdb::Pdb;

@@ -1,8 +1,8 @@
 //! The layouts of 48 kernels, and the keys of 1,894.
 
-use lacuna::windows::pdb::types::find;
-use lacuna::windows::pdb::{self, PdbFacts};
-use lacuna::windows::symbol_key::{Guid, PdbName, Signature, SymbolKey};
+use lacuna::os::windows::pdb::types::find;
+use lacuna::os::windows::pdb::{self, PdbFacts};
+use lacuna::os::windows::symbol_key::{Guid, PdbName, Signature, SymbolKey};
 use lacuna_windows_fixtures::layouts::{Bits, LISTS, Layout, kernels, layouts};
 use lacuna_windows_fixtures::pdb::{Pdb, PdbSection};
 use lacuna_windows_fixtures::pe::{AMD64, I386};

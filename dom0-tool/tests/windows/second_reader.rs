@@ -99,8 +99,8 @@ fn microsofts_reader_sees_the_same_in_every_layout() {
         for old in [false, true] {
             let bytes = pdb_of(&layout, old).to_bytes();
             let (size, location) = by_ms_pdb(&bytes);
-            let facts = lacuna::windows::pdb::read(std::io::Cursor::new(bytes)).unwrap();
-            let ours = lacuna::windows::pdb::types::find(&facts.fields, "PageLocation")
+            let facts = lacuna::os::windows::pdb::read(std::io::Cursor::new(bytes)).unwrap();
+            let ours = lacuna::os::windows::pdb::types::find(&facts.fields, "PageLocation")
                 .unwrap()
                 .unwrap();
             assert_eq!(facts.mmpfn_size, Some(size), "{}", layout.profile);

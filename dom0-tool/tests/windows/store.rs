@@ -5,9 +5,9 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lacuna::windows::store::path::SymbolPath;
-use lacuna::windows::store::{Finder, Hit, Limits, Miss};
-use lacuna::windows::symbol_key::{Guid, PdbName, Signature, SymbolKey};
+use lacuna::os::windows::store::path::SymbolPath;
+use lacuna::os::windows::store::{Finder, Hit, Limits, Miss};
+use lacuna::os::windows::symbol_key::{Guid, PdbName, Signature, SymbolKey};
 use lacuna_windows_fixtures::pdb::Pdb;
 use lacuna_windows_fixtures::pe::{AMD64, Pe, Record};
 

@@ -20,13 +20,13 @@ fn executable() -> Pe {
 
 /// Any bytes as an executable, and patched into one that is well-formed: offset and value, three bytes at a time.
 pub(crate) fn pe(bytes: &[u8]) -> bool {
-    let whole = lacuna::windows::pe::read_file(bytes).is_ok();
+    let whole = lacuna::os::windows::pe::read_file(bytes).is_ok();
     let mut image = executable().mapped();
     for patch in bytes.chunks_exact(3).take(64) {
         let at = usize::from(u16::from_le_bytes([patch[0], patch[1]])) % image.len();
         image[at] = patch[2];
     }
-    lacuna::windows::pe::read_file(&image).is_ok() || whole
+    lacuna::os::windows::pe::read_file(&image).is_ok() || whole
 }
 
 /// The executable as a file and as it lies in memory, and a patch that changes nothing.
@@ -37,7 +37,7 @@ pub(crate) fn pe_seeds() -> Vec<Vec<u8>> {
 /// Any bytes as a PDB, and, after a first byte that chooses one, as a stream of a PDB that is well-formed: the
 /// container's own checks stop most of what a fuzzer makes up.
 pub(crate) fn pdb(bytes: &[u8]) -> bool {
-    let whole = lacuna::windows::pdb::read(Cursor::new(bytes)).is_ok();
+    let whole = lacuna::os::windows::pdb::read(Cursor::new(bytes)).is_ok();
     let Some((which, bytes)) = bytes.split_first() else {
         return whole;
     };
@@ -53,7 +53,7 @@ pub(crate) fn pdb(bytes: &[u8]) -> bool {
             content[12..16].copy_from_slice(&most.to_le_bytes());
         }
     }
-    lacuna::windows::pdb::read(Cursor::new(container(512, &streams))).is_ok() || whole
+    lacuna::os::windows::pdb::read(Cursor::new(container(512, &streams))).is_ok() || whole
 }
 
 /// Number of the stream of types, and the bytes of its header.

@@ -9,7 +9,7 @@ use crate::key::KeyBuilder;
 use crate::process::run_logged;
 use crate::sysroot::Sysroot;
 
-/// Where `lacuna` looks for layouts by itself (`DEFAULT_FOLDER` in its `linux/layout.rs`).
+/// Where `lacuna` looks for layouts by itself (`DEFAULT_FOLDER` in its `os/linux/layout.rs`).
 const FOLDER: &str = "var/lib/lacuna/layouts";
 
 /// Has `lacuna` make the layout of the kernel `release` from its `headers`, and returns where `lacuna` in dom0 looks for it, and the file.

@@ -269,7 +269,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-#[path = "../../tests/made/btf.rs"]
+#[path = "../../../tests/made/btf.rs"]
 mod made;
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use pdb2::{FallibleIterator, PDB, SymbolData};
 
 use super::PdbError;
 use super::addresses::AddressMap;
-use crate::windows::pe::Machine;
+use crate::os::windows::pe::Machine;
 
 /// Names looked for. The first three lead to the page-frame database, directly and by the debugger's block; the others
 /// check it, tell what state memory management is in, or identify the kernel.

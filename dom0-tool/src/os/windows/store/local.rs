@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::windows::symbol_key::SymbolKey;
+use crate::os::windows::symbol_key::SymbolKey;
 
 /// The file that says that a store has three tiers: folders by the first two letters above those by name.
 pub(super) const INDEX: &str = "index2.txt";

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::linux::config::{Config, ConfigError};
+use crate::os::linux::config::{Config, ConfigError};
 
 /// Why a folder is not a usable header tree.
 #[derive(Debug, Error)]

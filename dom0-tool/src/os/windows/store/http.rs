@@ -38,7 +38,7 @@ impl Default for Limits {
             silence: Duration::from_secs(30),
             total: Duration::from_secs(1800),
             // What the reader of PDBs accepts.
-            bytes: crate::windows::pdb::container::MAX_FILE,
+            bytes: crate::os::windows::pdb::container::MAX_FILE,
             tries: 3,
             pause: Duration::from_secs(1),
             redirections: 5,

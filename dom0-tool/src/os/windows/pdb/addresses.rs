@@ -5,7 +5,7 @@ use std::io::{Read, Seek};
 
 use super::container::{Container, u32_at};
 use super::{DEBUG_STREAM, PdbError};
-use crate::windows::pe::Machine;
+use crate::os::windows::pe::Machine;
 
 /// Bytes of the debug stream's header (`microsoft-pdb`, `PDB/dbi/dbi.h`, `NewDBIHdr`).
 const HEADER: usize = 64;

@@ -3,7 +3,7 @@
 use std::io::{Read, Seek, Write};
 use std::panic::AssertUnwindSafe;
 
-use crate::windows::contained::contained;
+use crate::os::windows::contained::contained;
 
 /// Unpacks the one file of the cabinet `packed`, or the one called `name`, into `into`; at most `most` bytes.
 ///
