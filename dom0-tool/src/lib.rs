@@ -2,17 +2,17 @@
 //!
 //! * [`os`] identifies a guest's kernel and makes its profile;
 //! * [`source`] is a guest's memory, of a live domain or in a file; [`xen`] is the hypervisor;
-//! * [`migration`] is what this tool and a migrating toolstack leave for each other;
-//! * [`cli`] and [`commands`] are the command line, [`daemon`] is `lacunad`, [`policy`] what it gives back; [`report`] is how failures look.
+//! * [`ops`] is what can be done with guests: functions with options and a report;
+//! * [`policy`] says what to give back, [`daemon`] is `lacunad`, [`commands`] the command line;
+//! * [`failure`] is how an operation fails, for any caller.
 //!
 //! Whatever comes out of a guest is hostile input: parsers are bounded, and nothing is believed on one source's word.
 
-pub mod cli;
 pub mod commands;
 pub mod daemon;
-pub mod migration;
+pub mod failure;
+pub mod ops;
 pub mod os;
 pub mod policy;
-pub mod report;
 pub mod source;
 pub mod xen;

@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    ExitCode::from(lacuna::commands::run(&lacuna::cli::Cli::parse()))
+    ExitCode::from(lacuna::commands::run(&lacuna::commands::cli::Cli::parse()))
 }

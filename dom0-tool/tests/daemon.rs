@@ -11,7 +11,7 @@ use fake_host::{FakeGuest, FakeHost};
 use lacuna::daemon::config::Config;
 use lacuna::daemon::metrics::{Snapshot, definitions};
 use lacuna::daemon::supervisor::Supervisor;
-use lacuna::report::Cause;
+use lacuna::failure::Cause;
 use lacuna_core::abi::State;
 
 /// A configuration, in which everything is given back: simpler to count than what the policy would choose.

@@ -310,7 +310,7 @@ fn a_guest_that_poisons_its_free_pages_is_refused() {
             ),
             "{refused}"
         );
-        assert_eq!(lacuna::report::Failure::from(refused).class.exit_status(), 3);
+        assert_eq!(lacuna::failure::Failure::from(refused).class.exit_status(), 3);
     }
 }
 
@@ -398,7 +398,7 @@ fn poisoned_free_pages_without_a_symbol_for_the_switch_are_refused() {
         matches!(refused, BuildError::Contents(ContentsError::Pattern { .. })),
         "{refused}"
     );
-    assert_eq!(lacuna::report::Failure::from(refused).class.exit_status(), 3);
+    assert_eq!(lacuna::failure::Failure::from(refused).class.exit_status(), 3);
     // A few can be a process' doing, or an old kernel's that did not poison what was free at boot.
     let missing = poison(&mut (1024..1124)).unwrap().unusable.unwrap();
     assert!(missing.contains("poisons"), "{missing}");

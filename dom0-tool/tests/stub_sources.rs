@@ -218,7 +218,7 @@ fn sources_without_configuration_are_refused_with_what_is_wanted() {
         matches!(error, StubError::Headers(HeadersError::NoConfig(_))),
         "{error}"
     );
-    let told = lacuna::report::Failure::from(error).to_string();
+    let told = lacuna::failure::Failure::from(error).to_string();
     assert!(told.contains("--config"), "{told}");
     // Beside the sources it is found by itself.
     sources.put(".config", WIDE);

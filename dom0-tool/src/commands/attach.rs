@@ -6,9 +6,9 @@ use super::guest::{Live, cpus_of, identify_kernel, open_domain};
 use super::paused::PausedGuest;
 use super::scan::{patiently, scanned_json, show_scanned};
 use super::{Out, identify, profile, progress, windows};
-use crate::cli::Attach;
-use crate::migration;
-use crate::report::{Class, Failure};
+use crate::commands::cli::Attach;
+use crate::failure::{Class, Failure};
+use crate::ops::migration;
 use crate::xen::engine::Scanned;
 
 pub(super) fn run(arguments: &Attach, out: Out) -> Result<Value, Failure> {

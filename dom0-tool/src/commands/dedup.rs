@@ -9,8 +9,8 @@ use super::engine::statistics_json;
 use super::guest::{Live, open_domain};
 use super::scan::{patiently, scanned_json};
 use super::{Out, duration, pages, progress};
-use crate::cli::{Dedup, Mode};
-use crate::report::Failure;
+use crate::commands::cli::{Dedup, Mode};
+use crate::failure::Failure;
 use crate::xen::engine::{Contents, Scanned, Shared};
 
 /// Rounds after which `--until-stable` gives up on a guest that never settles.

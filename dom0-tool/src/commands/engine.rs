@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::guest::{Live, open_domain};
 use super::{Out, duration};
-use crate::cli::{Explain, OneDomain};
-use crate::migration::{self, Side};
-use crate::report::Failure;
+use crate::commands::cli::{Explain, OneDomain};
+use crate::failure::Failure;
+use crate::ops::migration::{self, Side};
 use crate::xen::answer::mismatch;
 
 pub(super) fn detach(arguments: &OneDomain, out: Out) -> Result<Value, Failure> {

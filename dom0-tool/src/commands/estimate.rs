@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::guest::{Live, open_domain};
 use super::{Out, pages, profile};
-use crate::cli::{Estimate, Receiver};
-use crate::migration;
-use crate::report::Failure;
+use crate::commands::cli::{Estimate, Receiver};
+use crate::failure::Failure;
+use crate::ops::migration;
 use crate::xen::engine::{EngineError, FrameKind};
 
 /// Bytes of a page's entry in the stream, whether its content follows or not (`xg_sr_stream_format.h`).

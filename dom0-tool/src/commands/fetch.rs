@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::guest::{cpus_of, identify_kernel, open_domain, open_dump};
 use super::{Out, progress};
-use crate::cli::ProfileFetch;
+use crate::commands::cli::ProfileFetch;
+use crate::failure::{Cause, Class, Failure};
 use crate::os::linux::identify::{Identified, architecture};
 use crate::os::linux::packages::{Archive, FetchError, HeaderCache, KernelName, advice::what_to_fetch};
-use crate::report::{Cause, Class, Failure};
 
 pub(super) fn run(arguments: &ProfileFetch, out: Out) -> Result<Value, Failure> {
     let kernel = which_kernel(arguments, out)?;
@@ -49,10 +49,10 @@ pub(super) fn run(arguments: &ProfileFetch, out: Out) -> Result<Value, Failure> 
 fn which_kernel(arguments: &ProfileFetch, out: Out) -> Result<KernelName, Failure> {
     if let Some(release) = &arguments.release {
         let architecture = match arguments.arch {
-            Some(crate::cli::GuestArch::I386) => "i386",
+            Some(crate::commands::cli::GuestArch::I386) => "i386",
             // Debian's names of 32-bit kernels end so.
             None if release.ends_with("-686") || release.ends_with("-686-pae") => "i386",
-            Some(crate::cli::GuestArch::Amd64) | None => "amd64",
+            Some(crate::commands::cli::GuestArch::Amd64) | None => "amd64",
         };
         return KernelName::new(release, architecture)
             .map_err(|error| Failure::plain(Class::NotFound, error));

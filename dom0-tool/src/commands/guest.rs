@@ -7,13 +7,13 @@ use lacuna_core::VcpuRegisters;
 
 use super::Out;
 use super::progress;
-use crate::cli::{DumpSource, LayoutSource, SourceChoice};
+use crate::commands::cli::{DumpSource, LayoutSource, SourceChoice};
+use crate::failure::{Cause, Class, Failure};
 use crate::os::linux::identify::{Identified, IdentifyError, architecture, identify};
 use crate::os::linux::layout::Layout;
 use crate::os::linux::packages::{HeaderCache, KernelName};
 use crate::os::linux::stub::headers::HeaderTree;
 use crate::os::linux::stub::{StubOptions, layout_from_headers};
-use crate::report::{Cause, Class, Failure};
 use crate::source::Cpu;
 use crate::source::GuestSource;
 use crate::source::dump::Dump;

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::Out;
 use super::guest::{cpus_of, identify_kernel, open_domain, open_dump};
-use crate::cli::Identify;
+use crate::commands::cli::Identify;
+use crate::failure::Failure;
 use crate::os::linux::identify::{Identified, architecture, paging_name};
-use crate::report::Failure;
 
 pub(super) fn run(arguments: &Identify, out: Out) -> Result<Value, Failure> {
     let found = match (&arguments.guest.domain, &arguments.guest.dump.dump) {
@@ -21,7 +21,12 @@ pub(super) fn run(arguments: &Identify, out: Out) -> Result<Value, Failure> {
             identify_kernel(&mut memory, &cpus)?
         }
         // The command line's rules leave no other case.
-        _ => return Err(Failure::plain(crate::report::Class::Failed, "no guest was named")),
+        _ => {
+            return Err(Failure::plain(
+                crate::failure::Class::Failed,
+                "no guest was named",
+            ));
+        }
     };
     show(&found, out);
     Ok(to_json(&found))

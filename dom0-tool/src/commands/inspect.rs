@@ -7,13 +7,13 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::Out;
-use crate::cli::Inspect;
+use crate::commands::cli::Inspect;
+use crate::failure::{Class, Failure};
 use crate::os::windows::pdb::container::Container;
 use crate::os::windows::pdb::types::Field;
 use crate::os::windows::pdb::{self, PdbFacts};
 use crate::os::windows::pe::{self, FileLayout, PeImage};
 use crate::os::windows::symbol_key::{PdbName, Signature, SymbolKey};
-use crate::report::{Class, Failure};
 
 /// Largest executable read. Kernels have 2 to 20 MiB.
 const MAX_EXECUTABLE: u64 = 256 << 20;

@@ -1,6 +1,7 @@
 //! What each subcommand does.
 
 pub(crate) mod attach;
+pub mod cli;
 mod dedup;
 mod engine;
 mod estimate;
@@ -22,8 +23,8 @@ use std::path::Path;
 use clap::CommandFactory;
 use serde_json::Value;
 
-use crate::cli::{Cli, Command, ProfileCommand, SymbolsCommand};
-use crate::report::{Class, Failure};
+use crate::commands::cli::{Cli, Command, ProfileCommand, SymbolsCommand};
+use crate::failure::{Class, Failure};
 
 /// Where text goes while a command runs: nowhere with `--json`.
 #[derive(Clone, Copy, Debug)]

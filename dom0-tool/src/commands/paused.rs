@@ -8,7 +8,7 @@ use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::guest::Live;
-use crate::report::Failure;
+use crate::failure::Failure;
 use crate::xen::privcmd::Pause;
 
 /// A guest that this command has paused. It goes on when this value goes away: on success, on failure, and when the

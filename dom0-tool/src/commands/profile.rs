@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use super::guest::{cpus_of, from_headers, identify_kernel, open_domain, open_dump, wanted_layout};
 use super::{Out, identify, pages};
-use crate::cli::{LayoutSource, ProfileBuild, ProfileShow, SourceChoice};
+use crate::commands::cli::{LayoutSource, ProfileBuild, ProfileShow, SourceChoice};
+use crate::failure::{Class, Failure, hexadecimal};
 use crate::os::linux::facts::{Facts, describe};
 use crate::os::linux::identify::{Identified, architecture, paging_name};
 use crate::os::linux::layout::Layout;
 use crate::os::linux::profile::{Built, Sources, build as build_profile};
-use crate::report::{Class, Failure, hexadecimal};
 use crate::source::Cpu;
 
 /// `lacuna profile build`.

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use super::guest::{identify_kernel, open_domain, open_dump};
 use super::paused::PausedGuest;
 use super::{Out, duration, pages, profile, progress};
-use crate::cli::Scan;
+use crate::commands::cli::Scan;
+use crate::failure::{Cause, Class, Failure};
 use crate::os::linux::contents::look_for_poison;
 use crate::os::linux::identify::{architecture, paging_name};
 use crate::os::linux::profile::{BuildError, Built};
-use crate::report::{Cause, Class, Failure};
 use crate::source::GuestSource;
 use crate::xen::engine::Scanned;
 

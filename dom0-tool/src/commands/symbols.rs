@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::Out;
 use super::progress;
-use crate::cli::{ProfileExport, ProfileImport, SymbolSource, SymbolsFetch};
+use crate::commands::cli::{ProfileExport, ProfileImport, SymbolSource, SymbolsFetch};
+use crate::failure::{Class, Failure};
 use crate::os::windows::facts::KernelFacts;
 use crate::os::windows::pdb::container::Container;
 use crate::os::windows::pdb::{self, PdbFacts};
@@ -17,7 +18,6 @@ use crate::os::windows::pe;
 use crate::os::windows::store::path::{SymbolPath, VARIABLE};
 use crate::os::windows::store::{Finder, Hit, Limits, Miss};
 use crate::os::windows::symbol_key::{PdbName, SymbolKey};
-use crate::report::{Class, Failure};
 
 /// Largest executable read. Kernels have 2 to 20 MiB.
 const MAX_EXECUTABLE: u64 = 256 << 20;

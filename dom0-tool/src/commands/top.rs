@@ -8,9 +8,9 @@ use lacuna_core::abi::State;
 use serde_json::{Value, json};
 
 use super::Out;
-use crate::cli::Top;
-use crate::daemon::xen::{Look, Seen, ThisHost, Xen};
-use crate::report::Failure;
+use crate::commands::cli::Top;
+use crate::failure::Failure;
+use crate::ops::host::{Look, Seen, ThisHost, Xen};
 use crate::xen::privcmd::HostMemory;
 
 /// Clears a terminal's screen and goes to its upper left corner (ECMA-48: ED 2, CUP).

@@ -18,7 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::daemon::reserve::Reserve;
 use crate::daemon::supervisor::Supervisor;
 use crate::daemon::watched::Watched;
-use crate::daemon::xen::{Look, Xen};
+use crate::ops::host::{Look, Xen};
 
 /// The media type of what [`Snapshot::text`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

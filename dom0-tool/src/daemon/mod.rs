@@ -1,7 +1,7 @@
 //! `lacunad`: attaches guests, gives their free memory back, and says how that goes, with nobody at the keyboard.
 //!
 //! * [`config`] is its file; [`log`] its events; [`signals`] what ends it or makes it read its file again;
-//! * [`xen`] is all it asks of the host, behind a trait, so that the rest runs in tests without one;
+//! * [`crate::ops::host`] is all it asks of the host, behind a trait, so that the rest runs in tests without one;
 //! * [`supervisor`] decides what to do next; [`watched`] is what it knows of one guest, [`backoff`] when it tries again,
 //!   [`budget`] how much of a CPU it may use, [`pace`] how often contents are looked at;
 //! * [`reserve`] watches the host's memory; [`metrics`] is what it tells, [`server`] who hands that out.
@@ -21,4 +21,3 @@ pub mod server;
 pub mod signals;
 pub mod supervisor;
 pub mod watched;
-pub mod xen;

@@ -16,8 +16,8 @@ use crate::daemon::metrics::Snapshot;
 use crate::daemon::server::{Board, Server};
 use crate::daemon::signals::{Signals, Wake};
 use crate::daemon::supervisor::Supervisor;
-use crate::daemon::xen::{ThisHost, Xen};
-use crate::report::{Class, Failure};
+use crate::failure::{Class, Failure};
+use crate::ops::host::{ThisHost, Xen};
 
 /// Held by the daemon that runs. Two would do no harm, but all work twice.
 const LOCK: &str = "/run/lacuna/lacunad.lock";

@@ -15,9 +15,9 @@ use crate::daemon::config::{Config, Extent, Mode};
 use crate::daemon::pace;
 use crate::daemon::reserve::{Change, Reserve};
 use crate::daemon::watched::{Exclusion, Plan, Watched, Work};
-use crate::daemon::xen::Xen;
+use crate::failure::{Cause, Failure};
+use crate::ops::host::Xen;
 use crate::policy::{Observed, REGION_PAGES, Run};
-use crate::report::{Cause, Failure};
 
 /// Disagreeing scans in a row after which a profile is believed to be wrong, not the guest to be busy.
 const MOST_DISAGREEMENTS: u32 = 3;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::config::{Config, Treatment};
 use crate::daemon::pace::Pace;
-use crate::daemon::xen::Look;
+use crate::failure::{Cause, Failure};
+use crate::ops::host::Look;
 use crate::policy::Policy;
-use crate::report::{Cause, Failure};
 
 /// Where the work on a guest stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

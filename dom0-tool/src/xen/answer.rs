@@ -2,7 +2,7 @@
 
 use lacuna_core::{GuardFailure, Status};
 
-use crate::report::Class;
+use crate::failure::Class;
 
 /// An answer, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use lacuna::daemon::xen::{Look, Seen, Xen};
-use lacuna::report::{Cause, Class, Failure};
+use lacuna::failure::{Cause, Class, Failure};
+use lacuna::ops::host::{Look, Seen, Xen};
 use lacuna::xen::engine::{Contents, Part, Scanned, Shared};
 use lacuna::xen::privcmd::HostMemory;
 use lacuna_core::abi::{State, Statistics};

@@ -14,8 +14,8 @@ use thiserror::Error;
 use super::headers::HeaderTree;
 use super::run::{Operation, RunError, Stub};
 use super::toolchain::Compiler;
+use crate::failure::hexadecimal;
 use crate::os::linux::layout::{FORMAT, Known, Layout, Proof};
-use crate::report::hexadecimal;
 
 /// Descriptors of each of the kinds that the proof tries.
 const PROOF_PER_KIND: usize = 40_000;

@@ -9,11 +9,11 @@ use clap::Parser;
 use lacuna_core::abi::Statistics;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::cli::{Cli, Command};
 use crate::commands::Out;
 use crate::commands::attach::attach;
+use crate::commands::cli::{Cli, Command};
 use crate::commands::guest::Live;
-use crate::report::{Cause, Class, Failure};
+use crate::failure::{Cause, Class, Failure};
 use crate::xen::domain::{Domain, find};
 use crate::xen::engine::{Contents, Engine, EngineError, Part, SCAN_PART, SHARE_PART, Scanned, Shared};
 use crate::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd};
