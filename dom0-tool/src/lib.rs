@@ -11,6 +11,7 @@
 pub mod commands;
 pub mod daemon;
 pub mod failure;
+mod hex;
 pub mod ops;
 pub mod os;
 pub mod policy;

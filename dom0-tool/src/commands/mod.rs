@@ -21,7 +21,7 @@ use std::io::Write;
 use std::path::Path;
 
 use clap::CommandFactory;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::commands::cli::{Cli, Command, ProfileCommand, SymbolsCommand};
 use crate::failure::{Class, Failure};
@@ -61,7 +61,7 @@ pub fn run(cli: &Cli) -> u8 {
             if !cli.json {
                 let _ = writeln!(std::io::stderr().lock(), "lacuna: {failure}");
             }
-            (failure.to_json(), failure.class.exit_status())
+            (failure_json(&failure), failure.class.exit_status())
         }
     };
     if cli.json && !answer.is_null() {
@@ -99,6 +99,16 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         }
         Command::Man { folder } => write_manual(folder),
     }
+}
+
+/// A failure as `--json` prints it.
+fn failure_json(failure: &Failure) -> Value {
+    json!({
+        "error": failure.what,
+        "remedy": failure.remedy,
+        "exit_status": failure.class.exit_status(),
+        "verdict": if failure.class == Class::Refused { "refused" } else { "failed" },
+    })
 }
 
 fn write_manual(folder: &Path) -> Result<Value, Failure> {

@@ -35,7 +35,7 @@ fn file(folder: &Path, handle: &[u8; 16], ending: &str) -> PathBuf {
         if matches!(index, 4 | 6 | 8 | 10) {
             name.push('-');
         }
-        name.push_str(&crate::failure::hexadecimal(&[*byte]));
+        name.push_str(&crate::hex::hexadecimal(&[*byte]));
     }
     folder.join(format!("{name}.{ending}"))
 }

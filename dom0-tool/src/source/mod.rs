@@ -2,6 +2,7 @@
 
 mod cpu;
 pub mod dump;
+mod failures;
 pub mod live;
 
 pub use cpu::Cpu;

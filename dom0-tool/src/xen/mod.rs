@@ -6,6 +6,7 @@ pub mod answer;
 pub mod domain;
 pub mod domain_info;
 pub mod engine;
+mod failures;
 pub mod privcmd;
 pub mod provoke;
 pub mod sharing;

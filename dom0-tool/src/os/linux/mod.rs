@@ -6,6 +6,7 @@ pub mod config;
 mod confirm;
 pub mod contents;
 pub mod facts;
+mod failures;
 mod first_task;
 mod free_lists;
 pub mod identify;

@@ -13,6 +13,7 @@
 
 pub mod contained;
 pub mod facts;
+mod failures;
 pub mod locate;
 pub mod pdb;
 pub mod pe;

@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::headers::HeaderTree;
 use super::run::{Operation, RunError, Stub};
 use super::toolchain::Compiler;
-use crate::failure::hexadecimal;
+use crate::hex::hexadecimal;
 use crate::os::linux::layout::{FORMAT, Known, Layout, Proof};
 
 /// Descriptors of each of the kinds that the proof tries.

@@ -1,0 +1,79 @@
+//! What goes wrong with a Windows guest, its executables and its PDBs, and what to do about it.
+
+use super::facts::FactsError;
+use super::locate::LocateError;
+use super::pdb::PdbError;
+use super::pe::PeError;
+use super::profile::ProfileError;
+use crate::failure::{Class, Failure};
+
+impl From<PdbError> for Failure {
+    fn from(error: PdbError) -> Self {
+        match error {
+            PdbError::Io(_) => Self::plain(Class::Failed, error),
+            _ => Self::new(
+                Class::Refused,
+                error,
+                "fetch the PDB again from a symbol store; nothing of a damaged one is used",
+            ),
+        }
+    }
+}
+
+impl From<LocateError> for Failure {
+    fn from(error: LocateError) -> Self {
+        match error {
+            LocateError::Nothing { .. } => Self::plain(Class::NotFound, error),
+            LocateError::Unconfirmed { .. } => Self::new(
+                Class::Refused,
+                error,
+                "give the registers of a virtual CPU (--registers, or --cr3 with --idt or --lstar), or the right PDB (--pdb)",
+            ),
+            LocateError::Disagree { .. } => Self::new(
+                Class::Refused,
+                error,
+                "the registers are not those of one guest at one moment",
+            ),
+        }
+    }
+}
+
+impl From<ProfileError> for Failure {
+    fn from(error: ProfileError) -> Self {
+        let remedy = match &error {
+            ProfileError::OtherKernel { .. } => {
+                "name the PDB that the kernel's own debug record names (`lacuna identify`)"
+            }
+            ProfileError::Unknown(_) => "is it the PDB of a Windows kernel, with its types?",
+            ProfileError::Unreadable { .. } => "is the dump whole, and of the kernel's own address space?",
+            _ => "the guest's memory does not look as its PDB says",
+        };
+        Self::new(Class::Refused, error, remedy)
+    }
+}
+
+impl From<FactsError> for Failure {
+    fn from(error: FactsError) -> Self {
+        match &error {
+            FactsError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+                Self::plain(Class::NotFound, error)
+            }
+            FactsError::Io { .. } => Self::plain(Class::Failed, error),
+            FactsError::Malformed { .. } => Self::new(
+                Class::Refused,
+                error,
+                "export it again with this version of lacuna",
+            ),
+        }
+    }
+}
+
+impl From<PeError> for Failure {
+    fn from(error: PeError) -> Self {
+        Self::new(
+            Class::Refused,
+            error,
+            "only whole PE images of x86 and x64 can be inspected",
+        )
+    }
+}

@@ -1,0 +1,29 @@
+//! What goes wrong with a dump, and what to do about it.
+
+use super::dump::DumpError;
+use crate::failure::{Class, Failure};
+
+impl From<DumpError> for Failure {
+    fn from(error: DumpError) -> Self {
+        match &error {
+            DumpError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+                Self::plain(Class::NotFound, error)
+            }
+            DumpError::OtherFormat { remedy, .. } => Self::new(Class::Failed, &error, *remedy),
+            DumpError::Registers { .. } => Self::new(
+                Class::Failed,
+                error,
+                "give the text that QEMU's monitor prints for `info registers -a`, or the JSON of docs/profile.md",
+            ),
+            DumpError::Truncated { .. } | DumpError::Impossible { .. } => {
+                Self::new(Class::Failed, error, "take the dump again, or copy it again")
+            }
+            DumpError::CutShort { .. } => Self::new(
+                Class::Refused,
+                error,
+                "take the dump again, of all of memory, or copy it again whole",
+            ),
+            _ => Self::plain(Class::Failed, error),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What goes wrong with the hypervisor, and what to do about it.
+
+use lacuna_core::Status;
+
+use super::answer::explain_status;
+use super::domain::DomainError;
+use super::engine::EngineError;
+use super::privcmd::PrivcmdError;
+use crate::failure::{Cause, Class, Failure};
+
+/// Why the engine refused with `status`.
+fn cause_of(status: Status) -> Cause {
+    match status {
+        Status::NotHap
+        | Status::Passthrough
+        | Status::Altp2m
+        | Status::Nested
+        | Status::LogDirty
+        | Status::MemEvents
+        | Status::PvhDom0
+        | Status::PopulateOnDemand
+        | Status::NoZeroFrames
+        | Status::Blocked => Cause::Blocked,
+        Status::Dying => Cause::Gone,
+        Status::CountsDisagree => Cause::CountsDisagree,
+        Status::KernelChanged | Status::NoVcpuOnline | Status::Ended | Status::CountersUnreadable => {
+            Cause::Contradiction
+        }
+        _ => Cause::Other,
+    }
+}
+
+impl From<PrivcmdError> for Failure {
+    fn from(error: PrivcmdError) -> Self {
+        let remedy = match (&error, error.errno()) {
+            (PrivcmdError::Open { .. }, Some(libc::ENOENT)) => {
+                "this needs a Xen Dom0: load the module xen_privcmd, or boot under Xen"
+            }
+            (_, Some(libc::EPERM | libc::EACCES)) => "run it as root in Dom0; with XSM, check the policy",
+            _ => "see `xl dmesg` for what the hypervisor has to say",
+        };
+        Self::new(Class::Failed, error, remedy)
+    }
+}
+
+impl From<DomainError> for Failure {
+    fn from(error: DomainError) -> Self {
+        match error {
+            DomainError::NotFound(_) => {
+                Self::new(Class::NotFound, error, "`xl list` shows the domains there are")
+                    .because(Cause::Gone)
+            }
+            DomainError::Ambiguous { .. } => Self::new(Class::Failed, error, "name the domain by its number"),
+            DomainError::Xenstore(_) => Self::new(
+                Class::Failed,
+                error,
+                "is xenstored running? A domain can also be named by its number",
+            ),
+            DomainError::Privcmd(error) => error.into(),
+        }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        match &error {
+            EngineError::Refused { status, values } => {
+                let answer = explain_status(*status, values);
+                Self {
+                    class: answer.class,
+                    what: answer.what,
+                    remedy: Some(answer.remedy),
+                    cause: cause_of(*status),
+                }
+            }
+            EngineError::NotThere => Self::new(
+                Class::Failed,
+                error,
+                "boot the Xen with Lacuna's patches, built with CONFIG_LACUNA=y (docs/install.md)",
+            ),
+            EngineError::UnknownStatus { .. } | EngineError::OtherVersion { .. } => Self::new(
+                Class::Failed,
+                error,
+                "install the `lacuna` that was built together with this hypervisor",
+            ),
+            EngineError::NotHvm { .. } | EngineError::Myself { .. } => Self::new(
+                Class::Refused,
+                error,
+                "only HVM and PVH guests other than this domain can be worked on",
+            )
+            .because(Cause::NotHvm),
+            EngineError::Forbidden { .. } => Self::new(
+                Class::Failed,
+                error,
+                "allow the domctl to this domain in the FLASK policy, or use Dom0",
+            ),
+            EngineError::Busy { .. } => {
+                Self::new(Class::Failed, error, "wait for it to end and try again").because(Cause::Busy)
+            }
+            EngineError::Gone { .. } => Self::plain(Class::NotFound, error).because(Cause::Gone),
+            EngineError::NoMemory { .. } => Self::new(
+                Class::Failed,
+                error,
+                "free some host memory (`xl info` shows it) and try again",
+            ),
+            EngineError::Privcmd(_) => match error {
+                EngineError::Privcmd(inner) => inner.into(),
+                other => Self::plain(Class::Failed, other),
+            },
+        }
+    }
+}
