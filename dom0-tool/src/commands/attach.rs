@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::guest::{Live, cpus_of, identify_kernel, open_domain};
-use super::paused::PausedGuest;
 use super::scan::{patiently, scanned_json, show_scanned};
 use super::{Out, identify, profile, progress, windows};
 use crate::commands::cli::Attach;
 use crate::failure::{Class, Failure};
+use crate::ops::guest::{Live, cpus_of, identify_kernel, open_domain};
 use crate::ops::migration;
+use crate::ops::paused::PausedGuest;
 use crate::xen::engine::Scanned;
 
 pub(super) fn run(arguments: &Attach, out: Out) -> Result<Value, Failure> {

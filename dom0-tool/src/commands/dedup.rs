@@ -6,11 +6,11 @@ use lacuna_core::abi::Statistics;
 use serde_json::{Value, json};
 
 use super::engine::statistics_json;
-use super::guest::{Live, open_domain};
 use super::scan::{patiently, scanned_json};
 use super::{Out, duration, pages, progress};
 use crate::commands::cli::{Dedup, Mode};
 use crate::failure::Failure;
+use crate::ops::guest::{Live, open_domain};
 use crate::xen::engine::{Contents, Scanned, Shared};
 
 /// Rounds after which `--until-stable` gives up on a guest that never settles.

@@ -4,10 +4,10 @@ use lacuna_core::Gfn;
 use lacuna_core::abi::{Explanation, State, Statistics};
 use serde_json::{Map, Value, json};
 
-use super::guest::{Live, open_domain};
 use super::{Out, duration};
 use crate::commands::cli::{Explain, OneDomain};
 use crate::failure::Failure;
+use crate::ops::guest::{Live, open_domain};
 use crate::ops::migration::{self, Side};
 use crate::xen::answer::mismatch;
 

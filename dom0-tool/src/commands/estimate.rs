@@ -4,10 +4,10 @@ use lacuna_core::abi::State;
 use lacuna_core::{Contents, PAGE_SIZE};
 use serde_json::{Value, json};
 
-use super::guest::{Live, open_domain};
 use super::{Out, pages, profile};
 use crate::commands::cli::{Estimate, Receiver};
 use crate::failure::Failure;
+use crate::ops::guest::{Live, open_domain};
 use crate::ops::migration;
 use crate::xen::engine::{EngineError, FrameKind};
 

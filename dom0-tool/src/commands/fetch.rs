@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::guest::{cpus_of, identify_kernel, open_domain, open_dump};
 use super::{Out, progress};
 use crate::commands::cli::ProfileFetch;
 use crate::failure::{Cause, Class, Failure};
+use crate::ops::guest::{cpus_of, identify_kernel, open_domain, open_dump};
 use crate::os::linux::identify::{Identified, architecture};
 use crate::os::linux::packages::{Archive, FetchError, HeaderCache, KernelName, advice::what_to_fetch};
 

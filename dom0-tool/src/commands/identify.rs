@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::Out;
-use super::guest::{cpus_of, identify_kernel, open_domain, open_dump};
 use crate::commands::cli::Identify;
 use crate::failure::Failure;
+use crate::ops::guest::{cpus_of, identify_kernel, open_domain, open_dump};
 use crate::os::linux::identify::{Identified, architecture, paging_name};
 
 pub(super) fn run(arguments: &Identify, out: Out) -> Result<Value, Failure> {

@@ -7,11 +7,11 @@ use std::path::Path;
 use lacuna_core::{GuestMemory, MAX_PROFILE_BYTES, MemoryMap, Profile};
 use serde_json::{Value, json};
 
-use super::guest::{cpus_of, from_headers, identify_kernel, open_domain, open_dump, wanted_layout};
 use super::{Out, identify, pages};
 use crate::commands::cli::{LayoutSource, ProfileBuild, ProfileShow, SourceChoice};
 use crate::failure::{Class, Failure};
 use crate::hex::hexadecimal;
+use crate::ops::guest::{cpus_of, from_headers, identify_kernel, open_domain, open_dump, wanted_layout};
 use crate::os::linux::facts::{Facts, describe};
 use crate::os::linux::identify::{Identified, architecture, paging_name};
 use crate::os::linux::layout::Layout;

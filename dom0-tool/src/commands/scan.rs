@@ -10,11 +10,11 @@ use std::time::Duration;
 use lacuna_core::{Bitmap, FreeCheck, Gfn, PAGE_SIZE, Scanner};
 use serde_json::{Value, json};
 
-use super::guest::{identify_kernel, open_domain, open_dump};
-use super::paused::PausedGuest;
 use super::{Out, duration, pages, profile, progress};
 use crate::commands::cli::Scan;
 use crate::failure::{Cause, Class, Failure};
+use crate::ops::guest::{identify_kernel, open_domain, open_dump};
+use crate::ops::paused::PausedGuest;
 use crate::os::linux::contents::look_for_poison;
 use crate::os::linux::identify::{architecture, paging_name};
 use crate::os::linux::profile::{BuildError, Built};

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use lacuna_core::{Agreement, Bitmap, OfflineScan, PagingLevels, VcpuRegisters, scan_offline};
 use serde_json::{Value, json};
 
-use super::guest::{Live, open_domain, open_dump};
 use super::symbols::{find, read_pdb};
 use super::{Out, pages, progress};
 use crate::commands::cli::{Identify, LayoutSource, ProfileBuild, Scan, SymbolSource};
 use crate::failure::{Class, Failure};
+use crate::ops::guest::{Live, open_domain, open_dump};
 use crate::os::windows::facts::KernelFacts;
 use crate::os::windows::locate::{self, Candidate, LocateError, Located};
 use crate::os::windows::pdb::PdbFacts;

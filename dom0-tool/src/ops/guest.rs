@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use lacuna_core::VcpuRegisters;
 
-use super::Out;
-use super::progress;
+use crate::commands::Out;
 use crate::commands::cli::{DumpSource, LayoutSource, SourceChoice};
+use crate::commands::progress;
 use crate::failure::{Cause, Class, Failure};
 use crate::os::linux::identify::{Identified, IdentifyError, architecture, identify};
 use crate::os::linux::layout::Layout;

@@ -13,13 +13,13 @@ use crate::xen::privcmd::Pause;
 
 /// A guest that this command has paused. It goes on when this value goes away: on success, on failure, and when the
 /// operator interrupts the command, which waits until then.
-pub(super) struct PausedGuest<'l> {
+pub(crate) struct PausedGuest<'l> {
     live: &'l Live,
     signals: Vec<(i32, Arc<AtomicBool>, SigId)>,
 }
 
 impl<'l> PausedGuest<'l> {
-    pub(super) fn pause(live: &'l Live) -> Result<Self, Failure> {
+    pub(crate) fn pause(live: &'l Live) -> Result<Self, Failure> {
         let mut signals = Vec::new();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             let seen = Arc::new(AtomicBool::new(false));
