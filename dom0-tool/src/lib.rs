@@ -15,5 +15,6 @@ mod hex;
 pub mod ops;
 pub mod os;
 pub mod policy;
+pub mod progress;
 pub mod source;
 pub mod xen;

@@ -4,16 +4,18 @@ use lacuna_core::Gfn;
 use lacuna_core::abi::{Explanation, State, Statistics};
 use serde_json::{Map, Value, json};
 
-use super::{Out, duration};
-use crate::commands::cli::{Explain, OneDomain};
+use super::Out;
+use super::cli::{Explain, OneDomain};
+use super::words::duration;
 use crate::failure::Failure;
-use crate::ops::guest::{Live, open_domain};
-use crate::ops::migration::{self, Side};
+use crate::ops::guest::Live;
+use crate::ops::migration::Side;
+use crate::ops::status::{self, detach as take_away};
 use crate::xen::answer::mismatch;
 
 pub(super) fn detach(arguments: &OneDomain, out: Out) -> Result<Value, Failure> {
-    let live = open_domain(&arguments.domain)?;
-    live.engine.clear_profile()?;
+    let live = Live::open(&arguments.domain)?;
+    take_away(&live)?;
     out.line(format!("{} has no profile any more", live.title()));
     Ok(json!({ "domain": live.domain.id.get(), "state": "empty" }))
 }
@@ -38,8 +40,9 @@ pub(super) fn statistics_json(statistics: &Statistics) -> Value {
 }
 
 pub(super) fn status(domain: &str, out: Out) -> Result<Value, Failure> {
-    let live = open_domain(domain)?;
-    let statistics = live.engine.statistics()?;
+    let live = Live::open(domain)?;
+    let known = status::status(&live)?;
+    let statistics = known.statistics;
     out.line(live.title());
     let words = match State::from_code(statistics.state) {
         Some(State::Empty) => "no profile: `lacuna attach` gives it one",
@@ -74,17 +77,17 @@ pub(super) fn status(domain: &str, out: Out) -> Result<Value, Failure> {
     let mut answer = statistics_json(&statistics);
     answer["last_refusal"] = json!(refusal);
     answer["migration"] = json!({
-        "sent": told(&live, Side::Sent, out)?,
-        "received": told(&live, Side::Received, out)?,
+        "sent": told(known.sent, Side::Sent, out),
+        "received": told(known.received, Side::Received, out),
     });
     answer["domain"] = json!(live.domain.id.get());
     Ok(answer)
 }
 
 /// The counters of the guest's latest migration on one side of it, shown as they are found.
-fn told(live: &Live, side: Side, out: Out) -> Result<Value, Failure> {
-    let Some(counters) = migration::counters(&live.domain.info, side)? else {
-        return Ok(Value::Null);
+fn told(counters: Option<Value>, side: Side, out: Out) -> Value {
+    let Some(counters) = counters else {
+        return Value::Null;
     };
     // The sums; the iterations are in the JSON. The receiver's file is flat.
     let sums = counters.get("total").unwrap_or(&counters);
@@ -103,11 +106,11 @@ fn told(live: &Live, side: Side, out: Out) -> Result<Value, Failure> {
     if let Some(reason) = counters.get("refused").and_then(Value::as_str) {
         out.line(format!("{:22} everything was sent: {reason}", ""));
     }
-    Ok(counters)
+    counters
 }
 
 pub(super) fn explain(arguments: &Explain, out: Out) -> Result<Value, Failure> {
-    let live = open_domain(&arguments.domain)?;
+    let live = Live::open(&arguments.domain)?;
     let answer = live.engine.explain(Gfn::new(arguments.gfn))?;
     let verdict = verdict(&answer);
     out.line(format!("page        {:#x} of {}", arguments.gfn, live.title()));

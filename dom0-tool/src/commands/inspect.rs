@@ -1,65 +1,30 @@
 //! `lacuna inspect`: what a Windows kernel's executable or PDB says.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::Out;
-use crate::commands::cli::Inspect;
-use crate::failure::{Class, Failure};
-use crate::os::windows::pdb::container::Container;
-use crate::os::windows::pdb::types::Field;
-use crate::os::windows::pdb::{self, PdbFacts};
-use crate::os::windows::pe::{self, FileLayout, PeImage};
+use super::cli::Inspect;
+use crate::failure::Failure;
+use crate::ops::inspect::{Inspected, inspect};
+use crate::os::windows::pdb::PdbFacts;
+use crate::os::windows::pdb::types::{Field, find};
+use crate::os::windows::pe::{FileLayout, Machine, PeImage};
 use crate::os::windows::symbol_key::{PdbName, Signature, SymbolKey};
-
-/// Largest executable read. Kernels have 2 to 20 MiB.
-const MAX_EXECUTABLE: u64 = 256 << 20;
 
 pub(super) fn run(arguments: &Inspect, out: Out) -> Result<Value, Failure> {
     let path = &arguments.file;
-    let (mut file, head) = open(path).map_err(|error| {
-        let class = match error.kind() {
-            std::io::ErrorKind::NotFound => Class::NotFound,
-            _ => Class::Failed,
-        };
-        Failure::plain(class, format!("{}: {error}", path.display()))
-    })?;
-    let named = |failure: Failure| Failure {
-        what: format!("{}: {}", path.display(), failure.what),
-        ..failure
-    };
-    if Container::is_meant_by(&head) {
-        let facts = pdb::read(file).map_err(|error| named(error.into()))?;
-        show_pdb(path, &facts, out);
-        Ok(pdb_json(path, &facts))
-    } else if head.starts_with(b"MZ") {
-        let mut bytes = Vec::new();
-        file.by_ref().take(MAX_EXECUTABLE).read_to_end(&mut bytes)?;
-        let (image, layout) = pe::read_file(&bytes).map_err(|error| named(error.into()))?;
-        show_pe(&image, out);
-        Ok(pe_json(&image, layout))
-    } else {
-        Err(named(Failure::new(
-            Class::Refused,
-            "it is neither a PE executable nor a PDB",
-            "name a kernel's executable (ntoskrnl.exe and the like) or its PDB",
-        )))
-    }
-}
-
-/// Opens a regular file and reads its first bytes.
-fn open(path: &Path) -> std::io::Result<(File, Vec<u8>)> {
-    let mut file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("it is not a regular file"));
-    }
-    let mut head = Vec::new();
-    file.by_ref().take(64).read_to_end(&mut head)?;
-    file.seek(SeekFrom::Start(0))?;
-    Ok((file, head))
+    Ok(match inspect(path)? {
+        Inspected::Pdb(facts) => {
+            show_pdb(path, &facts, out);
+            pdb_json(path, &facts)
+        }
+        Inspected::Executable(image, layout) => {
+            show_pe(&image, out);
+            pe_json(&image, layout)
+        }
+    })
 }
 
 fn show_pe(image: &PeImage, out: Out) {
@@ -166,7 +131,7 @@ fn show_pdb(path: &Path, facts: &PdbFacts, out: Out) {
 fn members(fields: &[Field]) -> Vec<(String, &Field)> {
     let mut members: Vec<(String, &Field)> = Vec::new();
     for field in fields {
-        let name = match pdb::types::find(fields, field.name()) {
+        let name = match find(fields, field.name()) {
             Ok(_) => field.name().to_owned(),
             Err(_) => field.dotted(),
         };
@@ -194,7 +159,7 @@ fn pdb_json(path: &Path, facts: &PdbFacts) -> Value {
         .collect();
     json!({
         "kind": "pdb",
-        "arch": facts.machine.map(pe::Machine::name),
+        "arch": facts.machine.map(Machine::name),
         "guid": facts.identity.guid.to_string(),
         "age": facts.identity.age,
         "info_age": facts.identity.info_age,

@@ -1,6 +1,6 @@
-//! What each subcommand does.
+//! The command line: each subcommand parses its arguments ([`cli`]), calls an operation, and shows its report (`render`).
 
-pub(crate) mod attach;
+mod attach;
 pub mod cli;
 mod dedup;
 mod engine;
@@ -9,11 +9,13 @@ mod fetch;
 mod identify;
 mod inspect;
 mod profile;
-pub(crate) mod progress;
+mod progress;
+mod render;
 mod scan;
 mod symbols;
+mod terminal;
 mod top;
-mod windows;
+mod words;
 
 use std::io::Write;
 use std::path::Path;
@@ -21,8 +23,8 @@ use std::path::Path;
 use clap::CommandFactory;
 use serde_json::{Value, json};
 
-use crate::commands::cli::{Cli, Command, ProfileCommand, SymbolsCommand};
 use crate::failure::{Class, Failure};
+use cli::{Cli, Command, ProfileCommand, SymbolsCommand};
 
 /// Where text goes while a command runs: nowhere with `--json`.
 #[derive(Clone, Copy, Debug)]
@@ -31,9 +33,6 @@ pub(crate) struct Out {
 }
 
 impl Out {
-    /// Nowhere: for callers that are no command.
-    pub(crate) const NOWHERE: Self = Self { json: true };
-
     /// Prints a line of JSON at once, where JSON is wanted: of commands that go on for ever.
     pub(crate) fn json_line(self, value: &Value) {
         if self.json {
@@ -70,10 +69,8 @@ pub fn run(cli: &Cli) -> u8 {
 
 fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
     match command {
-        Command::Identify(arguments) => windows::identify(arguments, out, || identify::run(arguments, out)),
-        Command::Profile(ProfileCommand::Build(arguments)) => {
-            windows::build(arguments, out, || profile::build(arguments, out))
-        }
+        Command::Identify(arguments) => identify::run(arguments, out),
+        Command::Profile(ProfileCommand::Build(arguments)) => profile::build(arguments, out),
         Command::Profile(ProfileCommand::Fetch(arguments)) => fetch::run(arguments, out),
         Command::Profile(ProfileCommand::Show(arguments)) => profile::show(arguments, out),
         Command::Profile(ProfileCommand::Export(arguments)) => symbols::export(arguments, out),
@@ -81,8 +78,8 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Symbols(SymbolsCommand::Fetch(arguments)) => symbols::fetch(arguments, out),
         Command::Attach(arguments) => attach::run(arguments, out),
         Command::Detach(arguments) => engine::detach(arguments, out),
-        Command::Scan(arguments) => windows::scan(arguments, out, || scan::run(arguments, out)),
-        Command::Dedup(arguments) => dedup::dedup(arguments, out),
+        Command::Scan(arguments) => scan::run(arguments, out),
+        Command::Dedup(arguments) => dedup::run(arguments, out),
         Command::Estimate(arguments) => estimate::run(arguments, out),
         Command::Status(arguments) => match &arguments.domain {
             Some(domain) => engine::status(domain, out),
@@ -114,23 +111,4 @@ fn write_manual(folder: &Path) -> Result<Value, Failure> {
     clap_mangen::generate_to(Cli::command(), folder)
         .map_err(|error| Failure::plain(Class::Failed, format!("{}: {error}", folder.display())))?;
     Ok(Value::Null)
-}
-
-/// Pages of 4 KiB in words: their number and their size.
-pub(crate) fn pages(count: u64) -> String {
-    #[allow(clippy::cast_precision_loss)] // for reading, to a tenth
-    let mebibytes = count as f64 / 256.0;
-    format!("{count} pages ({mebibytes:.1} MiB)")
-}
-
-/// Nanoseconds in words.
-pub(crate) fn duration(nanoseconds: u64) -> String {
-    #[allow(clippy::cast_precision_loss)] // for reading
-    let value = nanoseconds as f64;
-    match nanoseconds {
-        0..1_000 => format!("{nanoseconds} ns"),
-        1_000..1_000_000 => format!("{:.1} us", value / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} ms", value / 1e6),
-        _ => format!("{:.2} s", value / 1e9),
-    }
 }

@@ -4,43 +4,18 @@ use std::fmt::Write;
 use std::thread;
 use std::time::Duration;
 
-use lacuna_core::abi::State;
 use serde_json::{Value, json};
 
 use super::Out;
-use crate::commands::cli::Top;
+use super::cli::Top;
 use crate::failure::Failure;
-use crate::ops::host::{Look, Seen, ThisHost, Xen};
-use crate::xen::privcmd::HostMemory;
+use crate::ops::host::ThisHost;
+use crate::ops::top::{Row, Sample, rows};
 
 /// Clears a terminal's screen and goes to its upper left corner (ECMA-48: ED 2, CUP).
 const CLEAR: &str = "\x1b[2J\x1b[H";
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = 256;
-
-/// All guests at one moment.
-struct Sample {
-    at: Duration,
-    memory: HostMemory,
-    /// Guests, and what the hypervisor says of them; PV guests, of which it says nothing here, are left out.
-    guests: Vec<(Seen, Look)>,
-}
-
-/// One guest over an interval. Pages are of 4 KiB.
-#[derive(Clone, Debug, PartialEq)]
-struct Row {
-    domain: u16,
-    name: String,
-    state: &'static str,
-    limit: u64,
-    held: u64,
-    free: u64,
-    given_back: u64,
-    /// Pages that the guest took back, a second.
-    unshared_rate: f64,
-    /// Part of the time for which it was stopped.
-    paused: f64,
-}
 
 /// `lacuna top`.
 pub(super) fn run(arguments: &Top, out: Out) -> Result<Value, Failure> {
@@ -65,7 +40,7 @@ pub(super) fn run(arguments: &Top, out: Out) -> Result<Value, Failure> {
 pub(super) fn host(out: Out) -> Result<Value, Failure> {
     let sample = Sample::take(&mut ThisHost::open()?)?;
     let promised = sample.promised();
-    out.line(sample.host_line());
+    out.line(host_line(&sample));
     out.line(match promised.saturating_sub(sample.memory.free) {
         0 => "the host could serve all of it now".to_owned(),
         short => format!(
@@ -84,74 +59,19 @@ pub(super) fn host(out: Out) -> Result<Value, Failure> {
     Ok(answer(&sample, &rows(&sample, &sample)))
 }
 
-impl Sample {
-    fn take<X: Xen>(host: &mut X) -> Result<Self, Failure> {
-        let at = host.now();
-        let memory = host.memory()?;
-        let mut guests = Vec::new();
-        for seen in host.guests()? {
-            // One that is going, or a PV guest.
-            if let Ok(look) = host.look(seen.domain) {
-                guests.push((seen, look));
-            }
-        }
-        Ok(Self { at, memory, guests })
-    }
-
-    /// Pages that guests could take back.
-    fn promised(&self) -> u64 {
-        self.guests.iter().map(|(_, look)| look.given_back()).sum()
-    }
-
-    fn host_line(&self) -> String {
-        format!(
-            "host: {} MiB, {} MiB free; guests could take back {} MiB",
-            self.memory.total / PAGES_PER_MIB,
-            self.memory.free / PAGES_PER_MIB,
-            self.promised() / PAGES_PER_MIB
-        )
-    }
-}
-
-/// The guests of `after`, with rates since `before` where they were there.
-#[allow(clippy::cast_precision_loss)] // rates, for reading
-fn rows(before: &Sample, after: &Sample) -> Vec<Row> {
-    let seconds = after.at.saturating_sub(before.at).as_secs_f64();
-    let row = |(seen, look): &(Seen, Look)| {
-        let now = look.statistics;
-        let earlier = before
-            .guests
-            .iter()
-            .find(|(other, _)| other.domain == seen.domain)
-            .map_or(look, |(_, look)| look);
-        let rate = |now: u64, earlier: u64| {
-            let difference = now.saturating_sub(earlier) as f64;
-            if seconds > 0.0 { difference / seconds } else { 0.0 }
-        };
-        Row {
-            domain: seen.domain,
-            name: seen.name.clone().unwrap_or_default(),
-            state: match State::from_code(now.state) {
-                Some(State::Admitted) => "attached",
-                Some(State::Loaded) => "loaded",
-                Some(State::Ended) => "ended",
-                Some(State::Empty) | None => "-",
-            },
-            limit: look.max_pages,
-            held: look.pages,
-            free: now.scan_free,
-            given_back: look.given_back(),
-            unshared_rate: rate(look.unshared(), earlier.unshared()),
-            paused: rate(now.pause_total_ns, earlier.statistics.pause_total_ns) / 1e9,
-        }
-    };
-    after.guests.iter().map(row).collect()
+fn host_line(sample: &Sample) -> String {
+    format!(
+        "host: {} MiB, {} MiB free; guests could take back {} MiB",
+        sample.memory.total / PAGES_PER_MIB,
+        sample.memory.free / PAGES_PER_MIB,
+        sample.promised() / PAGES_PER_MIB
+    )
 }
 
 fn table(sample: &Sample, rows: &[Row]) -> String {
     let mut text = format!(
         "{}\n\n{:>5} {:20} {:9} {:>9} {:>9} {:>9} {:>10} {:>12} {:>8}\n",
-        sample.host_line(),
+        host_line(sample),
         "domid",
         "name",
         "state",
@@ -211,7 +131,9 @@ fn answer(sample: &Sample, rows: &[Row]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lacuna_core::abi::Statistics;
+    use crate::ops::host::{Look, Seen};
+    use crate::xen::privcmd::HostMemory;
+    use lacuna_core::abi::{State, Statistics};
 
     fn sample(seconds: u64, unshared: u64, pause_total_ns: u64) -> Sample {
         let seen = Seen {

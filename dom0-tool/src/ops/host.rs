@@ -1,19 +1,17 @@
-//! What the daemon asks of the host, and the host's answers by hypercall and xenstore.
+//! The host and its guests: what the daemon asks of them, and the answers by hypercall and xenstore.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use lacuna_core::abi::Statistics;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::commands::Out;
-use crate::commands::attach::attach;
-use crate::commands::cli::{Cli, Command};
+use super::attach;
+use super::guest::Live;
 use crate::failure::{Cause, Class, Failure};
-use crate::ops::guest::Live;
+use crate::os::{Sources, SymbolSources};
+use crate::progress::Silent;
 use crate::xen::domain::{Domain, find};
 use crate::xen::engine::{Contents, Engine, EngineError, Part, SCAN_PART, SHARE_PART, Scanned, Shared};
 use crate::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd};
@@ -202,29 +200,18 @@ impl Xen for ThisHost {
     fn attach(&mut self, domain: u16, layouts: &Path) -> Result<(), Failure> {
         let found: Domain = find(&self.privcmd, &domain.to_string())?;
         // What the command does when nothing is said, without asking any server.
-        let mut layouts_option = OsString::from("--layouts=");
-        layouts_option.push(layouts);
-        let line = [
-            "lacuna".into(),
-            "attach".into(),
-            domain.to_string().into(),
-            layouts_option,
-            "--offline".into(),
-        ];
-        let arguments = match Cli::try_parse_from(line) {
-            Ok(Cli {
-                command: Command::Attach(arguments),
-                ..
-            }) => arguments,
-            Ok(_) => {
-                return Err(Failure::plain(
-                    Class::Failed,
-                    "the command line of `attach` has changed",
-                ));
-            }
-            Err(error) => return Err(Failure::plain(Class::Failed, error)),
+        let options = attach::Options {
+            sources: Sources {
+                layouts: layouts.to_owned(),
+                symbols: SymbolSources {
+                    offline: true,
+                    ..SymbolSources::default()
+                },
+                ..Sources::default()
+            },
+            ..attach::Options::default()
         };
-        attach(&arguments, &Live::new(&self.privcmd, found), Out::NOWHERE).map(drop)
+        attach::attach(&Live::new(&self.privcmd, found), &options, &mut Silent).map(drop)
     }
 
     fn scan(&mut self, domain: u16, from: u64) -> Result<Part<Scanned>, Failure> {

@@ -1,9 +1,67 @@
-//! What can be done with guests, as functions: nothing here parses arguments or prints.
+//! What can be done with guests, as functions with options and a report: nothing here parses arguments or prints.
 //!
-//! * [`host`] is the host and its guests, as the hypervisor and xenstore know them;
+//! * [`guest`] opens what an operation is about, [`paused`] stops a guest for the length of one;
+//! * [`identify`], [`profile`], [`attach`], [`scan`], [`dedup`], [`estimate`] and [`status`] are the operations on a guest;
+//! * [`symbols`] and [`fetch`] bring what is known of kernels here, [`inspect`] shows what a file of Windows' says;
+//! * [`host`] is the host and its guests, [`top`] all of them at a moment;
 //! * [`migration`] is what this tool and a migrating toolstack leave for each other.
 
-pub(crate) mod guest;
+pub mod attach;
+pub mod dedup;
+pub mod estimate;
+pub mod fetch;
+pub mod guest;
 pub mod host;
+pub mod identify;
+pub mod inspect;
 pub mod migration;
-pub(crate) mod paused;
+pub mod paused;
+pub mod profile;
+pub mod scan;
+pub mod status;
+pub mod symbols;
+pub mod top;
+
+use lacuna_core::OfflineScan;
+
+use crate::os::{BuiltProfile, Kernel};
+use crate::progress::{Progress, Silent};
+use crate::source::dump::Dump;
+use crate::xen::engine::Scanned;
+use dedup::Round;
+
+/// Is told what an operation has found so far, so that it can be shown while the rest goes on. Each method does nothing
+/// unless it is written.
+pub trait Observer: Progress {
+    /// A dump was opened.
+    fn dump_opened(&mut self, dump: &Dump) {
+        let _ = dump;
+    }
+
+    /// The guest's kernel was identified.
+    fn identified(&mut self, kernel: &Kernel) {
+        let _ = kernel;
+    }
+
+    /// The kernel's profile was built.
+    fn built(&mut self, built: &BuiltProfile) {
+        let _ = built;
+    }
+
+    /// The hypervisor scanned the guest.
+    fn scanned(&mut self, scanned: &Scanned) {
+        let _ = scanned;
+    }
+
+    /// The dump of a guest with this profile was scanned.
+    fn dump_scanned(&mut self, built: &BuiltProfile, scanned: &OfflineScan) {
+        let _ = (built, scanned);
+    }
+
+    /// A round of giving memory back was done: the `number`th.
+    fn round_done(&mut self, number: u64, round: &Round) {
+        let _ = (number, round);
+    }
+}
+
+impl Observer for Silent {}

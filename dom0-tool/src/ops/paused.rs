@@ -1,6 +1,5 @@
-//! Stopping a guest for the length of a command.
+//! Stops a guest for the length of an operation.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,18 +7,49 @@ use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::guest::Live;
-use crate::failure::Failure;
-use crate::xen::privcmd::Pause;
+use crate::failure::{Class, Failure};
+use crate::xen::privcmd::{Pause, PrivcmdError};
 
-/// A guest that this command has paused. It goes on when this value goes away: on success, on failure, and when the
-/// operator interrupts the command, which waits until then.
-pub(crate) struct PausedGuest<'l> {
+/// Does `work` while the guest is stopped, if `wanted`. The guest goes on afterwards: on success, on failure, and when the
+/// operator interrupts the program, which waits until then.
+///
+/// # Errors
+/// The guest cannot be stopped, or does not go on; or what `work` returns.
+pub fn while_paused<T>(
+    live: &Live,
+    wanted: bool,
+    work: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    if !wanted {
+        return work();
+    }
+    let paused = PausedGuest::pause(live)?;
+    let outcome = work();
+    match paused.unpause() {
+        Ok(()) => outcome,
+        Err(error) => Err(stuck(live, &error, outcome.err())),
+    }
+}
+
+/// What to tell when the guest does not go on: that first, then what else went wrong.
+fn stuck(live: &Live, error: &PrivcmdError, also: Option<Failure>) -> Failure {
+    let also = also.map_or_else(String::new, |failure| format!("; before that: {}", failure.what));
+    Failure::new(
+        Class::Failed,
+        format!("the guest could not be unpaused ({error}){also}"),
+        format!("run `xl unpause {}`", live.domain.id.get()),
+    )
+}
+
+/// A guest that was stopped. It goes on when this value goes away, too: nobody is told then whether it did.
+struct PausedGuest<'l> {
     live: &'l Live,
     signals: Vec<(i32, Arc<AtomicBool>, SigId)>,
+    is_paused: bool,
 }
 
 impl<'l> PausedGuest<'l> {
-    pub(crate) fn pause(live: &'l Live) -> Result<Self, Failure> {
+    fn pause(live: &'l Live) -> Result<Self, Failure> {
         let mut signals = Vec::new();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             let seen = Arc::new(AtomicBool::new(false));
@@ -27,18 +57,30 @@ impl<'l> PausedGuest<'l> {
             signals.push((signal, seen, id));
         }
         live.privcmd.set_paused(live.domain.id, Pause::Begin)?;
-        Ok(Self { live, signals })
+        Ok(Self {
+            live,
+            signals,
+            is_paused: true,
+        })
+    }
+
+    fn unpause(mut self) -> Result<(), PrivcmdError> {
+        self.is_paused = false;
+        let outcome = self.live.privcmd.set_paused(self.live.domain.id, Pause::End);
+        if outcome.is_err() {
+            // That a guest stands still has to be told, whatever else the operator wanted.
+            for (_, _, id) in self.signals.drain(..) {
+                signal_hook::low_level::unregister(id);
+            }
+        }
+        outcome
     }
 }
 
 impl Drop for PausedGuest<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.live.privcmd.set_paused(self.live.domain.id, Pause::End) {
-            let _ = writeln!(
-                std::io::stderr(),
-                "lacuna: the guest could not be unpaused ({error}): run `xl unpause {}`",
-                self.live.domain.id.get()
-            );
+        if self.is_paused {
+            let _ = self.live.privcmd.set_paused(self.live.domain.id, Pause::End);
         }
         for (signal, seen, id) in self.signals.drain(..) {
             signal_hook::low_level::unregister(id);

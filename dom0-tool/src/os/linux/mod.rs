@@ -7,6 +7,7 @@ mod confirm;
 pub mod contents;
 pub mod facts;
 mod failures;
+pub mod find_layout;
 mod first_task;
 mod free_lists;
 pub mod identify;

@@ -1,0 +1,51 @@
+//! Values on the command line, and what is wrong with them.
+
+use std::time::Duration;
+
+use lacuna_core::abi::GROUP_NAME_MAX;
+
+/// A word of a line of apt's sources.
+pub(super) fn parse_word(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_graphic() && !"[]#\"'".contains(c);
+    if text.is_empty() || text.starts_with('-') || !text.chars().all(plain) {
+        return Err("a word without blanks, brackets and quotes is wanted".into());
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|error| format!("not a number of seconds: {error}"))?;
+    // A day: more is a mistake, or a task for a timer.
+    if (0.0..=86_400.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("0 to 86400 seconds are possible".into())
+    }
+}
+
+/// What the hypervisor accepts as the name of a trust group.
+pub(super) fn parse_group(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > GROUP_NAME_MAX {
+        return Err(format!("a name has 1 to {GROUP_NAME_MAX} characters"));
+    }
+    if text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(text.to_owned())
+    } else {
+        Err("a name has printable ASCII characters, and no spaces".into())
+    }
+}
+
+pub(super) fn parse_hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
+        .map_err(|error| format!("not a hexadecimal number: {error}"))
+}
+
+pub(super) fn parse_gfn(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|error| format!("not a frame number: {error}"))
+}

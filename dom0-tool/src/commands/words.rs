@@ -1,0 +1,20 @@
+//! Figures in words.
+
+/// Pages of 4 KiB in words: their number and their size.
+pub(crate) fn pages(count: u64) -> String {
+    #[allow(clippy::cast_precision_loss)] // for reading, to a tenth
+    let mebibytes = count as f64 / 256.0;
+    format!("{count} pages ({mebibytes:.1} MiB)")
+}
+
+/// Nanoseconds in words.
+pub(crate) fn duration(nanoseconds: u64) -> String {
+    #[allow(clippy::cast_precision_loss)] // for reading
+    let value = nanoseconds as f64;
+    match nanoseconds {
+        0..1_000 => format!("{nanoseconds} ns"),
+        1_000..1_000_000 => format!("{:.1} us", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} ms", value / 1e6),
+        _ => format!("{:.2} s", value / 1e9),
+    }
+}

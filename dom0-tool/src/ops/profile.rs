@@ -1,0 +1,137 @@
+//! Builds profiles and layouts, and reads those that were built.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use lacuna_core::{MAX_PROFILE_BYTES, Profile};
+
+use super::Observer;
+use super::guest::{Guest, Live, with_dumped_kernel};
+use crate::failure::{Class, Failure};
+use crate::os::linux::find_layout::from_headers;
+use crate::os::linux::layout::Layout;
+use crate::os::{BuiltProfile, Kernel, Sources};
+use crate::xen::engine::EngineError;
+
+/// Builds the profile of a guest, and writes it to `out`.
+///
+/// # Errors
+/// Why there is none, or why it was not written.
+pub fn build<O: Observer + ?Sized>(
+    guest: &Guest,
+    sources: &Sources,
+    out: Option<&Path>,
+    observer: &mut O,
+) -> Result<(Kernel, BuiltProfile), Failure> {
+    let (kernel, built) = match guest {
+        Guest::Domain(text) => Live::open(text)?.with_kernel(observer, |memory, kernel, cpus, observer| {
+            let built = kernel.build(memory, cpus, sources, observer)?;
+            observer.built(&built);
+            Ok((kernel.clone(), built))
+        }),
+        Guest::Dump(file) => {
+            let mut dump = file.open(observer)?;
+            with_dumped_kernel(&mut dump, sources, observer, |dump, kernel, cpus, observer| {
+                let built = kernel.build(dump, cpus, sources, observer)?;
+                observer.built(&built);
+                Ok((kernel, built))
+            })
+        }
+    }?;
+    if let Some(out) = out {
+        let encoded = encode(built.profile())?;
+        std::fs::write(out, encoded)
+            .map_err(|error| Failure::plain(Class::Failed, format!("{}: {error}", out.display())))?;
+    }
+    Ok((kernel, built))
+}
+
+/// Makes the layout of a kernel from its headers alone, and writes it to `out`.
+///
+/// # Errors
+/// Why there is none, or why it was not written.
+pub fn build_layout<O: Observer + ?Sized>(
+    headers: &Path,
+    sources: &Sources,
+    out: Option<&Path>,
+    observer: &mut O,
+) -> Result<Layout, Failure> {
+    let layout = from_headers(headers, sources, None, observer)?;
+    if let Some(out) = out {
+        layout.save(out)?;
+    }
+    Ok(layout)
+}
+
+/// The profile as the hypervisor wants it.
+///
+/// # Errors
+/// It does not fit.
+pub fn encode(profile: &Profile) -> Result<Vec<u8>, Failure> {
+    let mut buffer = vec![0; MAX_PROFILE_BYTES];
+    let encoded = profile.encode(&mut buffer).map_err(|error| {
+        Failure::plain(Class::Failed, format!("the profile cannot be encoded: {error:?}"))
+    })?;
+    Ok(encoded.to_vec())
+}
+
+/// Decodes and checks a profile, with the hypervisor's own words for what is wrong.
+///
+/// # Errors
+/// What is wrong.
+pub fn decode(bytes: &[u8]) -> Result<Profile, Failure> {
+    Profile::decode(bytes).map_err(|error| {
+        let (status, values) = error.status();
+        EngineError::Refused { status, values }.into()
+    })
+}
+
+/// The bytes of a profile file, or the beginning of any other.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_file(file: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |error: std::io::Error| {
+        let class = if error.kind() == std::io::ErrorKind::NotFound {
+            Class::NotFound
+        } else {
+            Class::Failed
+        };
+        Failure::plain(class, format!("{}: {error}", file.display()))
+    };
+    let mut bytes = Vec::new();
+    File::open(file)
+        .map_err(failed)?
+        .take(MAX_PROFILE_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(bytes)
+}
+
+/// What a file holds, or what a domain has.
+#[derive(Debug)]
+pub enum Shown {
+    /// A layout.
+    Layout(Box<Layout>),
+    /// A profile, and its bytes.
+    Profile(Box<Profile>, usize),
+}
+
+/// Reads a profile or a layout: of the file `what`, or else of the domain with this number or name.
+///
+/// # Errors
+/// It is none, or there is none.
+pub fn show(what: &str) -> Result<Shown, Failure> {
+    let file = Path::new(what);
+    let bytes = if file.is_file() {
+        let bytes = read_file(file)?;
+        if bytes.first() == Some(&b'{') {
+            return Ok(Shown::Layout(Box::new(Layout::load(file)?)));
+        }
+        bytes
+    } else {
+        Live::open(what)?.engine.get_profile()?
+    };
+    Ok(Shown::Profile(Box::new(decode(&bytes)?), bytes.len()))
+}

@@ -1,0 +1,260 @@
+//! Scans: of a guest, by the hypervisor, or of a dump, here.
+
+mod verdict;
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use lacuna_core::abi::Statistics;
+use lacuna_core::{Bitmap, Gfn, OfflineScan, PAGE_SIZE, scan_offline};
+
+use super::Observer;
+use super::guest::{DumpFile, Live, with_dumped_kernel};
+use super::paused::while_paused;
+use crate::failure::{Cause, Class, Failure};
+use crate::os::linux::contents::look_for_poison;
+use crate::os::linux::profile::BuildError;
+use crate::os::{BuiltProfile, Kernel, Sources};
+use crate::progress::Step;
+use crate::source::dump::Dump;
+use crate::source::{Cpu, GuestSource};
+use crate::xen::engine::{EngineError, Scanned};
+
+pub use verdict::Verdict;
+
+/// Scans tried before a disagreement is believed. A guest that allocates gigabytes between two readings of its counters is
+/// outside the tolerance once, hardly three times; one that was stopped between taking a block off its list and
+/// counting that, for which a stopped guest gets no tolerance, is elsewhere at the next try; and one that has nothing free for an
+/// instant, of which nothing can be told, has something then.
+const TRIES: u32 = 3;
+/// Between two of them.
+const UNTIL_NEXT_TRY: Duration = Duration::from_millis(100);
+
+/// A scan of a guest by the hypervisor.
+#[derive(Clone, Debug)]
+pub struct GuestScan {
+    /// What it found.
+    pub scanned: Scanned,
+    /// The engine's counters after it.
+    pub statistics: Statistics,
+    /// Frames in the bitmap that was written, if one was.
+    pub bitmap_frames: Option<u64>,
+}
+
+/// A scan of a dump.
+#[derive(Clone, Debug)]
+pub struct DumpScan {
+    /// The guest's kernel.
+    pub kernel: Kernel,
+    /// Its profile.
+    pub built: BuiltProfile,
+    /// What was found.
+    pub scanned: OfflineScan,
+    /// How far the guest's own counters bear that out.
+    pub verdict: Verdict,
+    /// Frames in the bitmap: one past the last that the guest can have.
+    pub frames: u64,
+    /// Pages that the dump holds.
+    pub pages: u64,
+    /// How the dump is laid out.
+    pub format: &'static str,
+    /// What is odd about the dump.
+    pub remarks: Vec<String>,
+}
+
+/// Scans, and again where the guest's counters disagree, [`TRIES`] times in all.
+///
+/// # Errors
+/// What the last try returns.
+pub fn until_believed(mut scan: impl FnMut() -> Result<Scanned, Failure>) -> Result<Scanned, Failure> {
+    let mut tries = 1;
+    loop {
+        match scan() {
+            Err(failure) if failure.cause == Cause::CountsDisagree && tries < TRIES => {
+                tries += 1;
+                thread::sleep(UNTIL_NEXT_TRY);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Has the hypervisor scan a guest, and writes what it found free to `bitmap`.
+///
+/// # Errors
+/// The engine's refusal, or why the bitmap was not written.
+pub fn scan_guest<O: Observer + ?Sized>(
+    live: &Live,
+    paused: bool,
+    bitmap: Option<&Path>,
+    observer: &mut O,
+) -> Result<GuestScan, Failure> {
+    let (scanned, bits) = while_paused(live, paused, || {
+        observer.begin(Step::ScanGuest);
+        let scanned = live.engine.scan();
+        observer.end();
+        let scanned = scanned?;
+        observer.scanned(&scanned);
+        let bits = bitmap.map(|_| free_bits(live)).transpose()?;
+        Ok((scanned, bits))
+    })?;
+    let mut bitmap_frames = None;
+    if let (Some(path), Some((frames, bits))) = (bitmap, bits) {
+        write_bitmap(path, &bits, frames)?;
+        bitmap_frames = Some(frames);
+    }
+    Ok(GuestScan {
+        scanned,
+        statistics: live.engine.statistics()?,
+        bitmap_frames,
+    })
+}
+
+/// What the last scan of a guest found free: how many frames it covers, and a bit for each, lowest first.
+///
+/// # Errors
+/// The engine's refusal.
+pub fn free_bits(live: &Live) -> Result<(u64, Vec<u8>), EngineError> {
+    let mut bits = Vec::new();
+    let frames = live.engine.read_bitmap::<EngineError>(|piece| {
+        bits.extend_from_slice(piece);
+        Ok(())
+    })?;
+    Ok((frames, bits))
+}
+
+/// Scans a dump, and writes what was found free to `bitmap`.
+///
+/// # Errors
+/// Why that is not known, or why the bitmap was not written.
+pub fn scan_dump<O: Observer + ?Sized>(
+    file: &DumpFile,
+    sources: &Sources,
+    bitmap: Option<&Path>,
+    observer: &mut O,
+) -> Result<DumpScan, Failure> {
+    let mut dump = file.open(observer)?;
+    with_dumped_kernel(&mut dump, sources, observer, |dump, kernel, cpus, observer| {
+        let built = kernel.build(dump, cpus, sources, observer)?;
+        observer.built(&built);
+        let (scan, bits) = scan_built(dump, kernel, built, cpus, observer)?;
+        if let Some(path) = bitmap {
+            write_bitmap(path, &bits, scan.frames)?;
+        }
+        Ok(scan)
+    })
+}
+
+/// Scans a dump by a profile. Returns the bitmap, too.
+fn scan_built<O: Observer + ?Sized>(
+    dump: &mut Dump,
+    kernel: Kernel,
+    built: BuiltProfile,
+    cpus: &[Cpu],
+    observer: &mut O,
+) -> Result<(DumpScan, Vec<u8>), Failure> {
+    if let BuiltProfile::Linux(built) = &built {
+        dump.check_whole(built.last_frame)?;
+    }
+    let end = dump.end();
+    let words: Vec<AtomicU64> = (0..end.get().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+    observer.begin(Step::ScanDump);
+    let scanned = scan_offline(dump, built.profile(), &Bitmap::new(&words), end, |at| {
+        observer.advance(at.get(), end.get());
+    });
+    observer.end();
+    let scanned = scanned.map_err(|error| {
+        Failure::plain(
+            Class::Refused,
+            format!("the guest's counter at {:#x} cannot be read", error.at.get()),
+        )
+    })?;
+    observer.dump_scanned(&built, &scanned);
+    let verdict = verdict::judge(&built, &scanned, cpus)?;
+    if let BuiltProfile::Linux(_) = &built {
+        look_for_poison(dump, spread(&words)).map_err(BuildError::from)?;
+    }
+    let extents = dump.extents().iter();
+    let scan = DumpScan {
+        kernel,
+        built,
+        scanned,
+        verdict,
+        frames: end.get(),
+        pages: extents.map(|extent| extent.bytes / PAGE_SIZE as u64).sum(),
+        format: dump.format().name(),
+        remarks: dump.remarks.clone(),
+    };
+    let bits = words
+        .iter()
+        .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
+    Ok((scan, bits.collect()))
+}
+
+/// Some free frames from all over the bitmap.
+fn spread(words: &[AtomicU64]) -> impl Iterator<Item = Gfn> {
+    let step = (words.len() / 1024).max(1);
+    words
+        .iter()
+        .enumerate()
+        .step_by(step)
+        .filter_map(|(index, word)| {
+            let word = word.load(Ordering::Relaxed);
+            (word != 0).then(|| Gfn::new(index as u64 * 64 + u64::from(word.ilog2())))
+        })
+}
+
+/// Writes a bitmap file (`docs/profile.md`): a bit a frame, lowest first, in as many bytes as `frames` need.
+fn write_bitmap(path: &Path, bits: &[u8], frames: u64) -> Result<(), Failure> {
+    let length = usize::try_from(frames.div_ceil(8)).unwrap_or(usize::MAX);
+    let failed = |error: &io::Error| Failure::plain(Class::Failed, format!("{}: {error}", path.display()));
+    let bits = &bits[..length.min(bits.len())];
+    std::fs::write(path, bits).map_err(|error| failed(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disagreement_is_believed_the_third_time_and_anything_else_at_once() {
+        let disagreed = || Failure::plain(Class::Refused, "counts").because(Cause::CountsDisagree);
+        let other = || Failure::plain(Class::Refused, "dirty");
+        let found = || Scanned {
+            free: 7,
+            ..Scanned::default()
+        };
+        // What each try comes to, and how many are made.
+        let cases: [(&[Option<Failure>], usize, bool); 4] = [
+            (&[None], 1, true),
+            (&[Some(disagreed()), Some(disagreed()), None], 3, true),
+            (
+                &[Some(disagreed()), Some(disagreed()), Some(disagreed()), None],
+                3,
+                false,
+            ),
+            (&[Some(disagreed()), Some(other()), None], 2, false),
+        ];
+        for (outcomes, expected, is_found) in cases {
+            let mut tries = 0;
+            let outcome = until_believed(|| {
+                tries += 1;
+                outcomes[tries - 1].clone().map_or_else(|| Ok(found()), Err)
+            });
+            assert_eq!((tries, outcome.is_ok()), (expected, is_found));
+        }
+    }
+
+    #[test]
+    fn a_bitmap_file_has_a_bit_a_frame_and_no_more_bytes_than_that_takes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("bits");
+        for (frames, bytes) in [(64, 8), (65, 9), (72, 9), (128, 16)] {
+            write_bitmap(&path, &[0x5a; 16], frames).expect("written");
+            assert_eq!(std::fs::read(&path).expect("read"), vec![0x5a; bytes]);
+        }
+    }
+}

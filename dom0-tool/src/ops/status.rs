@@ -1,0 +1,42 @@
+//! Asks the engine about a guest, and takes a guest's profile away.
+
+use std::io;
+
+use lacuna_core::abi::Statistics;
+use serde_json::Value;
+
+use super::guest::Live;
+use super::migration::{self, Side};
+use crate::failure::Failure;
+
+/// What is known of a guest.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The engine's counters.
+    pub statistics: Statistics,
+    /// The counters of the latest migration from this host; `None` when there was none.
+    pub sent: Option<Value>,
+    /// The counters of the migration to this host; `None` when there was none.
+    pub received: Option<Value>,
+}
+
+/// What the engine knows and has done for a guest, and what its migrations left behind here.
+///
+/// # Errors
+/// The engine's refusal, or a damaged file of a migration's.
+pub fn status(live: &Live) -> Result<Status, Failure> {
+    let counters = |side: Side| -> io::Result<Option<Value>> { migration::counters(&live.domain.info, side) };
+    Ok(Status {
+        statistics: live.engine.statistics()?,
+        sent: counters(Side::Sent)?,
+        received: counters(Side::Received)?,
+    })
+}
+
+/// Takes a guest's profile away. Pages that were given back stay so.
+///
+/// # Errors
+/// The engine's refusal.
+pub fn detach(live: &Live) -> Result<(), Failure> {
+    Ok(live.engine.clear_profile()?)
+}

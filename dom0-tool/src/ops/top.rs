@@ -1,0 +1,102 @@
+//! All guests and the host beside each other, at one moment and over an interval.
+
+use std::time::Duration;
+
+use lacuna_core::abi::State;
+
+use super::host::{Look, Seen, Xen};
+use crate::failure::Failure;
+use crate::xen::privcmd::HostMemory;
+
+/// All guests at one moment.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// When, since some fixed moment.
+    pub at: Duration,
+    /// The host's memory.
+    pub memory: HostMemory,
+    /// Guests, and what the hypervisor says of them; PV guests, of which it says nothing here, are left out.
+    pub guests: Vec<(Seen, Look)>,
+}
+
+/// One guest over an interval. Pages are of 4 KiB.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Its number.
+    pub domain: u16,
+    /// Its name.
+    pub name: String,
+    /// What the engine has of it, in a word.
+    pub state: &'static str,
+    /// Most pages that it may own.
+    pub limit: u64,
+    /// Pages that it owns.
+    pub held: u64,
+    /// Pages free by the last scan.
+    pub free: u64,
+    /// Pages on frames that it shares.
+    pub given_back: u64,
+    /// Pages that the guest took back, a second.
+    pub unshared_rate: f64,
+    /// Part of the time for which it was stopped.
+    pub paused: f64,
+}
+
+impl Sample {
+    /// Looks at the host and its guests.
+    ///
+    /// # Errors
+    /// The host could not be asked.
+    pub fn take<X: Xen>(host: &mut X) -> Result<Self, Failure> {
+        let at = host.now();
+        let memory = host.memory()?;
+        let mut guests = Vec::new();
+        for seen in host.guests()? {
+            // One that is going, or a PV guest.
+            if let Ok(look) = host.look(seen.domain) {
+                guests.push((seen, look));
+            }
+        }
+        Ok(Self { at, memory, guests })
+    }
+
+    /// Pages that guests could take back.
+    pub fn promised(&self) -> u64 {
+        self.guests.iter().map(|(_, look)| look.given_back()).sum()
+    }
+}
+
+/// The guests of `after`, with rates since `before` where they were there.
+#[allow(clippy::cast_precision_loss)] // rates, for reading
+pub fn rows(before: &Sample, after: &Sample) -> Vec<Row> {
+    let seconds = after.at.saturating_sub(before.at).as_secs_f64();
+    let row = |(seen, look): &(Seen, Look)| {
+        let now = look.statistics;
+        let earlier = before
+            .guests
+            .iter()
+            .find(|(other, _)| other.domain == seen.domain)
+            .map_or(look, |(_, look)| look);
+        let rate = |now: u64, earlier: u64| {
+            let difference = now.saturating_sub(earlier) as f64;
+            if seconds > 0.0 { difference / seconds } else { 0.0 }
+        };
+        Row {
+            domain: seen.domain,
+            name: seen.name.clone().unwrap_or_default(),
+            state: match State::from_code(now.state) {
+                Some(State::Admitted) => "attached",
+                Some(State::Loaded) => "loaded",
+                Some(State::Ended) => "ended",
+                Some(State::Empty) | None => "-",
+            },
+            limit: look.max_pages,
+            held: look.pages,
+            free: now.scan_free,
+            given_back: look.given_back(),
+            unshared_rate: rate(look.unshared(), earlier.unshared()),
+            paused: rate(now.pause_total_ns, earlier.statistics.pause_total_ns) / 1e9,
+        }
+    };
+    after.guests.iter().map(row).collect()
+}

@@ -1,0 +1,75 @@
+//! What an operation tells while it runs. Whether and how that is shown is the caller's business.
+
+use std::path::PathBuf;
+
+/// A step that takes a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Searches the guest's memory for a Linux kernel. Told in frames.
+    SearchForLinux,
+    /// Searches the guest's memory for a Windows kernel. Told in frames.
+    SearchForWindows,
+    /// Compiles and asks the headers of a kernel.
+    AskHeaders,
+    /// Looks for the headers of a kernel and fetches them. Told in words.
+    FetchHeaders,
+    /// Fetches a PDB. Told in bytes.
+    FetchPdb,
+    /// Scans a dump. Told in frames.
+    ScanDump,
+    /// Has the hypervisor scan a guest.
+    ScanGuest,
+    /// A round of giving memory back, by its number.
+    Round(u64),
+}
+
+/// Something that an operation met on its way and that is no part of its report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remark {
+    /// Neither a layout nor headers of the guest's kernel are here, and the guest's own memory has to do.
+    NoLayout,
+    /// Where the layout of the guest's kernel was found.
+    LayoutFrom(String),
+    /// The layout that was made is kept in this file.
+    LayoutKept(PathBuf),
+    /// The layout that was made could not be kept, for this reason.
+    LayoutNotKept(String),
+    /// A PDB is looked for, by its path in a symbol store.
+    LookingFor(String),
+    /// An image that looks like a Windows kernel and was not taken, with the reason.
+    PassedOver(String),
+    /// A migration's log will not tell why the guest was refused, for this reason.
+    RefusalNotKept(String),
+}
+
+/// Is told how an operation gets on. Each method does nothing unless it is written.
+pub trait Progress {
+    /// A step begins.
+    fn begin(&mut self, step: Step) {
+        let _ = step;
+    }
+
+    /// The step has come so far: `done` of `total`, in the step's own unit.
+    fn advance(&mut self, done: u64, total: u64) {
+        let _ = (done, total);
+    }
+
+    /// The step goes on with this.
+    fn describe(&mut self, what: &str) {
+        let _ = what;
+    }
+
+    /// The step is over, well or not.
+    fn end(&mut self) {}
+
+    /// Something was met on the way.
+    fn remark(&mut self, remark: Remark) {
+        let _ = remark;
+    }
+}
+
+/// Tells nobody.
+#[derive(Clone, Copy, Debug)]
+pub struct Silent;
+
+impl Progress for Silent {}
