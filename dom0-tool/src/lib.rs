@@ -14,6 +14,7 @@ pub mod failure;
 mod hex;
 pub mod ops;
 pub mod os;
+pub mod output;
 pub mod policy;
 pub mod progress;
 pub mod source;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lacuna_core::{MAX_PROFILE_BYTES, Profile};
 
@@ -12,6 +12,7 @@ use crate::failure::{Class, Failure};
 use crate::os::linux::find_layout::from_headers;
 use crate::os::linux::layout::Layout;
 use crate::os::{BuiltProfile, Kernel, Sources};
+use crate::output::{refuse_inputs, write_whole};
 use crate::xen::engine::EngineError;
 
 /// Builds the profile of a guest, and writes it to `out`.
@@ -24,6 +25,9 @@ pub fn build<O: Observer + ?Sized>(
     out: Option<&Path>,
     observer: &mut O,
 ) -> Result<(Kernel, BuiltProfile), Failure> {
+    if let Some(out) = out {
+        refuse_inputs(out, inputs(guest, sources))?;
+    }
     let (kernel, built) = match guest {
         Guest::Domain(text) => Live::open(text)?.with_kernel(observer, |memory, kernel, cpus, observer| {
             let built = kernel.build(memory, cpus, sources, observer)?;
@@ -41,7 +45,7 @@ pub fn build<O: Observer + ?Sized>(
     }?;
     if let Some(out) = out {
         let encoded = encode(built.profile())?;
-        std::fs::write(out, encoded)
+        write_whole(out, |file| file.write_all(&encoded))
             .map_err(|error| Failure::plain(Class::Failed, format!("{}: {error}", out.display())))?;
     }
     Ok((kernel, built))
@@ -57,11 +61,35 @@ pub fn build_layout<O: Observer + ?Sized>(
     out: Option<&Path>,
     observer: &mut O,
 ) -> Result<Layout, Failure> {
+    if let Some(out) = out {
+        refuse_inputs(out, named(sources))?;
+    }
     let layout = from_headers(headers, sources, None, observer)?;
     if let Some(out) = out {
         layout.save(out)?;
     }
     Ok(layout)
+}
+
+/// The files that are read for a guest.
+pub(super) fn inputs<'g>(guest: &'g Guest, sources: &'g Sources) -> impl Iterator<Item = &'g Path> {
+    let dump = match guest {
+        Guest::Domain(_) => None,
+        Guest::Dump(dump) => Some([Some(dump.file.as_path()), dump.registers.as_deref()]),
+    };
+    dump.into_iter().flatten().flatten().chain(named(sources))
+}
+
+/// The files that `sources` name.
+fn named(sources: &Sources) -> impl Iterator<Item = &Path> {
+    [
+        &sources.layout,
+        &sources.system_map,
+        &sources.config,
+        &sources.symbols.pdb,
+    ]
+    .into_iter()
+    .filter_map(|file: &Option<PathBuf>| file.as_deref())
 }
 
 /// The profile as the hypervisor wants it.

@@ -13,6 +13,7 @@ use crate::os::windows::pe;
 use crate::os::windows::store::Hit;
 use crate::os::windows::symbol_key::{PdbName, SymbolKey};
 use crate::os::windows::symbols::{find, read_pdb, unreadable};
+use crate::output::refuse_inputs;
 use crate::progress::Progress;
 
 /// Finds the PDB of an executable, or of a path in a symbol store. Returns its key and where it is.
@@ -41,6 +42,7 @@ pub fn export<P: Progress + ?Sized>(
     progress: &mut P,
 ) -> Result<String, Failure> {
     let path = Path::new(what);
+    refuse_inputs(out, [path])?;
     let (name, facts) = if begins(path).is_some_and(|head| Container::is_meant_by(&head)) {
         let name = path
             .file_name()

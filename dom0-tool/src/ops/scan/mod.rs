@@ -11,13 +11,14 @@ use std::time::Duration;
 use lacuna_core::abi::Statistics;
 use lacuna_core::{Bitmap, Gfn, OfflineScan, PAGE_SIZE, scan_offline};
 
-use super::Observer;
-use super::guest::{DumpFile, Live, with_dumped_kernel};
+use super::guest::{DumpFile, Guest, Live, with_dumped_kernel};
 use super::paused::while_paused;
+use super::{Observer, profile};
 use crate::failure::{Cause, Class, Failure};
 use crate::os::linux::contents::look_for_poison;
 use crate::os::linux::profile::BuildError;
 use crate::os::{BuiltProfile, Kernel, Sources};
+use crate::output::{refuse_inputs, write_whole};
 use crate::progress::Step;
 use crate::source::dump::Dump;
 use crate::source::{Cpu, GuestSource};
@@ -136,6 +137,9 @@ pub fn scan_dump<O: Observer + ?Sized>(
     bitmap: Option<&Path>,
     observer: &mut O,
 ) -> Result<DumpScan, Failure> {
+    if let Some(bitmap) = bitmap {
+        refuse_inputs(bitmap, profile::inputs(&Guest::Dump(file.clone()), sources))?;
+    }
     let mut dump = file.open(observer)?;
     with_dumped_kernel(&mut dump, sources, observer, |dump, kernel, cpus, observer| {
         let built = kernel.build(dump, cpus, sources, observer)?;
@@ -212,7 +216,7 @@ fn write_bitmap(path: &Path, bits: &[u8], frames: u64) -> Result<(), Failure> {
     let length = usize::try_from(frames.div_ceil(8)).unwrap_or(usize::MAX);
     let failed = |error: &io::Error| Failure::plain(Class::Failed, format!("{}: {error}", path.display()));
     let bits = &bits[..length.min(bits.len())];
-    std::fs::write(path, bits).map_err(|error| failed(&error))
+    write_whole(path, |file| file.write_all(bits)).map_err(|error| failed(&error))
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use lacuna_core::FreeRule;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::output::write_whole;
+
 /// Version of the file format.
 pub const FORMAT: u32 = 2;
 /// Largest layout file read, in bytes. One has about 8 KiB.
@@ -129,7 +131,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Writes a layout file.
+    /// Writes a layout file, all of it or nothing.
     ///
     /// # Errors
     /// [`LayoutError::Io`].
@@ -146,7 +148,7 @@ impl Layout {
         if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(io_error)?;
         }
-        fs::write(file, text).map_err(io_error)
+        write_whole(file, |file| file.write_all(text.as_bytes())).map_err(io_error)
     }
 
     /// The file that holds the layout of `release` in `folder`.

@@ -1,15 +1,15 @@
 //! What a PDB says, in a file of a few kilobytes: for hosts that cannot reach a symbol server.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 use thiserror::Error;
 
 use super::pdb::PdbFacts;
 use super::symbol_key::{PdbName, Signature, SymbolKey};
+use crate::output::write_whole;
 
 /// Version of the file's form.
 const VERSION: u32 = 1;
@@ -132,10 +132,7 @@ impl KernelFacts {
             _ => Path::new("."),
         };
         std::fs::create_dir_all(folder).map_err(io)?;
-        let mut temporary = NamedTempFile::new_in(folder).map_err(io)?;
-        serde_json::to_writer_pretty(&mut temporary, self).map_err(|error| io(error.into()))?;
-        temporary.write_all(b"\n").map_err(io)?;
-        temporary.persist(file).map_err(|error| io(error.error))?;
-        Ok(())
+        let text = serde_json::to_string_pretty(self).map_err(|error| io(error.into()))?;
+        write_whole(file, |file| writeln!(file, "{text}")).map_err(io)
     }
 }
