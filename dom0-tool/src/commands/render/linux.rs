@@ -8,8 +8,9 @@ use super::profile::profile_json;
 use super::scan::{scanned_json, show_figures};
 use crate::commands::{Out, words::pages};
 use crate::ops::scan::DumpScan;
-use crate::os::linux::facts::{Facts, describe};
+use crate::os::linux::facts::Facts;
 use crate::os::linux::identify::{Identified, architecture, paging_name};
+use crate::os::linux::marks::describe;
 use crate::os::linux::profile::Built;
 use crate::xen::engine::Scanned;
 

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::commands::Out;
 use crate::hex::hexadecimal;
-use crate::os::linux::facts::describe;
 use crate::os::linux::layout::Layout;
+use crate::os::linux::marks::describe;
 
 /// A profile as JSON. Addresses are strings, since JSON numbers lose bits.
 pub(crate) fn profile_json(profile: &Profile) -> Value {

@@ -6,6 +6,7 @@ use super::identify::{Identified, Rejection, WANTED, architecture};
 use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, area, mapped, notes};
 use super::kallsyms::{self, KallsymsError, Symbols};
 use super::kernel_view::{AddressSpace, KernelView};
+use super::spaces::{CR3_ADDRESS, levels_of, table_of, tables_of};
 use super::vmcoreinfo::{Kind, VmcoreInfo};
 use crate::source::Cpu;
 
@@ -17,16 +18,6 @@ const CPU_ENTRY_AREA: std::ops::Range<u64> = 0xffff_fe00_0000_0000..0xffff_fe80_
 const FIXMAP: std::ops::Range<u64> = 0xffff_ffff_ff00_0000..0xffff_ffff_ffe0_0000;
 /// `__NEW_UTS_LEN + 1`: bytes of a name in `struct new_utsname` (`include/uapi/linux/utsname.h`).
 const UTS_FIELD: usize = 65;
-/// `CR4.PAE`, `CR4.LA57`, `EFER.LMA`.
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const EFER_LMA: u64 = 1 << 10;
-/// Address bits of CR3 (Intel SDM volume 3, 4.5).
-const CR3_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// With 32-bit PAE the table has 32 bytes, and its address that alignment.
-const CR3_ADDRESS_PAE: u64 = 0xffff_ffe0;
-/// Bit of CR3 that tells the user from the kernel table under page-table isolation (`PTI_PGTABLE_SWITCH_BIT`).
-const PTI_SWITCH: u64 = 1 << 12;
 /// Where a 32-bit kernel's half can begin: `VMSPLIT_3G`, `3G_OPT`, `2G`, `2G_OPT`, `1G` (`arch/x86/Kconfig`).
 const PAGE_OFFSETS: [u64; 5] = [0xc000_0000, 0xb000_0000, 0x8000_0000, 0x7800_0000, 0x4000_0000];
 
@@ -118,58 +109,22 @@ impl KnownSymbols {
     }
 }
 
-/// The forms that a virtual CPU's page tables can have, by what is known of it.
-fn levels_of(cpu: &Cpu) -> Vec<PagingLevels> {
-    let long = cpu.efer.map(|efer| efer & EFER_LMA != 0).or(cpu.long_mode);
-    let four_or_five = match cpu.cr4 {
-        Some(cr4) if cr4 & CR4_LA57 != 0 => vec![PagingLevels::Five],
-        Some(_) => vec![PagingLevels::Four],
-        None => vec![PagingLevels::Four, PagingLevels::Five],
-    };
-    let narrow = match cpu.cr4 {
-        Some(cr4) if cr4 & CR4_PAE != 0 => vec![PagingLevels::Pae],
-        Some(_) => vec![PagingLevels::Two],
-        None => vec![PagingLevels::Pae, PagingLevels::Two],
-    };
-    match (long, cpu.cr4) {
-        (Some(true), _) => four_or_five,
-        (Some(false), _) => narrow,
-        // 64-bit mode needs PAE.
-        (None, Some(cr4)) if cr4 & CR4_PAE == 0 => narrow,
-        (None, _) => [four_or_five, narrow].concat(),
+impl KnownSymbols {
+    /// How the kernel's image vouches for the note at `note_at`.
+    fn evidence_for<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        space: AddressSpace,
+        text: GuestVirt,
+        note_at: GuestPhys,
+    ) -> Result<Evidence, Rejection> {
+        let found = self.notes_of(memory, space, text);
+        found
+            .iter()
+            .find(|(at, _)| *at == note_at)
+            .map(|(_, evidence)| *evidence)
+            .ok_or(Rejection::NotPointedAt)
     }
-}
-
-fn table_of(cr3: u64, levels: PagingLevels) -> u64 {
-    cr3 & match levels {
-        PagingLevels::Pae => CR3_ADDRESS_PAE,
-        PagingLevels::Two => 0xffff_f000,
-        PagingLevels::Four | PagingLevels::Five => CR3_ADDRESS,
-    }
-}
-
-/// The tables that a virtual CPU may be using: its own, and the kernel's of the pair under page-table isolation.
-fn tables_of(cr3: u64, levels: PagingLevels) -> [AddressSpace; 2] {
-    let table = table_of(cr3, levels);
-    [table & !PTI_SWITCH, table].map(|table| AddressSpace {
-        root: GuestPhys::new(table),
-        levels,
-    })
-}
-
-/// Address spaces in which the kernel may be mapped, by the registers.
-pub(super) fn spaces_of(cpus: &[Cpu]) -> Vec<AddressSpace> {
-    let mut spaces = Vec::new();
-    for cpu in cpus.iter().filter(|cpu| cpu.is_paging()) {
-        for levels in levels_of(cpu) {
-            for space in tables_of(cpu.cr3.unwrap_or(0), levels) {
-                if !spaces.contains(&space) {
-                    spaces.push(space);
-                }
-            }
-        }
-    }
-    spaces
 }
 
 /// Holds a note against the virtual CPUs, their page tables and the kernel's image. `evidence`: how the
@@ -201,33 +156,8 @@ pub(super) fn confirm<M: GuestMemory>(
     let text = in_kernel(&info, "_stext", levels)?;
     let uts = in_kernel(&info, "init_uts_ns", levels)?;
 
-    let root = find_root(memory, &info, levels, top, &running)?;
-    for (vcpu, cpu) in &running {
-        let cr3 = cpu.cr3.unwrap_or(0);
-        let maps = tables_of(cr3, levels)
-            .into_iter()
-            .any(|space| maps_to(memory, space, top, root));
-        if !maps {
-            return Err(Rejection::PageTables {
-                vcpu: *vcpu,
-                root: table_of(cr3, levels),
-                symbol: "init_top_pgt",
-                stated: root,
-            });
-        }
-    }
-    let space = AddressSpace {
-        root: GuestPhys::new(root),
-        levels,
-    };
-    if !maps_to(memory, space, top, root) {
-        return Err(Rejection::PageTables {
-            vcpu: 0,
-            root,
-            symbol: "init_top_pgt",
-            stated: root,
-        });
-    }
+    let space = confirm_page_tables(memory, &info, levels, top, &running)?;
+    let root = space.root.get();
     confirmed.push(if running.is_empty() {
         format!("without registers: the page table at {root:#x}, which the note names, maps itself there")
     } else {
@@ -257,33 +187,16 @@ pub(super) fn confirm<M: GuestMemory>(
     }
     let mut confirmation = Confirmation::Symbol;
     if !by_symbol {
-        let evidence = evidence.or_else(|| {
-            let found = known.notes_of(memory, space, text);
-            found
-                .iter()
-                .find(|(at, _)| *at == note_at)
-                .map(|(_, evidence)| *evidence)
-        });
-        let evidence = evidence.ok_or(Rejection::NotPointedAt)?;
-        confirmed.push(
-            match evidence {
-                Evidence::Inside => "the note lies in the kernel's image",
-                Evidence::Word => "a word of the kernel's image leads to this very note",
-                Evidence::Neighbours => {
-                    "the kernel's image has vmcoreinfo_note, vmcoreinfo_size and vmcoreinfo_data for this very note"
-                }
-            }
-            .into(),
-        );
+        let evidence = evidence.map_or_else(|| known.evidence_for(memory, space, text, note_at), Ok)?;
+        confirmed.push(in_words(evidence).to_owned());
         confirmation = Confirmation::Image(evidence);
     }
-    let build_id = info.word("BUILD-ID").map(str::to_owned);
     Ok((
         confirmation,
         Identified {
             release,
             banner,
-            build_id,
+            build_id: info.word("BUILD-ID").map(str::to_owned),
             note_at,
             info,
             space,
@@ -293,6 +206,56 @@ pub(super) fn confirm<M: GuestMemory>(
             rejected: Vec::new(),
         },
     ))
+}
+
+/// The kernel's own page tables: every virtual CPU's map the top-level table that the note names where it says, and so
+/// does that table itself.
+fn confirm_page_tables<M: GuestMemory>(
+    memory: &mut M,
+    info: &VmcoreInfo,
+    levels: PagingLevels,
+    top: GuestVirt,
+    running: &[(usize, &Cpu)],
+) -> Result<AddressSpace, Rejection> {
+    let root = find_root(memory, info, levels, top, running)?;
+    for (vcpu, cpu) in running {
+        let cr3 = cpu.cr3.unwrap_or(0);
+        let maps = tables_of(cr3, levels)
+            .into_iter()
+            .any(|space| maps_to(memory, space, top, root));
+        if !maps {
+            return Err(Rejection::PageTables {
+                vcpu: *vcpu,
+                root: table_of(cr3, levels),
+                symbol: "init_top_pgt",
+                stated: root,
+            });
+        }
+    }
+    let space = AddressSpace {
+        root: GuestPhys::new(root),
+        levels,
+    };
+    if !maps_to(memory, space, top, root) {
+        return Err(Rejection::PageTables {
+            vcpu: 0,
+            root,
+            symbol: "init_top_pgt",
+            stated: root,
+        });
+    }
+    Ok(space)
+}
+
+/// How the kernel's image vouches for its note.
+fn in_words(evidence: Evidence) -> &'static str {
+    match evidence {
+        Evidence::Inside => "the note lies in the kernel's image",
+        Evidence::Word => "a word of the kernel's image leads to this very note",
+        Evidence::Neighbours => {
+            "the kernel's image has vmcoreinfo_note, vmcoreinfo_size and vmcoreinfo_data for this very note"
+        }
+    }
 }
 
 /// The form of the page tables: by the note, and no other than what the virtual CPUs can have.

@@ -3,17 +3,15 @@
 use std::path::Path;
 
 use lacuna_core::{
-    Blocks, BootValue, BytesRule, Contents, CounterReading, Field, FreeRule, Gfn, Guard, GuardMismatch,
-    GuestMemory, GuestVirt, Kernel, MAX_ROOT_SLOTS, Order, PagingLevels, Predicate, Profile, ProfileError,
-    RootSlot, VcpuRegisters, check_guard, free_by_counters,
+    Blocks, BytesRule, Contents, CounterReading, Field, FreeRule, Gfn, GuardMismatch, GuestMemory, GuestVirt,
+    Kernel, Order, PagingLevels, Predicate, Profile, ProfileError, free_by_counters,
 };
 use thiserror::Error;
 
 use super::btf_in_memory::find_btf;
 use super::config::{Config, ConfigError};
 use super::contents::{ContentsError, FreeContents, by_free_pages, free_contents};
-use super::facts::{FactError, Facts, Source};
-use super::first_task::find_first_task;
+use super::facts::{FactError, Facts};
 use super::free_lists::value_on_free_lists;
 use super::identify::{Identified, WANTED};
 use super::kallsyms::Symbols;
@@ -21,16 +19,10 @@ use super::kernel_view::{KernelView, ViewError};
 use super::layout::Layout;
 use super::memory_model::{MemoryModel, MemoryModelError, find_memory_map};
 use super::system_map::{self, SystemMapError};
+use super::ties::{Registers, boot_value_or_none, mapped_alike};
 use super::vmcoreinfo::VmcoreInfoError;
 use super::zones::{Zone, ZonesError, find_zones, last_frame};
 use crate::source::Cpu;
-
-/// Accessed and dirty, which the processor sets by itself.
-const ACCESSED_DIRTY: u64 = 0x60;
-/// What a dump's registers most often lack; the rest of the guard can be checked all the same.
-const LSTAR_MISSING: &str = "the registers lack LSTAR";
-/// Boot value of a profile that is only looked at: no kernel's, so that no guest is ever taken for the one described.
-const NO_BOOT_VALUE: u64 = 1;
 
 /// Why there is no profile.
 #[derive(Debug, Error)]
@@ -202,60 +194,14 @@ pub fn build<M: GuestMemory>(
     let agreed = facts.check()?;
     let free = free_rule(&facts, levels)?;
 
-    let mut unusable = None;
     let text = kernel.info.symbol("_stext")?;
-    let boot_value = match boot_value(&mut view, symbols, &facts, text)? {
-        Ok(value) => value,
-        Err(missing) => {
-            unusable = Some(missing);
-            BootValue {
-                at: memory_model.anchor,
-                bytes: levels.pointer_bytes(),
-                value: NO_BOOT_VALUE,
-            }
-        }
-    };
-    let vcpus: Vec<VcpuRegisters> = cpus
-        .iter()
-        .filter(|cpu| cpu.is_paging())
-        .map(Cpu::registers)
-        .collect();
-    let first = vcpus.first().copied().unwrap_or_default();
-    let text = text.get();
-    // A file of registers may lack LSTAR; the symbol then stands in for it, so that the rest can be checked.
-    let mut lstar = first.lstar;
-    if !levels.is_32_bit() && lstar == 0 {
-        unusable.get_or_insert(LSTAR_MISSING);
-        match symbols.and_then(|symbols| symbols.find("entry_SYSCALL_64")) {
-            Some(entry) => lstar = entry.get(),
-            None => unusable = Some("the registers lack LSTAR, and the kernel's symbols are not known"),
-        }
-    }
-    if levels.is_32_bit() && first.sysenter_eip == 0 {
-        unusable.get_or_insert("the registers lack SYSENTER_EIP");
-    }
-    let complete = cpus.iter().filter(|cpu| cpu.is_paging()).all(|cpu| {
-        cpu.cr0.is_some() && cpu.cr4.is_some() && cpu.idt_base.is_some() && cpu.idt_limit.is_some()
-    });
-    let complete = complete && !vcpus.is_empty();
-    if !complete {
-        unusable.get_or_insert("the control registers are not all known");
-    }
+    let (boot_value, mut unusable) =
+        boot_value_or_none(&mut view, symbols, &facts, text, memory_model.anchor)?;
+    let registers = Registers::of(cpus, levels, symbols, &mut unusable);
     // What must be mapped alike for every virtual CPU: the kernel itself, the memory map, and the counters.
     let mut needed = vec![boot_value.at, memory_model.anchor];
     needed.extend(zones.iter().map(|zone| zone.counter.array));
-    let (root_slots, anchors) = if levels.is_32_bit() {
-        let mut anchors = heapless::Vec::new();
-        for at in needed.iter().take(2) {
-            let physical = view.translate(*at)?;
-            if anchors.push(lacuna_core::Anchor { at: *at, physical }).is_err() {
-                break;
-            }
-        }
-        (heapless::Vec::new(), anchors)
-    } else {
-        (root_slots(&mut view, &needed)?, heapless::Vec::new())
-    };
+    let (root_slots, anchors) = mapped_alike(&mut view, &needed)?;
     let mut profile = Profile {
         kernel: Kernel {
             release: heapless_text(&kernel.release),
@@ -269,46 +215,20 @@ pub fn build<M: GuestMemory>(
         free,
         contents: contents.contents,
         zones: zones.iter().map(|zone| zone.counter).collect(),
-        guard: Guard {
-            idt_base: first.idt_base,
-            idt_limit: first.idt_limit,
-            lstar: if levels.is_32_bit() { 0 } else { lstar },
-            sysenter_eip: if levels.is_32_bit() { first.sysenter_eip } else { 0 },
-            gate: None,
-            root_slots,
-            anchors,
-            boot_value: Some(boot_value),
-        },
+        guard: registers.guard(levels, text, unusable, boot_value, root_slots),
     };
-    let checkable = complete && unusable.is_none_or(|missing| missing == LSTAR_MISSING);
-    if !checkable {
-        // Only looked at: in place of what is missing stands the first byte of the kernel's text, which no register holds.
-        profile.guard.idt_base = text;
-        profile.guard.idt_limit = if levels.is_32_bit() { 0x7ff } else { 0xfff };
-        profile.guard.lstar = if levels.is_32_bit() { 0 } else { text };
-        profile.guard.sysenter_eip = if levels.is_32_bit() { text } else { 0 };
-    }
+    profile.guard.anchors = anchors;
     profile.check().map_err(BuildError::Profile)?;
     if !contents.switch_known || !contents.contents_known {
         ask_free_pages(memory, &profile, last_frame, &mut contents)?;
         profile.contents = contents.contents;
     }
+    let is_checkable = registers.are_checkable(unusable);
     if !contents.switch_known {
         unusable.get_or_insert("whether the kernel poisons free pages is not known for want of its symbols");
     }
-    if checkable {
-        for (vcpu, cpu) in (0..).zip(cpus.iter().filter(|cpu| cpu.is_paging())) {
-            let registers = cpu.registers();
-            let filled = VcpuRegisters {
-                lstar: if registers.lstar == 0 {
-                    lstar
-                } else {
-                    registers.lstar
-                },
-                ..registers
-            };
-            check_guard(&mut *memory, &profile, vcpu, &filled)?;
-        }
+    if is_checkable {
+        registers.check(memory, &profile)?;
     }
     let counted = free_by_counters(memory, &profile).map_err(|error| BuildError::Counters {
         zone: error.zone,
@@ -416,41 +336,6 @@ fn free_rule(facts: &Facts, levels: PagingLevels) -> Result<FreeRule, BuildError
     })
 }
 
-/// A value that the kernel drew at random at boot, or what is missing for it.
-fn boot_value<M: GuestMemory>(
-    view: &mut KernelView<'_, M>,
-    symbols: Option<&Symbols>,
-    facts: &Facts,
-    text: GuestVirt,
-) -> Result<Result<BootValue, &'static str>, BuildError> {
-    let Some(canary) = facts.find("offsetof(struct task_struct,stack_canary)")? else {
-        // Of the headers' word for it that there is none, nothing can be made.
-        return if facts.sources().contains(&Source::Stub) {
-            Err(BuildError::NoBootValue)
-        } else {
-            Ok(Err(
-                "no source says where the kernel's random value of this boot is",
-            ))
-        };
-    };
-    let by_symbol = symbols.and_then(|symbols| symbols.find("init_task"));
-    let found = match by_symbol {
-        Some(at) => Some(at),
-        None => find_first_task(view, facts, text)?,
-    };
-    let Some(init_task) = found else {
-        return Ok(Err(
-            "the address of init_task is not known: no symbol tells it, and no one place in the kernel's image looks like it",
-        ));
-    };
-    let at = GuestVirt::new(init_task.get().wrapping_add(canary));
-    Ok(Ok(BootValue {
-        at,
-        bytes: view.space().levels.pointer_bytes(),
-        value: view.word(at)?,
-    }))
-}
-
 /// The kernel's own symbols, those of a System.map, or, with both, the former once the latter agrees.
 fn all_symbols<M: GuestMemory>(
     memory: &mut M,
@@ -490,42 +375,6 @@ fn all_symbols<M: GuestMemory>(
         }
         (None, None) => Ok(None),
     }
-}
-
-/// The top-level entries through which `needed` are reached, from the kernel's reference table.
-fn root_slots<M: GuestMemory>(
-    view: &mut KernelView<'_, M>,
-    needed: &[GuestVirt],
-) -> Result<heapless::Vec<RootSlot, MAX_ROOT_SLOTS>, BuildError> {
-    let space = view.space();
-    let shift = match space.levels {
-        PagingLevels::Five => 48,
-        // Identification admits no 32-bit kernel.
-        PagingLevels::Four | PagingLevels::Pae | PagingLevels::Two => 39,
-    };
-    let mut slots: heapless::Vec<RootSlot, MAX_ROOT_SLOTS> = heapless::Vec::new();
-    for at in needed {
-        let index = at.get() >> shift & 0x1ff;
-        if slots.iter().any(|slot| u64::from(slot.index) == index) {
-            continue;
-        }
-        let entry_at = space.root.checked_add(index * 8);
-        let entry = entry_at
-            .and_then(|entry_at| view.memory().read_value(entry_at, 8).ok())
-            .ok_or(ViewError {
-                at: *at,
-                cause: lacuna_core::WalkError::NotPresent { shift },
-            })?;
-        let slot = RootSlot {
-            index: u16::try_from(index).unwrap_or(u16::MAX),
-            entry: entry & !ACCESSED_DIRTY,
-        };
-        // More than fit would be a guest spread over eight times 512 GiB: the first ones guard enough.
-        if slots.push(slot).is_err() {
-            break;
-        }
-    }
-    Ok(slots)
 }
 
 /// A release of more than 64 bytes is cut: it serves people only.

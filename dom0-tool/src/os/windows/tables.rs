@@ -228,20 +228,8 @@ pub fn reach<M: GuestSource>(
     reached
 }
 
-/// One level up: entries that lead to a table of `below`, and entries that map a page of this level's own size with one
-/// of `images` in it.
-fn climb<M: GuestSource>(
-    memory: &mut M,
-    level: Level,
-    images: &[Gfn],
-    below: &[Path],
-    progress: &mut dyn FnMut(u64, u64),
-) -> Vec<Path> {
-    let is_first = level.shift == 12;
-    if !is_first && below.is_empty() && !level.large {
-        return Vec::new();
-    }
-    let end = memory.end().get();
+/// The paths so far by the frame that the next entry has to lead to: a table, or, at the first level, an image.
+fn by_target(is_first: bool, images: &[Gfn], below: &[Path]) -> BTreeMap<u64, Vec<Path>> {
     let mut by_table: BTreeMap<u64, Vec<Path>> = BTreeMap::new();
     if is_first {
         for image in images {
@@ -257,6 +245,24 @@ fn climb<M: GuestSource>(
             by_table.entry(path.table).or_default().push(*path);
         }
     }
+    by_table
+}
+
+/// One level up: entries that lead to a table of `below`, and entries that map a page of this level's own size with one
+/// of `images` in it.
+fn climb<M: GuestSource>(
+    memory: &mut M,
+    level: Level,
+    images: &[Gfn],
+    below: &[Path],
+    progress: &mut dyn FnMut(u64, u64),
+) -> Vec<Path> {
+    let is_first = level.shift == 12;
+    if !is_first && below.is_empty() && !level.large {
+        return Vec::new();
+    }
+    let end = memory.end().get();
+    let by_table = by_target(is_first, images, below);
     let targets = Targets::new(end, by_table.keys().copied());
     let span = u64::from(level.shift) - 12;
     let large = Targets::new(

@@ -81,7 +81,6 @@ impl Elf {
         let mut section_count = u64::from(header.u16(rest + 8));
         let names = u64::from(header.u16(rest + 10));
         let least_section = if wide { 64 } else { 40 };
-        let least_segment = if wide { 56 } else { 32 };
         if sections_at != 0 && section_bytes >= least_section {
             // Numbers that do not fit the header are in the first section header.
             if segment_count == PN_XNUM || section_count == 0 {
@@ -100,36 +99,7 @@ impl Elf {
                 segment_count,
             ));
         }
-        let mut segments = Vec::new();
-        if segment_count > 0 {
-            if segment_bytes < least_segment {
-                return Err(impossible("size of a program header", segment_bytes));
-            }
-            // At most as many as the file has room for.
-            let table = file.bytes(
-                "table of program headers",
-                segments_at,
-                segment_count.saturating_mul(segment_bytes),
-            )?;
-            for entry in table.chunks_exact(usize::try_from(segment_bytes).unwrap_or(usize::MAX)) {
-                let entry = Fields { bytes: entry, wide };
-                segments.push(if wide {
-                    Segment {
-                        kind: entry.u32(0),
-                        offset: entry.word(8),
-                        physical: entry.word(24),
-                        file_bytes: entry.word(32),
-                    }
-                } else {
-                    Segment {
-                        kind: entry.u32(0),
-                        offset: entry.word(4),
-                        physical: entry.word(12),
-                        file_bytes: entry.word(16),
-                    }
-                });
-            }
-        }
+        let segments = segments(file, wide, segments_at, segment_bytes, segment_count)?;
         let sections = if sections_at != 0 && section_bytes >= least_section && section_count > 0 {
             sections(file, wide, sections_at, section_bytes, section_count, names)
         } else {
@@ -152,6 +122,35 @@ impl Elf {
     pub(super) const fn long_mode(&self) -> bool {
         self.machine == EM_X86_64
     }
+}
+
+/// Reads the table of program headers: at most as many as the file has room for.
+fn segments(
+    file: &MappedFile,
+    wide: bool,
+    at: u64,
+    entry_bytes: u64,
+    count: u64,
+) -> Result<Vec<Segment>, DumpError> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if entry_bytes < if wide { 56 } else { 32 } {
+        return Err(impossible("size of a program header", entry_bytes));
+    }
+    let table = file.bytes("table of program headers", at, count.saturating_mul(entry_bytes))?;
+    let entries = table.chunks_exact(usize::try_from(entry_bytes).unwrap_or(usize::MAX));
+    let segment = |bytes| {
+        let entry = Fields { bytes, wide };
+        let (offset, physical, file_bytes) = if wide { (8, 24, 32) } else { (4, 12, 16) };
+        Segment {
+            kind: entry.u32(0),
+            offset: entry.word(offset),
+            physical: entry.word(physical),
+            file_bytes: entry.word(file_bytes),
+        }
+    };
+    Ok(entries.map(segment).collect())
 }
 
 /// Sections are wanted of Xen cores only: a table that is damaged is left out, for an ELF core does not need it.

@@ -87,29 +87,37 @@ pub(super) fn read(file: &MappedFile, elf: &Elf) -> Result<Option<Parts>, DumpEr
         }
         index += entries;
     }
-    if let Some(contexts) = elf.section(".xen_prstatus") {
-        let size = if contexts.entry_bytes == 0 {
-            CONTEXT_64
-        } else {
-            contexts.entry_bytes
-        };
-        if size != CONTEXT_64 && size != CONTEXT_32 {
-            parts.remarks.push(format!(
-                "registers of {size} bytes for a virtual CPU are not known ({CONTEXT_64} and {CONTEXT_32} are)"
-            ));
-        } else if contexts.bytes / size > super::MAX_CPUS as u64 {
-            return Err(impossible("number of virtual CPUs", contexts.bytes / size));
-        } else {
-            match file.bytes("section .xen_prstatus", contexts.offset, contexts.bytes) {
-                Ok(bytes) => {
-                    let each = bytes.chunks_exact(usize::try_from(size).unwrap_or(usize::MAX));
-                    parts.cpus = each.map(|context| cpu(context, size == CONTEXT_64)).collect();
-                }
-                Err(error) => parts.remarks.push(error.to_string()),
-            }
-        }
-    }
+    read_cpus(file, elf, &mut parts)?;
     Ok(Some(parts))
+}
+
+/// Takes the virtual CPUs out of a Xen core.
+fn read_cpus(file: &MappedFile, elf: &Elf, parts: &mut Parts) -> Result<(), DumpError> {
+    let Some(contexts) = elf.section(".xen_prstatus") else {
+        return Ok(());
+    };
+    let size = if contexts.entry_bytes == 0 {
+        CONTEXT_64
+    } else {
+        contexts.entry_bytes
+    };
+    if size != CONTEXT_64 && size != CONTEXT_32 {
+        parts.remarks.push(format!(
+            "registers of {size} bytes for a virtual CPU are not known ({CONTEXT_64} and {CONTEXT_32} are)"
+        ));
+        return Ok(());
+    }
+    if contexts.bytes / size > super::MAX_CPUS as u64 {
+        return Err(impossible("number of virtual CPUs", contexts.bytes / size));
+    }
+    match file.bytes("section .xen_prstatus", contexts.offset, contexts.bytes) {
+        Ok(bytes) => {
+            let each = bytes.chunks_exact(usize::try_from(size).unwrap_or(usize::MAX));
+            parts.cpus = each.map(|context| cpu(context, size == CONTEXT_64)).collect();
+        }
+        Err(error) => parts.remarks.push(error.to_string()),
+    }
+    Ok(())
 }
 
 /// A virtual CPU's context. Zero is "not said": the control registers of a CPU that runs are not.

@@ -1,0 +1,244 @@
+//! What ties a profile to its kernel and boot: registers, page-table entries, and a random value.
+
+use lacuna_core::{
+    Anchor, BootValue, Guard, GuestMemory, GuestVirt, MAX_ANCHORS, MAX_ROOT_SLOTS, PagingLevels, Profile,
+    RootSlot, VcpuRegisters, check_guard,
+};
+
+use super::facts::{Facts, Source};
+use super::first_task::find_first_task;
+use super::kallsyms::Symbols;
+use super::kernel_view::{KernelView, ViewError};
+use super::profile::BuildError;
+use crate::source::Cpu;
+
+/// Accessed and dirty, which the processor sets by itself.
+const ACCESSED_DIRTY: u64 = 0x60;
+/// What a dump's registers most often lack; the rest of the guard can be checked all the same.
+const LSTAR_MISSING: &str = "the registers lack LSTAR";
+/// Boot value of a profile that is only looked at: no kernel's, so that no guest is ever taken for the one described.
+const NO_BOOT_VALUE: u64 = 1;
+
+/// The virtual CPUs that run, and where each enters the kernel.
+pub(super) struct Registers {
+    vcpus: Vec<VcpuRegisters>,
+    first: VcpuRegisters,
+    /// Where the 64-bit system call leads: by the first virtual CPU, or by the symbol that stands in for it.
+    lstar: u64,
+    are_complete: bool,
+}
+
+impl Registers {
+    /// Those of `cpus`. What of them is missing for use on a live guest is left in `unusable`.
+    pub(super) fn of(
+        cpus: &[Cpu],
+        levels: PagingLevels,
+        symbols: Option<&Symbols>,
+        unusable: &mut Option<&'static str>,
+    ) -> Self {
+        let running = || cpus.iter().filter(|cpu| cpu.is_paging());
+        let vcpus: Vec<VcpuRegisters> = running().map(Cpu::registers).collect();
+        let first = vcpus.first().copied().unwrap_or_default();
+        // A file of registers may lack LSTAR; the symbol then stands in for it, so that the rest can be checked.
+        let mut lstar = first.lstar;
+        if !levels.is_32_bit() && lstar == 0 {
+            unusable.get_or_insert(LSTAR_MISSING);
+            match symbols.and_then(|symbols| symbols.find("entry_SYSCALL_64")) {
+                Some(entry) => lstar = entry.get(),
+                None => *unusable = Some("the registers lack LSTAR, and the kernel's symbols are not known"),
+            }
+        }
+        if levels.is_32_bit() && first.sysenter_eip == 0 {
+            unusable.get_or_insert("the registers lack SYSENTER_EIP");
+        }
+        let all_known = running().all(|cpu| {
+            cpu.cr0.is_some() && cpu.cr4.is_some() && cpu.idt_base.is_some() && cpu.idt_limit.is_some()
+        });
+        let are_complete = all_known && !vcpus.is_empty();
+        if !are_complete {
+            unusable.get_or_insert("the control registers are not all known");
+        }
+        Self {
+            vcpus,
+            first,
+            lstar,
+            are_complete,
+        }
+    }
+
+    /// Whether they can be held against the profile, with this missing.
+    pub(super) fn are_checkable(&self, unusable: Option<&'static str>) -> bool {
+        self.are_complete && unusable.is_none_or(|missing| missing == LSTAR_MISSING)
+    }
+
+    /// The guard of a profile, without anchors. Where it is only looked at, the first byte of the kernel's text, which no
+    /// register holds, stands in place of what is missing.
+    pub(super) fn guard(
+        &self,
+        levels: PagingLevels,
+        text: GuestVirt,
+        unusable: Option<&'static str>,
+        boot_value: BootValue,
+        root_slots: heapless::Vec<RootSlot, MAX_ROOT_SLOTS>,
+    ) -> Guard {
+        let is_32_bit = levels.is_32_bit();
+        let text = text.get();
+        let (idt_base, idt_limit, lstar, sysenter_eip) = if self.are_checkable(unusable) {
+            let first = &self.first;
+            (first.idt_base, first.idt_limit, self.lstar, first.sysenter_eip)
+        } else {
+            (text, if is_32_bit { 0x7ff } else { 0xfff }, text, text)
+        };
+        Guard {
+            idt_base,
+            idt_limit,
+            lstar: if is_32_bit { 0 } else { lstar },
+            sysenter_eip: if is_32_bit { sysenter_eip } else { 0 },
+            gate: None,
+            root_slots,
+            anchors: heapless::Vec::new(),
+            boot_value: Some(boot_value),
+        }
+    }
+
+    /// Holds each virtual CPU against a profile.
+    pub(super) fn check<M: GuestMemory>(&self, memory: &mut M, profile: &Profile) -> Result<(), BuildError> {
+        for (vcpu, registers) in (0..).zip(&self.vcpus) {
+            let filled = VcpuRegisters {
+                lstar: if registers.lstar == 0 {
+                    self.lstar
+                } else {
+                    registers.lstar
+                },
+                ..*registers
+            };
+            check_guard(&mut *memory, profile, vcpu, &filled)?;
+        }
+        Ok(())
+    }
+}
+
+/// A value that the kernel drew at random at boot; or one that no kernel draws, at `anchor`, and what is missing.
+pub(super) fn boot_value_or_none<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    symbols: Option<&Symbols>,
+    facts: &Facts,
+    text: GuestVirt,
+    anchor: GuestVirt,
+) -> Result<(BootValue, Option<&'static str>), BuildError> {
+    Ok(match boot_value(view, symbols, facts, text)? {
+        Ok(value) => (value, None),
+        Err(missing) => {
+            let none = BootValue {
+                at: anchor,
+                bytes: view.space().levels.pointer_bytes(),
+                value: NO_BOOT_VALUE,
+            };
+            (none, Some(missing))
+        }
+    })
+}
+
+/// What shows that `needed` is mapped as it was, whichever process runs.
+type MappedAlike = (
+    heapless::Vec<RootSlot, MAX_ROOT_SLOTS>,
+    heapless::Vec<Anchor, MAX_ANCHORS>,
+);
+
+/// The top-level entries through which `needed` are reached, or, of a 32-bit kernel, where they lie.
+pub(super) fn mapped_alike<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    needed: &[GuestVirt],
+) -> Result<MappedAlike, BuildError> {
+    Ok(if view.space().levels.is_32_bit() {
+        (heapless::Vec::new(), anchors(view, needed)?)
+    } else {
+        (root_slots(view, needed)?, heapless::Vec::new())
+    })
+}
+
+/// Where the first of `needed` lie in physical memory.
+fn anchors<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    needed: &[GuestVirt],
+) -> Result<heapless::Vec<Anchor, MAX_ANCHORS>, BuildError> {
+    let mut anchors = heapless::Vec::new();
+    for at in needed.iter().take(2) {
+        let physical = view.translate(*at)?;
+        if anchors.push(Anchor { at: *at, physical }).is_err() {
+            break;
+        }
+    }
+    Ok(anchors)
+}
+
+/// A value that the kernel drew at random at boot, or what is missing for it.
+fn boot_value<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    symbols: Option<&Symbols>,
+    facts: &Facts,
+    text: GuestVirt,
+) -> Result<Result<BootValue, &'static str>, BuildError> {
+    let Some(canary) = facts.find("offsetof(struct task_struct,stack_canary)")? else {
+        // Of the headers' word for it that there is none, nothing can be made.
+        return if facts.sources().contains(&Source::Stub) {
+            Err(BuildError::NoBootValue)
+        } else {
+            Ok(Err(
+                "no source says where the kernel's random value of this boot is",
+            ))
+        };
+    };
+    let by_symbol = symbols.and_then(|symbols| symbols.find("init_task"));
+    let found = match by_symbol {
+        Some(at) => Some(at),
+        None => find_first_task(view, facts, text)?,
+    };
+    let Some(init_task) = found else {
+        return Ok(Err(
+            "the address of init_task is not known: no symbol tells it, and no one place in the kernel's image looks like it",
+        ));
+    };
+    let at = GuestVirt::new(init_task.get().wrapping_add(canary));
+    Ok(Ok(BootValue {
+        at,
+        bytes: view.space().levels.pointer_bytes(),
+        value: view.word(at)?,
+    }))
+}
+
+/// The top-level entries through which `needed` are reached, from the kernel's reference table.
+fn root_slots<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    needed: &[GuestVirt],
+) -> Result<heapless::Vec<RootSlot, MAX_ROOT_SLOTS>, BuildError> {
+    let space = view.space();
+    let shift = match space.levels {
+        PagingLevels::Five => 48,
+        // Identification admits no 32-bit kernel.
+        PagingLevels::Four | PagingLevels::Pae | PagingLevels::Two => 39,
+    };
+    let mut slots: heapless::Vec<RootSlot, MAX_ROOT_SLOTS> = heapless::Vec::new();
+    for at in needed {
+        let index = at.get() >> shift & 0x1ff;
+        if slots.iter().any(|slot| u64::from(slot.index) == index) {
+            continue;
+        }
+        let entry_at = space.root.checked_add(index * 8);
+        let entry = entry_at
+            .and_then(|entry_at| view.memory().read_value(entry_at, 8).ok())
+            .ok_or(ViewError {
+                at: *at,
+                cause: lacuna_core::WalkError::NotPresent { shift },
+            })?;
+        let slot = RootSlot {
+            index: u16::try_from(index).unwrap_or(u16::MAX),
+            entry: entry & !ACCESSED_DIRTY,
+        };
+        // More than fit would be a guest spread over eight times 512 GiB: the first ones guard enough.
+        if slots.push(slot).is_err() {
+            break;
+        }
+    }
+    Ok(slots)
+}
