@@ -5,6 +5,7 @@
 
 pub mod linux;
 mod sources;
+pub mod view;
 pub mod windows;
 
 use std::time::{Duration, Instant};

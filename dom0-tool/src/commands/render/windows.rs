@@ -23,7 +23,8 @@ pub(super) fn show_kernel(kernel: &Located, out: Out) {
     ));
     out.line(format!(
         "image       {} bytes at {:#x}",
-        kernel.image.size, kernel.base
+        kernel.image.size,
+        kernel.base.get()
     ));
     out.line(format!(
         "page tables {:#x}, {}",
@@ -51,7 +52,7 @@ pub(super) fn kernel_json(kernel: &Located) -> Value {
         "pdb_name": kernel.key.name.as_str(),
         "symbol_path": kernel.key.path(),
         "export_name": kernel.image.export_name,
-        "image_base": format!("{:#x}", kernel.base),
+        "image_base": format!("{:#x}", kernel.base.get()),
         "image_size": kernel.image.size,
         "page_table_root": format!("{:#x}", kernel.space.root.get()),
         "page_table_levels": format!("{:?}", kernel.space.levels).to_lowercase(),
@@ -76,7 +77,8 @@ fn paging(kernel: &Located) -> &'static str {
 pub(super) fn show_built(built: &Built, out: Out) {
     out.line(format!(
         "entries     {} bytes each, from {:#x}",
-        built.profile.descriptor_bytes, built.resolved.pfn_database
+        built.profile.descriptor_bytes,
+        built.resolved.pfn_database.get()
     ));
     out.line(format!(
         "memory      {} in {} runs",
@@ -119,7 +121,7 @@ pub(super) fn built_json(built: &Built, facts: &PdbFacts) -> Value {
         "memory_model": "pfn_database",
         "sources": sources,
         "pages": total(built),
-        "pfn_database": format!("{:#x}", built.resolved.pfn_database),
+        "pfn_database": format!("{:#x}", built.resolved.pfn_database.get()),
         "mmpfn_size": facts.mmpfn_size,
         "lists": facts.lists,
         "runs": built.resolved.runs.iter().map(|run| json!([run.first, run.count])).collect::<Vec<_>>(),

@@ -6,7 +6,7 @@ use super::btf::{BEGINNING, Btf, HEADER_BYTES};
 use super::facts::{BTF_ENUMERATORS, BTF_STRUCTURES};
 use super::image::{area, mapped};
 use super::kallsyms::Symbols;
-use super::kernel_view::KernelView;
+use crate::os::view::KernelView;
 
 /// Most places in the image that look like the beginning of BTF and are tried.
 const MAX_TRIALS: u32 = 16;

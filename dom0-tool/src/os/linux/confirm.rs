@@ -5,9 +5,9 @@ use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels};
 use super::identify::{Identified, Rejection, WANTED, architecture};
 use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, area, mapped, notes};
 use super::kallsyms::{self, KallsymsError, Symbols};
-use super::kernel_view::{AddressSpace, KernelView};
 use super::spaces::{CR3_ADDRESS, levels_of, table_of, tables_of};
 use super::vmcoreinfo::{Kind, VmcoreInfo};
+use crate::os::view::{AddressSpace, KernelView};
 use crate::source::Cpu;
 
 /// How far from `_stext` the system call's entry may be. Debian's text has 14 to 20 MiB.

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::facts::{FactError, Facts, Source};
 use super::kallsyms::Symbols;
-use super::kernel_view::{KernelView, ViewError};
+use crate::os::view::{KernelView, ViewError};
 
 /// Why the contents of free pages may not be dropped.
 #[derive(Debug, Error)]

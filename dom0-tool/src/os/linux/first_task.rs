@@ -9,7 +9,7 @@ use lacuna_core::{GuestMemory, GuestVirt, PAGE_SIZE};
 
 use super::facts::{FactError, Facts};
 use super::image::{area, mapped};
-use super::kernel_view::KernelView;
+use crate::os::view::KernelView;
 
 /// `INIT_TASK_COMM` (`include/linux/init_task.h`), to which `init_idle()` adds the processor since 3.3.
 const NAMES: [&[u8]; 2] = [b"swapper\0", b"swapper/0\0"];

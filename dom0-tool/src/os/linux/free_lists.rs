@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use lacuna_core::{GuestMemory, GuestVirt};
 
 use super::facts::{FactError, Facts};
-use super::kernel_view::KernelView;
 use super::zones::Zone;
+use crate::os::view::KernelView;
 
 /// Most pages asked in a zone.
 const PAGES_A_ZONE: usize = 256;

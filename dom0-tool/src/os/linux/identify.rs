@@ -15,9 +15,9 @@ use thiserror::Error;
 use super::confirm::{Confirmation, KnownSymbols, confirm};
 use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, mapped, notes};
 use super::kallsyms::{KallsymsError, Symbols};
-use super::kernel_view::{AddressSpace, ViewError};
 use super::spaces::spaces_of;
 use super::vmcoreinfo::{VmcoreInfo, VmcoreInfoError};
+use crate::os::view::{AddressSpace, ViewError};
 use crate::source::Cpu;
 use crate::source::GuestSource;
 

@@ -5,8 +5,8 @@
 
 use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, PAGE_SHIFT, PAGE_SIZE, PagingLevels, WalkError, walk};
 
-use super::kernel_view::{AddressSpace, KernelView};
 use super::vmcoreinfo::VmcoreInfo;
+use crate::os::view::{AddressSpace, KernelView};
 
 /// `__START_KERNEL_map` (`arch/x86/include/asm/page_64_types.h`): where the image of a 64-bit kernel is linked to.
 pub const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;

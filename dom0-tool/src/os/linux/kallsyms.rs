@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use lacuna_core::{GuestMemory, GuestVirt, PAGE_SIZE};
 use thiserror::Error;
 
-use super::kernel_view::{KernelView, ViewError};
 use super::vmcoreinfo::{VmcoreInfo, VmcoreInfoError};
+use crate::os::view::{KernelView, ViewError};
 
 /// Most symbols accepted. Debian's 6.12 has about 165,000 built in, a kernel with everything built in 400,000.
 const MAX_SYMBOLS: u32 = 1 << 20;

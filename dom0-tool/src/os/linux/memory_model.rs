@@ -12,9 +12,9 @@ use thiserror::Error;
 use super::facts::{FactError, Facts};
 use super::identify::Identified;
 use super::kallsyms::Symbols;
-use super::kernel_view::{KernelView, ViewError};
 use super::vmcoreinfo::{Kind, VmcoreInfoError};
 use super::zones::{Node, ZonesError, find_nodes};
+use crate::os::view::{KernelView, ViewError};
 
 /// Most root pointers read: 5-level x86 has 2^52 bytes of memory, 2^25 sections, 128 to a root.
 const MAX_ROOTS: u64 = 1 << 18;

@@ -13,7 +13,6 @@ mod free_lists;
 pub mod identify;
 pub mod image;
 pub mod kallsyms;
-pub mod kernel_view;
 pub mod layout;
 pub mod marks;
 pub mod memory_model;

@@ -15,13 +15,13 @@ use super::facts::{FactError, Facts};
 use super::free_lists::value_on_free_lists;
 use super::identify::{Identified, WANTED};
 use super::kallsyms::Symbols;
-use super::kernel_view::{KernelView, ViewError};
 use super::layout::Layout;
 use super::memory_model::{MemoryModel, MemoryModelError, find_memory_map};
 use super::system_map::{self, SystemMapError};
 use super::ties::{Registers, boot_value_or_none, mapped_alike};
 use super::vmcoreinfo::VmcoreInfoError;
 use super::zones::{Zone, ZonesError, find_zones, last_frame};
+use crate::os::view::{KernelView, ViewError};
 use crate::source::Cpu;
 
 /// Why there is no profile.

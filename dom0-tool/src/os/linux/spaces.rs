@@ -1,8 +1,8 @@
 //! The address spaces that virtual CPUs can be in, by what is known of their registers.
 
+use crate::os::view::AddressSpace;
 use lacuna_core::{GuestPhys, PagingLevels};
 
-use super::kernel_view::AddressSpace;
 use crate::source::Cpu;
 
 /// `CR4.PAE`, `CR4.LA57`, `EFER.LMA`.

@@ -8,8 +8,8 @@ use lacuna_core::{
 use super::facts::{Facts, Source};
 use super::first_task::find_first_task;
 use super::kallsyms::Symbols;
-use super::kernel_view::{KernelView, ViewError};
 use super::profile::BuildError;
+use crate::os::view::{KernelView, ViewError};
 use crate::source::Cpu;
 
 /// Accessed and dirty, which the processor sets by itself.

@@ -6,8 +6,8 @@ use lacuna_core::{GuestMemory, GuestVirt, MAX_ZONES, ZoneCounter};
 use thiserror::Error;
 
 use super::facts::{FactError, Facts};
-use super::kernel_view::{KernelView, ViewError};
 use super::vmcoreinfo::{Kind, VmcoreInfo, VmcoreInfoError};
+use crate::os::view::{KernelView, ViewError};
 
 /// Most memory nodes (`CONFIG_NODES_SHIFT` is at most 10).
 const MAX_NODES: u64 = 1024;

@@ -10,13 +10,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use lacuna_core::{GuestMemory, GuestPhys, PAGE_SIZE, PagingLevels};
+use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels};
 use thiserror::Error;
 
+use super::loaded_image::LoadedImage;
 use super::pe::{ImageSource, Machine, PeImage};
-use super::space::{LoadedImage, Space};
 use super::symbol_key::SymbolKey;
 use super::tables::{self, Reached};
+use crate::os::view::AddressSpace;
 use crate::source::Cpu;
 use crate::source::GuestSource;
 
@@ -50,9 +51,9 @@ pub const KERNEL_PDBS: [&str; 5] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
     /// The address space that it was reached through.
-    pub space: Space,
+    pub space: AddressSpace,
     /// Where it begins.
-    pub base: u64,
+    pub base: GuestVirt,
     /// What its headers say.
     pub image: PeImage,
     /// Its PDB.
@@ -67,7 +68,7 @@ pub struct Candidate {
     /// Where it begins in physical memory.
     pub physical: GuestPhys,
     /// Where a page table maps it in the kernel's half, if one does.
-    pub mapped_at: Option<u64>,
+    pub mapped_at: Option<GuestVirt>,
     /// Its PDB, if it names one.
     pub pdb: Option<String>,
     /// The name it exports, if it is to be had.
@@ -80,7 +81,7 @@ impl std::fmt::Display for Candidate {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "at physical {:#x}", self.physical.get())?;
         if let Some(at) = self.mapped_at {
-            write!(formatter, ", mapped at {at:#x}")?;
+            write!(formatter, ", mapped at {:#x}", at.get())?;
         }
         let name = self.export_name.as_deref().unwrap_or("no export name");
         let pdb = self.pdb.as_deref().unwrap_or("no debug record");
@@ -104,12 +105,12 @@ pub enum LocateError {
         candidates: Vec<Candidate>,
     },
     /// The virtual CPUs are in kernels that differ.
-    #[error("the virtual CPUs' registers lead to different kernels, at {first:#x} and {second:#x}")]
+    #[error("the virtual CPUs' registers lead to different kernels, at {:#x} and {:#x}", first.get(), second.get())]
     Disagree {
         /// One.
-        first: u64,
+        first: GuestVirt,
         /// Another.
-        second: u64,
+        second: GuestVirt,
     },
 }
 
@@ -153,7 +154,7 @@ pub fn by_registers<M: GuestSource>(memory: &mut M, cpus: &[Cpu]) -> Result<Opti
 fn by_cpu<M: GuestMemory>(memory: &mut M, number: usize, cpu: &Cpu) -> Option<Located> {
     let cr3 = cpu.cr3?;
     for levels in possible_levels(cpu) {
-        let space = Space {
+        let space = AddressSpace {
             root: GuestPhys::new(table_of(cr3, levels)),
             levels,
         };
@@ -172,7 +173,9 @@ fn by_cpu<M: GuestMemory>(memory: &mut M, number: usize, cpu: &Cpu) -> Option<Lo
                     image,
                     key,
                     confirmed: vec![format!(
-                        "virtual CPU {number}: {what} ({address:#x}) lies in the image at {base:#x}"
+                        "virtual CPU {number}: {what} ({:#x}) lies in the image at {:#x}",
+                        address.get(),
+                        base.get()
                     )],
                 });
             }
@@ -218,67 +221,80 @@ pub(super) fn possible_levels(cpu: &Cpu) -> Vec<PagingLevels> {
 }
 
 /// Addresses at which the processor enters the kernel, or is in it.
-fn entries<M: GuestMemory>(memory: &mut M, space: Space, cpu: &Cpu) -> Vec<(String, u64)> {
+fn entries<M: GuestMemory>(memory: &mut M, space: AddressSpace, cpu: &Cpu) -> Vec<(String, GuestVirt)> {
     let mut found = Vec::new();
     let wide = !space.levels.is_32_bit();
-    let mut add = |what: String, address: u64| {
+    let mut add = |what: String, address: GuestVirt| {
         if in_kernel(space.levels, address) {
             found.push((what, address));
         }
     };
     if let (true, Some(lstar)) = (wide, cpu.lstar) {
-        add("LSTAR".to_owned(), lstar);
+        add("LSTAR".to_owned(), GuestVirt::new(lstar));
     }
     if let (false, Some(entry)) = (wide, cpu.sysenter_eip) {
-        add("SYSENTER_EIP".to_owned(), entry);
+        add("SYSENTER_EIP".to_owned(), GuestVirt::new(entry));
     }
     if let Some(idt) = cpu.idt_base {
         for vector in VECTORS {
-            if let Some(handler) = gate(memory, space, idt, vector) {
+            if let Some(handler) = gate(memory, space, GuestVirt::new(idt), vector) {
                 add(format!("the handler of exception {vector}"), handler);
             }
         }
     }
     if let Some(rip) = cpu.rip {
-        add(INSTRUCTION.to_owned(), rip);
+        add(INSTRUCTION.to_owned(), GuestVirt::new(rip));
     }
     found
 }
 
 /// Whether Windows keeps an address for its kernel: the upper half, on 32 bits too (the upper quarter with `/3GB`).
-fn in_kernel(levels: PagingLevels, address: u64) -> bool {
+fn in_kernel(levels: PagingLevels, address: GuestVirt) -> bool {
+    let address = address.get();
     levels.in_kernel_half(address) && (!levels.is_32_bit() || address >= 0x8000_0000)
 }
 
 /// Where a gate of the interrupt descriptor table leads (Intel SDM volume 3, 6.11 and 6.14.1).
-pub fn gate<M: GuestMemory>(memory: &mut M, space: Space, idt: u64, vector: u64) -> Option<u64> {
+pub fn gate<M: GuestMemory>(
+    memory: &mut M,
+    space: AddressSpace,
+    idt: GuestVirt,
+    vector: u64,
+) -> Option<GuestVirt> {
     if space.levels.is_32_bit() {
-        let gate = space.number(memory, idt.checked_add(8 * vector)?, 8)?;
-        return Some(gate & 0xffff | gate >> 32 & 0xffff_0000);
+        let gate = space.number(memory, idt, 8 * vector, 8)?;
+        return Some(GuestVirt::new(gate & 0xffff | gate >> 32 & 0xffff_0000));
     }
-    let at = idt.checked_add(16 * vector)?;
-    let low = space.number(memory, at, 8)?;
-    let high = space.number(memory, at.checked_add(8)?, 4)?;
-    Some(low & 0xffff | low >> 32 & 0xffff_0000 | high << 32)
+    let low = space.number(memory, idt, 16 * vector, 8)?;
+    let high = space.number(memory, idt, 16 * vector + 8, 4)?;
+    Some(GuestVirt::new(
+        low & 0xffff | low >> 32 & 0xffff_0000 | high << 32,
+    ))
 }
 
 /// The image that `address` lies in: the nearest below it that is whole enough, large enough to reach it, of the right
 /// machine, and has a debug record.
-fn image_around<M: GuestMemory>(memory: &mut M, space: Space, address: u64) -> Option<(u64, PeImage)> {
+fn image_around<M: GuestMemory>(
+    memory: &mut M,
+    space: AddressSpace,
+    address: GuestVirt,
+) -> Option<(GuestVirt, PeImage)> {
     let page = PAGE_SIZE as u64;
+    let address = address.get();
     let lowest = address.saturating_sub(MAX_IMAGE);
     let mut at = address & !(page - 1);
     while at >= lowest {
         let mut magic = [0; 2];
-        if space.read(memory, at, &mut magic) {
+        let here = GuestVirt::new(at);
+        if space.read(memory, here, &mut magic) {
             if magic == *b"MZ"
-                && let Some(image) = kernel_image(memory, space, at)
+                && let Some(image) = kernel_image(memory, space, here)
                 && address - at < u64::from(image.size)
             {
-                return Some((at, image));
+                return Some((here, image));
             }
-        } else if let Some(start) = space.unmapped_below(memory, at) {
-            at = start;
+        } else if let Some(start) = space.unmapped_below(memory, here) {
+            at = start.get();
         }
         at = at.checked_sub(page)?;
     }
@@ -286,7 +302,7 @@ fn image_around<M: GuestMemory>(memory: &mut M, space: Space, address: u64) -> O
 }
 
 /// The image at `base`, if it is one that can be a kernel.
-fn kernel_image<M: GuestMemory>(memory: &mut M, space: Space, base: u64) -> Option<PeImage> {
+fn kernel_image<M: GuestMemory>(memory: &mut M, space: AddressSpace, base: GuestVirt) -> Option<PeImage> {
     let image = PeImage::read(&mut LoadedImage { memory, space, base }).ok()?;
     let machine = if space.levels.is_32_bit() {
         Machine::X86
@@ -362,8 +378,9 @@ pub fn by_search<M: GuestSource>(memory: &mut M, progress: &mut dyn FnMut(u64, u
                 image: loaded,
                 key,
                 confirmed: vec![format!(
-                    "the page tables at {:#x} map it at {base:#x}, in the kernel's half",
-                    space.root.get()
+                    "the page tables at {:#x} map it at {:#x}, in the kernel's half",
+                    space.root.get(),
+                    base.get()
                 )],
             });
         }

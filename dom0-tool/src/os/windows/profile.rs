@@ -55,12 +55,12 @@ pub enum ProfileError {
         wanted: String,
     },
     /// Kernel memory that must be there is not.
-    #[error("{what} at {at:#x} cannot be read")]
+    #[error("{what} at {:#x} cannot be read", at.get())]
     Unreadable {
         /// What.
         what: &'static str,
         /// Where.
-        at: u64,
+        at: GuestVirt,
     },
     /// A value that no kernel has.
     #[error("{what} is {value:#x}: {why}")]
@@ -73,14 +73,14 @@ pub enum ProfileError {
         why: &'static str,
     },
     /// Two sources differ.
-    #[error("{what}: the PDB leads to {pdb:#x}, the debugger's block to {kdbg:#x}")]
+    #[error("{what}: the PDB leads to {:#x}, the debugger's block to {:#x}", pdb.get(), kdbg.get())]
     Disagree {
         /// What.
         what: &'static str,
         /// By one.
-        pdb: u64,
+        pdb: GuestVirt,
         /// By the other.
-        kdbg: u64,
+        kdbg: GuestVirt,
     },
     /// A field of the entry that no profile can name.
     #[error(
@@ -111,11 +111,11 @@ pub struct Run {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// What `MmPfnDatabase` holds.
-    pub pfn_database: u64,
+    pub pfn_database: GuestVirt,
     /// `MmPhysicalMemoryBlock`.
     pub runs: Vec<Run>,
     /// Where `MmZeroedPageListHead` is, if that is known.
-    pub zeroed_list: Option<u64>,
+    pub zeroed_list: Option<GuestVirt>,
     /// Which source said what.
     pub sources: BTreeMap<&'static str, String>,
 }
@@ -137,10 +137,13 @@ pub fn resolve<M: GuestMemory>(
             wanted: kernel.key.id(),
         });
     }
-    let at = |name: &str| Some(kernel.base.wrapping_add(u64::from(*facts.rva.get(name)?)));
+    let at = |name: &str| {
+        let rva = u64::from(*facts.rva.get(name)?);
+        Some(GuestVirt::new(kernel.base.get().wrapping_add(rva)))
+    };
     let kdbg = at("KdDebuggerDataBlock").and_then(|block| debugger_block(memory, kernel, block));
     let mut sources = BTreeMap::new();
-    let mut one_of = |what: &'static str, offset: u64| -> Result<Option<u64>, ProfileError> {
+    let mut one_of = |what: &'static str, offset: u64| -> Result<Option<GuestVirt>, ProfileError> {
         let by_block = kdbg.as_ref().and_then(|block| block.get(&offset)).copied();
         let (place, source) = match (at(what), by_block) {
             (Some(pdb), Some(kdbg)) if pdb != kdbg => return Err(ProfileError::Disagree { what, pdb, kdbg }),
@@ -165,10 +168,10 @@ pub fn resolve<M: GuestMemory>(
             at: database_at,
         })?;
     let levels = kernel.space.levels;
-    if !levels.in_kernel_half(pfn_database) || pfn_database % 4 != 0 {
+    if !levels.in_kernel_half(pfn_database.get()) || pfn_database.get() % 4 != 0 {
         return Err(ProfileError::Impossible {
             what: "MmPfnDatabase",
-            value: pfn_database,
+            value: pfn_database.get(),
             why: "it is no address of an array in the kernel",
         });
     }
@@ -189,10 +192,14 @@ pub fn resolve<M: GuestMemory>(
 }
 
 /// The pointers of the debugger's block at `at`, by offset, if it is there. Kernels since Windows 8 keep it encoded.
-fn debugger_block<M: GuestMemory>(memory: &mut M, kernel: &Located, at: u64) -> Option<BTreeMap<u64, u64>> {
+fn debugger_block<M: GuestMemory>(
+    memory: &mut M,
+    kernel: &Located,
+    at: GuestVirt,
+) -> Option<BTreeMap<u64, GuestVirt>> {
     let space = kernel.space;
-    let size = space.number(memory, at.checked_add(KDBG_SIZE)?, 4)?;
-    if space.number(memory, at.checked_add(KDBG_TAG)?, 4)? != TAG {
+    let size = space.number(memory, at, KDBG_SIZE, 4)?;
+    if space.number(memory, at, KDBG_TAG, 4)? != TAG {
         return None;
     }
     // On 32 bits its pointers are widened with their sign.
@@ -203,15 +210,15 @@ fn debugger_block<M: GuestMemory>(memory: &mut M, kernel: &Located, at: u64) -> 
             value
         }
     };
-    if narrow(space.number(memory, at.checked_add(KDBG_KERNEL)?, 8)?) != kernel.base {
+    if narrow(space.number(memory, at, KDBG_KERNEL, 8)?) != kernel.base.get() {
         return None;
     }
     let mut pointers = BTreeMap::new();
     for offset in [KDBG_PFN_DATABASE, KDBG_ZEROED_LIST, KDBG_MEMORY_BLOCK] {
         if offset + 8 <= size {
-            let value = narrow(space.number(memory, at.checked_add(offset)?, 8)?);
+            let value = narrow(space.number(memory, at, offset, 8)?);
             if value != 0 {
-                pointers.insert(offset, value);
+                pointers.insert(offset, GuestVirt::new(value));
             }
         }
     }
@@ -220,7 +227,11 @@ fn debugger_block<M: GuestMemory>(memory: &mut M, kernel: &Located, at: u64) -> 
 
 /// `PHYSICAL_MEMORY_DESCRIPTOR`, to which the variable at `at` points: a count, a number of pages, and runs. Page
 /// numbers have the size of a pointer, with PAE too.
-fn memory_block<M: GuestMemory>(memory: &mut M, kernel: &Located, at: u64) -> Result<Vec<Run>, ProfileError> {
+fn memory_block<M: GuestMemory>(
+    memory: &mut M,
+    kernel: &Located,
+    at: GuestVirt,
+) -> Result<Vec<Run>, ProfileError> {
     const WHAT: &str = "MmPhysicalMemoryBlock";
     let space = kernel.space;
     let size = usize::from(space.levels.pointer_bytes());
@@ -231,14 +242,15 @@ fn memory_block<M: GuestMemory>(memory: &mut M, kernel: &Located, at: u64) -> Re
         why,
     };
     let block = space.pointer(memory, at).ok_or_else(|| unreadable(at))?;
+    let block = block.get();
     if !space.levels.in_kernel_half(block) {
         return Err(impossible(block, "it is no address in the kernel"));
     }
     let mut number = |index: u64| {
-        let at = block.wrapping_add(index * size as u64);
+        let at = GuestVirt::new(block.wrapping_add(index * size as u64));
         // The count is a ULONG on 64 bits, too, and padded.
         let bytes = if index == 0 { 4 } else { size };
-        space.number(memory, at, bytes).ok_or_else(|| unreadable(at))
+        space.number(memory, at, 0, bytes).ok_or_else(|| unreadable(at))
     };
     let (count, pages) = (number(0)?, number(1)?);
     if count == 0 || count > MAX_RUNS {
@@ -304,7 +316,10 @@ pub fn build<M: GuestMemory>(
     runs.sort_by_key(|run| run.first);
     let mut extents = heapless::Vec::new();
     for run in runs {
-        let array = resolved.pfn_database.wrapping_add(run.first.wrapping_mul(size));
+        let array = resolved
+            .pfn_database
+            .get()
+            .wrapping_add(run.first.wrapping_mul(size));
         // Runs were cut to what the profile holds.
         let _ = extents.push(Extent {
             first: Gfn::new(run.first),
@@ -318,10 +333,13 @@ pub fn build<M: GuestMemory>(
     // `MMPFNLIST.Total` is the first member. A list that never had a page counts nothing: Windows 10 keeps its lists in
     // partitions, and what is left of the old name stays empty.
     if let Some(list) = resolved.zeroed_list
-        && kernel.space.pointer(memory, list).is_some_and(|total| total != 0)
+        && kernel
+            .space
+            .pointer(memory, list)
+            .is_some_and(|total| total.get() != 0)
     {
         let _ = zones.push(ZoneCounter {
-            array: GuestVirt::new(list),
+            array: list,
             stride: pointer.into(),
             count_offset: 0,
             count_bytes: pointer,
@@ -431,11 +449,11 @@ fn guard<M: GuestMemory>(memory: &mut M, kernel: &Located, vcpus: &[VcpuRegister
     let lstar = first.map_or(0, |cpu| if long { cpu.lstar } else { 0 });
     let sysenter_eip = first.map_or(0, |cpu| if long { 0 } else { cpu.sysenter_eip });
     let gate = first
-        .and_then(|cpu| gate(memory, space, cpu.idt_base, PAGE_FAULT.into()))
-        .filter(|handler| *handler != 0)
+        .and_then(|cpu| gate(memory, space, GuestVirt::new(cpu.idt_base), PAGE_FAULT.into()))
+        .filter(|handler| handler.get() != 0)
         .map(|handler| Gate {
             vector: PAGE_FAULT,
-            handler: GuestVirt::new(handler),
+            handler,
         });
     // Only what is mapped while a user program runs, too, where the kernel keeps a second set of tables for that.
     let mut anchors = heapless::Vec::new();
@@ -444,15 +462,16 @@ fn guard<M: GuestMemory>(memory: &mut M, kernel: &Located, vcpus: &[VcpuRegister
         let known = anchors.iter().any(|anchor: &Anchor| anchor.at == page);
         if at != 0
             && !known
-            && let Some(physical) = space.translate(memory, page.get())
+            && let Some(physical) = space.translate(memory, page)
         {
             // There are three at most.
             let _ = anchors.push(Anchor { at: page, physical });
         }
     }
-    let shared = if long { SHARED_DATA_64 } else { SHARED_DATA_32 };
-    let cookie_at = shared + SHARED_DATA_COOKIE;
-    let cookie = space.number(memory, cookie_at, 4).filter(|cookie| *cookie != 0);
+    let shared = GuestVirt::new(if long { SHARED_DATA_64 } else { SHARED_DATA_32 });
+    let cookie = space
+        .number(memory, shared, SHARED_DATA_COOKIE, 4)
+        .filter(|cookie| *cookie != 0);
     Guard {
         // Each processor has its own.
         idt_base: 0,
@@ -466,7 +485,7 @@ fn guard<M: GuestMemory>(memory: &mut M, kernel: &Located, vcpus: &[VcpuRegister
         root_slots: heapless::Vec::new(),
         anchors,
         boot_value: cookie.map(|value| BootValue {
-            at: GuestVirt::new(cookie_at),
+            at: GuestVirt::new(shared.get() + SHARED_DATA_COOKIE),
             bytes: 4,
             value,
         }),

@@ -5,10 +5,10 @@
 //! it is worth waiting tells a page that Windows maps into each program; a program under Wine has one like it, so this
 //! is a hint and no more: nothing is believed because of it.
 
-use lacuna_core::{GuestMemory, GuestPhys};
+use lacuna_core::{GuestMemory, GuestPhys, GuestVirt};
 
 use super::locate::{possible_levels, table_of};
-use super::space::Space;
+use crate::os::view::AddressSpace;
 use crate::source::Cpu;
 
 /// `KUSER_SHARED_DATA` (`ntddk.h`) as every program sees it, since Windows NT.
@@ -25,7 +25,7 @@ pub fn seems_so<M: GuestMemory>(memory: &mut M, cpus: &[Cpu]) -> bool {
     cpus.iter().filter(|cpu| cpu.is_paging()).any(|cpu| {
         let Some(cr3) = cpu.cr3 else { return false };
         possible_levels(cpu).into_iter().any(|levels| {
-            let space = Space {
+            let space = AddressSpace {
                 root: GuestPhys::new(table_of(cr3, levels)),
                 levels,
             };
@@ -34,15 +34,15 @@ pub fn seems_so<M: GuestMemory>(memory: &mut M, cpus: &[Cpu]) -> bool {
     })
 }
 
-fn is_shared_data<M: GuestMemory>(memory: &mut M, space: Space) -> bool {
+fn is_shared_data<M: GuestMemory>(memory: &mut M, space: AddressSpace) -> bool {
     let mut root = [0; 6];
-    if !space.read(memory, SHARED_DATA + SYSTEM_ROOT, &mut root) {
+    if !space.read(memory, GuestVirt::new(SHARED_DATA + SYSTEM_ROOT), &mut root) {
         return false;
     }
     let [drive, 0, b':', 0, b'\\', 0] = root else {
         return false;
     };
-    let version = space.number(memory, SHARED_DATA + MAJOR_VERSION, 4);
+    let version = space.number(memory, GuestVirt::new(SHARED_DATA), MAJOR_VERSION, 4);
     drive.is_ascii_alphabetic() && version.is_some_and(|version| MAJOR_VERSIONS.contains(&version))
 }
 

@@ -8,10 +8,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use lacuna_core::{Gfn, GuestPhys, PAGE_SIZE, PagingLevels};
+use lacuna_core::{Gfn, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels};
 
 use super::pe::{FileImage, FileLayout, PeImage};
-use super::space::Space;
+use crate::os::view::AddressSpace;
 use crate::source::GuestSource;
 
 /// Most pages followed. A Windows guest has some 200 drivers and some 3,000 libraries loaded.
@@ -32,9 +32,9 @@ pub struct Reached {
     /// The page's frame.
     pub image: Gfn,
     /// The tables.
-    pub space: Space,
+    pub space: AddressSpace,
     /// The virtual address.
-    pub base: u64,
+    pub base: GuestVirt,
 }
 
 /// The frames that begin as an image does, and how many frames were looked at.
@@ -184,7 +184,8 @@ pub fn reach<M: GuestSource>(
             PagingLevels::Five if path.low >> 56 & 1 != 0 => path.low | u64::MAX << 57,
             _ => path.low,
         };
-        let space = Space {
+        let base = GuestVirt::new(base);
+        let space = AddressSpace {
             root: GuestPhys::new(root),
             levels,
         };

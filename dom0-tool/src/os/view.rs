@@ -1,6 +1,11 @@
-//! Kernel virtual memory of a guest, read through page tables that have been confirmed.
+//! A guest's virtual memory, read through its page tables.
+//!
+//! [`KernelView`] is for many reads through tables that have been confirmed, and says why one failed. [`AddressSpace`] reads
+//! once, of tables that may be anything, where what cannot be read is an answer like another.
 
-use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, Mapping, PAGE_SIZE, PagingLevels, WalkError, walk};
+use lacuna_core::{
+    GuestMemory, GuestPhys, GuestVirt, Mapping, PAGE_SIZE, PagingLevels, ReadError, WalkError, walk,
+};
 use thiserror::Error;
 
 /// Why a virtual address could not be read.
@@ -20,6 +25,52 @@ pub struct AddressSpace {
     pub root: GuestPhys,
     /// Its number of levels.
     pub levels: PagingLevels,
+}
+
+impl AddressSpace {
+    /// Where `at` lies in physical memory.
+    pub fn translate<M: GuestMemory + ?Sized>(self, memory: &mut M, at: GuestVirt) -> Option<GuestPhys> {
+        KernelView::new(memory, self).translate(at).ok()
+    }
+
+    /// Fills `into` from `at` on; false when a part is not there.
+    pub fn read<M: GuestMemory + ?Sized>(self, memory: &mut M, at: GuestVirt, into: &mut [u8]) -> bool {
+        KernelView::new(memory, self).read(at, into).is_ok()
+    }
+
+    /// The little-endian number of `bytes` bytes (at most 8) that lies `offset` bytes from `at`.
+    pub fn number<M: GuestMemory + ?Sized>(
+        self,
+        memory: &mut M,
+        at: GuestVirt,
+        offset: u64,
+        bytes: usize,
+    ) -> Option<u64> {
+        let mut value = [0; 8];
+        let into = value.get_mut(..bytes)?;
+        self.read(memory, at.checked_add(offset)?, into)
+            .then(|| u64::from_le_bytes(value))
+    }
+
+    /// A pointer of this kernel.
+    pub fn pointer<M: GuestMemory + ?Sized>(self, memory: &mut M, at: GuestVirt) -> Option<GuestVirt> {
+        let bytes = usize::from(self.levels.pointer_bytes());
+        self.number(memory, at, 0, bytes).map(GuestVirt::new)
+    }
+
+    /// How far to go down from `at` to leave what is known not to be mapped: to the start of the missing span.
+    pub fn unmapped_below<M: GuestMemory + ?Sized>(self, memory: &mut M, at: GuestVirt) -> Option<GuestVirt> {
+        match walk(memory, self.root, self.levels, at) {
+            Ok(_) => None,
+            Err(WalkError::NotPresent { shift } | WalkError::Malformed { shift }) => {
+                Some(GuestVirt::new(at.get() >> shift << shift))
+            }
+            Err(
+                WalkError::Read(ReadError::Absent(_) | ReadError::CrossesFrame(_))
+                | WalkError::NotCanonical(_),
+            ) => Some(at),
+        }
+    }
 }
 
 /// Reads kernel memory by virtual address, remembering the last few translations.
