@@ -61,7 +61,7 @@ pub enum Until {
     Usual,
     /// So many rounds; 0 for ever.
     Rounds(u64),
-    /// Until a round gives back next to nothing, at most [`MOST_ROUNDS`] rounds.
+    /// Until a round gives back next to nothing, at most 50 rounds.
     Stable,
 }
 

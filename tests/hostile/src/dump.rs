@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use lacuna::source::dump::{Dump, MAX_CPUS, parse_registers};
 use lacuna::source::GuestSource;
+use lacuna::source::dump::{Dump, MAX_CPUS, parse_registers};
 use lacuna_core::{Gfn, GuestMemory, PAGE_SIZE};
 
 #[path = "../../../dom0-tool/tests/made/cores.rs"]

@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use lacuna::source::Cpu;
 use lacuna::os::linux::btf::Btf;
 use lacuna::os::linux::identify::identify_live;
 use lacuna::os::linux::profile::{Sources, build};
 use lacuna::os::linux::stub::run::Greeting;
 use lacuna::os::linux::system_map;
 use lacuna::os::linux::vmcoreinfo::VmcoreInfo;
+use lacuna::source::Cpu;
 use lacuna_core::{Bitmap, FreeCheck, Gfn, Scanner};
 use std::sync::atomic::AtomicU64;
 

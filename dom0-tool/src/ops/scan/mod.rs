@@ -66,7 +66,7 @@ pub struct DumpScan {
     pub remarks: Vec<String>,
 }
 
-/// Scans, and again where the guest's counters disagree, [`TRIES`] times in all.
+/// Scans, and again where the guest's counters disagree, three times in all.
 ///
 /// # Errors
 /// What the last try returns.

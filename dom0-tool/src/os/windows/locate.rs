@@ -3,7 +3,7 @@
 //! With registers: from where the processor enters the kernel (LSTAR, the handlers of exceptions, the instruction
 //! pointer) down through the vCPU's own page tables to the image that address lies in. User memory cannot forge that.
 //! Without: by [`super::tables`], from every page that looks like an image up through every page table that leads to
-//! it. Where several remain, [`Searched`] names them all; the caller takes the one whose own structures are in order.
+//! it; then several may remain, and [`super::search`] has to tell which one runs.
 //!
 //! A PE without a debug record is never the kernel, whatever it calls itself: the kernel's own record is not pageable.
 

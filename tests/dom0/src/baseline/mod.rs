@@ -26,8 +26,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use lacuna::source::GuestSource;
-use lacuna::xen::engine::Engine;
 use lacuna::source::live::DomainMemory;
+use lacuna::xen::engine::Engine;
 use lacuna::xen::privcmd::{DomainId, Privcmd};
 use lacuna::xen::sharing::{Nominated, Sharing};
 use lacuna_core::{Bitmap, FrameCopies, Gfn, Profile, Seed, scan_offline};
