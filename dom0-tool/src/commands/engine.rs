@@ -213,7 +213,7 @@ fn verdict(answer: &Explanation) -> String {
     }
 }
 
-/// Xen's name for a p2m type (`p2m_type_t`, `xen/arch/x86/include/asm/p2m.h` of 4.20).
+/// Xen's name for a p2m type (`p2m_type_t`, `xen/arch/x86/include/asm/p2m.h`, the same in 4.17 and 4.20).
 fn p2m_type(code: u32) -> &'static str {
     match code {
         0 => "ordinary memory",

@@ -36,6 +36,9 @@ impl From<PrivcmdError> for Failure {
             (PrivcmdError::Open { .. }, Some(libc::ENOENT)) => {
                 "this needs a Xen Dom0: load the module xen_privcmd, or boot under Xen"
             }
+            (PrivcmdError::NoVersion { .. }, _) => {
+                "the tool knows Xen 4.17 to 4.21; with XSM, the policy may also let this domain ask for nothing"
+            }
             (_, Some(libc::EPERM | libc::EACCES)) => "run it as root in Dom0; with XSM, check the policy",
             _ => "see `xl dmesg` for what the hypervisor has to say",
         };

@@ -4,10 +4,11 @@
 //! builds its own argument, so no caller can hand the hypervisor an address, and guest memory is only ever copied, by
 //! volatile reads, since the guest may change it at any moment.
 //!
-//! Sources: Linux `include/uapi/xen/privcmd.h`; Xen `xen/include/public/{domctl,memory,xen}.h`. The domctl interface
-//! version is checked by the hypervisor, so another Xen refuses instead of misunderstanding.
+//! Sources: Linux `include/uapi/xen/privcmd.h`; Xen `xen/include/public/{domctl,memory,xen}.h`. The hypervisor checks the
+//! versions of domctl and sysctl, so another Xen refuses instead of misunderstanding; see [`super::interface`].
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -21,6 +22,7 @@ use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
 pub use super::domain_info::{DomainId, DomainInfo};
+use super::interface::{DomctlVersion, SysctlVersion, accepted};
 
 /// `_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))`.
 const IOCTL_HYPERCALL: libc::c_ulong = 48 << 16 | 0x5000;
@@ -33,17 +35,14 @@ pub(super) const DOMCTL: u64 = 36;
 const DM_OP: u64 = 41;
 /// `__HYPERVISOR_mca` (`arch-x86/xen.h`).
 pub(super) const MCA: u64 = 48;
-/// `__HYPERVISOR_sysctl` (`xen.h`), its interface version in Xen 4.20, and `XEN_SYSCTL_physinfo` (`sysctl.h`).
+/// `__HYPERVISOR_sysctl` (`xen.h`) and `XEN_SYSCTL_physinfo` (`sysctl.h`).
 const SYSCTL: u64 = 35;
-const SYSCTL_VERSION: u32 = 0x15;
 const SYSCTL_PHYSINFO: u32 = 3;
 /// `sizeof(struct xen_sysctl)`: an 8-byte head and a union of 128.
 const SYSCTL_BYTES: usize = 136;
 /// `XENMEM_maximum_gpfn` and `XENMEM_sharing_op` (`memory.h`).
 const MAXIMUM_GPFN: u64 = 14;
 const SHARING_OP: u64 = 22;
-/// `XEN_DOMCTL_INTERFACE_VERSION` of Xen 4.20 (`domctl.h`).
-const DOMCTL_VERSION: u32 = 0x17;
 /// Domctl numbers (`domctl.h`).
 const DOMCTL_PAUSE: u32 = 3;
 const DOMCTL_UNPAUSE: u32 = 4;
@@ -76,6 +75,16 @@ pub enum PrivcmdError {
         /// The answer, a Xen error number that Linux shares.
         cause: io::Error,
     },
+    /// The hypervisor refused an interface in each version that is known here.
+    #[error("{interface}: Xen {xen} refused each version of it that this tool knows ({tried})")]
+    NoVersion {
+        /// The interface.
+        interface: &'static str,
+        /// The versions.
+        tried: String,
+        /// The release that is running.
+        xen: String,
+    },
 }
 
 impl PrivcmdError {
@@ -83,6 +92,7 @@ impl PrivcmdError {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Open { cause, .. } | Self::Call { cause, .. } => cause.raw_os_error(),
+            Self::NoVersion { .. } => Some(libc::EACCES),
         }
     }
 }
@@ -103,13 +113,16 @@ pub struct HostMemory {
 pub struct Privcmd {
     calls: File,
     buffers: File,
+    domctl: DomctlVersion,
+    sysctl: Cell<Option<SysctlVersion>>,
 }
 
 impl Privcmd {
-    /// Opens the driver.
+    /// Opens the driver, and asks Xen which version of the domctl interface it takes.
     ///
     /// # Errors
     /// [`PrivcmdError::Open`]: not a Xen Dom0, the module `xen_privcmd` is not loaded, or not root.
+    /// [`PrivcmdError::NoVersion`]: a Xen that this tool does not know, or one that takes no domctl from this domain.
     pub fn open() -> Result<Self, PrivcmdError> {
         let open = |device: &'static str| {
             OpenOptions::new()
@@ -118,10 +131,28 @@ impl Privcmd {
                 .open(Path::new(device))
                 .map_err(|cause| PrivcmdError::Open { device, cause })
         };
-        Ok(Self {
+        let mut opened = Self {
             calls: open("/dev/xen/privcmd")?,
             buffers: open("/dev/xen/hypercall")?,
-        })
+            domctl: DomctlVersion::KNOWN[0],
+            sysctl: Cell::new(None),
+        };
+        let attempt = |version| {
+            opened.domctl = version;
+            opened.domain_info(DomainId::ZERO)
+        };
+        (opened.domctl, _) = accepted("domctl", &DomctlVersion::KNOWN, DomctlVersion::number, attempt)?;
+        Ok(opened)
+    }
+
+    /// A `struct xen_domctl` with an empty union.
+    pub(super) fn domctl(&self, number: u32, domain: DomainId) -> [u8; DOMCTL_BYTES] {
+        domctl(self.domctl, number, domain)
+    }
+
+    /// The version of the domctl interface that Xen takes.
+    pub(super) fn domctl_version(&self) -> DomctlVersion {
+        self.domctl
     }
 
     /// The Lacuna operation `request` on `domain`, with `payload` as its buffer in both directions. On return the
@@ -137,7 +168,7 @@ impl Privcmd {
     ) -> Result<(), PrivcmdError> {
         request.buffer_size = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         request.buffer = 0;
-        let mut bytes = domctl(DOMCTL_LACUNA, domain);
+        let mut bytes = self.domctl(DOMCTL_LACUNA, domain);
         bytes[UNION..UNION + size_of::<Request>()].copy_from_slice(request.as_bytes());
         let handle = (!payload.is_empty()).then_some(UNION + HANDLE_IN_REQUEST);
         let outcome = self.hypercall("the Lacuna hypercall", DOMCTL, 0, &mut bytes, payload, handle);
@@ -152,7 +183,7 @@ impl Privcmd {
     /// # Errors
     /// [`PrivcmdError::Call`].
     pub fn domain_info(&self, domain: DomainId) -> Result<Option<DomainInfo>, PrivcmdError> {
-        let mut bytes = domctl(DOMCTL_GETDOMAININFO, domain);
+        let mut bytes = self.domctl(DOMCTL_GETDOMAININFO, domain);
         match self.hypercall("XEN_DOMCTL_getdomaininfo", DOMCTL, 0, &mut bytes, &mut [], None) {
             Ok(_) => {}
             Err(error) if error.errno() == Some(libc::ESRCH) => return Ok(None),
@@ -166,10 +197,20 @@ impl Privcmd {
     /// # Errors
     /// [`PrivcmdError::Call`].
     pub fn host_memory(&self) -> Result<HostMemory, PrivcmdError> {
-        let mut bytes = [0; SYSCTL_BYTES];
-        bytes[..4].copy_from_slice(&SYSCTL_PHYSINFO.to_le_bytes());
-        bytes[4..8].copy_from_slice(&SYSCTL_VERSION.to_le_bytes());
-        self.hypercall("XEN_SYSCTL_physinfo", SYSCTL, 0, &mut bytes, &mut [], None)?;
+        let ask = |version: SysctlVersion| {
+            let mut bytes = [0; SYSCTL_BYTES];
+            bytes[..4].copy_from_slice(&SYSCTL_PHYSINFO.to_le_bytes());
+            bytes[4..8].copy_from_slice(&version.number().to_le_bytes());
+            self.hypercall("XEN_SYSCTL_physinfo", SYSCTL, 0, &mut bytes, &mut [], None)
+                .map(|_| bytes)
+        };
+        let bytes = if let Some(version) = self.sysctl.get() {
+            ask(version)?
+        } else {
+            let (version, returned) = accepted("sysctl", &SysctlVersion::KNOWN, SysctlVersion::number, ask)?;
+            self.sysctl.set(Some(version));
+            returned?
+        };
         // struct xen_sysctl_physinfo, after the head of 8: ten members of 4 bytes, then total_pages, free_pages,
         // scrub_pages, outstanding_pages. Xen counts frames to be scrubbed among the free ones as well.
         let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| bytes[8 + at + index]));
@@ -189,7 +230,7 @@ impl Privcmd {
             Pause::Begin => (DOMCTL_PAUSE, "XEN_DOMCTL_pausedomain"),
             Pause::End => (DOMCTL_UNPAUSE, "XEN_DOMCTL_unpausedomain"),
         };
-        self.hypercall(call, DOMCTL, 0, &mut domctl(number, domain), &mut [], None)
+        self.hypercall(call, DOMCTL, 0, &mut self.domctl(number, domain), &mut [], None)
             .map(|_| ())
     }
 
@@ -398,10 +439,10 @@ pub enum Pause {
 }
 
 /// A `struct xen_domctl` with an empty union.
-pub(super) fn domctl(number: u32, domain: DomainId) -> [u8; DOMCTL_BYTES] {
+fn domctl(version: DomctlVersion, number: u32, domain: DomainId) -> [u8; DOMCTL_BYTES] {
     let mut bytes = [0; DOMCTL_BYTES];
     bytes[..4].copy_from_slice(&number.to_le_bytes());
-    bytes[4..8].copy_from_slice(&DOMCTL_VERSION.to_le_bytes());
+    bytes[4..8].copy_from_slice(&version.number().to_le_bytes());
     bytes[8..10].copy_from_slice(&domain.get().to_le_bytes());
     bytes
 }
@@ -546,8 +587,10 @@ mod tests {
     #[test]
     fn a_domctl_has_its_members_where_the_header_says() {
         let domain = DomainId::new(0x1234).expect("not reserved");
-        let bytes = domctl(DOMCTL_LACUNA, domain);
-        assert_eq!(bytes[..10], [0x41, 0x4c, 0, 0, 0x17, 0, 0, 0, 0x34, 0x12]);
+        for (version, number) in DomctlVersion::KNOWN.into_iter().zip([0x17, 0x16, 0x15]) {
+            let bytes = domctl(version, DOMCTL_LACUNA, domain);
+            assert_eq!(bytes[..10], [0x41, 0x4c, 0, 0, number, 0, 0, 0, 0x34, 0x12]);
+        }
         assert_eq!(HANDLE_IN_REQUEST, 72);
         assert!(UNION + size_of::<Request>() <= DOMCTL_BYTES);
     }

@@ -1,11 +1,11 @@
 //! What the lab does to domains so that the engine has something to refuse: states that a toolstack brings about on other
 //! occasions, or would not bring about at all. The product's commands use none of it.
 //!
-//! Sources: Xen 4.20 `xen/include/public/{domctl,memory,hvm/hvm_op,hvm/dm_op,arch-x86/xen,arch-x86/xen-mca}.h`.
+//! Sources: `xen/include/public/{domctl,memory,hvm/hvm_op,hvm/dm_op,arch-x86/xen,arch-x86/xen-mca}.h` of Xen 4.17 and 4.20.
 
 use lacuna_core::Gfn;
 
-use super::privcmd::{DOMCTL, DomainId, HVM_OP, MCA, MEMORY_OP, Privcmd, PrivcmdError, UNION, domctl};
+use super::privcmd::{DOMCTL, DomainId, HVM_OP, MCA, MEMORY_OP, Privcmd, PrivcmdError, UNION};
 
 /// Domctl numbers (`domctl.h`).
 const DOMCTL_CREATE: u32 = 1;
@@ -84,10 +84,10 @@ impl Privcmd {
             EmptyDomain::PvhWithIommu => (CDF_HVM | CDF_HAP | CDF_IOMMU, EMULATE_LAPIC),
             EmptyDomain::Pv => (0, 0),
         };
-        let mut bytes = domctl(DOMCTL_CREATE, DomainId::ZERO);
+        let mut bytes = self.domctl(DOMCTL_CREATE, DomainId::ZERO);
         // struct xen_domctl_createdomain: ssidref, handle (16 bytes), flags, iommu_opts, max_vcpus, max_evtchn_port,
-        // max_grant_frames and max_maptrack_frames (-1: Xen's default), grant_opts, altp2m_opts, vmtrace_size, cpupool_id,
-        // and the architecture's emulation_flags and misc_flags.
+        // max_grant_frames and max_maptrack_frames (-1: Xen's default), grant_opts, altp2m_opts (not in each version),
+        // vmtrace_size, cpupool_id, and the architecture's emulation_flags and misc_flags.
         let mut set = |at: usize, value: u32| {
             bytes[UNION + at..UNION + at + 4].copy_from_slice(&value.to_le_bytes());
         };
@@ -97,7 +97,7 @@ impl Privcmd {
         set(36, u32::MAX);
         set(40, u32::MAX);
         set(44, GRANT_VERSION);
-        set(60, emulated);
+        set(self.domctl_version().created_architecture_at(), emulated);
         let call = "XEN_DOMCTL_createdomain";
         self.hypercall(call, DOMCTL, 0, &mut bytes, &mut [], None)?;
         DomainId::new(u16::from_le_bytes([bytes[8], bytes[9]])).ok_or_else(|| PrivcmdError::Call {
@@ -111,7 +111,7 @@ impl Privcmd {
     /// # Errors
     /// [`PrivcmdError::Call`].
     pub fn destroy(&self, domain: DomainId) -> Result<(), PrivcmdError> {
-        let mut bytes = domctl(DOMCTL_DESTROY, domain);
+        let mut bytes = self.domctl(DOMCTL_DESTROY, domain);
         self.hypercall("XEN_DOMCTL_destroydomain", DOMCTL, 0, &mut bytes, &mut [], None)
             .map(|_| ())
     }
@@ -123,7 +123,7 @@ impl Privcmd {
     /// # Errors
     /// [`PrivcmdError::Call`].
     pub fn resume(&self, domain: DomainId) -> Result<(), PrivcmdError> {
-        let mut bytes = domctl(DOMCTL_RESUME, domain);
+        let mut bytes = self.domctl(DOMCTL_RESUME, domain);
         self.hypercall("XEN_DOMCTL_resumedomain", DOMCTL, 0, &mut bytes, &mut [], None)
             .map(|_| ())
     }
@@ -133,7 +133,7 @@ impl Privcmd {
     /// # Errors
     /// [`PrivcmdError::Call`].
     pub fn set_log_dirty(&self, domain: DomainId, mode: LogDirty) -> Result<(), PrivcmdError> {
-        let mut bytes = domctl(DOMCTL_SHADOW_OP, domain);
+        let mut bytes = self.domctl(DOMCTL_SHADOW_OP, domain);
         let op = match mode {
             LogDirty::On => SHADOW_OP_ENABLE_LOGDIRTY,
             LogDirty::Off => SHADOW_OP_OFF,
