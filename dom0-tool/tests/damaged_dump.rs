@@ -13,6 +13,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
+use lacuna::ops::guest::with_dumped_kernel;
+use lacuna::os::Sources;
+use lacuna::progress::Silent;
+use lacuna::source::dump::Dump;
+
 use fake_kernel::{FRAMES, FakeKernel, IMAGE_AT, NOTE, PROCESS_TOP, VMEMMAP_AT, at};
 use serde_json::{Value, json};
 
@@ -327,4 +332,15 @@ fn a_dump_that_is_cut_short_is_refused_whatever_the_counters_say() {
             }
         }
     }
+}
+
+#[test]
+fn a_dump_that_is_cut_while_it_is_read_is_an_error() {
+    let damaged = Damaged::new(Form::Raw);
+    let mut dump = Dump::open(&damaged.folder.path().join("dump")).unwrap();
+    damaged.file.set_len(PAGE).unwrap();
+    let outcome = with_dumped_kernel(&mut dump, &Sources::default(), &mut Silent, |_, _, _, _| Ok(()));
+    let failure = outcome.unwrap_err();
+    assert_eq!(failure.class.exit_status(), 1, "{failure}");
+    assert!(failure.what.contains("cut short while it was read"), "{failure}");
 }

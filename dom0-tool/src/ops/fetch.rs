@@ -52,7 +52,9 @@ pub fn which_kernel<O: Observer + ?Sized>(wanted: &Wanted, observer: &mut O) -> 
         Wanted::Guest(Guest::Dump(file)) => {
             let mut dump = file.open(observer)?;
             let cpus = dump.cpus.clone();
-            identify_linux(&mut dump, &cpus, observer)?
+            let found = identify_linux(&mut dump, &cpus, observer);
+            dump.check_unharmed()?;
+            found?
         }
     };
     named(&found.release, architecture(found.space.levels))

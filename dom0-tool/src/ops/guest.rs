@@ -147,8 +147,11 @@ pub fn with_dumped_kernel<O: Observer + ?Sized, T>(
     mut work: impl FnMut(&mut Dump, Kernel, &[Cpu], &mut O) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let cpus = dump.cpus.clone();
-    with_standing_kernel(dump, &cpus, sources, observer, |dump, kernel, observer| {
+    let outcome = with_standing_kernel(dump, &cpus, sources, observer, |dump, kernel, observer| {
         observer.identified(&kernel);
         work(dump, kernel, &cpus, observer)
-    })
+    });
+    // A file that changed is the reason for whatever came of it.
+    dump.check_unharmed()?;
+    outcome
 }

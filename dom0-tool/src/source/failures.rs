@@ -18,6 +18,11 @@ impl From<DumpError> for Failure {
             DumpError::Truncated { .. } | DumpError::Impossible { .. } => {
                 Self::new(Class::Failed, error, "take the dump again, or copy it again")
             }
+            DumpError::CutWhileRead { .. } => Self::new(
+                Class::Failed,
+                error,
+                "wait until whatever writes the file is done, or copy it first",
+            ),
             DumpError::CutShort { .. } => Self::new(
                 Class::Refused,
                 error,

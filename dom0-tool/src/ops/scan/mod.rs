@@ -170,6 +170,7 @@ fn scan_built<O: Observer + ?Sized>(
         observer.advance(at.get(), end.get());
     });
     observer.end();
+    dump.check_unharmed()?;
     let scanned = scanned.map_err(|error| {
         Failure::plain(
             Class::Refused,

@@ -5,7 +5,7 @@
 //! modules, both without a bound that the file does not set.
 
 use super::extents::Extent;
-use super::file::MappedFile;
+use super::file::ReadFile;
 use super::{DumpError, Parts};
 use crate::source::Cpu;
 
@@ -55,7 +55,7 @@ const BUFFER: u64 = 700;
 ///
 /// # Errors
 /// [`DumpError::OtherFormat`] for other kinds of crash dump, [`DumpError::Impossible`].
-pub(super) fn read(file: &MappedFile, wide: bool) -> Result<Parts, DumpError> {
+pub(super) fn read(file: &ReadFile, wide: bool) -> Result<Parts, DumpError> {
     let form = if wide { FORM_64 } else { FORM_32 };
     let number = |at: u64, bytes: usize| {
         let mut value = [0; 8];
@@ -99,7 +99,7 @@ pub(super) fn read(file: &MappedFile, wide: bool) -> Result<Parts, DumpError> {
 
 /// Runs of pages, one after the other behind the header.
 fn full(
-    file: &MappedFile,
+    file: &ReadFile,
     form: &Form,
     number: &impl Fn(u64, usize) -> Result<u64, DumpError>,
 ) -> Result<Vec<Extent>, DumpError> {
@@ -135,7 +135,7 @@ fn full(
 
 /// A bit for each page of memory; those that are set lie in the file, one after the other.
 fn bitmap(
-    file: &MappedFile,
+    file: &ReadFile,
     number: &impl Fn(u64, usize) -> Result<u64, DumpError>,
 ) -> Result<Vec<Extent>, DumpError> {
     let at = FORM_64.header;

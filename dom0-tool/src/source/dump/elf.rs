@@ -4,7 +4,7 @@
 //! 16 bits count (`PN_XNUM`: the number is then in the first section header, System V ABI, `elf(5)`).
 
 use super::extents::Extent;
-use super::file::MappedFile;
+use super::file::ReadFile;
 use super::notes::{self, Note};
 use super::{DumpError, Parts};
 
@@ -50,7 +50,7 @@ impl Elf {
     ///
     /// # Errors
     /// [`DumpError::Truncated`], [`DumpError::Impossible`].
-    pub(super) fn parse(file: &MappedFile) -> Result<Self, DumpError> {
+    pub(super) fn parse(file: &ReadFile) -> Result<Self, DumpError> {
         let identity = file.bytes("ELF header", 0, 16)?;
         let wide = match identity[4] {
             1 => false,
@@ -126,7 +126,7 @@ impl Elf {
 
 /// Reads the table of program headers: at most as many as the file has room for.
 fn segments(
-    file: &MappedFile,
+    file: &ReadFile,
     wide: bool,
     at: u64,
     entry_bytes: u64,
@@ -154,14 +154,7 @@ fn segments(
 }
 
 /// Sections are wanted of Xen cores only: a table that is damaged is left out, for an ELF core does not need it.
-fn sections(
-    file: &MappedFile,
-    wide: bool,
-    at: u64,
-    entry_bytes: u64,
-    count: u64,
-    names: u64,
-) -> Vec<Section> {
+fn sections(file: &ReadFile, wide: bool, at: u64, entry_bytes: u64, count: u64, names: u64) -> Vec<Section> {
     let Ok(table) = file.bytes("table of section headers", at, count.saturating_mul(entry_bytes)) else {
         return Vec::new();
     };
@@ -209,7 +202,7 @@ fn sections(
 ///
 /// # Errors
 /// [`DumpError`].
-pub(super) fn read(file: &MappedFile, elf: &Elf) -> Result<Parts, DumpError> {
+pub(super) fn read(file: &ReadFile, elf: &Elf) -> Result<Parts, DumpError> {
     let mut parts = Parts::default();
     let mut cut: u64 = 0;
     for segment in elf.segments.iter().filter(|segment| segment.kind == PT_LOAD) {

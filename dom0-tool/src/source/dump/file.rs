@@ -1,26 +1,40 @@
-//! A file mapped for reading, copied from and never referred to.
+//! A file that is read in blocks, a few of which are kept.
 //!
-//! `vm-memory` does the mapping and the volatile copies, so that no `unsafe` of ours is needed and no reference to bytes
-//! that another process may change exists. A file that is cut short *while* it is mapped ends the process (SIGBUS), as it
-//! does for every program that maps files.
+//! It is not mapped: a mapped file that is cut short while it is read ends the process (SIGBUS), and all that was touched of
+//! it counts as the process' memory. Here a cut is noticed and told, and some megabytes are held.
 
+use std::cell::RefCell;
 use std::fs::File;
-use std::path::Path;
-
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use super::DumpError;
 
-/// A mapped file.
+/// Bytes of a block: four frames. Page tables lie apart, and what is searched is read from end to end.
+const BLOCK: usize = 16 << 10;
+/// Blocks kept: 4 MiB.
+const BLOCKS: usize = 256;
+
+/// A file that is read.
 #[derive(Debug)]
-pub(super) struct MappedFile {
-    /// `None` for an empty file, which cannot be mapped.
-    region: Option<MmapRegion>,
+pub(super) struct ReadFile {
+    file: File,
+    path: PathBuf,
     length: u64,
+    state: RefCell<State>,
 }
 
-impl MappedFile {
-    /// Maps the file at `path`.
+#[derive(Debug)]
+struct State {
+    /// The block kept in each place, by its number; each number has one place.
+    kept: Vec<Option<u64>>,
+    bytes: Vec<u8>,
+    trouble: Option<io::Error>,
+}
+
+impl ReadFile {
+    /// Opens the file at `path`.
     ///
     /// # Errors
     /// [`DumpError::Io`].
@@ -32,44 +46,88 @@ impl MappedFile {
         let file = File::open(path).map_err(io_error)?;
         let metadata = file.metadata().map_err(io_error)?;
         if !metadata.is_file() {
-            return Err(io_error(std::io::Error::other("not a regular file")));
+            return Err(io_error(io::Error::other("not a regular file")));
         }
-        let length = metadata.len();
-        if length == 0 {
-            return Ok(Self { region: None, length });
-        }
-        let size =
-            usize::try_from(length).map_err(|_| io_error(std::io::Error::other("too large to map")))?;
-        let region = MmapRegion::build(
-            Some(FileOffset::new(file, 0)),
-            size,
-            libc::PROT_READ,
-            libc::MAP_SHARED | libc::MAP_NORESERVE,
-        )
-        .map_err(|error| io_error(std::io::Error::other(error)))?;
         Ok(Self {
-            region: Some(region),
-            length,
+            file,
+            path: path.to_owned(),
+            length: metadata.len(),
+            state: RefCell::new(State {
+                kept: vec![None; BLOCKS],
+                bytes: vec![0; BLOCKS * BLOCK],
+                trouble: None,
+            }),
         })
     }
 
-    /// Bytes in the file.
+    /// Bytes in the file when it was opened.
     pub(super) const fn length(&self) -> u64 {
         self.length
     }
 
-    /// Copies bytes from `offset` on. False, and nothing copied, where the file does not have them all.
+    /// Tells what has gone wrong since the file was opened: it was cut short, or the disk failed. What was read as absent
+    /// because of that proves nothing.
+    ///
+    /// # Errors
+    /// [`DumpError::Io`], [`DumpError::CutWhileRead`].
+    pub(super) fn check_unharmed(&self) -> Result<(), DumpError> {
+        match self.state.borrow_mut().trouble.take() {
+            None => Ok(()),
+            Some(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => Err(DumpError::CutWhileRead {
+                file: self.path.clone(),
+                length: self.length,
+            }),
+            Some(cause) => Err(DumpError::Io {
+                file: self.path.clone(),
+                cause,
+            }),
+        }
+    }
+
+    /// Copies bytes from `offset` on. False where the file does not have them all; `into` may be partly filled then.
     #[inline]
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> bool {
-        let Some(region) = &self.region else {
-            return into.is_empty();
-        };
-        let Ok(offset) = usize::try_from(offset) else {
+        let end = offset.checked_add(into.len() as u64);
+        if end.is_none_or(|end| end > self.length) {
             return false;
-        };
-        match region.get_slice(offset, into.len()) {
-            Ok(slice) => slice.copy_to(into) == into.len(),
-            Err(_) => false,
+        }
+        let mut state = self.state.borrow_mut();
+        let mut done = 0;
+        while done < into.len() {
+            let at = offset + done as u64;
+            let block = at / BLOCK as u64;
+            // Both are below 2^32.
+            #[allow(clippy::cast_possible_truncation)]
+            let (place, within) = ((block % BLOCKS as u64) as usize, (at % BLOCK as u64) as usize);
+            if state.kept[place] != Some(block) && !self.fetch(&mut state, place, block) {
+                return false;
+            }
+            let length = (into.len() - done).min(BLOCK - within);
+            let from = place * BLOCK + within;
+            into[done..done + length].copy_from_slice(&state.bytes[from..from + length]);
+            done += length;
+        }
+        true
+    }
+
+    /// Reads a block into its place.
+    #[cold]
+    fn fetch(&self, state: &mut State, place: usize, block: u64) -> bool {
+        let from = block * BLOCK as u64;
+        let length = usize::try_from(self.length - from)
+            .unwrap_or(usize::MAX)
+            .min(BLOCK);
+        let bytes = &mut state.bytes[place * BLOCK..place * BLOCK + length];
+        state.kept[place] = None;
+        match self.file.read_exact_at(bytes, from) {
+            Ok(()) => {
+                state.kept[place] = Some(block);
+                true
+            }
+            Err(error) => {
+                state.trouble.get_or_insert(error);
+                false
+            }
         }
     }
 
@@ -93,5 +151,57 @@ impl MappedFile {
         } else {
             Err(truncated)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A file of `length` bytes, each of which tells where it is.
+    fn made(length: usize) -> (tempfile::NamedTempFile, Vec<u8>) {
+        let bytes: Vec<u8> = (0..length)
+            .map(|at| u8::try_from(at * 7 % 251).unwrap())
+            .collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        (file, bytes)
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_file_across_blocks_and_places() {
+        let (file, bytes) = made(BLOCK * (BLOCKS + 3) + 100);
+        let open = ReadFile::open(file.path()).unwrap();
+        for round in 0..2 {
+            for at in [
+                0,
+                1,
+                BLOCK - 3,
+                BLOCK * BLOCKS - 1,
+                BLOCK * (BLOCKS + 2) - 5,
+                bytes.len() - 9,
+            ] {
+                let mut into = [0; 9];
+                assert!(open.read(at as u64, &mut into), "{round} {at}");
+                assert_eq!(into, bytes[at..at + 9], "{round} {at}");
+            }
+        }
+        assert!(!open.read(bytes.len() as u64 - 8, &mut [0; 9]));
+        assert!(!open.read(u64::MAX, &mut [0; 9]));
+        open.check_unharmed().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_cut_while_it_is_read_is_an_error() {
+        let (file, _) = made(4 * BLOCK);
+        let open = ReadFile::open(file.path()).unwrap();
+        assert!(open.read(0, &mut [0; 8]));
+        file.as_file().set_len(2 * BLOCK as u64 + 5).unwrap();
+        assert!(open.read(BLOCK as u64, &mut [0; 8]));
+        open.check_unharmed().unwrap();
+        assert!(!open.read(3 * BLOCK as u64, &mut [0; 8]));
+        let told = open.check_unharmed().unwrap_err();
+        assert!(matches!(told, DumpError::CutWhileRead { .. }), "{told}");
     }
 }

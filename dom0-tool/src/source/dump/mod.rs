@@ -1,7 +1,7 @@
 //! Guest memory in a file: raw, an ELF core (QEMU's `dump-guest-memory`, `/proc/vmcore`), a Xen core
 //! (`xl dump-core`), or a Windows crash dump.
 //!
-//! The file is mapped, not read in: what a command touches is what it costs. Nothing in it is trusted: a table that runs
+//! The file is read in blocks, not as a whole: what a command touches is what it costs. Nothing in it is trusted: a table that runs
 //! past the file's end is an error, a segment that does is cut there and said to be, and each loop is bounded by the size
 //! of the file.
 //!
@@ -27,7 +27,7 @@ pub use registers::{MAX_CPUS, parse_registers};
 
 use crate::source::{Cpu, GuestSource};
 use extents::Extents;
-use file::MappedFile;
+use file::ReadFile;
 
 /// How the file is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,14 @@ pub enum DumpError {
         /// How many.
         bytes: u64,
     },
+    /// The file became shorter while it was read.
+    #[error("{} was cut short while it was read: it had {length} bytes when it was opened", file.display())]
+    CutWhileRead {
+        /// The file.
+        file: PathBuf,
+        /// Bytes in it before.
+        length: u64,
+    },
     /// No page of guest memory is in the file.
     #[error("the file holds no guest memory")]
     Empty,
@@ -115,7 +123,7 @@ pub enum DumpError {
 /// An open dump.
 #[derive(Debug)]
 pub struct Dump {
-    file: MappedFile,
+    file: ReadFile,
     format: Format,
     extents: Extents,
     end: Gfn,
@@ -183,7 +191,7 @@ impl Dump {
     /// # Errors
     /// [`DumpError`].
     pub fn open(path: &Path) -> Result<Self, DumpError> {
-        let file = MappedFile::open(path)?;
+        let file = ReadFile::open(path)?;
         let mut head = [0; 16];
         let length = usize::try_from(file.length())
             .unwrap_or(usize::MAX)
@@ -259,6 +267,15 @@ impl Dump {
         }
     }
 
+    /// Tells what has gone wrong with the file since it was opened. What was read as absent because of that proves nothing,
+    /// so this is asked before anything is made of what was read.
+    ///
+    /// # Errors
+    /// [`DumpError::CutWhileRead`], [`DumpError::Io`].
+    pub fn check_unharmed(&self) -> Result<(), DumpError> {
+        self.file.check_unharmed()
+    }
+
     /// Where guest memory is, lowest first, without overlap.
     pub fn extents(&self) -> &[Extent] {
         self.extents.as_slice()
@@ -298,7 +315,7 @@ impl Dump {
 }
 
 /// A raw dump is one extent. A last, partial frame is left out.
-fn raw(file: &MappedFile) -> Parts {
+fn raw(file: &ReadFile) -> Parts {
     let whole = file.length() - file.length() % PAGE_SIZE as u64;
     let mut parts = Parts::default();
     parts.extents.push(Extent {

@@ -9,7 +9,7 @@ use lacuna_core::PAGE_SIZE;
 
 use super::elf::{Elf, Fields, impossible};
 use super::extents::Extent;
-use super::file::MappedFile;
+use super::file::ReadFile;
 use super::{DumpError, Parts};
 use crate::source::Cpu;
 
@@ -27,7 +27,7 @@ const CONTEXT_32: u64 = 2800;
 ///
 /// # Errors
 /// [`DumpError`].
-pub(super) fn read(file: &MappedFile, elf: &Elf) -> Result<Option<Parts>, DumpError> {
+pub(super) fn read(file: &ReadFile, elf: &Elf) -> Result<Option<Parts>, DumpError> {
     let Some(pages) = elf.section(".xen_pages") else {
         return Ok(None);
     };
@@ -92,7 +92,7 @@ pub(super) fn read(file: &MappedFile, elf: &Elf) -> Result<Option<Parts>, DumpEr
 }
 
 /// Takes the virtual CPUs out of a Xen core.
-fn read_cpus(file: &MappedFile, elf: &Elf, parts: &mut Parts) -> Result<(), DumpError> {
+fn read_cpus(file: &ReadFile, elf: &Elf, parts: &mut Parts) -> Result<(), DumpError> {
     let Some(contexts) = elf.section(".xen_prstatus") else {
         return Ok(());
     };
