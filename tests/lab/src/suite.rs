@@ -66,7 +66,7 @@ const HOST: &[(&str, HostTest)] = &[
     ("host/bench", HostTest::Bench),
     ("host/windows-large-pdb", HostTest::LargePdb),
     ("host/windows", HostTest::Windows),
-    ("patches/check", HostTest::Patches),
+    ("host/patches", HostTest::Patches),
     (PREFIXES, HostTest::Prefixes),
     (
         LINUX_ALONE,
@@ -90,7 +90,7 @@ const HOST: &[(&str, HostTest)] = &[
 ];
 
 /// An hour of compiling, so a part of long runs.
-const PREFIXES: &str = "patches/prefixes";
+const PREFIXES: &str = "host/prefixes";
 
 /// A part of `host/test`, for those who ask for Linux guests alone.
 const LINUX_ALONE: &str = "linux/host";

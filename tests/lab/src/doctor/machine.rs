@@ -50,8 +50,8 @@ const PROGRAMS: &[Program] = &[
     program("apt-get", "the lab needs Debian or a distribution made of it"),
     program("unshare", "apt-get install util-linux"),
     program("setpriv", "apt-get install util-linux"),
-    program("cargo", "install Rust: https://rustup.rs"),
-    program("rustc", "install Rust: https://rustup.rs"),
+    program("cargo", "install Rust, for instance with rustup"),
+    program("rustc", "install Rust, for instance with rustup"),
     program("cc", "apt-get install gcc"),
     program("git", "apt-get install git"),
     program("sha256sum", "apt-get install coreutils"),
@@ -191,7 +191,7 @@ fn version_of(name: &str) -> Option<String> {
 
 fn rust(said: Option<&str>) -> Check {
     let remedy = format!(
-        "install Rust {}.{} or later: https://rustup.rs, then `rustup update`",
+        "install Rust {}.{} or later: with rustup, `rustup update`",
         RUST.0, RUST.1
     );
     let Some(said) = said else {
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(check.seen, "missing: cargo, rustc, git");
         assert_eq!(
             check.remedy.as_deref(),
-            Some("install Rust: https://rustup.rs; apt-get install git")
+            Some("install Rust, for instance with rustup; apt-get install git")
         );
     }
 

@@ -1,8 +1,8 @@
 //! The patches: which ones a series of Xen gets, in order.
 //!
-//! `patches/xen-fixes/` and `patches/lacuna/` are for the newest series. For an older one, `patches/NAME/` holds patches
-//! under the same names that replace these, a list `skip` of those that it does not need, and `build/`, which is applied
-//! first: what that series takes to be built with a compiler of today.
+//! `patches/xen-fixes/` and `patches/lacuna/` are for the newest series. For an older one, the folder below `patches/`
+//! with that one's name holds patches under the same names that replace these, a list `skip` of those that it does not
+//! need, and `build/`, which is applied first: what later series have, and the rest relies on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
