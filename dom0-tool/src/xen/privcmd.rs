@@ -5,7 +5,7 @@
 //! volatile reads, since the guest may change it at any moment.
 //!
 //! Sources: Linux `include/uapi/xen/privcmd.h`; Xen `xen/include/public/{domctl,memory,xen}.h`. The hypervisor checks the
-//! versions of domctl and sysctl, so another Xen refuses instead of misunderstanding; see [`super::interface`].
+//! versions of domctl and sysctl, so another Xen refuses instead of misunderstanding; see `interface.rs`.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
