@@ -14,9 +14,11 @@ use crate::context::{Context, Staged, remove};
 use crate::error::{Error, IoContext, Result};
 use crate::key::{Key, KeyBuilder};
 use crate::process::run_logged;
+use crate::progress::Progress;
 use crate::sysroot::Sysroot;
 use crate::tree::mirror;
 use crate::variant::{BASE_CONFIG, Variant};
+use patches::Patch;
 use series::Series;
 use source::{Origin, Pristine};
 
@@ -98,15 +100,7 @@ pub(crate) fn source(context: &Context, sysroot: &Sysroot, pristine: Pristine) -
         let staged = Staged::directory(patched.clone())?;
         mirror(&pristine.directory, &staged.path)?;
         for patch in &files {
-            let arguments = [
-                "patch",
-                "-p1",
-                "--fuzz=0",
-                "--no-backup-if-mismatch",
-                "-i",
-                &patch.file.to_string_lossy(),
-            ];
-            run_logged(sysroot.command(&staged.path, &arguments), &log, progress)?;
+            apply(sysroot, &staged.path, patch, &log, progress)?;
         }
         mirror(&staged.path, &build)?;
         staged.commit()
@@ -130,6 +124,13 @@ pub(crate) fn source(context: &Context, sysroot: &Sysroot, pristine: Pristine) -
         hypervisor_key,
         tools_key,
     })
+}
+
+/// Applies one patch to the source at `tree`, where its context has to fit exactly.
+fn apply(sysroot: &Sysroot, tree: &Path, patch: &Patch, log: &Path, progress: &Progress) -> Result<()> {
+    let file = patch.file.to_string_lossy();
+    let line = ["patch", "-p1", "--fuzz=0", "--no-backup-if-mismatch", "-i", &file];
+    run_logged(sysroot.command(tree, &line), log, progress)
 }
 
 /// Builds one variant of the hypervisor, with `module`, the Rust object, linked in.

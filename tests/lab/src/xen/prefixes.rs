@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use super::patches::{self, Patch};
+use super::patches;
 use super::series::Series;
-use super::{check_config, jobs, place, source};
+use super::{apply, check_config, jobs, place, source, step_name};
 use crate::context::{Context, Staged};
 use crate::error::{IoContext, Result};
 use crate::module::{self, Kind};
@@ -32,14 +32,12 @@ pub(crate) fn run(context: &Context, sysroot: &Sysroot, series: Series) -> Resul
     let staged = Staged::directory(place(context, series, "prefixes/patched"))?;
     copy_source(&pristine.directory, &staged.path, |_| true)?;
     let tree = place(context, series, "prefixes/tree");
-    let name = format!("xen/{}/prefixes", series.name());
+    let name = step_name(series, "prefixes");
     let patches = patches::product(&context.repository, series)?;
     context.work(&name, |progress| {
         let log = context.step_log(&name);
-        for (number, Patch { name, file }) in patches.iter().enumerate() {
-            let file = file.to_string_lossy();
-            let apply = ["patch", "-p1", "--fuzz=0", "--no-backup-if-mismatch", "-i", &file];
-            run_logged(sysroot.command(&staged.path, &apply), &log, progress)?;
+        for (number, patch) in patches.iter().enumerate() {
+            apply(sysroot, &staged.path, patch, &log, progress)?;
             mirror(&staged.path, &tree)?;
             let knows = fs::read_to_string(tree.join(KCONFIG)).on("read", tree.join(KCONFIG))?;
             let mut configurations = vec![("without", WITHOUT)];

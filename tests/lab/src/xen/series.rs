@@ -32,15 +32,6 @@ impl Series {
     pub(crate) fn named(name: &str) -> Option<Self> {
         SUPPORTED.into_iter().find(|series| series.name() == name)
     }
-
-    /// Returns the series that a version such as `4.20.4+63-g7abfd2bce2-0+deb13u1` belongs to.
-    pub(crate) fn of_version(version: &str) -> Option<Self> {
-        SUPPORTED.into_iter().find(|series| {
-            version
-                .strip_prefix(series.name())
-                .is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
-        })
-    }
 }
 
 /// Lists the names of the supported series for a message.
@@ -94,17 +85,6 @@ fn parse_version(makefile: &str) -> Option<TreeVersion> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn a_version_belongs_to_the_series_whose_numbers_it_begins_with() {
-        assert_eq!(
-            Series::of_version("4.20.4+63-g7abfd2bce2-0+deb13u1"),
-            Some(Series::V4_20)
-        );
-        assert_eq!(Series::of_version("4.17.5+72-g01140da4e8-1"), Some(Series::V4_17));
-        assert_eq!(Series::of_version("4.2.5"), None);
-        assert_eq!(Series::of_version("4.170.1"), None);
-    }
 
     #[test]
     fn the_version_of_a_tree_is_read_from_either_form_of_its_makefile() {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::given::{Given, OPTION, untar};
+use super::place;
 use super::series::{SUPPORTED, Series, supported, tree_version};
 use crate::archive::{Archive, Kind, Limits, PassedOver, Runner, entries};
 use crate::context::{Context, Staged, remove};
@@ -116,7 +117,7 @@ pub(crate) fn choose(context: &Context, sysroot: &Sysroot, wanted: Option<Series
 
 /// Returns what the cache holds of `series`.
 pub(crate) fn held(context: &Context, series: Series) -> Option<Pristine> {
-    let directory = context.cached(format!("xen/{}/pristine", series.name()));
+    let directory = place(context, series, "pristine");
     let text = fs::read_to_string(origin_file(context, series)).ok()?;
     let origin: Origin = serde_json::from_str(&text).ok()?;
     directory.is_dir().then_some(Pristine {
@@ -196,7 +197,8 @@ fn from_archive(
     let what = format!("a source of Xen {}", names(series));
     let chosen = archive.first_served(&what, offers, &download, REMEDY, progress)?;
     let candidate = &chosen.candidate;
-    let Some((tarball, series)) = chosen.paths.first().zip(Series::of_version(&candidate.version)) else {
+    let found = series.iter().copied().find(|one| candidate.is_of(one.name()));
+    let Some((tarball, series)) = chosen.paths.first().zip(found) else {
         return Err(nothing(series, &chosen.passed_over));
     };
     let staged = Staged::directory(context.cached("xen/fetched"))?;
@@ -227,7 +229,7 @@ fn from_archive(
 fn keep(context: &Context, series: Series, staged: &Staged, origin: Origin) -> Result<Pristine> {
     let file = origin_file(context, series);
     remove(&file)?;
-    let directory = context.cached(format!("xen/{}/pristine", series.name()));
+    let directory = place(context, series, "pristine");
     remove(&directory)?;
     if let Some(parent) = directory.parent() {
         fs::create_dir_all(parent).on("create", parent)?;
@@ -244,7 +246,7 @@ fn keep(context: &Context, series: Series, staged: &Staged, origin: Origin) -> R
 }
 
 fn origin_file(context: &Context, series: Series) -> PathBuf {
-    context.cached(format!("xen/{}/origin.json", series.name()))
+    place(context, series, "origin.json")
 }
 
 fn tell(pristine: Pristine) -> Pristine {
@@ -271,5 +273,31 @@ fn nothing(series: &[Series], passed_over: &[PassedOver]) -> Error {
         what: format!("a source of Xen {}", names(series)),
         tried: tried.join("\n"),
         remedy: REMEDY.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::Candidate;
+
+    #[test]
+    fn a_version_belongs_to_the_series_whose_numbers_it_begins_with() {
+        let of_version = |version: &str| {
+            let candidate = Candidate {
+                package: "xen".to_owned(),
+                version: version.to_owned(),
+                suites: Vec::new(),
+                files: Vec::new(),
+                missing: None,
+            };
+            SUPPORTED
+                .into_iter()
+                .find(|series| candidate.is_of(series.name()))
+        };
+        assert_eq!(of_version("4.20.4+63-g7abfd2bce2-0+deb13u1"), Some(Series::V4_20));
+        assert_eq!(of_version("4.17.5+72-g01140da4e8-1"), Some(Series::V4_17));
+        assert_eq!(of_version("4.2.5"), None);
+        assert_eq!(of_version("4.170.1"), None);
     }
 }
