@@ -1,6 +1,7 @@
 //! Xen: its source, the patches, the hypervisor's variants, and the tools.
 
 pub(crate) mod check;
+mod compile;
 pub(crate) mod given;
 pub(crate) mod patches;
 pub(crate) mod prefixes;
@@ -18,6 +19,7 @@ use crate::progress::Progress;
 use crate::sysroot::Sysroot;
 use crate::tree::mirror;
 use crate::variant::{BASE_CONFIG, Variant};
+use compile::Compile;
 use patches::Patch;
 use series::Series;
 use source::{Origin, Pristine};
@@ -160,21 +162,15 @@ pub(crate) fn hypervisor(
         }
         fs::create_dir_all(&objects).on("create", &objects)?;
         fs::write(&home, &*named).on("write", &home)?;
-        let settings = objects.join(".config");
-        fs::write(&settings, config.join("\n") + "\n").on("write", &settings)?;
-        let tree = source.build.join("xen");
-        let out = format!("O={}", objects.display());
-        run_logged(
-            sysroot.command(&tree, &["make", &out, "olddefconfig"]),
-            &log,
-            progress,
-        )?;
-        check_config(&settings, &config)?;
-        let jobs = jobs();
-        let mut build = vec!["make", &out, &jobs];
-        let module = format!("LACUNA_MODULE={}", module.display());
-        build.push(&module);
-        run_logged(sysroot.command(&tree, &build), &log, progress)?;
+        let compile = Compile {
+            sysroot,
+            tree: &source.build.join("xen"),
+            objects: &objects,
+            config: &config,
+            module,
+            variables: &[],
+        };
+        compile.run(&log, progress)?;
         for product in ["xen", "xen.gz", "xen-syms", "xen.efi"] {
             let path = objects.join(product);
             fs::metadata(&path).on("find the built", &path)?;
@@ -253,22 +249,6 @@ pub(crate) fn stock_receiver(
 /// The file name of the library that saves and restores guests.
 pub(crate) fn guest_library(series: Series) -> String {
     format!("libxenguest.so.{}", series.name())
-}
-
-/// Kconfig drops what it does not know or whose dependencies fail without a word: look that each line is still there.
-fn check_config(settings: &Path, wanted: &[&str]) -> Result<()> {
-    let text = fs::read_to_string(settings).on("read", settings)?;
-    match wanted
-        .iter()
-        .find(|wanted| !text.lines().any(|line| line == **wanted))
-    {
-        None => Ok(()),
-        Some(dropped) => Err(unexpected(
-            "Xen's configuration after olddefconfig",
-            dropped,
-            "the line is gone",
-        )),
-    }
 }
 
 fn jobs() -> String {

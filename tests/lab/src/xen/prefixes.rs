@@ -2,14 +2,14 @@
 
 use std::fs;
 
+use super::compile::Compile;
 use super::patches;
 use super::series::Series;
-use super::{apply, check_config, jobs, place, source, step_name};
+use super::{apply, place, source, step_name};
 use crate::context::{Context, Staged};
 use crate::error::{IoContext, Result};
 use crate::module::{self, Kind};
-use crate::process::run_logged;
-use crate::progress::{Progress, say};
+use crate::progress::say;
 use crate::sysroot::Sysroot;
 use crate::tree::{copy_source, mirror};
 use crate::variant::BASE_CONFIG;
@@ -46,7 +46,16 @@ pub(crate) fn run(context: &Context, sysroot: &Sysroot, series: Series) -> Resul
             }
             for (label, config) in configurations {
                 let objects = place(context, series, "prefixes").join(label);
-                build(sysroot, &tree, &objects, config, &object, (&log, progress))?;
+                let compile = Compile {
+                    sysroot,
+                    tree: &tree.join("xen"),
+                    objects: &objects,
+                    config,
+                    module: &object,
+                    // The module calls functions of later patches: what the link does not find is let pass.
+                    variables: &["LD=ld --unresolved-symbols=ignore-all"],
+                };
+                compile.run(&log, progress)?;
             }
             say(&format!(
                 "lab: {} of {} build up to {name}",
@@ -57,35 +66,4 @@ pub(crate) fn run(context: &Context, sysroot: &Sysroot, series: Series) -> Resul
         Ok(())
     })?;
     crate::context::remove(&place(context, series, "prefixes"))
-}
-
-/// Builds one configuration. The module calls functions of later patches, so what the link does not find is let pass.
-fn build(
-    sysroot: &Sysroot,
-    tree: &std::path::Path,
-    objects: &std::path::Path,
-    config: &[&str],
-    object: &std::path::Path,
-    (log, progress): (&std::path::Path, &Progress),
-) -> Result<()> {
-    fs::create_dir_all(objects).on("create", objects)?;
-    let settings = objects.join(".config");
-    fs::write(&settings, config.join("\n") + "\n").on("write", &settings)?;
-    let xen = tree.join("xen");
-    let out = format!("O={}", objects.display());
-    run_logged(
-        sysroot.command(&xen, &["make", &out, "olddefconfig"]),
-        log,
-        progress,
-    )?;
-    check_config(&settings, config)?;
-    let module = format!("LACUNA_MODULE={}", object.display());
-    let line = [
-        "make",
-        &out,
-        &jobs(),
-        &module,
-        "LD=ld --unresolved-symbols=ignore-all",
-    ];
-    run_logged(sysroot.command(&xen, &line), log, progress)
 }

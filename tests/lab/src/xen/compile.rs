@@ -1,0 +1,66 @@
+//! Configures and compiles a hypervisor out of its tree.
+
+use std::fs;
+use std::path::Path;
+
+use super::unexpected;
+use crate::error::{IoContext, Result};
+use crate::process::run_logged;
+use crate::progress::Progress;
+use crate::sysroot::Sysroot;
+
+/// One configuration of a hypervisor.
+pub(super) struct Compile<'a> {
+    /// What compiles it.
+    pub(super) sysroot: &'a Sysroot,
+    /// The tree's `xen/`.
+    pub(super) tree: &'a Path,
+    /// Where the objects go; made where there is none.
+    pub(super) objects: &'a Path,
+    /// Lines of Xen's configuration; what they do not name keeps its default.
+    pub(super) config: &'a [&'a str],
+    /// The Rust object.
+    pub(super) module: &'a Path,
+    /// More variables for make.
+    pub(super) variables: &'a [&'a str],
+}
+
+impl Compile<'_> {
+    /// Compiles it.
+    ///
+    /// # Errors
+    /// Where Kconfig drops a line of the configuration, and where make fails.
+    pub(super) fn run(&self, log: &Path, progress: &Progress) -> Result<()> {
+        fs::create_dir_all(self.objects).on("create", self.objects)?;
+        let settings = self.objects.join(".config");
+        fs::write(&settings, self.config.join("\n") + "\n").on("write", &settings)?;
+        let out = format!("O={}", self.objects.display());
+        run_logged(
+            self.sysroot.command(self.tree, &["make", &out, "olddefconfig"]),
+            log,
+            progress,
+        )?;
+        check(&settings, self.config)?;
+        let jobs = super::jobs();
+        let module = format!("LACUNA_MODULE={}", self.module.display());
+        let mut line = vec!["make", &out, &jobs, &module];
+        line.extend(self.variables);
+        run_logged(self.sysroot.command(self.tree, &line), log, progress)
+    }
+}
+
+/// Kconfig drops what it does not know or whose dependencies fail without a word: look that each line is still there.
+fn check(settings: &Path, wanted: &[&str]) -> Result<()> {
+    let text = fs::read_to_string(settings).on("read", settings)?;
+    match wanted
+        .iter()
+        .find(|wanted| !text.lines().any(|line| line == **wanted))
+    {
+        None => Ok(()),
+        Some(dropped) => Err(unexpected(
+            "Xen's configuration after olddefconfig",
+            dropped,
+            "the line is gone",
+        )),
+    }
+}
