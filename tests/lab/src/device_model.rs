@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::archive::{Archive, Kind, Limits, Runner, entries};
+use crate::archive::{Archive, Kind, Limits, Runner, SUITES, entries};
 use crate::context::{Context, Staged, remove};
 use crate::error::{IoContext, Result};
 use crate::image::libraries_of;
@@ -14,7 +14,6 @@ use crate::process::run_logged;
 use crate::sysroot::Sysroot;
 use crate::xen::Tools;
 use crate::xen::series::Series;
-use crate::xen::source::SUITES;
 
 /// The series of Xen whose libraries Debian 13's QEMU is linked with, and whose hvmloader Debian 13 has. With another one
 /// there is no HVM guest in the lab.

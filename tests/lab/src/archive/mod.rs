@@ -35,6 +35,19 @@ use crate::error::Result;
 use crate::progress::Progress;
 use crate::sysroot::archive_uris;
 
+/// The suites whose indices are asked: of the sysroot's release and of the one before, whose packages still build there.
+pub(crate) const SUITES: &[&str] = &[
+    "trixie",
+    "trixie-updates",
+    "trixie-security",
+    "trixie-proposed-updates",
+    "trixie-backports",
+    "bookworm",
+    "bookworm-updates",
+    "bookworm-security",
+    "bookworm-backports",
+];
+
 /// What kind of index a suite is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::Check;
 use super::machine::gib;
-use crate::archive::{Answer, Archive, Kind, Limits, Offers, PassedOver, Prober, Runner, Wanted, entries};
+use crate::archive::{
+    Answer, Archive, Kind, Limits, Offers, PassedOver, Prober, Runner, SUITES, Wanted, entries,
+};
 use crate::context::Context;
 use crate::error::Result;
 use crate::kernels;
@@ -15,18 +17,6 @@ use crate::progress::Progress;
 use crate::sysroot::{self, PACKAGES, archive_uris};
 use crate::xen::series::SUPPORTED;
 use crate::xen::source::held;
-
-/// The suites in which Xen and kernels are looked for.
-pub(crate) const SUITES: &[&str] = &[
-    "trixie",
-    "trixie-security",
-    "trixie-updates",
-    "trixie-proposed-updates",
-    "trixie-backports",
-    "bookworm",
-    "bookworm-security",
-    "bookworm-updates",
-];
 
 /// How much of the time is for the indices; the rest is for asking for files.
 const REFRESH: Duration = Duration::from_secs(20);

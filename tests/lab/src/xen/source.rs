@@ -8,25 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::given::{Given, OPTION, untar};
 use super::place;
 use super::series::{SUPPORTED, Series, supported, tree_version};
-use crate::archive::{Archive, Kind, Limits, PassedOver, Runner, entries};
+use crate::archive::{Archive, Kind, Limits, PassedOver, Runner, SUITES, entries};
 use crate::context::{Context, Staged, remove};
 use crate::error::{Error, IoContext, Result};
 use crate::key::{Key, KeyBuilder};
 use crate::progress::{Progress, say};
 use crate::sysroot::Sysroot;
-
-/// The suites of the archive whose index is asked for sources of Xen.
-pub(crate) const SUITES: &[&str] = &[
-    "trixie",
-    "trixie-updates",
-    "trixie-security",
-    "trixie-proposed-updates",
-    "trixie-backports",
-    "bookworm",
-    "bookworm-updates",
-    "bookworm-security",
-    "bookworm-backports",
-];
 
 /// What to do where no source can be had.
 pub(crate) const REMEDY: &str = "give the lab a source: `--xen-source FILE|DIR|GITDIR@REVISION` or LACUNA_XEN_SOURCE, \
