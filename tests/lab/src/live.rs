@@ -218,36 +218,54 @@ fn one(
     })?;
     loop {
         match machine.next_event(deadline, &format!("{} ends", scenario.name))? {
-            Event::Note { text } => progress.line(&format!("  {text}")),
             Event::Figure { name, value } => {
                 progress.line(&format!("  {name} = {value}"));
                 figures.push((name, value));
             }
-            Event::Log { file, text } => {
-                // The name comes from dom0's own files; only its last part can be meant.
-                let path = logs.join(Path::new(&file).file_name().unwrap_or_default());
-                let mut log = fs::File::options()
-                    .create(true)
-                    .append(true)
-                    .open(&path)
-                    .on("open", &path)?;
-                log.write_all(text.as_bytes()).on("write", &path)?;
-            }
-            Event::Passed { .. } => return Ok(None),
-            Event::Failed {
-                what, expected, seen, ..
-            } => {
-                return Ok(Some(format!(
-                    "  at:       {what}\n  expected: {expected}\n  saw:      {seen}"
-                )));
-            }
-            other @ (Event::Ready { .. } | Event::Broken { .. }) => {
-                return Ok(Some(format!(
-                    "  expected: the scenario's end\n  saw:      {other:?}"
-                )));
+            event => {
+                if let Some(ended) = follow(event, logs, progress)? {
+                    return Ok(ended.failure);
+                }
             }
         }
     }
+}
+
+/// How a scenario or a trial ended.
+pub(crate) struct Ended {
+    /// Why it failed, in lines to print; nothing when it passed.
+    pub(crate) failure: Option<String>,
+}
+
+/// Shows what dom0 tells, and puts what belongs into a log there; figures are the caller's. The end, if this is it.
+pub(crate) fn follow(event: Event, logs: &Path, progress: &Progress) -> Result<Option<Ended>> {
+    let failure = match event {
+        Event::Note { text } => {
+            progress.line(&format!("  {text}"));
+            return Ok(None);
+        }
+        Event::Log { file, text } => {
+            // The name comes from dom0's own files; only its last part can be meant.
+            let path = logs.join(Path::new(&file).file_name().unwrap_or_default());
+            let mut log = fs::File::options()
+                .create(true)
+                .append(true)
+                .open(&path)
+                .on("open", &path)?;
+            log.write_all(text.as_bytes()).on("write", &path)?;
+            return Ok(None);
+        }
+        Event::Passed { .. } => None,
+        Event::Failed {
+            what, expected, seen, ..
+        } => Some(format!(
+            "  at:       {what}\n  expected: {expected}\n  saw:      {seen}"
+        )),
+        other @ (Event::Ready { .. } | Event::Broken { .. } | Event::Figure { .. }) => {
+            Some(format!("  expected: its end\n  saw:      {other:?}"))
+        }
+    };
+    Ok(Some(Ended { failure }))
 }
 
 fn told(error: &Error) -> String {
