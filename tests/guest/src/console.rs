@@ -7,8 +7,16 @@ use std::sync::{Mutex, PoisonError};
 use lacuna_guest::{MARK, Order, Reply, Report};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
-/// The Xen console of a PVH guest.
-const DEVICE: &str = "/dev/hvc0";
+/// What the kernel made its console; there even where nothing fills `/dev`.
+const CONSOLE: &str = "/dev/console";
+
+/// The device of the last `console=` on the kernel's command line, which is the one that `/dev/console` stands for. It can
+/// be made raw; the other cannot.
+fn named(command_line: &str) -> Option<String> {
+    let mut words = command_line.split_whitespace().rev();
+    let console = words.find_map(|word| word.strip_prefix("console="))?;
+    Some(format!("/dev/{}", console.split(',').next()?))
+}
 
 /// The console, shared by the agent's threads.
 pub(crate) struct Console {
@@ -19,7 +27,11 @@ pub(crate) struct Console {
 impl Console {
     /// Opens the console without echo or line editing: dom0 is a program.
     pub(crate) fn open() -> io::Result<Self> {
-        let output = File::options().read(true).write(true).open(DEVICE)?;
+        let open = |path: &str| File::options().read(true).write(true).open(path);
+        let output = match named(&std::fs::read_to_string("/proc/cmdline")?).map(|path| open(&path)) {
+            Some(Ok(file)) => file,
+            _ => open(CONSOLE)?,
+        };
         let mut settings = tcgetattr(&output)?;
         settings.make_raw();
         tcsetattr(&output, OptionalActions::Now, &settings)?;
@@ -50,5 +62,20 @@ impl Console {
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         // dom0 waits with a time limit; a console that takes nothing cannot be told about it.
         let _ = output.write_all(line.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::named;
+
+    #[test]
+    fn the_last_console_counts_and_its_speed_is_no_part_of_its_name() {
+        assert_eq!(named("console=hvc0 panic=1"), Some("/dev/hvc0".to_owned()));
+        assert_eq!(
+            named("console=hvc0 quiet console=ttyS0,115200n8 panic=1"),
+            Some("/dev/ttyS0".to_owned())
+        );
+        assert_eq!(named("panic=1"), None);
     }
 }

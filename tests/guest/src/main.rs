@@ -72,8 +72,8 @@ fn serve() -> io::Result<()> {
     ] {
         std::fs::create_dir_all(at)?;
         match mount(kind, at, kind, MountFlags::empty(), c"") {
-            // The kernel mounts devtmpfs by itself in some configurations.
-            Err(rustix::io::Errno::BUSY) | Ok(()) => {}
+            // The kernel mounts devtmpfs by itself in some configurations; before 2.6.32 it has none.
+            Err(rustix::io::Errno::BUSY | rustix::io::Errno::NODEV) | Ok(()) => {}
             Err(error) => return Err(error.into()),
         }
     }
