@@ -55,9 +55,20 @@ const HOST_PROGRAMS: &[(&str, &str)] = &[("debootstrap", "debootstrap"), ("unsha
 /// Runs in the namespaces before the program: mounts what the program needs to see and changes root.
 const ENTER: &str = r#"
 set -e
-root=$1 cache=$2 repository=$3 directory=$4
-shift 4
+root=$1 cache=$2 repository=$3 directory=$4 others=$5
+shift 5
 mount -t proc proc "$root/proc"
+while [ "$others" -gt 0 ]; do
+    if [ -d "$1" ]; then
+        mkdir -p "$root$1"
+    elif [ ! -e "$root$1" ]; then
+        mkdir -p "$(dirname "$root$1")"
+        : > "$root$1"
+    fi
+    mount --bind "$1" "$root$1"
+    others=$((others - 1))
+    shift
+done
 mkdir -p "$root$cache" "$root$repository"
 mount --bind "$cache" "$root$cache"
 mount --bind "$repository" "$root$repository"
@@ -73,6 +84,8 @@ pub(crate) struct Sysroot {
     pub(crate) key: Key,
     cache: PathBuf,
     repository: PathBuf,
+    /// What else of the machine is seen inside, at its own place.
+    others: Vec<PathBuf>,
 }
 
 /// Names what the tree is made of.
@@ -92,6 +105,7 @@ impl Sysroot {
             key: key(),
             cache: context.cache.clone(),
             repository: context.repository.clone(),
+            others: Vec::new(),
         };
         context.download("sysroot", &sysroot.key, |progress| {
             require_root()?;
@@ -125,6 +139,14 @@ impl Sysroot {
         Ok(sysroot)
     }
 
+    /// The same tree, in which files and directories of the machine are seen as well, each at its own place. A directory
+    /// hides what the tree has there.
+    pub(crate) fn seeing(&self, others: impl IntoIterator<Item = PathBuf>) -> Self {
+        let mut wider = self.clone();
+        wider.others.extend(others);
+        wider
+    }
+
     /// A command that runs `arguments` inside the tree, in `directory` (a path as seen inside).
     pub(crate) fn command(&self, directory: impl AsRef<Path>, arguments: &[&str]) -> Command {
         let mut command = Command::new("setpriv");
@@ -142,6 +164,8 @@ impl Sysroot {
             .args(["--propagation", "private", "sh", "-c", ENTER, "sh"])
             .args([&self.root, &self.cache, &self.repository])
             .arg(directory.as_ref())
+            .arg(self.others.len().to_string())
+            .args(&self.others)
             .args(arguments);
         command.env_clear().envs(machine_proxies()).envs([
             (
