@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lacuna::xen::domain_info::DomainId;
@@ -22,6 +23,8 @@ pub(crate) const PAGES_PER_MIB: u64 = 256;
 pub(crate) const CONSOLES: &str = "/var/log/xen/console";
 /// How long a guest may take until its agent speaks: 15 s is usual, a loaded machine takes a multiple.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// How long a device model may take to serve the guest's serial port.
+const SERIAL_LIMIT: Duration = Duration::from_secs(60);
 /// How long the last words of a guest that has ended are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -35,17 +38,24 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Its lines in xl's configuration.
-    const fn configuration(self) -> &'static str {
+    /// What makes it one, in lines of xl's configuration.
+    pub(crate) const fn machine(self) -> &'static str {
         match self {
             Self::Pvh => "type=\"pvh\"",
             Self::Hvm => {
                 "type=\"hvm\"\ndevice_model_version=\"qemu-xen\"\n\
                  device_model_override=\"/usr/libexec/xen-qemu-system-i386\"\n\
                  firmware_override=\"/usr/local/lib/xen/boot/hvmloader\"\n\
-                 bios=\"seabios\"\nbios_path_override=\"/usr/share/seabios/bios-256k.bin\"\n\
-                 vga=\"none\"\nvnc=0\nusb=0\nserial=\"none\""
+                 bios=\"seabios\"\nbios_path_override=\"/usr/share/seabios/bios-256k.bin\"\nvnc=0\nusb=0"
             }
+        }
+    }
+
+    /// Its devices, where nothing else is wanted: none.
+    const fn devices(self) -> &'static str {
+        match self {
+            Self::Pvh => "",
+            Self::Hvm => "vga=\"none\"\nserial=\"none\"",
         }
     }
 }
@@ -97,11 +107,12 @@ impl Plan {
         // Native time-stamps: emulating them costs an exit each, and the emulator has no other clock to offer.
         // Errors only on the console (loglevel=4): the agent's lines should stay whole, and it reads the log itself.
         format!(
-            "name=\"{}\"\n{}\nkernel=\"/guests/{}/vmlinuz\"\nramdisk=\"/guests/{}\"\n\
+            "name=\"{}\"\n{}\n{}\nkernel=\"/guests/{}/vmlinuz\"\nramdisk=\"/guests/{}\"\n\
              extra=\"console=hvc0 loglevel=4 panic=1 {}\"\nmemory={}\nmaxmem={}\nvcpus={}\ntsc_mode=\"native\"\n\
              on_crash=\"preserve\"\non_reboot=\"preserve\"\non_poweroff=\"preserve\"\n{}\n",
             self.name,
-            self.kind.configuration(),
+            self.kind.machine(),
+            self.kind.devices(),
             self.kernel,
             self.initrd,
             self.extra,
@@ -166,36 +177,61 @@ pub(crate) struct Guest {
     read: u64,
     pending: String,
     next_id: u32,
+    serial: Option<UnixStream>,
 }
 
 impl Guest {
     /// Creates the domain and waits for its agent.
     pub(crate) fn create(host: &mut Host, plan: &Plan) -> Result<Self> {
-        let log = PathBuf::from(CONSOLES).join(format!("guest-{}.log", plan.name));
+        let mut guest = Self::start(host, plan.name, &plan.write()?)?;
+        guest.wait_ready()?;
+        Ok(guest)
+    }
+
+    /// Creates the domain called `name` of xl's configuration in `file`, and waits for nothing.
+    pub(crate) fn start(host: &mut Host, name: &'static str, file: &str) -> Result<Self> {
+        let log = PathBuf::from(CONSOLES).join(format!("guest-{name}.log"));
         // xenconsoled appends: what an earlier guest of this name wrote is not this one's.
         let read = fs::metadata(&log).map_or(0, |metadata| metadata.len());
-        host.xl(&["create", "-q", &plan.write()?])?;
-        let text = host.xl(&["domid", plan.name])?;
+        host.xl(&["create", "-q", file])?;
+        let text = host.xl(&["domid", name])?;
         let domain = text
             .trim()
             .parse()
             .map_err(|_| differs("`xl domid`", "a number", &text))?;
-        let mut guest = Self {
-            name: plan.name,
+        Ok(Self {
+            name,
             domain,
             release: String::new(),
             log,
             read,
             pending: String::new(),
             next_id: 1,
-        };
-        guest.wait_ready()?;
-        Ok(guest)
+            serial: None,
+        })
+    }
+
+    /// Talks with the guest over the serial port that the device model serves at the socket `path`, from now on.
+    pub(crate) fn connect_serial(&mut self, path: &Path) -> Result<()> {
+        let stream = wait_until("the guest's serial port is there", SERIAL_LIMIT, || {
+            Ok(UnixStream::connect(path).ok())
+        })?;
+        let mut from = stream.try_clone()?;
+        let mut log = File::options().create(true).append(true).open(&self.log)?;
+        // Ends with the device model, which closes the socket.
+        std::thread::spawn(move || std::io::copy(&mut from, &mut log));
+        self.serial = Some(stream);
+        Ok(())
     }
 
     /// The guest goes on as `domain`, where a migration has brought it.
     pub(crate) fn arrived(&mut self, domain: u16) {
         self.domain = domain;
+        if self.serial.is_some() {
+            // What it wrote before stays in the same log.
+            self.pending.clear();
+            return;
+        }
         // xenconsoled names the log when the domain is made, and xl gives it its own name only on arrival. Each later
         // migration adds to the same file.
         let log = PathBuf::from(CONSOLES).join(format!("guest-{}--incoming.log", self.name));
@@ -208,7 +244,12 @@ impl Guest {
 
     /// Waits until an agent says that it is there: at first, and again after a kexec.
     pub(crate) fn wait_ready(&mut self) -> Result<()> {
-        match self.next_report(0, BOOT_LIMIT, "the guest's agent speaks")? {
+        self.wait_ready_for(BOOT_LIMIT)
+    }
+
+    /// The same, for as long as `limit`.
+    pub(crate) fn wait_ready_for(&mut self, limit: Duration) -> Result<()> {
+        match self.next_report(0, limit, "the guest's agent speaks")? {
             Report::Ready { release, .. } => {
                 self.release = release;
                 Ok(())
@@ -233,9 +274,14 @@ impl Guest {
         let id = self.next_id;
         self.next_id += 1;
         let order = serde_json::to_string(&Order { id, task }).map_err(std::io::Error::other)?;
-        let terminal = self.terminal()?;
-        let mut terminal = File::options().write(true).open(terminal.trim())?;
-        terminal.write_all(format!("{order}\n").as_bytes())?;
+        let line = format!("{order}\n");
+        if let Some(serial) = &mut self.serial {
+            serial.write_all(line.as_bytes())?;
+        } else {
+            let terminal = self.terminal()?;
+            let mut terminal = File::options().write(true).open(terminal.trim())?;
+            terminal.write_all(line.as_bytes())?;
+        }
         Ok(Sent { id, what })
     }
 
@@ -358,7 +404,7 @@ impl Guest {
     }
 
     /// Fails when the domain is gone, or has shut down for another reason than to be moved: nobody will answer then.
-    fn check_running(&self, privcmd: &Privcmd) -> Result<()> {
+    pub(crate) fn check_running(&self, privcmd: &Privcmd) -> Result<()> {
         /// `SHUTDOWN_suspend` of Xen's `public/sched.h`.
         const SUSPENDED: u8 = 2;
         let (what, expected) = (format!("domain {} ({})", self.domain, self.name), "to run");
@@ -439,7 +485,8 @@ impl Guest {
         Ok(whole.lines().map(ToOwned::to_owned).collect())
     }
 
-    fn last_lines(&self) -> String {
+    /// The end of what the guest has written on its console.
+    pub(crate) fn last_lines(&self) -> String {
         let text = String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned();
         let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(5)..].join(" | ")

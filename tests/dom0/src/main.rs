@@ -20,7 +20,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use lacuna_scenarios::wire::{Event, Order};
+use lacuna_scenarios::wire::{Event, Order, TRIAL};
 use rustix::system::RebootCommand;
 
 use crate::channel::Channel;
@@ -89,23 +89,35 @@ fn live() -> failure::Result<()> {
         match channel.next_order()? {
             Order::PowerOff => return Ok(()),
             Order::Run { scenario } => {
-                let mut host = Host::new(&mut channel);
-                let outcome = scenario::run(&scenario, &mut host);
-                host.clean_up()?;
-                let event = match outcome {
-                    Ok(()) => Event::Passed { scenario },
-                    Err(failure) => {
-                        let (what, expected, seen) = failure.into_parts();
-                        Event::Failed {
-                            scenario,
-                            what,
-                            expected,
-                            seen,
-                        }
-                    }
-                };
-                channel.send(&event)?;
+                carry_out(&mut channel, &scenario, |host| scenario::run(&scenario, host))?;
+            }
+            Order::Try { trial } => {
+                carry_out(&mut channel, TRIAL, |host| scenario::trial::run(&trial, host))?;
             }
         }
     }
+}
+
+/// Does `body`, ends what it left behind, and tells the lab what came of it.
+fn carry_out(
+    channel: &mut Channel,
+    name: &str,
+    body: impl FnOnce(&mut Host) -> failure::Result<()>,
+) -> failure::Result<()> {
+    let mut host = Host::new(channel);
+    let outcome = body(&mut host);
+    host.clean_up()?;
+    let scenario = name.to_owned();
+    channel.send(&match outcome {
+        Ok(()) => Event::Passed { scenario },
+        Err(failure) => {
+            let (what, expected, seen) = failure.into_parts();
+            Event::Failed {
+                scenario,
+                what,
+                expected,
+                seen,
+            }
+        }
+    })
 }

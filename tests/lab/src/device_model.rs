@@ -28,11 +28,12 @@ const LOADER: &str = "usr/lib/xen-4.20/boot/hvmloader";
 
 /// The device model, in the sysroot and in dom0 (`device_model_override` of xl's configuration).
 const PROGRAM: &str = "usr/libexec/xen-qemu-system-i386";
-/// What it reads: the ROM that starts a kernel, and a keyboard, without which it does not run.
+/// What it reads: ROMs that start a kernel and drive a screen, and a keyboard, without which it does not run.
 const DATA: &[&str] = &[
     "usr/share/qemu/linuxboot_dma.bin",
     "usr/share/qemu/keymaps/en-us",
     "usr/share/seabios/bios-256k.bin",
+    "usr/share/seabios/vgabios-stdvga.bin",
 ];
 /// Where hvmloader is in dom0 (`firmware_override`).
 const LOADER_IN_DOM0: &str = "usr/local/lib/xen/boot/hvmloader";

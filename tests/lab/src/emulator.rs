@@ -137,6 +137,45 @@ impl Network {
     }
 }
 
+/// What a machine has beside the usual.
+struct Devices {
+    /// What goes on the emulator's command line.
+    arguments: Vec<String>,
+    /// What goes on dom0's.
+    dom0_line: String,
+}
+
+impl From<Network> for Devices {
+    fn from(network: Network) -> Self {
+        Self {
+            arguments: network.arguments(),
+            dom0_line: network.dom0_line(),
+        }
+    }
+}
+
+/// A disk of the machine's. What is written to it is thrown away.
+pub(crate) struct Drive {
+    /// The raw image, as the sysroot sees it.
+    pub(crate) file: PathBuf,
+}
+
+impl Drive {
+    /// What goes on the emulator's command line for the `number`-th; dom0 finds it as `nvme{number}n1`.
+    fn arguments(&self, number: usize) -> [String; 4] {
+        [
+            "-drive".to_owned(),
+            format!(
+                "if=none,id=drive{number},format=raw,snapshot=on,file={}",
+                // QEMU ends a value at a comma, and takes two for one.
+                self.file.to_string_lossy().replace(',', ",,")
+            ),
+            "-device".to_owned(),
+            format!("nvme,drive=drive{number},serial=drive{number}"),
+        ]
+    }
+}
+
 /// A running machine.
 pub(crate) struct Emulator {
     child: Child,
@@ -155,7 +194,25 @@ impl Emulator {
         machine: Machine,
         logs: &Path,
     ) -> Result<Self> {
-        Self::boot_with(sysroot, xen, images, machine, logs, &Network::None)
+        Self::boot_with(sysroot, xen, images, machine, logs, &Network::None.into())
+    }
+
+    /// The same on the usual machine, with `drives`.
+    pub(crate) fn boot_with_drives(
+        sysroot: &Sysroot,
+        xen: &Hypervisor,
+        images: &Images,
+        drives: &[Drive],
+        logs: &Path,
+    ) -> Result<Self> {
+        let arguments = drives.iter().enumerate();
+        let devices = Devices {
+            arguments: arguments
+                .flat_map(|(number, drive)| drive.arguments(number))
+                .collect(),
+            dom0_line: String::new(),
+        };
+        Self::boot_with(sysroot, xen, images, PLAIN, logs, &devices)
     }
 
     /// Boots two machines with a network between them; the one returned takes the orders, and ends the other.
@@ -170,7 +227,9 @@ impl Emulator {
         let port = listener.local_addr().on("ask for", what)?.port();
         // The emulator takes it over: nobody else is given it so soon.
         drop(listener);
-        let boot = |network, logs: &Path| Self::boot_with(sysroot, xen, images, PLAIN, logs, &network);
+        let boot = |network: Network, logs: &Path| {
+            Self::boot_with(sysroot, xen, images, PLAIN, logs, &network.into())
+        };
         let mut first = boot(Network::First(port), logs)?;
         first.peer = Some(Box::new(boot(Network::Second(port), &logs.join("second"))?));
         Ok(first)
@@ -182,12 +241,12 @@ impl Emulator {
         images: &Images,
         machine: Machine,
         logs: &Path,
-        network: &Network,
+        devices: &Devices,
     ) -> Result<Self> {
         let (console, words) = fresh(logs)?;
         let ports = Ports::Watched(console);
-        let mut command = command(sysroot, xen, images, machine, &ports, &network.dom0_line());
-        command.args(network.arguments());
+        let mut command = command(sysroot, xen, images, machine, &ports, &devices.dom0_line);
+        command.args(&devices.arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(words);
         let mut child = start(&mut command)?;
         let (Some(orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else {

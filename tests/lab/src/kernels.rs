@@ -135,6 +135,25 @@ pub(crate) fn kernel(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Re
     })
 }
 
+/// Fetches and unpacks, of the packages of dom0's kernel, the drivers of the disks that QEMU emulates, with what they need;
+/// returns where they are, and the release.
+pub(crate) fn with_disks(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Result<(PathBuf, String)> {
+    let name = format!("kernel/{}-disks", wanted.series);
+    let root = context.cached("kernels").join(format!("{}-disks", wanted.series));
+    let key = KeyBuilder::new(&name, 1).text(wanted.suite).finish();
+    let packages = Packages {
+        suite: wanted.suite,
+        architecture: "amd64",
+        kernel: archive::Wanted {
+            series: Some(wanted.series),
+            flavour: "amd64",
+        },
+        of_image: &["*/drivers/nvme/*", "*/crypto/*", "*/lib/*"],
+    };
+    let release = packages.unpacked(context, sysroot, (&name, &key), &root)?;
+    Ok((root, release))
+}
+
 /// A kernel's packages: which, and what of them is used.
 pub(crate) struct Packages<'a> {
     /// The Debian release.

@@ -30,6 +30,7 @@ mod setup;
 mod suite;
 mod sysroot;
 mod tree;
+mod trial;
 mod variant;
 mod windows;
 mod windows_guest;
@@ -105,6 +106,11 @@ enum Task {
         /// Write the figures to this file as JSON, too
         #[arg(long)]
         json: Option<PathBuf>,
+    },
+    /// Try a guest of yours: identify, attach, scan, rounds while it works, save, migrate, with a table at the end
+    Try {
+        #[command(flatten)]
+        options: Box<trial::Options>,
     },
     /// Boot distributions' kernels under QEMU alone and score `lacuna scan` on their dumps
     Matrix {
@@ -182,6 +188,10 @@ fn run(context: &Context, task: Task) -> Result<()> {
         }
         Task::Test { filters, full } => suite::run(context, &filters, full),
         Task::Demo { json } => demo::run(context, json.as_deref()),
+        Task::Try { options } => match trial::run(context, &options)? {
+            trial::Verdict::Good => Ok(()),
+            trial::Verdict::Refused => std::process::exit(trial::REFUSED),
+        },
         Task::Matrix { filters, table } => matrix::run(context, &filters, table),
         Task::Bench { subject, json } => bench::run(context, subject, json.as_deref()),
         Task::Doctor { json } => doctor::run(context, json),

@@ -16,6 +16,8 @@ const PROFILE: &str = "lab";
 
 /// The target of the agent in 32-bit guests: it comes with its own C library and linker.
 const TARGET_I386: &str = "i686-unknown-linux-musl";
+/// The same for 64-bit guests of any age: the machine's own C library asks for Linux 3.2.
+const TARGET_OLD: &str = "x86_64-unknown-linux-musl";
 
 /// Where the built programs are.
 pub(crate) struct Programs {
@@ -89,7 +91,7 @@ fn agent(context: &Context, name: &str, triple: &str, feature: &str) -> Result<P
     agent.arg(format!(
         "target.{triple}.rustflags=[\"-Ctarget-feature={feature}\"]"
     ));
-    if triple == TARGET_I386 {
+    if triple != TARGET {
         agent.args(["--config", &format!("target.{triple}.linker=\"rust-lld\"")]);
     }
     agent.args(["--package", "lacuna-guest", "--bin", "lacuna-guest"]);
@@ -100,11 +102,20 @@ fn agent(context: &Context, name: &str, triple: &str, feature: &str) -> Result<P
 
 /// Builds the agent of 32-bit guests, and returns where it is.
 pub(crate) fn agent_i386(context: &Context) -> Result<PathBuf> {
-    let progress = Progress::begin("programs/i386");
+    agent_with_own_libc(context, "i386", TARGET_I386)
+}
+
+/// Builds the agent of 64-bit guests whose kernel may be older than the machine's C library allows, and returns where it is.
+pub(crate) fn agent_of_old_kernels(context: &Context) -> Result<PathBuf> {
+    agent_with_own_libc(context, "old", TARGET_OLD)
+}
+
+fn agent_with_own_libc(context: &Context, name: &str, triple: &str) -> Result<PathBuf> {
+    let progress = Progress::begin(&format!("programs/{name}"));
     let log = context.step_log("programs");
     let mut target_of = Command::new("rustup");
-    target_of.args(["target", "add", TARGET_I386]);
+    target_of.args(["target", "add", triple]);
     run_logged(target_of, &log, &progress)?;
     progress.done();
-    agent(context, "agent/i386", TARGET_I386, "+crt-static")
+    agent(context, &format!("agent/{name}"), triple, "+crt-static")
 }

@@ -175,6 +175,11 @@ impl<'a> Stage<'a> {
         self.source.series
     }
 
+    /// The release of dom0's kernel.
+    pub(crate) fn dom0_release(&self) -> &str {
+        &self.dom0_kernel.release
+    }
+
     /// What this was made in.
     pub(crate) const fn context(&self) -> &Context {
         self.context

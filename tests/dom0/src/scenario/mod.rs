@@ -25,6 +25,7 @@ mod slowdown;
 mod soak;
 mod stored;
 mod swing;
+pub(crate) mod trial;
 mod windows;
 
 use crate::failure::{Result, differs};

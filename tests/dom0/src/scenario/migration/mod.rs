@@ -103,7 +103,7 @@ pub(super) fn intact(differences: &Differences) -> Result<()> {
 }
 
 /// Fails unless every skipped frame reads as zero on the receiver.
-fn zeroed(differences: &Differences) -> Result<()> {
+pub(super) fn zeroed(differences: &Differences) -> Result<()> {
     ensure(
         differences.not_zero.is_empty(),
         "skipped frames on the receiver",
@@ -120,7 +120,11 @@ fn zeroed(differences: &Differences) -> Result<()> {
 /// so a scan of the copy that was sent is the truth about this very moment. In a guest that was idle each is a write that
 /// is lost: its free pages hold what they were filled with. In a busy one it may be a page that was allocated and not
 /// written yet (see [`mod@busy`]).
-fn left_in_use(host: &mut Host, still: &Standstill, differences: &Differences) -> Result<Vec<u64>> {
+pub(super) fn left_in_use(
+    host: &mut Host,
+    still: &Standstill,
+    differences: &Differences,
+) -> Result<Vec<u64>> {
     host.lacuna(&["scan", &still.sender.to_string(), "--bitmap", BITMAP])?;
     let bitmap = fs::read(BITMAP)?;
     let free = |gfn: u64| {

@@ -1,0 +1,89 @@
+//! The steps in which the guest leaves its domain: a save to a file, and a migration.
+
+use std::fs;
+use std::path::Path;
+
+use lacuna_guest::Task;
+use lacuna_scenarios::wire::Outcome;
+
+use super::super::migration::{intact, left_in_use, zeroed};
+use super::steps::Steps;
+use super::{AGENT_LIMIT, NAME, SERIAL, Tried};
+use crate::failure::Result;
+use crate::guest::PAGES_PER_MIB;
+use crate::host::Host;
+use crate::migration::{Journey, compare, migrate, number};
+
+/// Where the guest is saved.
+const FILE: &str = "/root/try.saved";
+
+impl Tried<'_> {
+    /// Saved to a file and restored it goes on.
+    pub(super) fn saved(&mut self, host: &mut Host, steps: &mut Steps) -> Result<()> {
+        steps.begin(host, "save and restore")?;
+        host.xl(&["save", NAME, FILE])?;
+        let mib = fs::metadata(FILE)?.len() >> 20;
+        host.xl(&["restore", FILE])?;
+        fs::remove_file(FILE)?;
+        self.guest.domain = number(host, NAME)?;
+        self.goes_on()?;
+        self.attached_again(host)?;
+        let detail = format!(
+            "{mib} MiB for a guest of {}; it goes on, and is attached again",
+            self.trial.mib
+        );
+        steps.end(host, Outcome::Good, &detail)
+    }
+
+    /// Moved to another domain of this host it goes on, and its memory is the same on both sides while it stands still.
+    pub(super) fn migrated(&mut self, host: &mut Host, steps: &mut Steps) -> Result<()> {
+        steps.begin(host, "migration")?;
+        let pages = u64::from(self.trial.mib) * PAGES_PER_MIB;
+        let mut in_use = 0;
+        let arrival = migrate(host, &mut self.guest, Journey::default(), |host, still| {
+            let differences = compare(still, pages)?;
+            intact(&differences)?;
+            zeroed(&differences)?;
+            in_use = left_in_use(host, still, &differences)?.len();
+            Ok(())
+        })?;
+        self.goes_on()?;
+        self.attached_again(host)?;
+        let sum = |of: fn(&crate::stream::tally::Iteration) -> u64| arrival.report.sum(of);
+        let detail = format!(
+            "{} pages sent, {} left out, {} MiB; the rest is equal on both sides",
+            sum(|iteration| iteration.data),
+            sum(|iteration| iteration.skipped),
+            arrival.report.bytes >> 20
+        );
+        match in_use {
+            0 => steps.end(host, Outcome::Good, &detail),
+            // A page that was taken off the free list and not written yet is not told from one that was.
+            _ => steps.end(
+                host,
+                Outcome::Weaker,
+                &format!("{detail}; {in_use} of those left out were taken meanwhile"),
+            ),
+        }
+    }
+
+    /// Talks with the guest where it is now.
+    fn goes_on(&mut self) -> Result<()> {
+        if self.trial.hvm {
+            self.guest.connect_serial(Path::new(SERIAL))?;
+        }
+        self.still_runs()?;
+        if self.agent {
+            self.guest.order(Task::Health, AGENT_LIMIT)?;
+        }
+        Ok(())
+    }
+
+    /// A profile is one boot's and one domain's: the toolstack, or an operator, attaches again.
+    fn attached_again(&self, host: &mut Host) -> Result<()> {
+        let line = self.attach_line();
+        host.lacuna(&line.iter().map(String::as_str).collect::<Vec<_>>())?;
+        host.lacuna(&["dedup", NAME])?;
+        Ok(())
+    }
+}
