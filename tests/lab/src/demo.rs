@@ -1,12 +1,15 @@
 //! `cargo lab demo`: one live guest's free pages given back, and the figures of it in a table.
 
+mod picture;
+
+use std::fs;
 use std::path::Path;
 
 use lacuna_scenarios::catalogue::DEMO;
 use serde_json::{Value, json};
 
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{IoContext, Result};
 use crate::live;
 use crate::setup::Extent;
 
@@ -39,7 +42,9 @@ enum Unit {
 }
 
 /// Runs the demonstration, prints its table, and writes the same figures to `report`.
-pub(crate) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
+///
+/// With `drawing` it draws them as well, see [`picture`].
+pub(crate) fn run(context: &Context, report: Option<&Path>, drawing: Option<&Path>) -> Result<()> {
     let outcome = live::measure(context, DEMO, Extent::Demo)?;
     let figures = outcome.by_name();
     println!("\nA live Linux guest's free memory, given back to the host by Xen\n");
@@ -50,6 +55,13 @@ pub(crate) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
         }
     }
     println!();
+    if let Some(file) = drawing {
+        // A run that failed half-way has nothing to draw, and says so itself.
+        match picture::drawn(&figures) {
+            Some(text) => fs::write(file, text).on("write", file)?,
+            None => println!("the run did not come far enough for {}\n", file.display()),
+        }
+    }
     outcome.report(figures, report)
 }
 

@@ -219,7 +219,7 @@ fn one(
     loop {
         match machine.next_event(deadline, &format!("{} ends", scenario.name))? {
             Event::Figure { name, value } => {
-                progress.line(&format!("  {name} = {value}"));
+                progress.line(&format!("  {name} = {}", shown(&value)));
                 figures.push((name, value));
             }
             event => {
@@ -228,6 +228,16 @@ fn one(
                 }
             }
         }
+    }
+}
+
+/// A figure as a line shows it.
+fn shown(value: &Value) -> String {
+    /// More than these are for a picture, or for a program.
+    const MANY: usize = 32;
+    match value.as_array() {
+        Some(values) if values.len() > MANY => format!("({} values)", values.len()),
+        _ => value.to_string(),
     }
 }
 

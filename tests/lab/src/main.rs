@@ -106,6 +106,9 @@ enum Task {
         /// Write the figures to this file as JSON, too
         #[arg(long)]
         json: Option<PathBuf>,
+        /// Draw the guest's memory before, after and in use again into this SVG file
+        #[arg(long, value_name = "FILE")]
+        picture: Option<PathBuf>,
     },
     /// Try a guest of yours: identify, attach, scan, rounds while it works, save, migrate, with a table at the end
     Try {
@@ -187,7 +190,7 @@ fn run(context: &Context, task: Task) -> Result<()> {
             product::build(&stage, &out)
         }
         Task::Test { filters, full } => suite::run(context, &filters, full),
-        Task::Demo { json } => demo::run(context, json.as_deref()),
+        Task::Demo { json, picture } => demo::run(context, json.as_deref(), picture.as_deref()),
         Task::Try { options } => match trial::run(context, &options)? {
             trial::Verdict::Good => Ok(()),
             trial::Verdict::Refused => std::process::exit(trial::REFUSED),

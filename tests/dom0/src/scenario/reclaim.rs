@@ -3,9 +3,11 @@
 use std::fs;
 use std::time::Duration;
 
+use lacuna::xen::engine::FrameKind;
 use lacuna_guest::Task;
 use lacuna_guest::truth::Capture;
 
+use crate::engine::{Direct, refused};
 use crate::failure::{Result, ensure, equal};
 use crate::guest::{Account, Guest, PAGES_PER_MIB, Plan};
 use crate::host::{Host, settled_free_mib};
@@ -67,15 +69,37 @@ fn truth(host: &mut Host, plan: &Plan) -> Result<()> {
     host.lacuna(&["attach", guest.name])?;
     host.figure("guest_pages", u64::from(PLAN_MIB) * PAGES_PER_MIB)?;
     let free = compare(host, &guest, &account, AGENT_LIMIT)?;
+    host.figure("map_free", by_block(&fs::read(BITMAP)?))?;
 
     give_back(host, &guest, free)?;
+    host.figure("map_given_back", on_zero_frames(&guest)?)?;
     guest.order(Task::TruthStop, AGENT_LIMIT)?;
     let unshared = use_memory(host, &mut guest, free)?;
     host.figure("unshared", unshared)?;
+    host.figure("map_left", on_zero_frames(&guest)?)?;
+    host.figure("host_free_again", settled_free_mib()?)?;
     guest.check_health()?;
     host.figure("guest_ok", true)?;
     let took = guest.destroy(host)?;
     host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// How many pages of each block of 2 MiB have their bit set.
+fn by_block(bitmap: &[u8]) -> Vec<u64> {
+    /// Bytes of a bitmap for 512 pages.
+    const BLOCK: usize = 64;
+    let blocks = bitmap.chunks(BLOCK);
+    let pages = |block: &[u8]| block.iter().map(|byte| u64::from(byte.count_ones())).sum();
+    blocks
+        .take(usize::try_from(PLAN_MIB / 2).unwrap_or(0))
+        .map(pages)
+        .collect()
+}
+
+/// How many pages of each block of 2 MiB are on zero frames.
+fn on_zero_frames(guest: &Guest) -> Result<Vec<u64>> {
+    let frames = Direct::open(guest.domain)?.engine.frames(FrameKind::Zero);
+    Ok(by_block(&frames.map_err(|error| refused(&error))?))
 }
 
 /// Holds a scan against the guest's own account, page by page, and returns how many pages are free.
