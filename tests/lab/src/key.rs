@@ -17,6 +17,7 @@ impl Key {
 }
 
 /// Gathers a step's inputs.
+#[derive(Clone)]
 pub(crate) struct KeyBuilder(blake3::Hasher);
 
 impl KeyBuilder {

@@ -8,6 +8,7 @@ use super::series::Series;
 use super::{apply, place, source, step_name};
 use crate::context::{Context, Staged};
 use crate::error::{IoContext, Result};
+use crate::key::KeyBuilder;
 use crate::module::{self, Kind};
 use crate::progress::say;
 use crate::sysroot::Sysroot;
@@ -26,6 +27,9 @@ const WITHOUT: &[&str] = &[
 const KCONFIG: &str = "xen/arch/x86/Kconfig";
 
 /// Builds every prefix of the patches for `series`, in both configurations, and stops at the first that does not build.
+///
+/// A prefix that was built before, from the same source with the same patches, is not built again: what changes late in the
+/// series costs only what comes after it, and a run that was interrupted goes on.
 pub(crate) fn run(context: &Context, sysroot: &Sysroot, series: Series) -> Result<()> {
     let pristine = source::choose(context, sysroot, Some(series))?;
     let object = module::build(context, sysroot, Kind::Release)?;
@@ -36,10 +40,15 @@ pub(crate) fn run(context: &Context, sysroot: &Sysroot, series: Series) -> Resul
     let patches = patches::product(&context.repository, series)?;
     context.work(&name, |progress| {
         let log = context.step_log(&name);
+        let mut prefix = KeyBuilder::new("xen/prefix", 1)
+            .key(&sysroot.key)
+            .key(&pristine.key());
         for (number, patch) in patches.iter().enumerate() {
+            prefix = prefix.file(&patch.file)?;
             apply(sysroot, &staged.path, patch, &log, progress)?;
             mirror(&staged.path, &tree)?;
             let knows = fs::read_to_string(tree.join(KCONFIG)).on("read", tree.join(KCONFIG))?;
+            let prefix = prefix.clone().finish();
             let mut configurations = vec![("without", WITHOUT)];
             if knows.contains("config LACUNA") {
                 configurations.push(("with", BASE_CONFIG));
@@ -55,7 +64,14 @@ pub(crate) fn run(context: &Context, sysroot: &Sysroot, series: Series) -> Resul
                     // The module calls functions of later patches: what the link does not find is let pass.
                     variables: &["LD=ld --unresolved-symbols=ignore-all"],
                 };
-                compile.run(&log, progress)?;
+                let step = format!("{name}/{:02}-{label}", number + 1);
+                let mut key = KeyBuilder::new("xen/prefix/built", 1).key(&prefix);
+                for line in config {
+                    key = key.text(line);
+                }
+                context.step(&step, &key.finish(), |progress| {
+                    compile.run(&context.step_log(&step), progress)
+                })?;
             }
             say(&format!(
                 "lab: {} of {} build up to {name}",
