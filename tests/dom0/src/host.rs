@@ -214,6 +214,20 @@ pub(crate) fn xen_version() -> Result<String> {
     ))
 }
 
+/// Xen's version, as far as it says what Xen can do: major and minor.
+pub(crate) fn xen_release() -> Result<(u32, u32)> {
+    let information = information()?;
+    let number = |name: &str| {
+        let text = information.get(name).cloned().unwrap_or_default();
+        // `xen_minor` may have more behind the number.
+        let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+        digits
+            .parse()
+            .map_err(|_| differs(&format!("{name} of `xl info`"), "a number", &text))
+    };
+    Ok((number("xen_major")?, number("xen_minor")?))
+}
+
 /// The fields of `xl info`.
 fn information() -> Result<BTreeMap<String, String>> {
     let text = run(&mut xen("sbin/xl", &["info"]))?;

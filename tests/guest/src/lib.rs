@@ -158,6 +158,16 @@ pub enum Interface {
 }
 
 impl Interface {
+    /// The first version of Xen that has it, where not every version has that the lab builds.
+    #[must_use]
+    pub const fn since(self) -> Option<(u32, u32)> {
+        match self {
+            // `VCPUOP_register_{runstate,vcpu_time}_phys_area` of Xen's `public/vcpu.h`.
+            Self::Runstate | Self::Time => Some((4, 18)),
+            _ => None,
+        }
+    }
+
     /// All of them, in an order in which they can be used one after another.
     pub const ALL: [Self; 11] = [
         Self::CopyOut,
