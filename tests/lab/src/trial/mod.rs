@@ -109,7 +109,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<Verdict> {
     machine.off();
     progress.done();
     let (steps, failure) = ended?;
-    println!("\n{}", table::rendered(&steps));
+    println!("\n{}", table::rendered(&steps, failure.is_none()));
     if let Some(file) = &options.json {
         let mut report = json!({ "steps": steps, "passed": failure.is_none() });
         for (name, value) in stage.made_of() {
@@ -188,6 +188,8 @@ fn watch(
                     progress.line(&format!("  {}", table::row(step)));
                 }
             }
+            // Of a step's own; its row has what matters of it.
+            Event::Figure { .. } => {}
             event => {
                 if let Some(ended) = live::follow(event, logs, progress)? {
                     return Ok((steps, ended.failure));

@@ -17,10 +17,11 @@ pub(super) fn row(step: &Step) -> String {
     format!("{:<22} {:<8} {}", step.name, word(step.outcome), step.detail)
 }
 
-/// All of it, with what the words mean below.
-pub(super) fn rendered(steps: &[Step]) -> String {
+/// All of it, with what the words mean below. A trial that did not come to its end may have no bad step.
+pub(super) fn rendered(steps: &[Step], ended: bool) -> String {
     let rows: String = steps.iter().map(|step| row(step) + "\n").collect();
     let verdict = match worst(steps) {
+        Outcome::Good | Outcome::Weaker | Outcome::Refused if !ended => "the trial did not come to its end",
         Outcome::Good => "every step held",
         Outcome::Weaker => {
             "every step held; `weaker` means that less could be shown than with the lab's agent or a counter"
@@ -61,7 +62,8 @@ mod tests {
             (vec![Refused, Bad], "do not use"),
         ] {
             let steps: Vec<Step> = outcomes.into_iter().map(step).collect();
-            assert!(rendered(&steps).contains(verdict), "{verdict}");
+            assert!(rendered(&steps, true).contains(verdict), "{verdict}");
+            assert_eq!(rendered(&steps, false).contains(verdict), verdict == "do not use");
         }
     }
 }
