@@ -72,7 +72,6 @@ pub use scan::{ScanStep, Scanner};
 pub use session::{ContentArea, Host, Outcome, Session};
 pub use share::{
     MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, SUPERPAGE_UNITS, SliceEnd, SliceReport, share_slice,
-    share_slice_protected,
 };
 pub use status::Status;
 #[cfg(feature = "mutants")]

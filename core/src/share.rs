@@ -10,9 +10,6 @@
 //! page. Nothing of the guest runs between, so no write is lost, whatever the interleaving. The old frames are freed
 //! only after the flush, so no stale translation reaches a frame that someone else owns.
 //!
-//! [`share_slice_protected`] is the order for a guest that keeps running: R (read-only entry and an acknowledged flush),
-//! C, S or restore. It cannot read a running virtual CPU's registers, which is why the free stage pauses.
-//!
 //! # Lock order
 //!
 //! The domain's Lacuna lock (held by the caller) < p2m lock < whatever the p2m needs (page allocator, paging pool).
@@ -32,8 +29,8 @@
 use crate::guard::check_boot_value;
 use crate::steps::{Steps, mutated};
 use crate::{
-    Bitmap, BytesRule, FreeCheck, Gfn, GuardFailure, GuardMismatch, GuestMemory, Order, P2m, Profile,
-    Protect, Skip, VcpuRegisters, Verdict, check_guard,
+    Bitmap, BytesRule, FreeCheck, Gfn, GuardFailure, GuardMismatch, GuestMemory, Order, P2m, Profile, Skip,
+    VcpuRegisters, Verdict, check_guard,
 };
 
 /// Most work in one slice.
@@ -372,84 +369,6 @@ fn share_pages<P: P2m>(
         }
     }
     end
-}
-
-/// The order for a guest that keeps running, over one block: R, C, S or restore. Used where the caller has another proof
-/// of which kernel runs, or needs none (comparison by content).
-///
-/// Returns the pages shared.
-///
-/// # Errors
-/// [`Skip`] when the block cannot be protected or shared, or is no longer free ([`Skip::Held`]); it is as before then.
-pub fn share_slice_protected<P: Protect>(
-    p2m: &mut P,
-    profile: &Profile,
-    gfn: Gfn,
-    order: Order,
-    steps: Steps,
-) -> Result<u64, Skip> {
-    lock(p2m, steps);
-    let result = share_protected_locked(p2m, profile, gfn, order, steps);
-    if mutated!(steps, ReleaseFirst) {
-        p2m.release();
-    }
-    if !mutated!(steps, NoFlush) {
-        p2m.flush();
-    }
-    unlock(p2m, steps);
-    p2m.release();
-    result
-}
-
-fn share_protected_locked<P: Protect>(
-    p2m: &mut P,
-    profile: &Profile,
-    gfn: Gfn,
-    order: Order,
-    steps: Steps,
-) -> Result<u64, Skip> {
-    let early = mutated!(steps, RecheckFirst).then(|| block_is_free(p2m, profile, gfn, order, steps));
-    if !mutated!(steps, NoProtect) {
-        p2m.protect(gfn, order)?;
-    }
-    // Until the flush is acknowledged a stale translation can still write.
-    if !mutated!(steps, NoProtectFlush) {
-        p2m.flush();
-    }
-    let free =
-        early.unwrap_or_else(|| mutated!(steps, NoRecheck) || block_is_free(p2m, profile, gfn, order, steps));
-    let result = if free {
-        p2m.share_zero(gfn, order, bytes_rule(profile, steps))
-    } else {
-        Err(Skip::Held)
-    };
-    if result.is_err() && !mutated!(steps, NoRestore) {
-        p2m.restore(gfn, order);
-    }
-    result
-}
-
-/// Whether a free block covers all of `gfn..gfn + 2^order`, in the kernel of this boot.
-fn block_is_free<M: GuestMemory>(
-    memory: &mut M,
-    profile: &Profile,
-    gfn: Gfn,
-    order: Order,
-    steps: Steps,
-) -> bool {
-    if !mutated!(steps, NoGuard) && check_boot_value(memory, profile).is_err() {
-        return false;
-    }
-    let mut check = FreeCheck::new(profile);
-    let end = gfn.saturating_add(order.pages());
-    let mut at = gfn;
-    while at < end {
-        match check.page(memory, at) {
-            Verdict::Free { head, order } => at = head.saturating_add(order.pages()),
-            Verdict::InUse(_) | Verdict::Unknown(_) => return false,
-        }
-    }
-    true
 }
 
 /// The values of a guard mismatch as they cross the hypercall.

@@ -9,7 +9,7 @@
 pub enum Mutation {
     /// P left out: the guest runs on (paused variant).
     NoPause,
-    /// I left out; in the protected variant, its part that can be had.
+    /// I left out (paused variant).
     NoGuard,
     /// C left out: the scan is trusted, which is C moved to before P or R.
     NoRecheck,

@@ -5,9 +5,9 @@
 use lacuna_core::abi::{Op, Request, State};
 use lacuna_core::mock::{Access, Config, Damage, Layout, MapPages, MockGuest, Primitive};
 use lacuna_core::{
-    Bitmap, BytesRule, Gfn, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, Order,
-    Outcome, Profile, SUPERPAGE_UNITS, Session, Skip, SliceReport, Status, Steps, share_slice,
-    share_slice_protected,
+    Bitmap, BytesRule, Gfn, GuestMemory, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES,
+    MAX_SLICE_UNITS, Order, Outcome, PAGE_SIZE, Profile, SUPERPAGE_UNITS, Session, Skip, SliceReport, Status,
+    Steps, share_slice, share_zero_protected,
 };
 use proptest::prelude::*;
 
@@ -58,7 +58,7 @@ enum Action {
     ScanPart(u64),
     Share,
     SharePart(u64),
-    ShareProtected(u64, bool),
+    ShareZero(u64),
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -75,7 +75,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => page.clone().prop_map(Action::ScanPart),
         3 => Just(Action::Share),
         1 => page.clone().prop_map(Action::SharePart),
-        2 => (page, any::<bool>()).prop_map(|(page, large)| Action::ShareProtected(page, large)),
+        2 => page.prop_map(Action::ShareZero),
     ]
 }
 
@@ -142,13 +142,13 @@ fn act(guest: &mut MockGuest, session: &mut Session, held: &mut Vec<u64>, action
         Action::SharePart(page) => {
             operate(session, guest, Op::Share, (*page, (*page + 700).min(4096)));
         }
-        Action::ShareProtected(page, large) => {
-            let order = if *large { Order::SUPERPAGE } else { Order::PAGE };
-            let gfn = Gfn::new(*page).align_down(order);
-            let profile = guest.profile();
-            let whole = (gfn.get()..gfn.get() + order.pages()).all(|page| guest.is_free(Gfn::new(page)));
-            let shared = share_slice_protected(guest, &profile, gfn, order, Steps::default());
-            assert!(whole || shared.is_err(), "a page in use was shared");
+        Action::ShareZero(page) => {
+            let gfn = Gfn::new(*page);
+            let mut bytes = [0; PAGE_SIZE];
+            guest.read(gfn.base().unwrap(), &mut bytes).unwrap();
+            let shared = share_zero_protected(guest, gfn, Steps::default());
+            let zero = bytes.iter().all(|byte| *byte == 0);
+            assert!(zero || shared.is_err(), "a page that is not zero was shared");
         }
     }
 }
@@ -273,7 +273,8 @@ fn busy_guest(layout: Layout, seed: u64) -> MockGuest {
     guest
 }
 
-/// Share rounds over all of memory on the word of a scan, both variants.
+/// Share rounds over all of memory on the word of a scan: free pages while the guest stands still, then pages of zeros
+/// while it runs.
 fn rounds(guest: &mut MockGuest, steps: Steps) -> Result<(), Damage> {
     let profile = guest.profile();
     let mut session = attach(guest, &profile);
@@ -301,7 +302,7 @@ fn rounds(guest: &mut MockGuest, steps: Steps) -> Result<(), Damage> {
         operate(&mut session, guest, Op::Scan, (0, 0));
         for page in 0..end {
             if bitmap.get(Gfn::new(page)) {
-                let _ = share_slice_protected(guest, &profile, Gfn::new(page), Order::PAGE, steps);
+                let _ = share_zero_protected(guest, Gfn::new(page), steps);
             }
             if page % 64 == 0 {
                 guest.verify()?;
@@ -354,7 +355,7 @@ fn each_call_failed_once_loses_nothing_and_leaves_nothing_half_done() {
     assert_eq!(scenario(&mut guest, &mut session), [Status::Done; 2]);
     let goal = guest.zero_gfns();
     assert_eq!(goal, guest.free_pages());
-    // The protected variant and the content stage have tests of their own.
+    // The content stage has tests of its own.
     let calls = [
         Primitive::Read,
         Primitive::Registers,
@@ -388,29 +389,19 @@ fn each_call_failed_once_loses_nothing_and_leaves_nothing_half_done() {
 }
 
 #[test]
-fn each_call_of_the_protected_variant_failed_once_leaves_the_block_as_it_was() {
-    let block = |guest: &MockGuest| {
-        guest
-            .free_blocks()
-            .into_iter()
-            .find(|(_, order)| *order == 9)
-            .unwrap()
-            .0
-    };
+fn each_call_failed_once_leaves_a_page_of_zeros_as_it_was() {
+    let page = |guest: &MockGuest| guest.free_blocks()[0].0;
     let (mut guest, _) = furnished_guest();
-    let (profile, gfn) = (guest.profile(), block(&guest));
-    assert_eq!(
-        share_slice_protected(&mut guest, &profile, gfn, Order::SUPERPAGE, Steps::default()),
-        Ok(512)
-    );
-    let calls = [Primitive::Read, Primitive::Protect, Primitive::ShareZero]
-        .map(|primitive| (primitive, guest.calls(primitive)));
+    let gfn = page(&guest);
+    assert_eq!(share_zero_protected(&mut guest, gfn, Steps::default()), Ok(1));
+    let calls =
+        [Primitive::Protect, Primitive::ShareZero].map(|primitive| (primitive, guest.calls(primitive)));
     for (primitive, calls) in calls {
         assert!(calls > 0, "{primitive:?} is never called");
         for call in 0..calls {
             let (mut guest, _) = furnished_guest();
             guest.fail(primitive, call);
-            let shared = share_slice_protected(&mut guest, &profile, gfn, Order::SUPERPAGE, Steps::default());
+            let shared = share_zero_protected(&mut guest, gfn, Steps::default());
             assert!(shared.is_err(), "{primitive:?} {call}");
             assert_eq!((guest.zero_gfns(), guest.audit()), (0, Ok(())));
             // Writable again, and not by a fault.

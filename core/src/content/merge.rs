@@ -14,27 +14,42 @@ use crate::{BytesRule, Gfn, Order, Protect, Skip};
 /// # Errors
 /// [`Skip`] when it cannot be protected or shared, or is no longer zero; it is as before then.
 pub fn share_zero_protected<P: Protect>(host: &mut P, gfn: Gfn, steps: Steps) -> Result<u64, Skip> {
-    host.lock();
-    let result = host.protect(gfn, Order::PAGE).and_then(|()| {
-        // Until the flush is acknowledged a stale translation can still write.
-        if !mutated!(steps, NoProtectFlush) {
-            host.flush();
-        }
-        let bytes = if mutated!(steps, NoRecheck) {
-            BytesRule::Any
-        } else {
-            BytesRule::Zero
-        };
-        let shared = host.share_zero(gfn, Order::PAGE, bytes);
-        if shared.is_err() {
-            host.restore(gfn, Order::PAGE);
-        }
-        shared
-    });
-    host.flush();
-    host.unlock();
+    let locked = !mutated!(steps, NoLock);
+    if locked {
+        host.lock();
+    }
+    let result = share_zero_locked(host, gfn, steps);
+    if mutated!(steps, ReleaseFirst) {
+        host.release();
+    }
+    if !mutated!(steps, NoFlush) {
+        host.flush();
+    }
+    if locked {
+        host.unlock();
+    }
     host.release();
     result
+}
+
+fn share_zero_locked<P: Protect>(host: &mut P, gfn: Gfn, steps: Steps) -> Result<u64, Skip> {
+    if !mutated!(steps, NoProtect) {
+        host.protect(gfn, Order::PAGE)?;
+    }
+    // Until the flush is acknowledged a stale translation can still write.
+    if !mutated!(steps, NoProtectFlush) {
+        host.flush();
+    }
+    let bytes = if mutated!(steps, NoRecheck) {
+        BytesRule::Any
+    } else {
+        BytesRule::Zero
+    };
+    let shared = host.share_zero(gfn, Order::PAGE, bytes);
+    if shared.is_err() && !mutated!(steps, NoRestore) {
+        host.restore(gfn, Order::PAGE);
+    }
+    shared
 }
 
 /// Has the page share its partner's frame, if they are equal and that frame has fewer than `most` sharers.

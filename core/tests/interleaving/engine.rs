@@ -93,7 +93,7 @@ impl P2m for Engine<'_> {
         self.locked = None;
     }
 
-    fn share_zero(&mut self, gfn: Gfn, order: Order, _bytes: BytesRule) -> Result<u64, Skip> {
+    fn share_zero(&mut self, gfn: Gfn, order: Order, bytes: BytesRule) -> Result<u64, Skip> {
         if order != self.world.block.1 {
             // A region that could not go as one: its pages are not part of the model.
             return Err(Skip::Held);
@@ -102,7 +102,16 @@ impl P2m for Engine<'_> {
             gfn, self.world.block.0,
             "the engine shares only what was nominated"
         );
-        // Checks and change are one: the p2m's own code, not the engine's.
+        // Xen reads the bytes, then makes the change. Somebody who can still write does so between the two.
+        let written = bytes == BytesRule::Zero
+            && self.world.step(|state| match state.entry {
+                Entry::Ram { frame, .. } => state.frames[frame].value != 0,
+                Entry::Zero => false,
+            });
+        if written {
+            return Err(Skip::NotZero);
+        }
+        // The other checks and the change are one: the p2m's own code, not the engine's.
         self.world.step(|state| match state.entry {
             Entry::Zero => Err(Skip::Already),
             Entry::Ram { frame, .. } if state.frames[frame].references > 0 => Err(Skip::Held),

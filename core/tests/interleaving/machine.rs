@@ -202,7 +202,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(block: (Gfn, Order, u64)) -> Self {
+    /// A machine whose page is `block` and holds `value`.
+    pub(crate) fn new(block: (Gfn, Order, u64), value: u64) -> Self {
         let snapshot = snapshot();
         let host = Frame {
             owner: Owner::Host,
@@ -224,7 +225,7 @@ impl World {
                     Frame {
                         owner: Owner::Guest,
                         references: 0,
-                        value: OLD,
+                        value,
                     },
                     host,
                     host,
