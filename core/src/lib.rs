@@ -71,7 +71,7 @@ pub use refill::Refill;
 pub use scan::{ScanStep, Scanner};
 pub use session::{ContentArea, Host, Outcome, Session};
 pub use share::{
-    MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, SUPERPAGE_UNITS, SliceEnd, SliceReport, share_slice,
+    MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, NotIdentified, SUPERPAGE_UNITS, Slice, SliceReport,
 };
 pub use status::Status;
 #[cfg(feature = "mutants")]

@@ -1,36 +1,37 @@
-//! Share slices: free pages change hands, a bounded number at a time.
+//! Share slices: free pages are put on zero frames, a bounded number at a time.
 //!
-//! # The slice
+//! # Steps
 //!
 //! ```text
-//! P pause -> I identify -> lock p2m -> [ C re-check -> S share ]* -> flush -> unlock -> U unpause -> release
+//! guest runs | pause | identify | lock | recheck, share, recheck, share ... | flush | unlock | resume | release
 //! ```
 //!
-//! Guest allocation is (1) mark not free, (2) write. Before P, C sees (1). After U the write faults and gets a cleared
-//! page. Nothing of the guest runs between, so no write is lost, whatever the interleaving. The old frames are freed
-//! only after the flush, so no stale translation reaches a frame that someone else owns.
+//! A guest that allocates a page first marks it as not free, then writes to it. If it marked the page before *pause*,
+//! *recheck* sees the mark and the page is left alone. If it marks it after *resume*, its write faults and gets a cleared
+//! page. Between the two nothing of the guest runs, so no write is lost. The old frames are freed after *flush*, so no
+//! stale translation reaches a frame that someone else owns.
+//!
+//! Each step is a method of [`Slice`] and holds what a test can do to it; [`Slice::run`] is their order.
 //!
 //! # Lock order
 //!
 //! The domain's Lacuna lock (held by the caller) < p2m lock < whatever the p2m needs (page allocator, paging pool).
-//! Nothing sleeps or allocates guest-visible memory between `lock` and `unlock`.
+//! Nothing sleeps or allocates guest-visible memory between *lock* and *unlock*.
 //!
 //! # Bounds
 //!
 //! A slice spends at most [`MAX_SLICE_UNITS`], one for each 4 KiB entry or rejected page and [`SUPERPAGE_UNITS`] for
 //! each 2 MiB entry; with them it shares at most [`MAX_SLICE_PAGES`]. It ends early once the guest has been stopped for
-//! [`MAX_SLICE_NS`]: the clock is asked before each region and before each page that the bitmap names, but for the first
-//! page, so what follows the limit is one look at a page or a region. The first page is always dealt with: where the guard
-//! alone takes as long as the limit (a slow machine, or one whose processor was taken away), no slice would get anywhere.
-
-// Where mutations do not exist, `mutated!` is the constant `false`.
-#![allow(clippy::nonminimal_bool)]
+//! [`MAX_SLICE_NS`]. The clock is asked before each region and before each page that the bitmap names, but for the first
+//! page: at most one look at a page or a region follows the limit. The first page is always dealt with. Otherwise no
+//! slice would get anywhere where *identify* alone takes as long as the limit (a slow machine, or one whose processor
+//! was taken away).
 
 use crate::guard::check_boot_value;
 use crate::steps::{Steps, mutated};
 use crate::{
-    Bitmap, BytesRule, FreeCheck, Gfn, GuardFailure, GuardMismatch, GuestMemory, Order, P2m, Profile, Skip,
-    VcpuRegisters, Verdict, check_guard,
+    Bitmap, BytesRule, FreeCheck, Gfn, GuardFailure, GuardMismatch, Order, P2m, Profile, Skip, VcpuRegisters,
+    Verdict, check_guard,
 };
 
 /// Most work in one slice.
@@ -41,7 +42,7 @@ pub const SUPERPAGE_UNITS: u64 = 64;
 pub const MAX_SLICE_PAGES: u64 = MAX_SLICE_UNITS / SUPERPAGE_UNITS * Order::SUPERPAGE.pages();
 /// The guest is started again at the next page once it has been stopped this long, in nanoseconds.
 pub const MAX_SLICE_NS: u64 = 1_000_000;
-/// Frames whose bits are searched while the guest is stopped: the next nominee may be far away.
+/// Frames whose bits are searched while the guest is stopped: the next candidate may be far away.
 const LOOKAHEAD_GFNS: u64 = 64 * 512;
 /// Frames whose bits are searched before it is stopped, 256 KiB of bitmap; further on, the caller comes back.
 const SEARCH_GFNS: u64 = 1 << 21;
@@ -57,7 +58,7 @@ pub struct SliceReport {
     pub superpages: u64,
     /// 4 KiB entries written.
     pub entries: u64,
-    /// Pages that the bitmap called free and the re-check did not: what a scan alone would have lost.
+    /// Pages that the bitmap called free and *recheck* did not: what a scan alone would have lost.
     pub rejected: u64,
     /// Free pages left alone, by [`Skip::index`].
     pub skipped: [u64; Skip::COUNT],
@@ -69,306 +70,312 @@ pub struct SliceReport {
     pub paused: bool,
 }
 
-/// Why a slice shared nothing.
+/// Why a slice shared nothing: the kernel of the profile was not found to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SliceEnd {
-    /// Another kernel, or none that can be recognised.
+pub enum NotIdentified {
+    /// Another kernel runs, or none that can be recognised.
     Guard(GuardMismatch),
     /// No virtual CPU is online.
     NoVcpuOnline,
 }
 
-/// One slice over `from..to`: see the module's header.
-///
-/// # Errors
-/// [`SliceEnd`] when the guard refuses; nothing was shared then. `report.pause_ns` counts either way.
-pub fn share_slice<P: P2m>(
-    p2m: &mut P,
-    profile: &Profile,
-    bitmap: &Bitmap<'_>,
-    from: Gfn,
-    to: Gfn,
+/// One slice over a part of a guest's memory: see the module's header.
+#[derive(Debug)]
+pub struct Slice<'a, P> {
+    p2m: &'a mut P,
+    profile: &'a Profile,
+    /// What a scan called free: the candidates.
+    bitmap: &'a Bitmap<'a>,
+    /// One past the last frame that may be shared.
+    end: Gfn,
     steps: Steps,
-    report: &mut SliceReport,
-) -> Result<(), SliceEnd> {
-    let horizon = from.saturating_add(SEARCH_GFNS).min(to);
-    *report = SliceReport {
-        next: horizon.get(),
-        ..SliceReport::default()
-    };
-    // Looked up before the pause: the nominee can be far away.
-    let Some(first) = bitmap.next_set(from, horizon) else {
-        return Ok(());
-    };
+    check: FreeCheck<'a>,
+    /// The slice's first candidate, which is dealt with whatever the time.
+    first: Gfn,
+    /// When the guest was stopped, in nanoseconds.
+    stopped_at: u64,
+    report: SliceReport,
+}
 
-    let early = mutated!(steps, GuardFirst).then(|| identify(p2m, profile));
-    report.paused = true;
-    if !mutated!(steps, NoPause) {
-        p2m.pause();
-    }
-    let started = p2m.now();
-    let identified = if mutated!(steps, NoGuard) {
-        Ok(())
-    } else {
-        early.unwrap_or_else(|| identify(p2m, profile))
-    };
-    if mutated!(steps, UnpauseFirst) {
-        p2m.unpause();
-    }
-    if identified.is_ok() {
-        lock(p2m, steps);
-        let limit = Limit { started, first };
-        share_nominees(p2m, profile, bitmap, to, limit, steps, report);
-        if !mutated!(steps, NoFlush) && !mutated!(steps, UnpauseBeforeFlush) && !mutated!(steps, ReleaseFirst)
-        {
-            p2m.flush();
+impl<'a, P: P2m> Slice<'a, P> {
+    /// Prepares a slice over `from..end`.
+    pub fn new(
+        p2m: &'a mut P,
+        profile: &'a Profile,
+        bitmap: &'a Bitmap<'a>,
+        from: Gfn,
+        end: Gfn,
+        steps: Steps,
+    ) -> Self {
+        Self {
+            p2m,
+            profile,
+            bitmap,
+            end,
+            steps,
+            check: FreeCheck::new(profile),
+            first: from,
+            stopped_at: 0,
+            report: SliceReport::default(),
         }
-        unlock(p2m, steps);
     }
-    report.pause_ns = p2m.now().saturating_sub(started);
-    if !mutated!(steps, NoPause) && !mutated!(steps, UnpauseFirst) {
-        p2m.unpause();
+
+    /// Carries out the slice, and reports what it did. Where the bitmap names no page, the guest is not stopped.
+    ///
+    /// # Errors
+    /// [`NotIdentified`], beside the report: nothing was shared then, and the guest was stopped for a moment.
+    pub fn run(mut self) -> (SliceReport, Result<(), NotIdentified>) {
+        if !self.find_first() {
+            return (self.report, Ok(()));
+        }
+        self.pause();
+        let identified = self.identify();
+        if identified.is_ok() {
+            self.lock();
+            self.share_candidates();
+            self.flush();
+            self.unlock();
+        }
+        self.resume();
+        self.release();
+        (self.report, identified)
     }
-    if mutated!(steps, UnpauseBeforeFlush) {
-        p2m.flush();
+
+    /// Looks for the first candidate before the guest is stopped: it can be far away.
+    fn find_first(&mut self) -> bool {
+        let horizon = self.first.saturating_add(SEARCH_GFNS).min(self.end);
+        self.report.next = horizon.get();
+        match self.bitmap.next_set(self.first, horizon) {
+            Some(first) => {
+                self.first = first;
+                true
+            }
+            None => false,
+        }
     }
-    p2m.release();
-    if mutated!(steps, ReleaseFirst) {
-        p2m.flush();
+
+    /// Stops the guest: every virtual CPU leaves it.
+    fn pause(&mut self) {
+        self.report.paused = true;
+        if !mutated!(self.steps, NoPause | IdentifyFirst) {
+            self.p2m.pause();
+        }
+        self.stopped_at = self.p2m.now();
     }
-    identified
+
+    /// Holds the registers and the memory of the stopped guest against the profile.
+    fn identify(&mut self) -> Result<(), NotIdentified> {
+        let identified = if mutated!(self.steps, NoIdentify) {
+            Ok(())
+        } else {
+            identify(self.p2m, self.profile)
+        };
+        if mutated!(self.steps, IdentifyFirst) {
+            self.p2m.pause();
+        }
+        if mutated!(self.steps, ResumeFirst) {
+            self.p2m.unpause();
+        }
+        identified
+    }
+
+    fn lock(&mut self) {
+        if !mutated!(self.steps, NoLock) {
+            self.p2m.lock();
+        }
+    }
+
+    /// Reads the page's own descriptor once more. Returns one past the end of the free block that it lies in; `None`
+    /// where it is not free, or no longer.
+    fn recheck(&mut self, gfn: Gfn) -> Option<Gfn> {
+        if mutated!(self.steps, NoRecheck) {
+            return Some(gfn.saturating_add(1));
+        }
+        match self.check.page(self.p2m, gfn) {
+            Verdict::Free { head, order } => {
+                Some(head.saturating_add(order.pages())).filter(|end| *end > gfn)
+            }
+            Verdict::InUse(_) | Verdict::Unknown(_) => None,
+        }
+    }
+
+    /// Has Xen check that nothing else holds the frames, and enter zero frames in their place.
+    fn share(&mut self, gfn: Gfn, order: Order) -> Result<u64, Skip> {
+        // The part of *recheck* that is done where the page changes hands.
+        let bytes = if mutated!(self.steps, NoRecheck) {
+            BytesRule::Any
+        } else {
+            self.profile.free.bytes
+        };
+        self.p2m.share_zero(gfn, order, bytes)
+    }
+
+    /// Has every processor forget its translations to the old frames.
+    fn flush(&mut self) {
+        if !mutated!(self.steps, NoFlush | ResumeBeforeFlush | ReleaseFirst) {
+            self.p2m.flush();
+        }
+    }
+
+    fn unlock(&mut self) {
+        if !mutated!(self.steps, NoLock) {
+            self.p2m.unlock();
+        }
+    }
+
+    /// Starts the guest again.
+    fn resume(&mut self) {
+        self.report.pause_ns = self.p2m.now().saturating_sub(self.stopped_at);
+        if !mutated!(self.steps, NoPause | ResumeFirst) {
+            self.p2m.unpause();
+        }
+        if mutated!(self.steps, ResumeBeforeFlush) {
+            self.p2m.flush();
+        }
+    }
+
+    /// Has the old frames scrubbed and freed.
+    fn release(&mut self) {
+        self.p2m.release();
+        if mutated!(self.steps, ReleaseFirst) {
+            self.p2m.flush();
+        }
+    }
+
+    /// Rechecks and shares the candidates, from the first one until the slice's bounds.
+    fn share_candidates(&mut self) {
+        let mut at = self.first;
+        loop {
+            self.report.next = at.get();
+            if self.is_spent(at) {
+                return;
+            }
+            let region = at.align_down(Order::SUPERPAGE);
+            let region_end = region.saturating_add(Order::SUPERPAGE.pages());
+            let whole = at == region
+                && region_end <= self.end
+                && self.bitmap.count(region, region_end) == Order::SUPERPAGE.pages();
+            // A region is not begun that does not fit: the next slice starts with it.
+            if whole && self.report.units + SUPERPAGE_UNITS > MAX_SLICE_UNITS {
+                return;
+            }
+            at = if whole && self.share_region(region, region_end) {
+                region_end
+            } else {
+                self.share_pages(at, region_end.min(self.end))
+            };
+            // The stopped guest does not wait for a long search: the next slice makes it before its pause.
+            let horizon = at.saturating_add(LOOKAHEAD_GFNS).min(self.end);
+            let Some(next) = self.bitmap.next_set(at, horizon) else {
+                self.report.next = horizon.get();
+                return;
+            };
+            at = next;
+        }
+    }
+
+    /// Whether the slice, which has come to `at`, has used up its work or its time.
+    fn is_spent(&mut self, at: Gfn) -> bool {
+        self.report.units >= MAX_SLICE_UNITS
+            || at > self.first && self.p2m.now().saturating_sub(self.stopped_at) >= MAX_SLICE_NS
+    }
+
+    /// Shares `region..end`, 2 MiB that the bitmap calls wholly free, as one entry. Returns `false` where that cannot be:
+    /// its pages are to be tried then.
+    fn share_region(&mut self, region: Gfn, end: Gfn) -> bool {
+        self.report.units += 1;
+        // Reads one head where a large block covers the region, 512 at most.
+        let mut at = region;
+        while at < end {
+            match self.recheck(at) {
+                Some(block_end) => at = block_end,
+                None => return false,
+            }
+        }
+        let pages = match self.share(region, Order::SUPERPAGE) {
+            Ok(pages) => {
+                self.report.shared += pages;
+                self.report.superpages += 1;
+                self.report.units += SUPERPAGE_UNITS - 1;
+                pages
+            }
+            Err(Skip::Already) => 0,
+            Err(_) => {
+                // The frames were looked at: that is most of the cost. The pages' own reasons are counted one by one.
+                self.report.units += SUPERPAGE_UNITS - 1;
+                return false;
+            }
+        };
+        // Some of its small entries, or all, were there before.
+        self.report.skipped[Skip::Already.index()] += Order::SUPERPAGE.pages().saturating_sub(pages);
+        true
+    }
+
+    /// Shares the candidates of `from..end`, which lie in one 2 MiB region, as 4 KiB entries. Returns where it stopped.
+    fn share_pages(&mut self, from: Gfn, end: Gfn) -> Gfn {
+        let mut at = from;
+        while let Some(candidate) = self.bitmap.next_set(at, end) {
+            at = candidate;
+            if self.is_spent(at) {
+                return at;
+            }
+            let Some(block_end) = self.recheck(at) else {
+                self.report.rejected += 1;
+                self.report.units += 1;
+                at = at.saturating_add(1);
+                continue;
+            };
+            while at < block_end.min(end) {
+                if self.is_spent(at) {
+                    return at;
+                }
+                self.share_page(at);
+                at = at.saturating_add(1);
+            }
+        }
+        end
+    }
+
+    fn share_page(&mut self, gfn: Gfn) {
+        self.report.units += 1;
+        match self.share(gfn, Order::PAGE) {
+            Ok(pages) => {
+                self.report.shared += pages;
+                self.report.entries += 1;
+            }
+            Err(skip) => {
+                self.report.skipped[skip.index()] += 1;
+                if skip == Skip::NotZero {
+                    // What the descriptor says is not so: the guest is not stopped for it again before the next scan.
+                    self.bitmap.clear_range(gfn, gfn.saturating_add(1));
+                }
+            }
+        }
+    }
 }
 
-fn lock<P: P2m>(p2m: &mut P, steps: Steps) {
-    if !mutated!(steps, NoLock) {
-        p2m.lock();
-    }
-}
-
-fn unlock<P: P2m>(p2m: &mut P, steps: Steps) {
-    if !mutated!(steps, NoLock) {
-        p2m.unlock();
-    }
-}
-
-/// Guard I by itself: stops the guest, asks, starts it again. Returns how long it was stopped, in nanoseconds.
-pub(crate) fn identify_paused<P: P2m>(p2m: &mut P, profile: &Profile) -> (Result<(), SliceEnd>, u64) {
+/// Stops the guest, identifies its kernel, and starts it again. Returns how long it was stopped, in nanoseconds.
+pub(crate) fn identify_paused<P: P2m>(p2m: &mut P, profile: &Profile) -> (Result<(), NotIdentified>, u64) {
     p2m.pause();
-    let started = p2m.now();
+    let stopped_at = p2m.now();
     let identified = identify(p2m, profile);
-    let stopped = p2m.now().saturating_sub(started);
+    let stopped = p2m.now().saturating_sub(stopped_at);
     p2m.unpause();
     (identified, stopped)
 }
 
-/// Guard I over every virtual CPU of the stopped guest.
-fn identify<P: P2m>(p2m: &mut P, profile: &Profile) -> Result<(), SliceEnd> {
+/// Holds every virtual CPU of the stopped guest, and the value of this boot, against the profile.
+fn identify<P: P2m>(p2m: &mut P, profile: &Profile) -> Result<(), NotIdentified> {
     let mut online = 0_u32;
     for vcpu in 0..p2m.vcpus() {
         let registers = p2m.registers(vcpu);
         online += registers.flags & VcpuRegisters::ONLINE;
-        check_guard(p2m, profile, vcpu, &registers).map_err(SliceEnd::Guard)?;
+        check_guard(p2m, profile, vcpu, &registers).map_err(NotIdentified::Guard)?;
     }
     if online == 0 {
-        return Err(SliceEnd::NoVcpuOnline);
+        return Err(NotIdentified::NoVcpuOnline);
     }
-    check_boot_value(p2m, profile).map_err(SliceEnd::Guard)
-}
-
-/// C and S over the nominees from the slice's first page on, until its bounds.
-fn share_nominees<P: P2m>(
-    p2m: &mut P,
-    profile: &Profile,
-    bitmap: &Bitmap<'_>,
-    to: Gfn,
-    limit: Limit,
-    steps: Steps,
-    report: &mut SliceReport,
-) {
-    let mut check = FreeCheck::new(profile);
-    let mut at = limit.first;
-    loop {
-        report.next = at.get();
-        if limit.is_spent(p2m, at, report) {
-            return;
-        }
-        let region = at.align_down(Order::SUPERPAGE);
-        let region_end = region.saturating_add(Order::SUPERPAGE.pages());
-        let whole = at == region && region_end <= to;
-        at = if whole && bitmap.count(region, region_end) == Order::SUPERPAGE.pages() {
-            // A region is not begun that does not fit: the next slice starts with it.
-            if report.units + SUPERPAGE_UNITS > MAX_SLICE_UNITS {
-                return;
-            }
-            match share_region(p2m, profile, &mut check, region, steps, report) {
-                RegionEnd::Done => region_end,
-                RegionEnd::TryPages => share_pages(
-                    p2m, profile, bitmap, &mut check, at, region_end, limit, steps, report,
-                ),
-            }
-        } else {
-            share_pages(
-                p2m,
-                profile,
-                bitmap,
-                &mut check,
-                at,
-                region_end.min(to),
-                limit,
-                steps,
-                report,
-            )
-        };
-        // The stopped guest does not wait for a long search: the next slice makes it before its pause.
-        let horizon = at.saturating_add(LOOKAHEAD_GFNS).min(to);
-        let Some(next) = bitmap.next_set(at, horizon) else {
-            report.next = horizon.get();
-            return;
-        };
-        at = next;
-    }
-}
-
-/// From where a slice's bounds count.
-#[derive(Clone, Copy)]
-struct Limit {
-    /// When the guest was stopped, in nanoseconds.
-    started: u64,
-    /// The slice's first page, with which it is to deal whatever the time.
-    first: Gfn,
-}
-
-impl Limit {
-    /// Whether the slice, which has come to `at`, has used up its work or its time.
-    fn is_spent<P: P2m>(self, p2m: &mut P, at: Gfn, report: &SliceReport) -> bool {
-        report.units >= MAX_SLICE_UNITS
-            || at > self.first && p2m.now().saturating_sub(self.started) >= MAX_SLICE_NS
-    }
-}
-
-enum RegionEnd {
-    /// The region needs no more work.
-    Done,
-    /// It cannot be one 2 MiB entry: try its pages.
-    TryPages,
-}
-
-/// A 2 MiB region that the bitmap calls wholly free.
-fn share_region<P: P2m>(
-    p2m: &mut P,
-    profile: &Profile,
-    check: &mut FreeCheck,
-    region: Gfn,
-    steps: Steps,
-    report: &mut SliceReport,
-) -> RegionEnd {
-    report.units += 1;
-    if !mutated!(steps, NoRecheck) && !region_is_free(p2m, check, region) {
-        return RegionEnd::TryPages;
-    }
-    match p2m.share_zero(region, Order::SUPERPAGE, bytes_rule(profile, steps)) {
-        Ok(pages) => {
-            report.shared += pages;
-            // Some of its small entries were there before.
-            report.skipped[Skip::Already.index()] += Order::SUPERPAGE.pages().saturating_sub(pages);
-            report.superpages += 1;
-            report.units += SUPERPAGE_UNITS - 1;
-            RegionEnd::Done
-        }
-        Err(Skip::Already) => {
-            report.skipped[Skip::Already.index()] += Order::SUPERPAGE.pages();
-            RegionEnd::Done
-        }
-        Err(_) => {
-            // The frames were looked at: that is most of the cost. The pages' own reasons are counted one by one.
-            report.units += SUPERPAGE_UNITS - 1;
-            RegionEnd::TryPages
-        }
-    }
-}
-
-/// What must hold of a page's bytes: the part of C that is done where the page changes hands.
-fn bytes_rule(profile: &Profile, steps: Steps) -> BytesRule {
-    if mutated!(steps, NoRecheck) {
-        BytesRule::Any
-    } else {
-        profile.free.bytes
-    }
-}
-
-/// Whether free blocks cover the whole region. Reads one head where a large block does, 512 at most.
-fn region_is_free<M: GuestMemory>(memory: &mut M, check: &mut FreeCheck, region: Gfn) -> bool {
-    let end = region.saturating_add(Order::SUPERPAGE.pages());
-    let mut at = region;
-    while at < end {
-        match check.page(memory, at) {
-            Verdict::Free { head, order } => {
-                let next = head.saturating_add(order.pages());
-                if next <= at {
-                    return false;
-                }
-                at = next;
-            }
-            Verdict::InUse(_) | Verdict::Unknown(_) => return false,
-        }
-    }
-    true
-}
-
-/// Nominated pages of `from..end`, which lie in one 2 MiB region, as 4 KiB entries. Returns where it stopped.
-#[allow(clippy::too_many_arguments)] // two call sites, both in the body of a slice
-fn share_pages<P: P2m>(
-    p2m: &mut P,
-    profile: &Profile,
-    bitmap: &Bitmap<'_>,
-    check: &mut FreeCheck,
-    from: Gfn,
-    end: Gfn,
-    limit: Limit,
-    steps: Steps,
-    report: &mut SliceReport,
-) -> Gfn {
-    let mut at = from;
-    while let Some(nominee) = bitmap.next_set(at, end) {
-        at = nominee;
-        if limit.is_spent(p2m, at, report) {
-            return at;
-        }
-        let stop = if mutated!(steps, NoRecheck) {
-            at.saturating_add(1)
-        } else {
-            match check.page(p2m, at) {
-                Verdict::Free { head, order } => head.saturating_add(order.pages()).min(end),
-                Verdict::InUse(_) | Verdict::Unknown(_) => {
-                    report.rejected += 1;
-                    report.units += 1;
-                    at = at.saturating_add(1);
-                    continue;
-                }
-            }
-        };
-        while at < stop {
-            if limit.is_spent(p2m, at, report) {
-                return at;
-            }
-            report.units += 1;
-            match p2m.share_zero(at, Order::PAGE, bytes_rule(profile, steps)) {
-                Ok(pages) => {
-                    report.shared += pages;
-                    report.entries += 1;
-                }
-                Err(skip) => {
-                    report.skipped[skip.index()] += 1;
-                    if skip == Skip::NotZero {
-                        // What the descriptor says is not so: the guest is not stopped for it again before the next scan.
-                        bitmap.clear_range(at, at.saturating_add(1));
-                    }
-                }
-            }
-            at = at.saturating_add(1);
-        }
-    }
-    end
+    check_boot_value(p2m, profile).map_err(NotIdentified::Guard)
 }
 
 /// The values of a guard mismatch as they cross the hypercall.

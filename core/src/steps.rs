@@ -2,40 +2,41 @@
 
 /// A step left out or moved, to show that tests notice. Exists only with the feature `mutants`.
 ///
-/// Steps that come in pairs (unpause, unlock, restore, release) are not here but for `NoRestore`: the mock guest's audit
+/// Steps that come in pairs (resume, unlock, restore, release) are not here but for `NoRestore`: the mock guest's audit
 /// after every operation sees a pair that is not closed.
 #[cfg(feature = "mutants")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
-    /// P left out: the guest runs on (paused variant).
+    /// *pause* left out: the guest runs on (slice).
     NoPause,
-    /// I left out (paused variant).
-    NoGuard,
-    /// C left out: the scan is trusted, which is C moved to before P or R.
+    /// *identify* left out (slice).
+    NoIdentify,
+    /// *identify* before *pause* (slice).
+    IdentifyFirst,
+    /// *recheck* left out: the scan is trusted, which is *recheck* moved to before *pause*. For equal pages: not
+    /// compared.
     NoRecheck,
-    /// The flush after S left out.
-    NoFlush,
-    /// U before C and S (paused variant).
-    UnpauseFirst,
-    /// Old frames freed before the flush. While the guest is stopped that harms nobody, so in the paused variant both
-    /// come after U.
-    ReleaseFirst,
-    /// R left out (protected variant).
-    NoProtect,
-    /// C before R (protected variant).
+    /// The comparison before *protect* (equal pages).
     RecheckFirst,
-    /// The flush after R left out (protected variant).
-    NoProtectFlush,
-    /// I before P (paused variant).
-    GuardFirst,
-    /// U before the flush (paused variant).
-    UnpauseBeforeFlush,
+    /// The flush after *share* left out.
+    NoFlush,
+    /// *resume* before *recheck* (slice).
+    ResumeFirst,
+    /// *resume* before *flush* (slice).
+    ResumeBeforeFlush,
+    /// Old frames freed before *flush*. While the guest is stopped that harms nobody, so in a slice both come after
+    /// *resume*.
+    ReleaseFirst,
     /// The p2m lock not taken.
     NoLock,
-    /// The entry left read-only when the block is not shared (protected variant).
-    NoRestore,
-    /// R left out for the page whose frame is to be shared (content).
+    /// *protect* left out (content).
+    NoProtect,
+    /// *protect* left out for the page whose frame is to be shared (equal pages).
     NoProtectPartner,
+    /// The flush after *protect* left out (content).
+    NoProtectFlush,
+    /// The entry left read-only when the page is not shared (content).
+    NoRestore,
 }
 
 /// Which steps a slice takes: all of them, in their order. Only with the test-only feature `mutants` is there another
@@ -56,12 +57,12 @@ impl Steps {
     }
 }
 
-/// Whether `steps` carries the named mutation; the constant `false` where mutations do not exist.
+/// Whether `steps` carries one of the named mutations; the constant `false` where mutations do not exist.
 macro_rules! mutated {
-    ($steps:expr, $name:ident) => {{
+    ($steps:expr, $($name:ident)|+) => {{
         #[cfg(feature = "mutants")]
         {
-            $steps.mutation == Some($crate::Mutation::$name)
+            matches!($steps.mutation, Some($($crate::Mutation::$name)|+))
         }
         #[cfg(not(feature = "mutants"))]
         {

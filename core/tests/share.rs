@@ -6,8 +6,8 @@ use lacuna_core::abi::{Op, Request, State};
 use lacuna_core::mock::{Access, Config, Damage, Layout, MapPages, MockGuest, Primitive};
 use lacuna_core::{
     Bitmap, BytesRule, Gfn, GuestMemory, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES,
-    MAX_SLICE_UNITS, Order, Outcome, PAGE_SIZE, Profile, SUPERPAGE_UNITS, Session, Skip, SliceReport, Status,
-    Steps, share_slice, share_zero_protected,
+    MAX_SLICE_UNITS, Order, Outcome, PAGE_SIZE, Profile, SUPERPAGE_UNITS, Session, Skip, Slice, SliceReport,
+    Status, Steps, share_zero_protected,
 };
 use proptest::prelude::*;
 
@@ -43,6 +43,27 @@ fn set_profile(session: &mut Session, guest: &mut MockGuest, profile: &Profile) 
     };
     session.operate(guest, &mut request, &mut room[..length]);
     assert_eq!(request.status, 0);
+}
+
+/// One slice over `from..end`, in a guest that runs the profile's kernel.
+fn share_part(
+    guest: &mut MockGuest,
+    profile: &Profile,
+    bitmap: &Bitmap<'_>,
+    from: u64,
+    end: u64,
+) -> SliceReport {
+    let slice = Slice::new(
+        guest,
+        profile,
+        bitmap,
+        Gfn::new(from),
+        Gfn::new(end),
+        Steps::default(),
+    );
+    let (report, identified) = slice.run();
+    identified.unwrap();
+    report
 }
 
 /// Something that happens to the guest or in the hypervisor.
@@ -285,17 +306,9 @@ fn rounds(guest: &mut MockGuest, steps: Steps) -> Result<(), Damage> {
         let bitmap = Bitmap::new(words.as_ref());
         let mut at = 0;
         while at < end {
-            let mut report = SliceReport::default();
-            share_slice(
-                guest,
-                &profile,
-                &bitmap,
-                Gfn::new(at),
-                Gfn::new(end),
-                steps,
-                &mut report,
-            )
-            .unwrap();
+            let slice = Slice::new(guest, &profile, &bitmap, Gfn::new(at), Gfn::new(end), steps);
+            let (report, identified) = slice.run();
+            identified.unwrap();
             guest.verify()?;
             at = report.next;
         }
@@ -499,17 +512,7 @@ fn log_dirty_mode_stops_sharing_at_the_next_slice() {
     assert_eq!(guest.zero_gfns(), 0);
     // Turned on between the question and the slice.
     let words = guest.bitmap(0).unwrap();
-    let mut report = SliceReport::default();
-    share_slice(
-        &mut guest,
-        &profile,
-        &Bitmap::new(words.as_ref()),
-        Gfn::new(0),
-        Gfn::new(8192),
-        Steps::default(),
-        &mut report,
-    )
-    .unwrap();
+    let report = share_part(&mut guest, &profile, &Bitmap::new(words.as_ref()), 0, 8192);
     assert_eq!(report.shared, 0);
     assert!(report.skipped[Skip::LogDirty.index()] > 0);
     assert_eq!(guest.audit(), Ok(()));
@@ -532,21 +535,7 @@ fn a_slice_does_not_begin_a_region_that_no_longer_fits() {
     let words = guest.bitmap(16384).unwrap();
     let bitmap = Bitmap::new(words.as_ref());
     bitmap.set_range(Gfn::new(first), Gfn::new(first + 10 * 512));
-    let mut slice = |from: u64| {
-        let mut report = SliceReport::default();
-        let to = Gfn::new(first + 10 * 512);
-        share_slice(
-            &mut guest,
-            &profile,
-            &bitmap,
-            Gfn::new(from),
-            to,
-            Steps::default(),
-            &mut report,
-        )
-        .unwrap();
-        report
-    };
+    let mut slice = |from: u64| share_part(&mut guest, &profile, &bitmap, from, first + 10 * 512);
     let report = slice(first + 512 - 63);
     assert_eq!(
         (report.shared, report.units),
@@ -583,17 +572,7 @@ fn a_slice_is_bounded_whatever_the_descriptors_say() {
     guest.set_read_price(500);
     let (mut at, mut most_units, mut longest) = (0, 0, 0);
     while at < 16384 {
-        let mut report = SliceReport::default();
-        share_slice(
-            &mut guest,
-            &profile,
-            &bitmap,
-            Gfn::new(at),
-            Gfn::new(16384),
-            Steps::default(),
-            &mut report,
-        )
-        .unwrap();
+        let report = share_part(&mut guest, &profile, &bitmap, at, 16384);
         assert!(report.next > at, "a slice makes progress");
         assert_eq!(report.shared, 0);
         at = report.next;
@@ -617,17 +596,7 @@ fn an_empty_bitmap_is_searched_in_parts_and_without_a_pause() {
     let bitmap = Bitmap::new(&words);
     let (mut at, mut parts) = (0, 0);
     while at < bitmap.gfns() {
-        let mut report = SliceReport::default();
-        share_slice(
-            &mut guest,
-            &profile,
-            &bitmap,
-            Gfn::new(at),
-            Gfn::new(bitmap.gfns()),
-            Steps::default(),
-            &mut report,
-        )
-        .unwrap();
+        let report = share_part(&mut guest, &profile, &bitmap, at, bitmap.gfns());
         assert!(!report.paused);
         assert!(report.next > at && report.next - at <= 1 << 21);
         at = report.next;

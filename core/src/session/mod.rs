@@ -21,8 +21,8 @@ use crate::nominees::{SearchEnd, first_to_share};
 use crate::query::{put, read_bitmap, registers};
 use crate::share::{identify_paused, mismatch_values};
 use crate::{
-    Bitmap, Gfn, Header, MAX_PROFILE_BYTES, P2m, Profile, ProfileError, Skip, SliceEnd, SliceReport, Status,
-    Steps, explain, share_slice,
+    Bitmap, Gfn, Header, MAX_PROFILE_BYTES, NotIdentified, P2m, Profile, ProfileError, Skip, Slice,
+    SliceReport, Status, Steps, explain,
 };
 
 /// Frames whose nominations are cleared between two looks at pending interrupts: 256 KiB of bitmap.
@@ -334,21 +334,13 @@ impl Session {
                 request.cursor = at;
                 return Err((status, [value, 0, 0, 0]));
             }
-            let mut report = SliceReport::default();
             let Some(profile) = self.profile() else {
                 return Err((Status::NoProfile, [0; 4]));
             };
-            let ended = share_slice(
-                host,
-                profile,
-                &bitmap,
-                Gfn::new(at),
-                Gfn::new(end),
-                steps,
-                &mut report,
-            );
+            let (report, identified_now) =
+                Slice::new(host, profile, &bitmap, Gfn::new(at), Gfn::new(end), steps).run();
             self.count_slice(&report);
-            if let Err(reason) = ended {
+            if let Err(reason) = identified_now {
                 request.cursor = at;
                 return Err(self.guard_refused(reason));
             }
@@ -385,7 +377,7 @@ impl Session {
         Ok(Outcome::Finished)
     }
 
-    /// Guard I by itself.
+    /// Identifies the guest's kernel, without a slice.
     fn identify<H: Host>(&mut self, host: &mut H) -> Result<(), Refusal> {
         let (identified, stopped) = identify_paused(host, self.usable()?);
         self.count_pause(stopped);
@@ -422,12 +414,12 @@ impl Session {
         s.pause_longest_ns = s.pause_longest_ns.max(stopped_ns);
     }
 
-    fn guard_refused(&mut self, reason: SliceEnd) -> Refusal {
+    fn guard_refused(&mut self, reason: NotIdentified) -> Refusal {
         self.statistics.guard_failures += 1;
         self.guard_streak += 1;
         match reason {
-            SliceEnd::NoVcpuOnline => (Status::NoVcpuOnline, [0; 4]),
-            SliceEnd::Guard(mismatch) => {
+            NotIdentified::NoVcpuOnline => (Status::NoVcpuOnline, [0; 4]),
+            NotIdentified::Guard(mismatch) => {
                 let values = mismatch_values(&mismatch);
                 let s = &mut self.statistics;
                 [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected] = values;
@@ -516,10 +508,10 @@ fn steps(flags: u32) -> Result<Steps, Refusal> {
         use crate::Mutation;
         let mutation = match flags >> crate::abi::SHARE_MUTATION_SHIFT {
             1 => Some(Mutation::NoPause),
-            2 => Some(Mutation::NoGuard),
+            2 => Some(Mutation::NoIdentify),
             3 => Some(Mutation::NoRecheck),
             4 => Some(Mutation::NoFlush),
-            5 => Some(Mutation::UnpauseFirst),
+            5 => Some(Mutation::ResumeFirst),
             6 => Some(Mutation::ReleaseFirst),
             _ => None,
         };

@@ -1,7 +1,7 @@
 //! Every interleaving of a guest with the engine's real share code, and proof that each step is needed.
 //!
 //! `loom` runs the threads one at a time and tries every order of their steps up to a number of preemptions (3 unless
-//! `LOOM_MAX_PREEMPTIONS` says otherwise). The engine's thread is [`share_slice`] or [`share_zero_protected`] itself;
+//! `LOOM_MAX_PREEMPTIONS` says otherwise). The engine's thread is [`Slice`] or [`share_zero_protected`] itself;
 //! only the machine below it is a model:
 //!
 //! * **the guest** runs instruction by instruction on one virtual CPU. It allocates a page: marks its descriptor, then
@@ -26,7 +26,7 @@ mod refill;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Cell};
 
-use lacuna_core::{Bitmap, Mutation, SliceReport, Steps, share_slice, share_zero_protected};
+use lacuna_core::{Bitmap, Mutation, Slice, Steps, share_zero_protected};
 
 use engine::Engine;
 use machine::{OLD, Program, State, World, snapshot};
@@ -61,9 +61,8 @@ fn engine(world: &World, variant: Variant, protection: Protection, steps: Steps)
             let bitmap = Bitmap::new(&words);
             let end = gfn.saturating_add(order.pages());
             bitmap.set_range(gfn, end);
-            let mut report = SliceReport::default();
-            // A refusal of the guard is an answer like any other: what counts is what became of the page.
-            let _ = share_slice(&mut engine, profile, &bitmap, gfn, end, steps, &mut report);
+            // Another kernel is an answer like any other: what counts is what became of the page.
+            let _ = Slice::new(&mut engine, profile, &bitmap, gfn, end, steps).run();
         }
         Variant::Protected => {
             let _ = share_zero_protected(&mut engine, gfn, steps);
@@ -161,12 +160,12 @@ fn every_step_left_out_or_moved_is_noticed() {
     use Variant::{Paused, Protected};
     for (variant, mutation, programs) in [
         (Paused, Mutation::NoPause, &[Allocate, Kexec][..]),
-        (Paused, Mutation::NoGuard, &[Kexec, BootedAnew]),
-        (Paused, Mutation::GuardFirst, &[Kexec]),
+        (Paused, Mutation::NoIdentify, &[Kexec, BootedAnew]),
+        (Paused, Mutation::IdentifyFirst, &[Kexec]),
         (Paused, Mutation::NoRecheck, &[Allocate]),
         (Paused, Mutation::NoFlush, &[Allocate, ReadFree]),
-        (Paused, Mutation::UnpauseFirst, &[Allocate]),
-        (Paused, Mutation::UnpauseBeforeFlush, &[Allocate]),
+        (Paused, Mutation::ResumeFirst, &[Allocate]),
+        (Paused, Mutation::ResumeBeforeFlush, &[Allocate]),
         (Paused, Mutation::ReleaseFirst, &[Allocate, ReadFree]),
         (Paused, Mutation::NoLock, &[Hold]),
         (Protected, Mutation::NoProtect, &[Allocate]),
