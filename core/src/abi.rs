@@ -260,7 +260,7 @@ statistics! {
     slice_most_units,
     /// Most pages shared in one slice.
     slice_most_pages,
-    /// Times guard I refused a slice.
+    /// Times the identity check refused a slice.
     guard_failures,
     /// Virtual CPU of the last refusal.
     guard_vcpu,

@@ -1,4 +1,4 @@
-//! Guard I: does the guest still run the kernel that the profile describes?
+//! The identity check: does the guest still run the kernel that the profile describes?
 //!
 //! A kexec leaves the old kernel's memory map behind, intact and false. What a profile says may be acted on only while
 //! every online virtual CPU still runs that very boot of that kernel. None of the checks suffices alone. Linux' IDT lies
@@ -18,7 +18,7 @@ use crate::{Gate, GuestMemory, GuestPhys, GuestVirt, PagingLevels, Profile, walk
 
 /// Accessed (bit 5) and dirty (bit 6) of a page-table entry: set by the processor, so never compared.
 pub(crate) const ACCESSED_DIRTY: u64 = 0x60;
-/// Bits of a top-level entry that the guard compares: present, and the address of the next table.
+/// Bits of a top-level entry that are compared: present, and the address of the next table.
 const COMPARED: u64 = 0x000f_ffff_ffff_f001;
 /// `CR0.PG` and `CR0.PE`: paging and protection on.
 const CR0_PAGED: u64 = 0x8000_0001;
@@ -127,7 +127,7 @@ impl GuardFailure {
     }
 }
 
-/// A failed guard.
+/// What the identity check found otherwise than the profile says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuardMismatch {
     /// The virtual CPU; 0 for what concerns all of them.

@@ -30,8 +30,8 @@
 use crate::guard::check_boot_value;
 use crate::steps::{Steps, mutated};
 use crate::{
-    Bitmap, BytesRule, FreeCheck, Gfn, GuardFailure, GuardMismatch, Order, P2m, Profile, Skip, VcpuRegisters,
-    Verdict, check_guard,
+    Bitmap, BytesRule, FreeCheck, Gfn, GuardMismatch, Order, P2m, Profile, Skip, VcpuRegisters, Verdict,
+    check_guard,
 };
 
 /// Most work in one slice.
@@ -378,7 +378,7 @@ fn identify<P: P2m>(p2m: &mut P, profile: &Profile) -> Result<(), NotIdentified>
     check_boot_value(p2m, profile).map_err(NotIdentified::Guard)
 }
 
-/// The values of a guard mismatch as they cross the hypercall.
+/// The values of a mismatch as they cross the hypercall.
 pub(crate) fn mismatch_values(mismatch: &GuardMismatch) -> [u64; 4] {
     let GuardMismatch {
         vcpu,
@@ -386,6 +386,5 @@ pub(crate) fn mismatch_values(mismatch: &GuardMismatch) -> [u64; 4] {
         found,
         expected,
     } = *mismatch;
-    let failure: GuardFailure = failure;
     [u64::from(vcpu), failure.code(), found, expected]
 }

@@ -1,4 +1,4 @@
-//! R, compare, S or restore: how a page changes hands while its guest runs.
+//! How a page changes hands while its guest runs: protect, flush, compare, share or restore, flush.
 
 // Where mutations do not exist, `mutated!` is the constant `false`.
 #![allow(clippy::nonminimal_bool)]

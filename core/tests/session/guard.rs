@@ -1,4 +1,4 @@
-//! What ends a session: another kernel in the domain, seen by guard I, or Xen's soft reset.
+//! What ends a session: another kernel in the domain, seen by the identity check, or Xen's soft reset.
 
 use lacuna_core::abi::{Op, Request, State};
 use lacuna_core::mock::{Access, Config, Layout, MockGuest};
