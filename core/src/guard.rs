@@ -11,10 +11,8 @@
 //! is compared. The processes of 32-bit kernels have page directories of their own, and under Windows' KVA shadow user
 //! programs run on tables that hold little of the kernel: what must agree there is where an address leads.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 use crate::memory_map::read_virtual;
-use crate::{Gate, GuestMemory, GuestPhys, GuestVirt, PagingLevels, Profile, walk};
+use crate::{Gate, GuestMemory, GuestPhys, GuestVirt, PagingLevels, Profile, VcpuRegisters, walk};
 
 /// Accessed (bit 5) and dirty (bit 6) of a page-table entry: set by the processor, so never compared.
 pub(crate) const ACCESSED_DIRTY: u64 = 0x60;
@@ -33,35 +31,6 @@ const ROOT: u64 = 0x000f_ffff_ffff_f000;
 /// With page-table isolation the user half of a pair of top-level tables has this bit of its address set
 /// (Linux `arch/x86/include/asm/pgtable.h`, `PTI_PGTABLE_SWITCH_BIT`).
 const PTI_SWITCH: u64 = 1 << 12;
-
-/// The registers of one virtual CPU, read while it does not run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct VcpuRegisters {
-    /// CR0.
-    pub cr0: u64,
-    /// CR3, with PCID bits.
-    pub cr3: u64,
-    /// CR4.
-    pub cr4: u64,
-    /// `IA32_EFER`.
-    pub efer: u64,
-    /// Base of the interrupt descriptor table.
-    pub idt_base: u64,
-    /// `IA32_LSTAR`.
-    pub lstar: u64,
-    /// `IA32_SYSENTER_EIP`.
-    pub sysenter_eip: u64,
-    /// Limit of the interrupt descriptor table, in bytes minus one.
-    pub idt_limit: u32,
-    /// Bit 0: the virtual CPU is online (it has been brought up and not taken down).
-    pub flags: u32,
-}
-
-impl VcpuRegisters {
-    /// Bit of `flags`: online.
-    pub const ONLINE: u32 = 1;
-}
 
 /// Which check failed. The numbers cross the hypercall (`result[1]` of `Status::KernelChanged`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,6 +23,7 @@ pub mod abi;
 mod addr;
 mod admission;
 mod bitmap;
+pub mod boundary;
 mod content;
 mod explain;
 mod frame_copies;
@@ -49,19 +50,20 @@ mod walk;
 pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
 pub use admission::{CounterError, CounterReading, free_by_counters};
 pub use bitmap::Bitmap;
+pub use boundary::{Blocker, PageState, Skip, VcpuRegisters};
 pub use content::{
-    BYTES_PER_PAGE, ContentReport, Digest, DomainId, Entry, Index, Inserted, MAX_SHARERS, PageState, Peers,
-    Place, Rounds, Seed, Stage, merge_protected, share_zero_protected,
+    BYTES_PER_PAGE, ContentReport, Digest, DomainId, Entry, Index, Inserted, MAX_SHARERS, Peers, Place,
+    Rounds, Seed, Stage, merge_protected, share_zero_protected,
 };
 pub use explain::explain;
 pub use frame_copies::FrameCopies;
 pub use free::{FreeCheck, InUseReason, UnknownReason, Verdict};
-pub use guard::{GuardFailure, GuardMismatch, VcpuRegisters, check_guard};
+pub use guard::{GuardFailure, GuardMismatch, check_guard};
 pub use header::Header;
 pub use memory::{GuestMemory, ReadError, Row, failing_one_by_one, value_by_bytes};
 pub use memory_map::{Descriptor, DescriptorAt, DescriptorError, MemoryMapReader, PassedOver};
 pub use offline::{Agreement, OfflineScan, confirm_zero, scan_offline};
-pub use p2m::{P2m, Protect, Skip};
+pub use p2m::{P2m, Protect};
 pub use profile::{
     Anchor, Blocks, BootValue, BytesRule, Contents, Extent, Field, FieldRule, FreeRule, Gate, Guard, Kernel,
     MAX_ANCHORS, MAX_CONDITIONS, MAX_EXTENTS, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS, MAX_ZONES, MemoryMap,

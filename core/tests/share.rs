@@ -604,19 +604,3 @@ fn an_empty_bitmap_is_searched_in_parts_and_without_a_pause() {
     }
     assert_eq!(parts, 4);
 }
-
-#[test]
-fn each_reason_to_leave_a_page_alone_has_the_shims_code() {
-    let reasons: Vec<Skip> = (i32::MIN..0)
-        .rev()
-        .take(3)
-        .chain(0..20)
-        .filter_map(Skip::from_code)
-        .collect();
-    assert_eq!(reasons.len(), Skip::COUNT);
-    for (index, reason) in reasons.iter().enumerate() {
-        assert_eq!(reason.index(), index);
-    }
-    // `LACUNA_SKIP_DYING` of the shim's core.h.
-    assert_eq!(Skip::from_code(8), Some(Skip::Dying));
-}

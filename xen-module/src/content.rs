@@ -28,7 +28,7 @@ fn skip(result: i32) -> Result<(), Skip> {
     if result == 0 {
         Ok(())
     } else {
-        Err(Skip::from_code(result.wrapping_neg()).unwrap_or(Skip::EntryRefused))
+        Err(Skip::from_result(result))
     }
 }
 
@@ -57,12 +57,8 @@ impl Peers for XenHost {
 
     fn page_state(&mut self, gfn: Gfn) -> PageState {
         // SAFETY: invariant.
-        match unsafe { shim::lacuna_x_page_state(self.domain, gfn.get()) } {
-            1 => PageState::Private,
-            2 => PageState::Shared,
-            3 => PageState::Zero,
-            _ => PageState::Other,
-        }
+        let state = unsafe { shim::lacuna_x_page_state(self.domain, gfn.get()) };
+        PageState::from_code(state).unwrap_or(PageState::Other)
     }
 
     fn equal(&mut self, gfn: Gfn, partner: Place) -> bool {

@@ -4,9 +4,10 @@ use core::ptr;
 use core::sync::atomic::AtomicU64;
 
 use lacuna_core::abi::{GfnInfo, ShimCounters};
+use lacuna_core::boundary::SHARE_ONLY_ZERO;
 use lacuna_core::{
-    BYTES_PER_PAGE, BytesRule, ContentArea, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE,
-    Predicate, ReadError, Row, Skip, Status, VcpuRegisters, failing_one_by_one, value_by_bytes,
+    BYTES_PER_PAGE, Blocker, BytesRule, ContentArea, Gfn, GuestMemory, GuestPhys, Host, Order, P2m,
+    PAGE_SIZE, Predicate, ReadError, Row, Skip, Status, VcpuRegisters, failing_one_by_one, value_by_bytes,
 };
 
 use crate::content::words;
@@ -115,15 +116,14 @@ impl P2m for XenHost {
     fn share_zero(&mut self, gfn: Gfn, order: Order, bytes: BytesRule) -> Result<u64, Skip> {
         let flags = match bytes {
             BytesRule::Any => 0,
-            BytesRule::Zero => shim::SHARE_MUST_BE_ZERO,
+            BytesRule::Zero => SHARE_ONLY_ZERO,
         };
         // Our own mapping holds a reference: it would make the frame look held.
         self.last = None;
         // SAFETY: invariant; the engine holds the p2m lock.
         let result =
             unsafe { shim::lacuna_x_share_zero(self.domain, gfn.get(), u32::from(order.get()), flags) };
-        u64::try_from(result)
-            .map_err(|_| Skip::from_code(result.wrapping_neg()).unwrap_or(Skip::EntryRefused))
+        u64::try_from(result).map_err(|_| Skip::from_result(result))
     }
 
     fn flush(&mut self) {
@@ -158,20 +158,10 @@ impl Host for XenHost {
     fn blocker(&mut self) -> Option<(Status, u64)> {
         // SAFETY: invariant.
         let reason = unsafe { shim::lacuna_x_blocker(self.domain) };
-        let status = match reason {
-            0 => return None,
-            1 => Status::NotHap,
-            2 => Status::Passthrough,
-            3 => Status::Altp2m,
-            4 => Status::Nested,
-            5 => Status::LogDirty,
-            6 => Status::MemEvents,
-            7 => Status::Dying,
-            8 => Status::PvhDom0,
-            9 => Status::PopulateOnDemand,
-            10 => Status::NoZeroFrames,
-            _ => Status::Blocked,
-        };
+        if reason == 0 {
+            return None;
+        }
+        let status = Blocker::from_code(reason).map_or(Status::Blocked, Blocker::status);
         Some((status, u64::from(reason)))
     }
 

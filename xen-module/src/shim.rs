@@ -1,5 +1,5 @@
-//! What Xen's C side offers. One line here for each function of `xen/arch/x86/include/asm/lacuna.h`, which has the
-//! contracts; the wrappers that make them safe to call are in [`crate::host`].
+//! What Xen's C side offers. One line here for each function of `xen/arch/x86/lacuna/core.h`; the wrappers that make them
+//! safe to call are in [`crate::host`].
 
 use core::ffi::{c_int, c_void};
 
@@ -12,9 +12,6 @@ pub(crate) struct Domain {
     _opaque: [u8; 0],
 }
 
-/// `lacuna_x_share_zero`: the page's bytes must be zero.
-pub(crate) const SHARE_MUST_BE_ZERO: u32 = 1;
-
 /// `struct lacuna_content_area`: where the C side keeps the content stage's memory, in words of 64 bits.
 #[repr(C)]
 pub(crate) struct RawContentArea {
@@ -24,6 +21,9 @@ pub(crate) struct RawContentArea {
     pub(crate) index_words: u64,
     pub(crate) seed: u64,
 }
+
+// As the C side asserts (`build_assertions` of `domctl.c`).
+const _: () = assert!(size_of::<RawContentArea>() == 40);
 
 unsafe extern "C" {
     pub(crate) fn lacuna_x_map(d: *mut Domain, gfn: u64, va: *mut *const c_void, token: *mut u64) -> c_int;

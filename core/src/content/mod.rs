@@ -31,12 +31,12 @@ mod peers;
 mod rounds;
 
 use crate::steps::Steps;
-use crate::{Bitmap, Gfn, Skip};
+use crate::{Bitmap, Gfn, PageState, Skip};
 
 pub use digest::{Digest, Seed};
 pub use index::{Entry, Index, Inserted};
 pub use merge::{merge_protected, share_zero_protected};
-pub use peers::{DomainId, PageState, Peers, Place};
+pub use peers::{DomainId, Peers, Place};
 pub use rounds::Rounds;
 
 /// Most hypervisor memory that the stage takes for each frame of a guest, in bytes.

@@ -1,6 +1,6 @@
 //! What the content stage asks of the hypervisor.
 
-use crate::{Gfn, Protect, Skip};
+use crate::{Gfn, PageState, Protect, Skip};
 
 /// A domain's number in Xen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,19 +25,6 @@ pub struct Place {
     pub domain: DomainId,
     /// Which.
     pub gfn: Gfn,
-}
-
-/// What is at a frame number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageState {
-    /// Ordinary memory of the domain's own.
-    Private,
-    /// A frame that is shared by content.
-    Shared,
-    /// A zero frame.
-    Zero,
-    /// Nothing that could be shared: a hole, a device, a frame of Xen's.
-    Other,
 }
 
 /// The domain and those with which it may share: itself, and the members of its trust group. What may share with what is
