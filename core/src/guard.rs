@@ -11,23 +11,22 @@
 //! is compared. The processes of 32-bit kernels have page directories of their own, and under Windows' KVA shadow user
 //! programs run on tables that hold little of the kernel: what must agree there is where an address leads.
 
+use x86_64::registers::control::{Cr0Flags, Cr4Flags};
+use x86_64::registers::model_specific::EferFlags;
+use x86_64::structures::paging::PageTableFlags;
+
 use crate::memory_map::read_virtual;
+use crate::walk::{address, is_present};
 use crate::{Gate, GuestMemory, GuestPhys, GuestVirt, PagingLevels, Profile, VcpuRegisters, walk};
 
-/// Accessed (bit 5) and dirty (bit 6) of a page-table entry: set by the processor, so never compared.
-pub(crate) const ACCESSED_DIRTY: u64 = 0x60;
-/// Bits of a top-level entry that are compared: present, and the address of the next table.
-const COMPARED: u64 = 0x000f_ffff_ffff_f001;
-/// `CR0.PG` and `CR0.PE`: paging and protection on.
-const CR0_PAGED: u64 = 0x8000_0001;
-/// `EFER.LMA`: 64-bit mode is active.
-const EFER_LMA: u64 = 1 << 10;
-/// `CR4.PAE`.
-const CR4_PAE: u64 = 1 << 5;
-/// `CR4.LA57`.
-const CR4_LA57: u64 = 1 << 12;
-/// Bits of CR3 that hold the address of the top-level table.
-const ROOT: u64 = 0x000f_ffff_ffff_f000;
+/// Bits of a page-table entry that the processor sets, so that they are never compared.
+pub(crate) const ACCESSED_DIRTY: u64 = PageTableFlags::ACCESSED.union(PageTableFlags::DIRTY).bits();
+/// Paging and protection on.
+const CR0_PAGED: u64 = Cr0Flags::PAGING.union(Cr0Flags::PROTECTED_MODE_ENABLE).bits();
+/// 64-bit mode is active.
+const EFER_LMA: u64 = EferFlags::LONG_MODE_ACTIVE.bits();
+const CR4_PAE: u64 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
+const CR4_LA57: u64 = Cr4Flags::L5_PAGING.bits();
 /// With page-table isolation the user half of a pair of top-level tables has this bit of its address set
 /// (Linux `arch/x86/include/asm/pgtable.h`, `PTI_PGTABLE_SWITCH_BIT`).
 const PTI_SWITCH: u64 = 1 << 12;
@@ -222,11 +221,13 @@ fn check_tables<M: GuestMemory>(
         expected,
     };
     for slot in &profile.guard.root_slots {
-        let at = GuestPhys::new((cr3 & ROOT) + u64::from(slot.index) * 8);
+        let at = GuestPhys::new(address(cr3) + u64::from(slot.index) * 8);
         let found = memory
             .read_value(at, 8)
             .map_err(|_| mismatch(GuardFailure::Unreadable, at.get(), slot.entry))?;
-        if found & COMPARED != slot.entry & COMPARED {
+        // The address of the next table; its other bits may change.
+        let compared = |entry| (is_present(entry), address(entry));
+        if compared(found) != compared(slot.entry) {
             return Err(mismatch(GuardFailure::RootSlot, found, slot.entry));
         }
     }

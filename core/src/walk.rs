@@ -3,12 +3,11 @@
 //!
 //! Only the kernel's own view is wanted, so access rights are not checked: a page that the kernel can reach is read.
 
+use x86_64::PhysAddr;
+use x86_64::structures::paging::{PageSize, PageTableFlags, Size4KiB};
+
 use crate::{GuestMemory, GuestPhys, GuestVirt, PagingLevels, ReadError};
 
-const PRESENT: u64 = 1 << 0;
-const LARGE: u64 = 1 << 7;
-/// Bits 12 to 51 of an entry: the physical address. Bit 51 downwards, so neither NX (63) nor the protection key.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// CR3 of a 32-bit kernel with PAE: the table of four entries is aligned to 32 bytes.
 const PAE_ROOT: u64 = 0xffff_ffe0;
 /// Bits 12 to 31 of a two-level entry.
@@ -74,6 +73,24 @@ impl From<ReadError> for WalkError {
     }
 }
 
+/// Whether an entry of a page table, of 4 or 8 bytes, is present.
+#[inline]
+pub(crate) const fn is_present(entry: u64) -> bool {
+    PageTableFlags::from_bits_retain(entry).contains(PageTableFlags::PRESENT)
+}
+
+/// Whether an entry above the last level maps a page instead of naming a table.
+#[inline]
+const fn is_large(entry: u64) -> bool {
+    PageTableFlags::from_bits_retain(entry).contains(PageTableFlags::HUGE_PAGE)
+}
+
+/// The physical address in an entry of 8 bytes, or in CR3: bits 12 to 51. Neither NX (63) nor the protection key, nor PCID.
+#[inline]
+pub(crate) fn address(entry: u64) -> u64 {
+    PhysAddr::new_truncate(entry).align_down(Size4KiB::SIZE).as_u64()
+}
+
 /// Translates `va` through the page tables whose top-level table is at `root`.
 ///
 /// At most five entries are read, whatever the tables hold.
@@ -89,8 +106,8 @@ pub fn walk<M: GuestMemory + ?Sized>(
     let (table, shift, significant) = match levels {
         PagingLevels::Two => return walk_two(memory, root, va),
         PagingLevels::Pae => (root.get() & PAE_ROOT, 30, 32),
-        PagingLevels::Four => (root.get() & ADDRESS, 39, 48),
-        PagingLevels::Five => (root.get() & ADDRESS, 48, 57),
+        PagingLevels::Four => (address(root.get()), 39, 48),
+        PagingLevels::Five => (address(root.get()), 48, 57),
     };
     let canonical = if levels.is_32_bit() {
         va.get() >> significant == 0
@@ -105,19 +122,19 @@ pub fn walk<M: GuestMemory + ?Sized>(
     loop {
         let index = (va.get() >> shift) & 0x1ff;
         let entry = memory.read_value(GuestPhys::new(table + index * 8), 8)?;
-        if entry & PRESENT == 0 {
+        if !is_present(entry) {
             return Err(WalkError::NotPresent { shift });
         }
-        let leaf = shift == 12 || entry & LARGE != 0;
+        let leaf = shift == 12 || is_large(entry);
         if leaf {
             // With PAE the top level has no large pages: bit 7 is reserved there (SDM, table 4-8).
             if shift > 30 || (shift == 30 && levels == PagingLevels::Pae) {
                 return Err(WalkError::Malformed { shift });
             }
             // Bit 12 of a large page is PAT, and the bits above it up to the page's size must be zero: masked off.
-            return Ok(Mapping::page(entry & ADDRESS & !((1 << shift) - 1), va, shift));
+            return Ok(Mapping::page(address(entry) & !((1 << shift) - 1), va, shift));
         }
-        table = entry & ADDRESS;
+        table = address(entry);
         shift -= 9;
     }
 }
@@ -134,17 +151,17 @@ fn walk_two<M: GuestMemory + ?Sized>(
     }
     let directory = root.get() & ADDRESS_32;
     let entry = memory.read_value(GuestPhys::new(directory + (va.get() >> 22) * 4), 4)?;
-    if entry & PRESENT == 0 {
+    if !is_present(entry) {
         return Err(WalkError::NotPresent { shift: 22 });
     }
-    if entry & LARGE != 0 {
+    if is_large(entry) {
         // PSE-36: bits 13 to 20 are bits 32 to 39 of the address (SDM, table 4-4).
         let high = (entry >> 13 & 0xff) << 32;
         return Ok(Mapping::page(entry & ADDRESS_4M | high, va, 22));
     }
     let table = entry & ADDRESS_32;
     let entry = memory.read_value(GuestPhys::new(table + (va.get() >> 12 & 0x3ff) * 4), 4)?;
-    if entry & PRESENT == 0 {
+    if !is_present(entry) {
         return Err(WalkError::NotPresent { shift: 12 });
     }
     Ok(Mapping::page(entry & ADDRESS_32, va, 12))
