@@ -13,14 +13,11 @@
 
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::model_specific::EferFlags;
-use x86_64::structures::paging::PageTableFlags;
 
 use crate::memory_map::read_virtual;
 use crate::walk::{address, is_present};
 use crate::{Gate, GuestMemory, GuestPhys, GuestVirt, PagingLevels, Profile, VcpuRegisters, walk};
 
-/// Bits of a page-table entry that the processor sets, so that they are never compared.
-pub(crate) const ACCESSED_DIRTY: u64 = PageTableFlags::ACCESSED.union(PageTableFlags::DIRTY).bits();
 /// Paging and protection on.
 const CR0_PAGED: u64 = Cr0Flags::PAGING.union(Cr0Flags::PROTECTED_MODE_ENABLE).bits();
 /// 64-bit mode is active.

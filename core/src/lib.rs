@@ -37,6 +37,7 @@ pub mod mock;
 mod nominees;
 mod offline;
 mod p2m;
+mod predicate;
 mod profile;
 mod query;
 mod refill;
@@ -64,10 +65,11 @@ pub use memory::{GuestMemory, ReadError, Row, failing_one_by_one, value_by_bytes
 pub use memory_map::{Descriptor, DescriptorAt, DescriptorError, MemoryMapReader, PassedOver};
 pub use offline::{Agreement, OfflineScan, confirm_zero, scan_offline};
 pub use p2m::{P2m, Protect};
+pub use predicate::{Field, Predicate};
 pub use profile::{
-    Anchor, Blocks, BootValue, BytesRule, Contents, Extent, Field, FieldRule, FreeRule, Gate, Guard, Kernel,
+    Anchor, Blocks, BootValue, BytesRule, Contents, Extent, FieldRule, FreeRule, Gate, Guard, Kernel,
     MAX_ANCHORS, MAX_CONDITIONS, MAX_EXTENTS, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS, MAX_ZONES, MemoryMap,
-    PagingLevels, Predicate, Profile, ProfileError, RootSlot, Sections, ZoneCounter,
+    Profile, ProfileError, RootSlot, Sections, ZoneCounter,
 };
 pub use refill::Refill;
 pub use scan::{ScanStep, Scanner};
@@ -79,4 +81,4 @@ pub use status::Status;
 #[cfg(feature = "mutants")]
 pub use steps::Mutation;
 pub use steps::Steps;
-pub use walk::{Mapping, WalkError, walk};
+pub use walk::{Mapping, PagingLevels, WalkError, walk};

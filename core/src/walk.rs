@@ -3,10 +3,11 @@
 //!
 //! Only the kernel's own view is wanted, so access rights are not checked: a page that the kernel can reach is read.
 
+use serde::{Deserialize, Serialize};
 use x86_64::PhysAddr;
 use x86_64::structures::paging::{PageSize, PageTableFlags, Size4KiB};
 
-use crate::{GuestMemory, GuestPhys, GuestVirt, PagingLevels, ReadError};
+use crate::{GuestMemory, GuestPhys, GuestVirt, ReadError};
 
 /// CR3 of a 32-bit kernel with PAE: the table of four entries is aligned to 32 bytes.
 const PAE_ROOT: u64 = 0xffff_ffe0;
@@ -14,6 +15,46 @@ const PAE_ROOT: u64 = 0xffff_ffe0;
 const ADDRESS_32: u64 = 0xffff_f000;
 /// Bits 22 to 31 of an entry that maps 4 MiB.
 const ADDRESS_4M: u64 = 0xffc0_0000;
+
+/// Bits of an entry that the processor sets, so that they are never compared.
+pub(crate) const ACCESSED_DIRTY: u64 = PageTableFlags::ACCESSED.union(PageTableFlags::DIRTY).bits();
+
+/// The form of the kernel's page tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PagingLevels {
+    /// 4-level paging: 48-bit virtual addresses.
+    Four,
+    /// 5-level paging (`CR4.LA57`): 57-bit virtual addresses.
+    Five,
+    /// 32-bit virtual addresses, three levels of 8-byte entries (`CR4.PAE`); the top one has four entries.
+    Pae,
+    /// 32-bit virtual addresses, two levels of 4-byte entries, with 4 MiB pages anywhere in 40 bits (PSE, PSE-36).
+    Two,
+}
+
+/// The lowest address that a 32-bit kernel keeps for itself (Linux `VMSPLIT_1G`, `arch/x86/Kconfig`). Windows begins at 2 GiB.
+const LOWEST_KERNEL_32: u64 = 0x4000_0000;
+
+impl PagingLevels {
+    /// Whether virtual addresses and the kernel's pointers have 32 bits.
+    pub const fn is_32_bit(self) -> bool {
+        matches!(self, Self::Pae | Self::Two)
+    }
+
+    /// Bytes of a kernel pointer, and of Linux' `unsigned long`.
+    pub const fn pointer_bytes(self) -> u8 {
+        if self.is_32_bit() { 4 } else { 8 }
+    }
+
+    /// Whether `address` belongs to the half of the address space where kernels live.
+    pub const fn in_kernel_half(self, address: u64) -> bool {
+        match self {
+            Self::Four => address >> 47 == u64::MAX >> 47,
+            Self::Five => address >> 56 == u64::MAX >> 56,
+            Self::Pae | Self::Two => address >= LOWEST_KERNEL_32 && address <= u32::MAX as u64,
+        }
+    }
+}
 
 /// Where a virtual address lies in guest-physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

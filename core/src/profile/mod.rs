@@ -13,7 +13,7 @@ mod rules;
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 
-use crate::{Gfn, GuestPhys, GuestVirt, Order};
+use crate::{Field, Gfn, GuestPhys, GuestVirt, Order, PagingLevels, Predicate};
 
 pub use encoding::{MAX_PROFILE_BYTES, ProfileError};
 pub use rules::FieldRule;
@@ -37,43 +37,6 @@ pub struct Kernel {
     pub release: String<64>,
     /// The first 16 bytes of the BLAKE3 hash of the layout this profile was made from.
     pub layout: [u8; 16],
-}
-
-/// The form of the kernel's page tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PagingLevels {
-    /// 4-level paging: 48-bit virtual addresses.
-    Four,
-    /// 5-level paging (`CR4.LA57`): 57-bit virtual addresses.
-    Five,
-    /// 32-bit virtual addresses, three levels of 8-byte entries (`CR4.PAE`); the top one has four entries.
-    Pae,
-    /// 32-bit virtual addresses, two levels of 4-byte entries, with 4 MiB pages anywhere in 40 bits (PSE, PSE-36).
-    Two,
-}
-
-/// The lowest address that a 32-bit kernel keeps for itself (Linux `VMSPLIT_1G`, `arch/x86/Kconfig`). Windows begins at 2 GiB.
-const LOWEST_KERNEL_32: u64 = 0x4000_0000;
-
-impl PagingLevels {
-    /// Whether virtual addresses and the kernel's pointers have 32 bits.
-    pub const fn is_32_bit(self) -> bool {
-        matches!(self, Self::Pae | Self::Two)
-    }
-
-    /// Bytes of a kernel pointer, and of Linux' `unsigned long`.
-    pub const fn pointer_bytes(self) -> u8 {
-        if self.is_32_bit() { 4 } else { 8 }
-    }
-
-    /// Whether `address` belongs to the half of the address space where kernels live.
-    pub const fn in_kernel_half(self, address: u64) -> bool {
-        match self {
-            Self::Four => address >> 47 == u64::MAX >> 47,
-            Self::Five => address >> 56 == u64::MAX >> 56,
-            Self::Pae | Self::Two => address >= LOWEST_KERNEL_32 && address <= u32::MAX as u64,
-        }
-    }
 }
 
 /// Where the descriptor of a frame lies.
@@ -130,53 +93,6 @@ pub struct Sections {
     pub required: u64,
     /// Flags none of which is set in it (`SECTION_TAINT_ZONE_DEVICE`).
     pub refused: u64,
-}
-
-/// An unsigned little-endian member of a descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Field {
-    /// Bytes from the start of the descriptor.
-    pub offset: u16,
-    /// Bytes: 1, 2, 4 or 8.
-    pub width: u8,
-}
-
-impl Field {
-    /// All ones of its width: what it can hold.
-    pub const fn mask(self) -> u64 {
-        match self.width {
-            0..8 => (1 << (8 * self.width)) - 1,
-            _ => u64::MAX,
-        }
-    }
-}
-
-/// The test that the kernel's own `PageBuddy` amounts to: `(value & mask) == expected`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Predicate {
-    /// The bytes that the test looks at.
-    pub field: Field,
-    /// The bits that matter.
-    pub mask: u64,
-    /// What they hold in a free block's first page.
-    pub expected: u64,
-}
-
-impl Predicate {
-    /// The test that a field is 0.
-    pub const fn zero(field: Field) -> Self {
-        Self {
-            field,
-            mask: field.mask(),
-            expected: 0,
-        }
-    }
-
-    /// Whether a value of the field passes the test.
-    #[inline]
-    pub const fn holds(&self, value: u64) -> bool {
-        value & self.mask == self.expected
-    }
 }
 
 /// What makes a page free.

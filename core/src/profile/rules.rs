@@ -1,7 +1,8 @@
 //! What a decoded profile must keep before anything is done on its word.
 
-use super::{BytesRule, Field, MemoryMap, PagingLevels, Predicate, Profile, ProfileError, Sections};
-use crate::{Gfn, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
+use super::{BytesRule, MemoryMap, Profile, ProfileError, Sections};
+use crate::walk::{ACCESSED_DIRTY, is_present};
+use crate::{Field, Gfn, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE, PagingLevels, Predicate};
 
 /// Largest page descriptor accepted, in bytes. Linux' largest seen is 64; debug options add to it (`mm_types.h`).
 const MAX_DESCRIPTOR_BYTES: u16 = 512;
@@ -296,8 +297,8 @@ impl Profile {
             require(
                 !levels.is_32_bit()
                     && (256..512).contains(&slot.index)
-                    && slot.entry & 1 == 1
-                    && slot.entry & crate::guard::ACCESSED_DIRTY == 0
+                    && is_present(slot.entry)
+                    && slot.entry & ACCESSED_DIRTY == 0
                     && !twice,
                 FieldRule::RootSlots,
                 u64::from(slot.index),
