@@ -25,6 +25,8 @@ const LIMIT: Duration = Duration::from_secs(400);
 /// What a migration is to be like.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Journey {
+    /// Options of the sending xl.
+    pub(crate) options: &'static [&'static str],
     /// Set for the sending xl and its helper.
     pub(crate) sender: &'static [(&'static str, &'static str)],
     /// The tap's orders, which are also the receiver's.
@@ -66,10 +68,17 @@ impl Migration {
         let line = format!("exec /init tap {FOLDER}");
         host.log(
             "commands.log",
-            &format!("xl migrate -s '' {} '{line}' {:?}\n", guest.name, journey.sender),
+            &format!(
+                "xl migrate {} -s '' {} '{line}' {:?}\n",
+                journey.options.join(" "),
+                guest.name,
+                journey.sender
+            ),
         )?;
         let words = File::create(folder.join("words"))?;
-        let mut command = xen("sbin/xl", &["migrate", "-s", "", guest.name, &line]);
+        let mut command = xen("sbin/xl", &["migrate"]);
+        command.args(journey.options);
+        command.args(["-s", "", guest.name, &line]);
         command.envs(journey.sender.iter().copied());
         command.stdout(words.try_clone()?).stderr(words);
         Ok(Self {

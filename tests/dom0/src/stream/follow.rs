@@ -58,6 +58,12 @@ const LIBXC_RECORDS: &[&str] = &[
     "x86-cpuid-policy",
     "x86-msr-policy",
 ];
+/// `REC_TYPE_XALLOC_ZERO`: pages without content have to read as zero. A stock receiver refuses it.
+const XALLOC_ZERO: u32 = 0x4c41;
+/// `REC_TYPE_STATIC_DATA_END`, before which it has to come.
+const STATIC_DATA_END: u32 = 0x10;
+/// What it is called.
+pub(crate) const PROMISE: &str = "xalloc-zero";
 
 /// What has been reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,11 +236,13 @@ fn libxc<R: Read, W: Write>(
         return Err(stream.format("libxc's header", &"version 2 or 3", &version));
     }
     tally.version = version;
+    let (mut promised, mut static_data) = (false, true);
     loop {
         let header = stream.next(ALIGNMENT)?;
         let (kind, length) = (word(header, 0), word(header, 4) as usize);
         let name = match LIBXC_RECORDS.get(kind as usize) {
             Some(name) => name,
+            None if kind == XALLOC_ZERO => PROMISE,
             None if kind & OPTIONAL != 0 => "optional",
             None => return Err(stream.format("libxc's record", &"a known type", &kind)),
         };
@@ -253,6 +261,15 @@ fn libxc<R: Read, W: Write>(
                 pages(stream, length, tally)?;
                 reached(Moment::Pages, tally)?;
             }
+            XALLOC_ZERO if length != 0 || promised || !static_data => {
+                return Err(stream.format(
+                    "the record of zero pages",
+                    &"one without content, ahead of the end of static data",
+                    &format!("{length} bytes, one before: {promised}, in static data: {static_data}"),
+                ));
+            }
+            XALLOC_ZERO => promised = true,
+            STATIC_DATA_END => static_data = false,
             _ => {}
         }
     }
@@ -408,6 +425,14 @@ mod tests {
     }
 
     #[test]
+    fn a_promise_ahead_of_static_data_s_end_is_a_record() {
+        let promise = [record(XALLOC_ZERO, &[]), record(STATIC_DATA_END, &[])].concat();
+        let (outcome, tally, ..) = run(&stream(&[promise, page_data(&[(5, Some(9))])]));
+        outcome.unwrap();
+        assert_eq!(tally.report().records.get(PROMISE), Some(&1));
+    }
+
+    #[test]
     fn an_iteration_may_end_with_a_full_record() {
         let upwards: Vec<_> = (0..1024).map(|gfn| (gfn | SKIPPED, None)).collect();
         let bytes = stream(&[page_data(&upwards), page_data(&[(7, Some(1))])]);
@@ -451,6 +476,15 @@ mod tests {
             ("reserved bits", with(22, 0xff)),
             ("excess", page_data(&[(5 | SKIPPED, Some(9))])),
             ("frame", page_data(&[(1 << 40, Some(9))])),
+            ("promise with content", record(XALLOC_ZERO, &[0; 8])),
+            (
+                "second promise",
+                [record(XALLOC_ZERO, &[]), record(XALLOC_ZERO, &[])].concat(),
+            ),
+            (
+                "promise after static data",
+                [record(STATIC_DATA_END, &[]), record(XALLOC_ZERO, &[])].concat(),
+            ),
         ] {
             let bytes = stream(&[damaged]);
             let (outcome, ..) = run(&bytes);

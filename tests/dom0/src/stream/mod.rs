@@ -6,4 +6,4 @@ mod follow;
 pub(crate) mod tally;
 pub(crate) mod tap;
 
-pub(crate) use follow::{Moment, StreamError, follow};
+pub(crate) use follow::{Moment, PROMISE, StreamError, follow};

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::channel;
@@ -36,6 +37,10 @@ pub(crate) const GO: &str = "go";
 pub(crate) struct Plan {
     /// Set for the receiving xl and its helper.
     pub(crate) receiver: Vec<(String, String)>,
+    /// Arguments of the receiving xl.
+    pub(crate) arguments: Vec<String>,
+    /// Pass the header on without its question, so that the receiver keeps silent like a stock one.
+    pub(crate) deaf: bool,
     /// The address of the receiving host; this one where there is none.
     pub(crate) to: Option<String>,
     /// Hold the line once so many pages have been sent with content.
@@ -48,14 +53,24 @@ pub(crate) struct Plan {
     pub(crate) keep: bool,
 }
 
+/// Where the optional flags are in xl's header (`struct save_file_header` in `tools/xl/xl.h`).
+const OPTIONAL_FLAGS: Range<usize> = 40..44;
+
 /// The receiving end, and a file of the same.
 struct Output {
     line: ChildStdin,
     copy: Option<BufWriter<File>>,
+    /// The header is still to come, and its question is to be taken out.
+    deaf: bool,
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if std::mem::take(&mut self.deaf) && bytes.len() >= OPTIONAL_FLAGS.end {
+            let mut header = bytes.to_vec();
+            header[OPTIONAL_FLAGS].fill(0);
+            return self.write(&header);
+        }
         if let Some(copy) = &mut self.copy {
             copy.write_all(bytes)?;
         }
@@ -83,6 +98,7 @@ pub(crate) fn run(folder: &Path) -> io::Result<()> {
             dial
         }
     };
+    receiver.args(&plan.arguments);
     receiver.envs(plan.receiver.iter().cloned());
     let mut receiver = receiver.stdin(Stdio::piped()).spawn()?;
     let Some(line) = receiver.stdin.take() else {
@@ -93,6 +109,7 @@ pub(crate) fn run(folder: &Path) -> io::Result<()> {
     let output = Output {
         line,
         copy: copy.map(BufWriter::new),
+        deaf: plan.deaf,
     };
     let (over, is_over) = channel();
     let folder = folder.to_path_buf();

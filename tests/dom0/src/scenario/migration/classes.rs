@@ -3,13 +3,15 @@
 use lacuna_guest::Task;
 
 use super::{
-    AGENT_LIMIT, KNOWN_RECEIVER, PAGES_PER_MIB, PLAIN_RECEIVER, STOCK_RECEIVER, healthy, intact,
-    nothing_lost, tell, to_receiver, words, zeroed,
+    AGENT_LIMIT, PAGES_PER_MIB, UNKNOWN_RECEIVER, counters, healthy, intact, nothing_lost, tell,
+    to_receiver_that, to_stock_receiver, words, zeroed,
 };
 use crate::failure::{Result, ensure, equal};
 use crate::guest::{Guest, Plan};
 use crate::host::Host;
-use crate::migration::{Journey, compare, migrate};
+use crate::migration::{Journey, Migration, compare, migrate};
+use crate::stream::PROMISE;
+use crate::tool;
 
 /// The guests' memory in MiB.
 const MIB: u32 = 256;
@@ -21,8 +23,12 @@ const REFUSED: i32 = 3;
 /// Whether the receiver makes skipped pages zero.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Zeros {
+    /// The stream demands it.
     Promised,
-    NotPromised,
+    /// It does so, and nobody asked.
+    Unasked,
+    /// It is a stock one.
+    Unknown,
 }
 
 fn guest(host: &mut Host, name: &'static str, extra: &'static str) -> Result<Guest> {
@@ -35,8 +41,8 @@ fn guest(host: &mut Host, name: &'static str, extra: &'static str) -> Result<Gue
     Ok(guest)
 }
 
-/// A migration that must bring over all that is in use, with zeroes for what was skipped where they are promised;
-/// returns how much was skipped.
+/// A migration that must bring over all that is in use, with zeroes for what was skipped where they are promised, which
+/// the stream must say; returns how much was skipped.
 fn moved(host: &mut Host, guest: &mut Guest, side: &str, journey: Journey, zeros: Zeros) -> Result<u64> {
     let mut skipped = 0;
     let arrival = migrate(host, guest, journey, |host, still| {
@@ -44,9 +50,14 @@ fn moved(host: &mut Host, guest: &mut Guest, side: &str, journey: Journey, zeros
         let differences = compare(still, u64::from(MIB) * PAGES_PER_MIB)?;
         skipped = differences.skipped;
         intact(&differences)?;
-        if zeros == Zeros::Promised {
+        if zeros != Zeros::Unknown {
             zeroed(&differences)?;
         }
+        equal(
+            "records that say pages without content have to be zero",
+            &u64::from(zeros == Zeros::Promised),
+            &still.report.records.get(PROMISE).copied().unwrap_or(0),
+        )?;
         nothing_lost(host, still, &differences)
     })?;
     for line in words(&arrival) {
@@ -60,13 +71,11 @@ fn moved(host: &mut Host, guest: &mut Guest, side: &str, journey: Journey, zeros
 pub(crate) fn init_on_free(host: &mut Host) -> Result<()> {
     let mut guest = guest(host, "zeroing", "init_on_free=1")?;
     host.lacuna(&["attach", guest.name])?;
-    let unknown = moved(
-        host,
-        &mut guest,
-        "unknown_receiver",
-        Journey::default(),
-        Zeros::Promised,
-    )?;
+    let journey = Journey {
+        options: UNKNOWN_RECEIVER,
+        ..Journey::default()
+    };
+    let unknown = moved(host, &mut guest, "unknown_receiver", journey, Zeros::Unasked)?;
     host.figure("skipped_unknown_receiver", unknown)?;
     equal(
         "pages skipped for a receiver that may not zero them",
@@ -75,11 +84,14 @@ pub(crate) fn init_on_free(host: &mut Host) -> Result<()> {
     )?;
     healthy(&mut guest, PRESSURE_MIB)?;
     host.lacuna(&["attach", guest.name])?;
-    let journey = Journey {
-        sender: KNOWN_RECEIVER,
-        ..Journey::default()
-    };
-    let known = moved(host, &mut guest, "known_receiver", journey, Zeros::Promised)?;
+    host.note("asking the receiver")?;
+    let known = moved(
+        host,
+        &mut guest,
+        "known_receiver",
+        Journey::default(),
+        Zeros::Promised,
+    )?;
     host.figure("skipped_known_receiver", known)?;
     ensure(
         known > PRESSURE_MIB * PAGES_PER_MIB,
@@ -111,8 +123,9 @@ pub(crate) fn page_poison(host: &mut Host) -> Result<()> {
     healthy(&mut guest, PRESSURE_MIB)
 }
 
-/// A receiver that has never heard of Lacuna restores a correct guest, and one whose zero frames are switched off makes
-/// what was skipped zero by other means.
+/// A receiver that has never heard of Lacuna gets an ordinary stream and restores a correct guest; if it gets the other one,
+/// for somebody said yes in its place, it refuses it and the guest goes on here. A receiver that is told not to use zero frames
+/// makes what was skipped zero by other means.
 pub(crate) fn stock_receiver(host: &mut Host) -> Result<()> {
     let mut guest = guest(host, "plain", "")?;
     host.lacuna(&["attach", guest.name])?;
@@ -120,20 +133,51 @@ pub(crate) fn stock_receiver(host: &mut Host) -> Result<()> {
         host,
         &mut guest,
         "stock_receiver",
-        to_receiver(STOCK_RECEIVER),
-        Zeros::NotPromised,
+        to_stock_receiver(true),
+        Zeros::Unknown,
     )?;
     host.figure("skipped", skipped)?;
     ensure(skipped > 0, "pages skipped", "more than none", "none")?;
     healthy(&mut guest, PRESSURE_MIB)?;
+
     host.lacuna(&["attach", guest.name])?;
-    let skipped = moved(
-        host,
-        &mut guest,
-        "plain_receiver",
-        to_receiver(PLAIN_RECEIVER),
-        Zeros::Promised,
-    )?;
+    refused(host, &guest)?;
+    healthy(&mut guest, PRESSURE_MIB)?;
+
+    host.lacuna(&["attach", guest.name])?;
+    let journey = to_receiver_that("clear");
+    let skipped = moved(host, &mut guest, "plain_receiver", journey, Zeros::Promised)?;
     ensure(skipped > 0, "pages skipped", "more than none", "none")?;
+    let received = counters(guest.domain, "received")?;
+    equal(
+        "pages put on zero frames",
+        &0,
+        &tool::number(&received, "zeroed")?,
+    )?;
+    let cleared = tool::number(&received, "cleared")?;
+    ensure(
+        cleared > 0,
+        "pages allocated and cleared",
+        "more than none",
+        &cleared.to_string(),
+    )?;
     healthy(&mut guest, PRESSURE_MIB)
+}
+
+/// A stock library behind an xl that says what it cannot do: it takes no page, and the guest stays.
+fn refused(host: &mut Host, guest: &Guest) -> Result<()> {
+    host.note("to a receiver that promises too much")?;
+    let arrival = Migration::start(host, guest, &to_stock_receiver(false))?.finish(host)?;
+    ensure(!arrival.success, "a migration to it", "a failure", "a success")?;
+    ensure(
+        arrival.words.contains("Mandatory record 0x4c41"),
+        "the receiver's reason",
+        "a mandatory record that it does not know",
+        &arrival.words,
+    )?;
+    equal(
+        "domains",
+        &vec!["Domain-0".to_owned(), guest.name.to_owned()],
+        &host.domains()?,
+    )
 }

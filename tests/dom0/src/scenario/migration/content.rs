@@ -7,7 +7,7 @@ use super::super::content::{
     COPIES, KINDS, Known, UNIQUE, all_shared, copies_shared, end_churn, intact as pages_intact,
 };
 use super::stored::saved;
-use super::{AGENT_LIMIT, KNOWN_RECEIVER, PAGES_PER_MIB, healthy, intact, left_in_use, nothing_lost, zeroed};
+use super::{AGENT_LIMIT, PAGES_PER_MIB, healthy, intact, left_in_use, nothing_lost, zeroed};
 use crate::failure::{Result, ensure, equal};
 use crate::guest::{Guest, Plan};
 use crate::host::{Host, settled_free_mib};
@@ -74,11 +74,7 @@ pub(crate) fn content(host: &mut Host) -> Result<()> {
     let frames = u64::from(MIB) * PAGES_PER_MIB;
 
     host.note("migrating, idle")?;
-    let journey = Journey {
-        sender: KNOWN_RECEIVER,
-        ..Journey::default()
-    };
-    let arrival = migrate(host, &mut guest, journey, |host, still| {
+    let arrival = migrate(host, &mut guest, Journey::default(), |host, still| {
         let differences = compare(still, frames)?;
         intact(&differences)?;
         zeroed(&differences)?;

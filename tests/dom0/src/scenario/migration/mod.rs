@@ -49,21 +49,31 @@ const BITMAP: &str = "/tmp/bitmap";
 const WORDS: &str = "Lacuna: ";
 
 /// Stock behaviour, counters and all: the other side of each comparison.
-const OFF: &[(&str, &str)] = &[("LACUNA_MIGRATION", "off")];
-/// A sender that knows its receiver to be a host with Lacuna.
-const KNOWN_RECEIVER: &[(&str, &str)] = &[("LACUNA_MIGRATION", "lacuna-receiver")];
-/// A receiver with Lacuna's library that does not use zero frames.
-const PLAIN_RECEIVER: [(&str, &str); 1] = [("LACUNA_MIGRATION", "off")];
-/// A receiver with the library as Xen has it.
-const STOCK_RECEIVER: [(&str, &str); 1] = [("LD_LIBRARY_PATH", "/usr/local/lib/stock:/usr/local/lib")];
+const OFF: &[&str] = &["--lacuna=off"];
+/// A sender that does not ask what its receiver can do.
+const UNKNOWN_RECEIVER: &[&str] = &["--lacuna=free"];
+/// The library as Xen has it.
+const STOCK_LIBRARY: (&str, &str) = ("LD_LIBRARY_PATH", "/usr/local/lib/stock:/usr/local/lib");
 
-/// A migration to a receiver with `settings`.
-fn to_receiver(settings: [(&str, &str); 1]) -> Journey {
+/// A migration to a receiver with the library as Xen has it, and an xl that hears the sender's question or, as Xen's does,
+/// passes over it.
+fn to_stock_receiver(deaf: bool) -> Journey {
+    let (name, value) = STOCK_LIBRARY;
     Journey {
         tap: tap::Plan {
-            receiver: settings
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .to_vec(),
+            receiver: vec![(name.to_owned(), value.to_owned())],
+            deaf,
+            ..tap::Plan::default()
+        },
+        ..Journey::default()
+    }
+}
+
+/// A migration to a receiver that is told to do `what` with pages that come without data.
+fn to_receiver_that(what: &str) -> Journey {
+    Journey {
+        tap: tap::Plan {
+            arguments: vec![format!("--lacuna={what}")],
             ..tap::Plan::default()
         },
         ..Journey::default()

@@ -75,7 +75,7 @@ fn both(host: &mut Host, plan: &Plan) -> Result<()> {
 
     host.note("migrating the stock way")?;
     let journey = Journey {
-        sender: OFF,
+        options: OFF,
         ..Journey::default()
     };
     let stock = migrate(host, &mut guest, journey, |host, still| {
