@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::xen::privcmd::DomainInfo;
 
-/// Where the files are (`xg_lacuna_save.c` in Xen's tools). It lives as long as the host runs.
+/// Where the files are (`xg_sr_save_lacuna.c` in Xen's tools). It lives as long as the host runs.
 pub const FOLDER: &str = "/run/lacuna";
 /// Most bytes of a file that are read: the helpers write a few hundred for an iteration.
 const MOST: u64 = 1 << 20;

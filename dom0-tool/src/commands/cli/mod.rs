@@ -218,7 +218,7 @@ pub struct Estimate {
 pub enum Receiver {
     /// Any host
     Unknown,
-    /// A host with Lacuna (the sender is told so with `LACUNA_MIGRATION=lacuna-receiver`)
+    /// A host with Lacuna (`xl migrate` asks it)
     Lacuna,
 }
 
