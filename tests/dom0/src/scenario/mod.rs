@@ -69,6 +69,7 @@ const BODIES: &[(&str, Body)] = &[
     ("migration/page-poison", migration::page_poison),
     ("migration/save-restore", migration::save_restore),
     ("migration/stock-receiver", migration::stock_receiver),
+    ("migration/reserve", migration::reserve),
     ("migration/one-host", migration::one_host),
     ("migration/busy", migration::busy),
     ("content/migrate", migration::content),

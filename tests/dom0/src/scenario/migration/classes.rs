@@ -6,10 +6,11 @@ use super::{
     AGENT_LIMIT, PAGES_PER_MIB, UNKNOWN_RECEIVER, counters, healthy, intact, nothing_lost, tell,
     to_receiver_that, to_stock_receiver, words, zeroed,
 };
-use crate::failure::{Result, ensure, equal};
+use crate::engine::Direct;
+use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, Plan};
-use crate::host::Host;
-use crate::migration::{Journey, Migration, compare, migrate};
+use crate::host::{Host, settled_free_mib};
+use crate::migration::{Journey, Migration, compare, migrate, number};
 use crate::stream::PROMISE;
 use crate::tool;
 
@@ -17,6 +18,10 @@ use crate::tool;
 const MIB: u32 = 256;
 /// What a guest must be able to take at once after its arrival, in MiB: nearly all that is free.
 const PRESSURE_MIB: u64 = 128;
+/// The memory of the domain with a claim to begin with, and what is free and not claimed then, in MiB: more than the guest
+/// has in use, and less than it has.
+const NEIGHBOUR_MIB: u32 = 64;
+const LEFT_MIB: u64 = 160;
 /// `lacuna`'s exit status for "refused as unsafe".
 const REFUSED: i32 = 3;
 
@@ -180,4 +185,57 @@ fn refused(host: &mut Host, guest: &Guest) -> Result<()> {
         &vec!["Domain-0".to_owned(), guest.name.to_owned()],
         &host.domains()?,
     )
+}
+
+/// A host whose memory is nearly all claimed gets a guest that is mostly free: refused as long as what it could come to need
+/// has to be free, taken when the host may promise more than it has.
+pub(crate) fn reserve(host: &mut Host) -> Result<()> {
+    let mut guest = guest(host, "thrifty", "")?;
+    host.lacuna(&["attach", guest.name])?;
+    let neighbour = Plan {
+        mib: NEIGHBOUR_MIB,
+        ..Plan::stock("neighbour", "6.12")
+    };
+    host.xl(&["create", "-q", "-p", &neighbour.write()?])?;
+    let free = settled_free_mib()?;
+    host.xl(&["mem-max", neighbour.name, &format!("{}m", free + u64::from(MIB))])?;
+    let claimer = Direct::open(number(host, neighbour.name)?)?;
+    let claim = claimer.host_memory()?.free - LEFT_MIB * PAGES_PER_MIB;
+    let claimed = |pages| {
+        claimer
+            .claim(pages)
+            .map_err(|error| differs("a claim to less than is free", "granted", &error.to_string()))
+    };
+    claimed(claimer.pages()? + claim)?;
+
+    host.note("to a receiver that promises no more than it has")?;
+    let arrival = Migration::start(host, &guest, &to_receiver_that("zero:100"))?.finish(host)?;
+    ensure(
+        !arrival.success && arrival.words.contains("100% have to be free"),
+        "a migration to a host without the memory",
+        "a failure, and the reason",
+        &arrival.words,
+    )?;
+    guest.check_health()?;
+
+    host.note("to one that promises more")?;
+    let journey = to_receiver_that("zero:0");
+    let skipped = moved(host, &mut guest, "overcommitted", journey, Zeros::Promised)?;
+    host.figure("skipped", skipped)?;
+    let received = counters(guest.domain, "received")?;
+    equal(
+        "pages allocated and cleared",
+        &0,
+        &tool::number(&received, "cleared")?,
+    )?;
+    ensure(
+        skipped > LEFT_MIB * PAGES_PER_MIB / 2,
+        "pages without memory",
+        &format!("more than {} MiB", LEFT_MIB / 2),
+        &skipped.to_string(),
+    )?;
+    claimed(0)?;
+    healthy(&mut guest, PRESSURE_MIB)?;
+    guest.destroy(host)?;
+    host.xl(&["destroy", neighbour.name]).map(drop)
 }

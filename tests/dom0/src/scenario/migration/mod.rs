@@ -12,7 +12,7 @@ mod two_hosts;
 mod windows;
 
 pub(super) use busy::{busy, busy_long, scan_before_clean};
-pub(super) use classes::{init_on_free, page_poison, stock_receiver};
+pub(super) use classes::{init_on_free, page_poison, reserve, stock_receiver};
 pub(super) use content::{content, content_group, content_save, sharing_guest};
 pub(super) use hvm::hvm;
 pub(super) use killed::killed;

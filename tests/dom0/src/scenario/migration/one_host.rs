@@ -89,7 +89,9 @@ fn both(host: &mut Host, plan: &Plan) -> Result<()> {
     host.lacuna(&["attach", guest.name])?;
     account.wait_still(STILL, AGENT_LIMIT)?;
     let before = account.read()?;
-    let estimate = host.lacuna(&["estimate", guest.name])?.number("skipped")?;
+    let estimate = host
+        .lacuna(&["estimate", guest.name, "--receiver", "lacuna"])?
+        .number("skipped")?;
     let free_before = settled_free_mib()?;
     host.note("migrating with Lacuna")?;
     let gfns = account.gfns().to_vec();
