@@ -14,6 +14,14 @@ pub enum Class {
     Refused,
     /// What was named does not exist.
     NotFound,
+    /// This machine does not run under Xen, or its kernel has no driver for hypercalls.
+    NoXen,
+    /// The hypervisor is a Xen without Lacuna.
+    StockXen,
+    /// The hypervisor's interfaces have versions that this tool does not know.
+    OtherVersion,
+    /// The user, or this domain, may not ask the hypervisor.
+    NoRights,
 }
 
 impl Class {
@@ -23,6 +31,10 @@ impl Class {
             Self::Failed => 1,
             Self::Refused => 3,
             Self::NotFound => 4,
+            Self::NoXen => 5,
+            Self::StockXen => 6,
+            Self::OtherVersion => 7,
+            Self::NoRights => 8,
         }
     }
 }
@@ -51,6 +63,8 @@ pub enum Cause {
     Busy,
     /// The domain does not exist any more.
     Gone,
+    /// The guest has not run yet, or not for long: it has no kernel that could be known.
+    Booting,
 }
 
 impl Cause {
@@ -67,6 +81,7 @@ impl Cause {
             Self::Blocked => "blocked",
             Self::Busy => "busy",
             Self::Gone => "gone",
+            Self::Booting => "booting",
         }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Out;
 use super::cli::{Explain, OneDomain};
-use super::words::duration;
+use super::words::{duration, pages};
 use crate::failure::Failure;
 use crate::ops::guest::Live;
 use crate::ops::migration::Side;
@@ -15,9 +15,14 @@ use crate::xen::answer::mismatch;
 
 pub(super) fn detach(arguments: &OneDomain, out: Out) -> Result<Value, Failure> {
     let live = Live::open(&arguments.domain)?;
-    take_away(&live)?;
-    out.line(format!("{} has no profile any more", live.title()));
-    Ok(json!({ "domain": live.domain.id.get(), "state": "empty" }))
+    let was_attached = take_away(&live)?;
+    let words = if was_attached {
+        "has no profile any more"
+    } else {
+        "was not attached: it had no profile"
+    };
+    out.line(format!("{} {words}", live.title()));
+    Ok(json!({ "domain": live.domain.id.get(), "state": "empty", "was_attached": was_attached }))
 }
 
 fn state_name(code: u64) -> &'static str {
@@ -66,13 +71,13 @@ pub(super) fn status(domain: &str, out: Out) -> Result<Value, Failure> {
     if let Some(refusal) = &refusal {
         out.line(format!("last refusal           {refusal}"));
     }
+    for line in summary(&statistics, live.memory_pages(&statistics)?) {
+        out.line(line);
+    }
+    out.line("\ncounters (docs/hypercall.md; --json has their names)");
     for (name, meaning, value) in statistics.each().filter(|(name, ..)| *name != "state") {
-        let shown = if name.ends_with("_ns") {
-            duration(value)
-        } else {
-            value.to_string()
-        };
-        out.line(format!("{name:22} {shown:>14}  {meaning}"));
+        let (words, shown) = in_words(name, value);
+        out.line(format!("{words:22} {shown:>14}  {meaning}"));
     }
     let mut answer = statistics_json(&statistics);
     answer["last_refusal"] = json!(refusal);
@@ -82,6 +87,44 @@ pub(super) fn status(domain: &str, out: Out) -> Result<Value, Failure> {
     });
     answer["domain"] = json!(live.domain.id.get());
     Ok(answer)
+}
+
+/// What an operator wants to know first, of a guest that has `memory` pages.
+fn summary(statistics: &Statistics, memory: u64) -> Vec<String> {
+    let given_back = statistics.zero_gfns + statistics.content_gfns;
+    let mut lines = vec![
+        format!("memory                 {}", pages(memory)),
+        format!("  given back           {}", pages(given_back)),
+        format!(
+            "  held                 {}",
+            pages(memory.saturating_sub(given_back))
+        ),
+    ];
+    if statistics.scans > 0 {
+        lines.push(format!("free by the last scan  {}", pages(statistics.scan_free)));
+    }
+    lines.push(format!(
+        "taken back so far      {}, by {} writes; {} waited for memory of the host",
+        pages(statistics.unshared + statistics.content_unshared),
+        statistics.faults() + statistics.content_unshared,
+        statistics.unshare_enomem,
+    ));
+    lines.push(format!(
+        "stopped so far         {} times, {} in all, {} at the longest",
+        statistics.pauses,
+        duration(statistics.pause_total_ns),
+        duration(statistics.pause_longest_ns),
+    ));
+    lines
+}
+
+/// A counter's name and value for people: `pause_total_ns`, 73600000 is "pause total", "73.6 ms".
+fn in_words(name: &str, value: u64) -> (String, String) {
+    let (words, shown) = match name.strip_suffix("_ns") {
+        Some(words) => (words, duration(value)),
+        None => (name, value.to_string()),
+    };
+    (words.replace('_', " "), shown)
 }
 
 /// The counters of the guest's latest migration on one side of it, shown as they are found.
@@ -231,5 +274,40 @@ fn p2m_type(code: u32) -> &'static str {
         14 => "another domain's memory",
         15 => "memory of an ioreq server",
         _ => "a type unknown to this version of the tool",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_its_unit_in_the_value_alone() {
+        let shown = in_words("pause_total_ns", 73_600_000);
+        assert_eq!(shown, ("pause total".to_owned(), "73.6 ms".to_owned()));
+        assert_eq!(in_words("zero_gfns", 7), ("zero gfns".to_owned(), "7".to_owned()));
+    }
+
+    #[test]
+    fn the_summary_adds_up() {
+        let statistics = Statistics {
+            zero_gfns: 2048,
+            content_gfns: 512,
+            unshared: 600,
+            refilled: 1,
+            content_unshared: 4,
+            ..Statistics::default()
+        };
+        let text = summary(&statistics, 10_240).join("\n");
+        for part in [
+            "(40.0 MiB)",
+            "(10.0 MiB)",
+            "(30.0 MiB)",
+            "604 pages",
+            "by 93 writes",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(!text.contains("last scan"), "there was none:\n{text}");
     }
 }

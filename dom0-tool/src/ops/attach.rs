@@ -1,14 +1,15 @@
 //! Gives a guest its profile, and has the hypervisor hold a scan against the guest's own counters.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lacuna_core::abi::Statistics;
 
-use super::guest::Live;
+use super::guest::{Live, of_memory};
 use super::paused::while_paused;
 use super::scan::until_believed;
 use super::{Observer, migration, profile};
-use crate::failure::{Class, Failure};
+use crate::failure::{Cause, Class, Failure};
 use crate::os::Sources;
 use crate::progress::{Remark, Step};
 use crate::xen::engine::Scanned;
@@ -46,7 +47,8 @@ pub fn attach<O: Observer + ?Sized>(
     options: &Options,
     observer: &mut O,
 ) -> Result<Attached, Failure> {
-    let attached = give_profile(live, options, observer);
+    let attached = give_profile(live, options, observer)
+        .map_err(|failure| while_booting(failure, live.ran().unwrap_or(Duration::MAX)));
     // A migration of the guest tells it: that everything is sent then has a reason that nobody else knows.
     let kept = match &attached {
         Ok(_) => migration::forget_refusal(&live.domain.info),
@@ -59,6 +61,30 @@ pub fn attach<O: Observer + ?Sized>(
         observer.remark(Remark::RefusalNotKept(error.to_string()));
     }
     attached
+}
+
+/// CPU time within which a guest whose kernel is not to be known is taken to be booting: Debian 13 takes 3 to 10 s on a
+/// processor of this decade, and an idle guest does not reach this for long.
+const BOOTING: Duration = Duration::from_secs(30);
+
+/// What to tell instead of `failure` where the guest has run for `ran` only: that its kernel is not to be known, or not
+/// as its profile has it, is what a guest that boots looks like.
+fn while_booting(failure: Failure, ran: Duration) -> Failure {
+    let looks_so = matches!(failure.cause, Cause::UnknownKernel | Cause::Contradiction);
+    if !looks_so || ran >= BOOTING {
+        return failure;
+    }
+    let what = format!(
+        "still booting, it seems: the guest has used {:.1} s of processor time ({})",
+        ran.as_secs_f64(),
+        failure.what
+    );
+    Failure::new(
+        failure.class,
+        what,
+        "try again when it has booted; lacunad does by itself",
+    )
+    .because(Cause::Booting)
 }
 
 /// Builds the profile, hands it over, and has it held against the guest's own counters.
@@ -84,6 +110,7 @@ fn give_profile<O: Observer + ?Sized>(
             return Err(error);
         }
     };
+    let scanned = of_memory(scanned, live.memory_pages(&statistics)?);
     observer.scanned(&scanned);
     Ok(Attached {
         is_counted,
@@ -116,4 +143,27 @@ fn admit<O: Observer + ?Sized>(live: &Live, paused: bool, observer: &mut O) -> R
     let outcome = until_believed(|| while_paused(live, paused, || Ok(live.engine.scan()?)));
     observer.end();
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_has_hardly_run_is_said_to_be_booting() {
+        let failure =
+            || Failure::new(Class::Refused, "an entry does not fit", "look").because(Cause::Contradiction);
+        let young = while_booting(failure(), Duration::from_secs(4));
+        assert_eq!((young.class, young.cause), (Class::Refused, Cause::Booting));
+        assert!(
+            young.what.contains("still booting")
+                && young.what.contains("4.0 s")
+                && young.what.contains("entry"),
+            "{young}"
+        );
+        assert_eq!(while_booting(failure(), BOOTING), failure());
+        // What no boot explains.
+        let poison = failure().because(Cause::PagePoison);
+        assert_eq!(while_booting(poison.clone(), Duration::ZERO), poison);
+    }
 }

@@ -6,7 +6,7 @@ use lacuna_core::{Contents, PAGE_SIZE};
 use super::guest::Live;
 use super::scan::free_bits;
 use super::{migration, profile};
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 use crate::xen::engine::{EngineError, FrameKind};
 
 /// Bytes of a page's entry in the stream, whether its content follows or not (`xg_sr_stream_format.h`).
@@ -107,7 +107,8 @@ pub enum Estimate {
 pub fn estimate(live: &Live, receiver: Receiver) -> Result<Estimate, Failure> {
     let (contents, free) = match nominated(live) {
         Ok(found) => found,
-        Err(reason) => {
+        Err(Unknown::Failed(failure)) => return Err(failure),
+        Err(Unknown::Refused(reason)) => {
             let pages = live.domain.info.pages;
             return Ok(Estimate::Everything {
                 reason,
@@ -131,20 +132,42 @@ pub fn estimate(live: &Live, receiver: Receiver) -> Result<Estimate, Failure> {
     })
 }
 
+/// Why a guest's free pages are not known.
+enum Unknown {
+    /// A migration would be told the same, and send everything.
+    Refused(String),
+    /// Nothing can be said of a migration.
+    Failed(Failure),
+}
+
+impl From<Failure> for Unknown {
+    fn from(failure: Failure) -> Self {
+        if failure.class == Class::Refused {
+            Self::Refused(failure.what)
+        } else {
+            Self::Failed(failure)
+        }
+    }
+}
+
+impl From<EngineError> for Unknown {
+    fn from(error: EngineError) -> Self {
+        Failure::from(error).into()
+    }
+}
+
 /// The guest's free pages by a scan of now, and what it expects of them; or why a migration would not ask.
-fn nominated(live: &Live) -> Result<(Contents, Vec<u8>), String> {
-    let told = |error: EngineError| Failure::from(error).what;
-    let statistics = live.engine.statistics().map_err(told)?;
+fn nominated(live: &Live) -> Result<(Contents, Vec<u8>), Unknown> {
+    let statistics = live.engine.statistics()?;
     if State::from_code(statistics.state) == Some(State::Empty) {
-        return Err(match migration::refusal(&live.domain.info) {
+        return Err(Unknown::Refused(match migration::refusal(&live.domain.info) {
             Some(reason) => format!("no profile: {reason}"),
             None => "no profile: `lacuna attach` gives it one".into(),
-        });
+        }));
     }
-    let profile = live.engine.get_profile().map_err(told)?;
-    let profile = profile::decode(&profile).map_err(|failure| failure.what)?;
-    live.engine.scan().map_err(told)?;
-    let (_, free) = free_bits(live).map_err(told)?;
+    let profile = profile::decode(&live.engine.get_profile()?)?;
+    live.engine.scan()?;
+    let (_, free) = free_bits(live)?;
     Ok((profile.contents, free))
 }
 

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
+
+use lacuna_core::abi::Statistics;
 
 use super::Observer;
 use crate::failure::{Cause, Class, Failure};
@@ -10,7 +13,8 @@ use crate::source::Cpu;
 use crate::source::dump::Dump;
 use crate::source::live::DomainMemory;
 use crate::xen::domain::{Domain, find};
-use crate::xen::engine::Engine;
+use crate::xen::engine::{Engine, Scanned};
+use crate::xen::hypervisor::require_lacuna;
 use crate::xen::privcmd::{DomainInfo, Privcmd};
 
 /// Which guest is meant.
@@ -64,13 +68,23 @@ pub struct Live {
     pub engine: Engine,
 }
 
+/// Opens the way to a hypervisor with Lacuna.
+///
+/// # Errors
+/// This is no Dom0, the user is not root, or the hypervisor has no Lacuna, or another version of it.
+pub fn open_lacuna() -> Result<Rc<Privcmd>, Failure> {
+    let privcmd = Rc::new(Privcmd::open()?);
+    require_lacuna(&privcmd)?;
+    Ok(privcmd)
+}
+
 impl Live {
     /// Finds the domain with this number or name, and opens the way to its engine.
     ///
     /// # Errors
     /// This is no Dom0, or there is no such domain.
     pub fn open(text: &str) -> Result<Self, Failure> {
-        let privcmd = Rc::new(Privcmd::open()?);
+        let privcmd = open_lacuna()?;
         let domain = find(&privcmd, text)?;
         Ok(Self::new(&privcmd, domain))
     }
@@ -112,6 +126,22 @@ impl Live {
         Ok(self.engine.registers()?.iter().map(Cpu::from_registers).collect())
     }
 
+    /// Pages of memory that the domain has: its own, and those on frames that it shares.
+    ///
+    /// # Errors
+    /// The domain is gone, or the hypervisor cannot be asked.
+    pub fn memory_pages(&self, statistics: &Statistics) -> Result<u64, Failure> {
+        let now = self.privcmd.domain_info(self.domain.id)?;
+        let own = now.unwrap_or(self.domain.info).pages;
+        Ok(own + statistics.zero_gfns + statistics.content_gfns)
+    }
+
+    /// Time for which the domain's virtual CPUs have run so far; `None` when it is gone.
+    pub fn ran(&self) -> Option<Duration> {
+        let info = self.privcmd.domain_info(self.domain.id).ok()??;
+        Some(Duration::from_nanos(info.cpu_time))
+    }
+
     /// Number and name.
     pub fn title(&self) -> String {
         match &self.domain.name {
@@ -136,6 +166,21 @@ impl Live {
     }
 }
 
+/// A scan's figures for people, of a guest with `memory` pages.
+///
+/// A kernel has descriptors for whole sections (128 MiB on x86, `SECTION_SIZE_BITS`), and calls what is not there in use, or
+/// rather reserved. Pages in use are those that are left of the guest's memory; the rest counts as having no memory.
+pub fn of_memory(scanned: Scanned, memory: u64) -> Scanned {
+    let in_use = memory
+        .saturating_sub(scanned.free + scanned.unknown)
+        .min(scanned.in_use);
+    Scanned {
+        in_use,
+        no_descriptor: scanned.no_descriptor + (scanned.in_use - in_use),
+        ..scanned
+    }
+}
+
 /// Identifies the kernel of a dump, and does `work` with it.
 ///
 /// # Errors
@@ -154,4 +199,25 @@ pub fn with_dumped_kernel<O: Observer + ?Sized, T>(
     // A file that changed is the reason for whatever came of it.
     dump.check_unharmed()?;
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_described_and_not_there_is_not_in_use() {
+        // A guest of 512 MiB whose last section is a hole of 128 MiB but for a few pages.
+        let scanned = Scanned {
+            free: 98_150,
+            in_use: 65_690,
+            no_descriptor: 7,
+            unknown: 0,
+        };
+        let told = of_memory(scanned, 131_080);
+        assert_eq!((told.free, told.in_use), (98_150, 32_930));
+        assert_eq!(told.no_descriptor, 7 + 32_760);
+        // Memory that the kernel does not describe adds nothing.
+        assert_eq!(of_memory(scanned, 1 << 20), scanned);
+    }
 }

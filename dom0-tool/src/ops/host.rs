@@ -8,7 +8,7 @@ use lacuna_core::abi::Statistics;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::attach;
-use super::guest::Live;
+use super::guest::{Live, open_lacuna};
 use crate::failure::{Cause, Class, Failure};
 use crate::os::{Sources, SymbolSources};
 use crate::progress::Silent;
@@ -118,10 +118,10 @@ impl ThisHost {
     /// Opens the way to the hypervisor.
     ///
     /// # Errors
-    /// Not a Xen dom0, or not root.
+    /// Not a Xen dom0, not root, or a hypervisor without Lacuna.
     pub fn open() -> Result<Self, Failure> {
         Ok(Self {
-            privcmd: Rc::new(Privcmd::open()?),
+            privcmd: open_lacuna()?,
             began: Instant::now(),
         })
     }
@@ -199,6 +199,14 @@ impl Xen for ThisHost {
 
     fn attach(&mut self, domain: u16, layouts: &Path) -> Result<(), Failure> {
         let found: Domain = find(&self.privcmd, &domain.to_string())?;
+        if found.info.has_not_run() {
+            return Err(Failure::new(
+                Class::Refused,
+                format!("domain {domain} has not run yet: it is being built, restored or received"),
+                "nothing to do: it is tried again in a moment",
+            )
+            .because(Cause::Booting));
+        }
         // What the command does when nothing is said, without asking any server.
         let options = attach::Options {
             sources: Sources {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use lacuna_core::abi::Statistics;
+use lacuna_core::abi::{State, Statistics};
 use serde_json::Value;
 
 use super::guest::Live;
@@ -33,10 +33,12 @@ pub fn status(live: &Live) -> Result<Status, Failure> {
     })
 }
 
-/// Takes a guest's profile away. Pages that were given back stay so.
+/// Takes a guest's profile away. Pages that were given back stay so. False where there was none.
 ///
 /// # Errors
 /// The engine's refusal.
-pub fn detach(live: &Live) -> Result<(), Failure> {
-    Ok(live.engine.clear_profile()?)
+pub fn detach(live: &Live) -> Result<bool, Failure> {
+    let had_one = State::from_code(live.engine.statistics()?.state) != Some(State::Empty);
+    live.engine.clear_profile()?;
+    Ok(had_one)
 }

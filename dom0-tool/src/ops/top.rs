@@ -5,7 +5,7 @@ use std::time::Duration;
 use lacuna_core::abi::State;
 
 use super::host::{Look, Seen, Xen};
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure};
 use crate::xen::privcmd::HostMemory;
 
 /// All guests at one moment.
@@ -15,7 +15,7 @@ pub struct Sample {
     pub at: Duration,
     /// The host's memory.
     pub memory: HostMemory,
-    /// Guests, and what the hypervisor says of them; PV guests, of which it says nothing here, are left out.
+    /// Guests, and what the hypervisor says of them; PV guests, of which it says nothing here, and those on which another operation runs are left out.
     pub guests: Vec<(Seen, Look)>,
 }
 
@@ -52,9 +52,10 @@ impl Sample {
         let memory = host.memory()?;
         let mut guests = Vec::new();
         for seen in host.guests()? {
-            // One that is going, or a PV guest.
-            if let Ok(look) = host.look(seen.domain) {
-                guests.push((seen, look));
+            match host.look(seen.domain) {
+                Ok(look) => guests.push((seen, look)),
+                Err(failure) if matches!(failure.cause, Cause::Gone | Cause::NotHvm | Cause::Busy) => {}
+                Err(failure) => return Err(failure),
             }
         }
         Ok(Self { at, memory, guests })

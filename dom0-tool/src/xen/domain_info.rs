@@ -51,6 +51,11 @@ impl DomainInfo {
     /// `XEN_DOMINF_hap`: hardware-assisted paging.
     pub const HAP: u32 = 1 << 8;
 
+    /// Whether no virtual CPU of the domain has run so far: it is being built, restored or received.
+    pub const fn has_not_run(&self) -> bool {
+        self.cpu_time == 0
+    }
+
     /// Why the domain has shut down (`SHUTDOWN_*` of `public/sched.h`: 0 power off, 1 reboot, 2 suspend, 3 crash, 4 watchdog,
     /// 5 soft reset); `None` while it has not.
     pub fn shutdown_reason(&self) -> Option<u8> {

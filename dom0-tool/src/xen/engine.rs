@@ -44,6 +44,14 @@ pub enum EngineError {
         /// What was asked.
         op: Op,
     },
+    /// The hypervisor says that its Lacuna speaks another version.
+    #[error(
+        "the hypervisor offers version {version} of the Lacuna hypercall, this tool speaks version {VERSION}"
+    )]
+    Offers {
+        /// The version that it speaks.
+        version: u32,
+    },
     /// Not a guest that the engine works for.
     #[error("domain {domain} is not an HVM or PVH guest")]
     NotHvm {

@@ -32,17 +32,22 @@ fn cause_of(status: Status) -> Cause {
 
 impl From<PrivcmdError> for Failure {
     fn from(error: PrivcmdError) -> Self {
-        let remedy = match (&error, error.errno()) {
-            (PrivcmdError::Open { .. }, Some(libc::ENOENT)) => {
-                "this needs a Xen Dom0: load the module xen_privcmd, or boot under Xen"
-            }
-            (PrivcmdError::NoVersion { .. }, _) => {
-                "the tool knows Xen 4.17 to 4.21; with XSM, the policy may also let this domain ask for nothing"
-            }
-            (_, Some(libc::EPERM | libc::EACCES)) => "run it as root in Dom0; with XSM, check the policy",
-            _ => "see `xl dmesg` for what the hypervisor has to say",
+        let (class, remedy) = match (&error, error.errno()) {
+            (PrivcmdError::Open { .. }, Some(libc::ENOENT | libc::ENODEV | libc::ENXIO)) => (
+                Class::NoXen,
+                "this needs a Xen Dom0: boot under Xen, or load the module xen_privcmd",
+            ),
+            (PrivcmdError::NoVersion { .. }, _) => (
+                Class::OtherVersion,
+                "the tool knows Xen 4.17 to 4.21; with XSM, the policy may also let this domain ask for nothing",
+            ),
+            (_, Some(libc::EPERM | libc::EACCES)) => (
+                Class::NoRights,
+                "run it as root in Dom0; with XSM, check the policy",
+            ),
+            _ => (Class::Failed, "see `xl dmesg` for what the hypervisor has to say"),
         };
-        Self::new(Class::Failed, error, remedy)
+        Self::new(class, error, remedy)
     }
 }
 
@@ -77,12 +82,14 @@ impl From<EngineError> for Failure {
                 }
             }
             EngineError::NotThere => Self::new(
-                Class::Failed,
+                Class::StockXen,
                 error,
-                "boot the Xen with Lacuna's patches, built with CONFIG_LACUNA=y (docs/install.md)",
+                "boot the Xen with Lacuna's patches: `xl info` has lacuna-4 among its xen_caps then (docs/install.md)",
             ),
-            EngineError::UnknownStatus { .. } | EngineError::OtherVersion { .. } => Self::new(
-                Class::Failed,
+            EngineError::UnknownStatus { .. }
+            | EngineError::OtherVersion { .. }
+            | EngineError::Offers { .. } => Self::new(
+                Class::OtherVersion,
                 error,
                 "install the `lacuna` that was built together with this hypervisor",
             ),
@@ -93,7 +100,7 @@ impl From<EngineError> for Failure {
             )
             .because(Cause::NotHvm),
             EngineError::Forbidden { .. } => Self::new(
-                Class::Failed,
+                Class::NoRights,
                 error,
                 "allow the domctl to this domain in the FLASK policy, or use Dom0",
             ),

@@ -10,7 +10,7 @@ pub(crate) fn show_figures(scanned: &Scanned, out: Out) {
     out.line(format!("free        {}", pages(scanned.free)));
     out.line(format!("in use      {}", pages(scanned.in_use)));
     out.line(format!(
-        "no memory   {} frames without a descriptor",
+        "no memory   {} frames, described by the kernel or not",
         scanned.no_descriptor
     ));
     if scanned.unknown > 0 {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use lacuna_core::abi::Statistics;
 use lacuna_core::{Bitmap, Gfn, OfflineScan, PAGE_SIZE, scan_offline};
 
-use super::guest::{DumpFile, Guest, Live, with_dumped_kernel};
+use super::guest::{DumpFile, Guest, Live, of_memory, with_dumped_kernel};
 use super::paused::while_paused;
 use super::{Observer, profile};
 use crate::failure::{Cause, Class, Failure};
@@ -97,7 +97,7 @@ pub fn scan_guest<O: Observer + ?Sized>(
         observer.begin(Step::ScanGuest);
         let scanned = live.engine.scan();
         observer.end();
-        let scanned = scanned?;
+        let scanned = of_memory(scanned?, live.memory_pages(&live.engine.statistics()?)?);
         observer.scanned(&scanned);
         let bits = bitmap.map(|_| free_bits(live)).transpose()?;
         Ok((scanned, bits))
