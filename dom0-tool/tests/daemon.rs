@@ -179,6 +179,37 @@ fn a_refusal_is_named_and_tried_again_ever_more_rarely() {
 }
 
 #[test]
+fn a_guest_that_boots_or_is_restored_is_tried_again_soon_however_long_it_takes() {
+    let host = FakeHost::new();
+    host.put(
+        3,
+        FakeGuest {
+            attach_fails: vec![Cause::Booting; 12],
+            ..FakeGuest::named("web")
+        },
+    );
+    let mut daemon = supervisor(&host, "");
+    pass(&host, &mut daemon, 58);
+    let watched = &daemon.guests()[&3];
+    let seen = watched.exclusion.as_ref().map(|exclusion| exclusion.cause.name());
+    assert_eq!((seen, watched.deeds.attach_failures), (Some("booting"), 12));
+    pass(&host, &mut daemon, 5);
+    assert_eq!(host.0.borrow().guests[&3].zero, 6_000);
+}
+
+#[test]
+fn what_a_round_gave_back_is_counted_from_its_beginning() {
+    let host = FakeHost::new();
+    host.put(3, FakeGuest::named("web"));
+    let mut daemon = supervisor(&host, "");
+    pass(&host, &mut daemon, 10);
+    assert_eq!(daemon.guests()[&3].gave, 6_000);
+    host.change(3, |guest| guest.zero -= 300);
+    pass(&host, &mut daemon, 60);
+    assert_eq!(daemon.guests()[&3].gave, 300);
+}
+
+#[test]
 fn one_guest_in_trouble_keeps_no_other_waiting() {
     let host = FakeHost::new();
     for (domain, cause) in [

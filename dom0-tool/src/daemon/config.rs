@@ -31,8 +31,8 @@ pub enum ConfigError {
         /// Why.
         cause: std::io::Error,
     },
-    /// A line of it is wrong.
-    #[error("{file}:{line}: {what}\n  {line:>4} | {text}\n  allowed: {allowed}")]
+    /// A line of it is wrong. Told in one line.
+    #[error("{file}:{line}: {what} in `{text}`; allowed: {allowed}")]
     Line {
         /// The file.
         file: PathBuf,
@@ -370,16 +370,16 @@ struct Source<'t> {
 }
 
 impl Source<'_> {
-    fn wrong(&self, at: usize, what: String, allowed: String) -> ConfigError {
+    fn wrong(&self, at: usize, what: impl AsRef<str>, allowed: impl AsRef<str>) -> ConfigError {
         let before = self.text.get(..at).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let text = self.text.lines().nth(line - 1).unwrap_or_default();
         ConfigError::Line {
             file: self.file.to_owned(),
             line,
-            text: text.trim_end().to_owned(),
-            what,
-            allowed,
+            text: text.trim().to_owned(),
+            what: one_line(what.as_ref()),
+            allowed: one_line(allowed.as_ref()),
         }
     }
 
@@ -391,7 +391,7 @@ impl Source<'_> {
             Some((what, allowed)) => (what, allowed.trim_start_matches("one of ")),
             None => (message, "TOML as docs/daemon.md describes it"),
         };
-        self.wrong(at, what.to_owned(), allowed.to_owned())
+        self.wrong(at, what, allowed)
     }
 
     fn number(
@@ -430,7 +430,7 @@ impl Source<'_> {
         Err(self.wrong(
             given.span().start,
             format!("{value} is out of range"),
-            "0.1 to 86400.0".to_owned(),
+            "0.1 to 86400.0",
         ))
     }
 
@@ -468,9 +468,14 @@ impl Source<'_> {
         Err(self.wrong(
             given.span().start,
             what,
-            "\"off\", \"unix:/path\", \"tcp:127.0.0.1:PORT\" or \"tcp:[::1]:PORT\"".to_owned(),
+            "\"off\", \"unix:/path\", \"tcp:127.0.0.1:PORT\" or \"tcp:[::1]:PORT\"",
         ))
     }
+}
+
+/// The same text without line breaks: an error is one line of a journal.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn is_loopback(address: IpAddr) -> bool {

@@ -20,8 +20,6 @@ use crate::daemon::supervisor::Supervisor;
 use crate::daemon::watched::Watched;
 use crate::ops::host::{Look, Xen};
 
-/// The media type of what [`Snapshot::text`] returns.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 

@@ -20,7 +20,7 @@ use crate::failure::{Class, Failure};
 use crate::ops::host::{ThisHost, Xen};
 
 /// Held by the daemon that runs. Two would do no harm, but all work twice.
-const LOCK: &str = "/run/lacuna/lacunad.lock";
+pub const LOCK: &str = "/run/lacuna/lacunad.lock";
 /// Longest wait at once; nothing depends on it but how soon a wrong computation would mend.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often metrics are rendered at most.
@@ -30,13 +30,14 @@ const PUBLISH: Duration = Duration::from_millis(250);
 #[derive(Debug, Parser)]
 #[command(name = "lacunad", version, max_term_width = 100)]
 #[command(after_help = "SIGTERM ends it, SIGHUP has it read its configuration again. \
-    Exit status: 0 done, 1 failed, 2 wrong usage.")]
+    Exit status: 0 done, 1 failed, 2 wrong usage, 5 no Xen here or no xen_privcmd, 6 Xen without Lacuna, \
+    7 another version of Xen's interfaces, 8 no rights.")]
 pub struct Arguments {
     /// Configuration; without this option and without the file, the defaults are used
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Say whether the configuration is right, and end
-    #[arg(long)]
+    #[arg(long, visible_alias = "check")]
     pub check_config: bool,
     /// Attach every guest, do one round with each, and end
     #[arg(long, conflicts_with = "check_config")]
@@ -66,7 +67,10 @@ pub fn run(arguments: &Arguments) -> u8 {
 }
 
 /// The configuration in `file`, or in the usual one, which need not be there.
-fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
     match Config::load(file.unwrap_or(Path::new(DEFAULT_FILE))) {
         Err(ConfigError::Io { cause, .. }) if file.is_none() && cause.kind() == io::ErrorKind::NotFound => {
             Ok(Config::default())

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::daemon::config::Listen;
-use crate::daemon::metrics::CONTENT_TYPE;
+use crate::daemon::exposition::{OPENMETRICS, PLAIN, plain_text};
 
 /// Most bytes of a request that are read: a scraper's has a few hundred.
 const MOST_REQUEST: usize = 8192;
@@ -123,22 +123,41 @@ fn answer(mut client: impl Client, board: &Board) -> io::Result<()> {
     let request = request(&mut client)?;
     let line = request.lines().next().unwrap_or_default();
     let mut words = line.split_whitespace();
-    let (status, kind, body) = match (words.next(), words.next()) {
-        (Some("GET"), Some("/metrics")) => ("200 OK", CONTENT_TYPE, board.read()),
-        (Some("GET"), Some(_)) => (
+    let (method, path) = (words.next(), words.next());
+    let (status, kind, body): (_, _, Arc<str>) = match (method, path) {
+        (Some("GET" | "HEAD"), Some("/metrics")) if wants_openmetrics(&request) => {
+            ("200 OK", OPENMETRICS, board.read())
+        }
+        (Some("GET" | "HEAD"), Some("/metrics")) => ("200 OK", PLAIN, plain_text(&board.read()).into()),
+        (Some("GET" | "HEAD"), Some(_)) => (
             "404 Not Found",
             "text/plain",
             "the metrics are at /metrics\n".into(),
         ),
-        (Some(_), Some(_)) => ("405 Method Not Allowed", "text/plain", "only GET\n".into()),
+        (Some(_), Some(_)) => (
+            "405 Method Not Allowed\r\nAllow: GET, HEAD",
+            "text/plain",
+            "only GET and HEAD\n".into(),
+        ),
         _ => ("400 Bad Request", "text/plain", "not an HTTP request\n".into()),
     };
+    // HEAD is answered as GET is, length and all, without the body (RFC 9110, 9.3.2).
+    let sent = if method == Some("HEAD") { "" } else { &body };
     write!(
         client,
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{sent}",
         body.len()
     )?;
     client.flush()
+}
+
+/// Whether the client says that it takes `OpenMetrics`, as Prometheus does.
+fn wants_openmetrics(request: &str) -> bool {
+    request.lines().skip(1).any(|line| {
+        line.split_once(':').is_some_and(|(name, value)| {
+            name.eq_ignore_ascii_case("accept") && value.contains("application/openmetrics-text")
+        })
+    })
 }
 
 /// The request, up to the empty line that ends its head, as text.
@@ -178,10 +197,22 @@ mod tests {
         for body in ["first\n", "second\n"] {
             board.publish(body.to_owned());
             let mut client = UnixStream::connect(&path).unwrap();
-            let answer = ask(&mut client, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+            let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5";
+            let answer = ask(
+                &mut client,
+                &format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{accept}\r\n\r\n"),
+            );
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-            assert!(answer.contains("application/openmetrics-text"), "{answer}");
+            assert!(answer.contains(OPENMETRICS), "{answer}");
             assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
+            // Who says nothing gets the older format, which everything reads.
+            let mut client = UnixStream::connect(&path).unwrap();
+            let answer = ask(&mut client, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+            assert!(answer.contains(PLAIN), "{answer}");
+            assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
+            let mut client = UnixStream::connect(&path).unwrap();
+            let head = ask(&mut client, "HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+            assert_eq!(format!("{head}{body}"), answer);
         }
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660);

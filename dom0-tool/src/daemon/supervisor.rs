@@ -247,15 +247,13 @@ impl<X: Xen> Supervisor<X> {
             // A profile of which no scan is believed is given as many scans as a new one would get.
             Some(State::Loaded) if watched.disagreeing < MOST_DISAGREEMENTS => {
                 if !matches!(watched.work, Work::Scan(_)) {
-                    watched.work = Work::Scan(0);
-                    watched.round_began = now;
+                    watched.begin_round(now);
                 }
                 self.scan(domain, now)
             }
             Some(State::Admitted) => match watched.work {
                 Work::Look => {
-                    watched.round_began = now;
-                    watched.work = Work::Scan(0);
+                    watched.begin_round(now);
                     self.scan(domain, now)
                 }
                 Work::Scan(_) => self.scan(domain, now),
@@ -324,12 +322,25 @@ impl<X: Xen> Supervisor<X> {
                 watched.due = now + BUSY_WAIT;
                 return;
             }
+            // One that boots is soon done with it, and is no failure: a guest that was restored waits for nothing.
+            Cause::Booting => watched.due = now + self.config.retry_first,
             // A PV guest does not become another kind of guest; that it goes is noticed by the poll.
             Cause::NotHvm => watched.due = now + self.config.retry_longest,
             _ => watched.due = now + watched.backoff.failed(),
         }
         let exclusion = Exclusion::from(failure);
-        if watched.exclusion.as_ref() != Some(&exclusion) {
+        if exclusion.cause == Cause::Booting {
+            // The time in its words changes with each try.
+            if watched.exclusion.as_ref().map(|before| before.cause) != Some(Cause::Booting) {
+                info!(
+                    event = "guest.booting",
+                    domain,
+                    name = watched.name.as_deref(),
+                    what = exclusion.what,
+                    retry_seconds = self.config.retry_first.as_secs(),
+                );
+            }
+        } else if watched.exclusion.as_ref() != Some(&exclusion) {
             warn!(
                 event = "guest.excluded",
                 domain,

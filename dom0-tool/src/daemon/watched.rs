@@ -91,6 +91,8 @@ pub struct Watched {
     pub content_trouble: Option<String>,
     /// When the round under way began.
     pub round_began: Duration,
+    /// Pages that it has given back so far.
+    pub gave: u64,
     /// What the hypervisor said last.
     pub look: Option<Look>,
     /// Why nothing is done with it, if so.
@@ -116,6 +118,7 @@ impl Watched {
             pace: Pace::default(),
             content_trouble: None,
             round_began: now,
+            gave: 0,
             look: None,
             exclusion: None,
             backoff: Backoff::new(config.retry_first, config.retry_longest),
@@ -135,6 +138,13 @@ impl Watched {
         self.content_trouble = None;
         self.work = Work::Look;
         self.due = now;
+    }
+
+    /// A round begins, with a scan.
+    pub fn begin_round(&mut self, now: Duration) {
+        self.work = Work::Scan(0);
+        self.round_began = now;
+        self.gave = 0;
     }
 
     /// The name for people.

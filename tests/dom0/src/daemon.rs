@@ -91,7 +91,7 @@ impl Daemon {
             return Ok(None);
         };
         stream.set_read_timeout(Some(SCRAPE_LIMIT))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let Some((head, body)) = answer.split_once("\r\n\r\n") else {

@@ -82,7 +82,7 @@ fn a_trust_group_is_a_guests_own_or_that_of_the_defaults() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_line_text_and_allowed_values() {
+fn what_is_wrong_is_said_in_one_line_with_its_text_and_allowed_values() {
     for (text, expected) in [
         (
             "\n[daemon]\ncpu_percent = 500\n",

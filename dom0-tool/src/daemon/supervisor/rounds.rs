@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::Supervisor;
 use crate::daemon::config::Extent;
@@ -13,6 +13,10 @@ use crate::failure::{Cause, Failure};
 use crate::ops::host::Xen;
 use crate::policy::{Observed, REGION_PAGES, Run};
 
+/// Pages of a MiB.
+const PAGES_PER_MIB: u64 = 256;
+/// A round that gave back as many pages is told of without being asked for: small change comes and goes each round.
+const WORTH_TELLING: u64 = PAGES_PER_MIB;
 /// Runs of frames shared in one piece of work: each stops the guest at least once.
 const RUNS_AT_ONCE: u32 = 64;
 /// Pages after which a piece of work ends, whatever runs are left: 64 MiB.
@@ -128,6 +132,7 @@ impl<X: Xen> Supervisor<X> {
             let Some(watched) = self.guests.get_mut(&domain) else {
                 return Ok(());
             };
+            watched.gave += part.figures.pages;
             let plan = &mut watched.plan;
             plan.allowance = plan.allowance.saturating_sub(part.figures.pages);
             plan.runs.pop_front();
@@ -178,6 +183,7 @@ impl<X: Xen> Supervisor<X> {
         let Some(watched) = self.guests.get_mut(&domain) else {
             return Ok(());
         };
+        watched.gave += gave;
         watched.pace.add(pace::Look {
             gave,
             hashed: part.figures.hashed,
@@ -252,6 +258,16 @@ impl<X: Xen> Supervisor<X> {
         // A round that takes longer than the interval is followed by the next one, after the other guests.
         watched.due = (watched.round_began + watched.treatment.interval).max(now);
         let statistics = watched.look.map(|look| look.statistics).unwrap_or_default();
+        if watched.gave >= WORTH_TELLING {
+            info!(
+                event = "round.gave_back",
+                domain,
+                name = watched.name.as_deref(),
+                gave_mib = watched.gave / PAGES_PER_MIB,
+                given_back_mib = watched.given_back() / PAGES_PER_MIB,
+                free_mib = statistics.scan_free / PAGES_PER_MIB,
+            );
+        }
         debug!(
             event = "round.ended",
             domain,
