@@ -3,6 +3,7 @@
 mod attach;
 pub mod cli;
 mod dedup;
+mod doctor;
 mod engine;
 mod estimate;
 mod fetch;
@@ -23,6 +24,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use serde_json::{Value, json};
 
+use crate::daemon::run::Arguments;
 use crate::failure::{Class, Failure};
 use cli::{Cli, Command, ProfileCommand, SymbolsCommand};
 
@@ -52,6 +54,12 @@ impl Out {
 /// Runs the command, prints what it has to say, and returns the exit status.
 pub fn run(cli: &Cli) -> u8 {
     let out = Out { json: cli.json };
+    // Several things can be wrong at once: its answer is no failure, and its exit status is its own.
+    if let Command::Doctor = cli.command {
+        let (answer, status) = doctor::run(out);
+        print_json(&answer, cli.json);
+        return status;
+    }
     let (answer, status) = match dispatch(&cli.command, out) {
         Ok(answer) => (answer, 0),
         Err(failure) => {
@@ -61,10 +69,14 @@ pub fn run(cli: &Cli) -> u8 {
             (failure_json(&failure), failure.class.exit_status())
         }
     };
-    if cli.json && !answer.is_null() {
+    print_json(&answer, cli.json);
+    status
+}
+
+fn print_json(answer: &Value, is_wanted: bool) {
+    if is_wanted && !answer.is_null() {
         let _ = writeln!(std::io::stdout().lock(), "{answer:#}");
     }
-    status
 }
 
 fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
@@ -88,6 +100,7 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Top(arguments) => top::run(arguments, out),
         Command::Explain(arguments) => engine::explain(arguments, out),
         Command::Inspect(arguments) => inspect::run(arguments, out),
+        Command::Doctor => Ok(doctor::run(out).0),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "lacuna", &mut std::io::stdout());
             Ok(Value::Null)
@@ -108,7 +121,9 @@ fn failure_json(failure: &Failure) -> Value {
 
 fn write_manual(folder: &Path) -> Result<Value, Failure> {
     std::fs::create_dir_all(folder)?;
-    clap_mangen::generate_to(Cli::command(), folder)
-        .map_err(|error| Failure::plain(Class::Failed, format!("{}: {error}", folder.display())))?;
+    for command in [Cli::command(), Arguments::command()] {
+        clap_mangen::generate_to(command, folder)
+            .map_err(|error| Failure::plain(Class::Failed, format!("{}: {error}", folder.display())))?;
+    }
     Ok(Value::Null)
 }

@@ -3,11 +3,12 @@
 //! * [`guest`] opens what an operation is about, [`paused`] stops a guest for the length of one;
 //! * [`identify`], [`profile`], [`attach`], [`scan`], [`dedup`], [`estimate`] and [`status`] are the operations on a guest;
 //! * [`symbols`] and [`fetch`] bring what is known of kernels here, [`inspect`] shows what a file of Windows' says;
-//! * [`host`] is the host and its guests, [`top`] all of them at a moment;
+//! * [`host`] is the host and its guests, [`top`] all of them at a moment, [`doctor`] what is wrong there;
 //! * [`migration`] is what this tool and a migrating toolstack leave for each other.
 
 pub mod attach;
 pub mod dedup;
+pub mod doctor;
 pub mod estimate;
 pub mod fetch;
 pub mod guest;

@@ -24,7 +24,10 @@ pub use profiles::{
 /// Lets Xen see which pages of a guest are free, and gives them back to the host.
 #[derive(Debug, Parser)]
 #[command(name = "lacuna", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused as unsafe, 4 not found.")]
+#[command(
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused as unsafe, 4 not found, \
+    5 no Xen here or no xen_privcmd, 6 Xen without Lacuna, 7 another version of Xen's interfaces, 8 no rights."
+)]
 pub struct Cli {
     /// Print one JSON object on standard output instead of text (failures too)
     #[arg(long, global = true)]
@@ -68,6 +71,12 @@ pub enum Command {
     Status(Status),
     /// Watch all guests: what they hold, have free, have given back and take back
     Top(Top),
+    /// Look the host over: what is wrong with it, and what to do
+    ///
+    /// Looks at the hypervisor and its version, the libraries that xl and libvirt load, the host's memory against the
+    /// reserve, the daemon, and what stands against Lacuna for each guest. Changes nothing. Exit status: 0 all is well,
+    /// 3 something could be better, else that of what keeps Lacuna from working.
+    Doctor,
     /// Explain one page of a guest
     Explain(Explain),
     /// Show what a Windows kernel's executable or PDB says
