@@ -135,7 +135,7 @@ fn reload<X: Xen>(arguments: &Arguments, supervisor: &mut Supervisor<X>) {
         Err(error) => error!(
             event = "config.refused",
             what = %error,
-            remedy = "the configuration from before stays in force; see `lacunad --check-config`",
+            remedy = "the configuration from before stays in force; see `lacunad --check`",
         ),
     }
 }
