@@ -6,6 +6,7 @@ mod bench;
 mod bochs;
 mod context;
 mod cpio;
+mod debs;
 mod demo;
 mod device_model;
 mod doctor;
@@ -92,6 +93,9 @@ enum Task {
         /// The directory; made if need be
         #[arg(long)]
         out: PathBuf,
+        /// Pack all of it into Debian packages there, too
+        #[arg(long)]
+        debs: bool,
     },
     /// Run the tests: the host's own, then the live scenarios
     Test {
@@ -185,9 +189,9 @@ fn run(context: &Context, task: Task) -> Result<()> {
             stage.hypervisor(Boot::Mutants)?;
             Ok(())
         }
-        Task::Build { out } => {
+        Task::Build { out, debs } => {
             let stage = Stage::build(context, Wish::tests(series))?;
-            product::build(&stage, &out)
+            product::build(&stage, &out, debs)
         }
         Task::Test { filters, full } => suite::run(context, &filters, full),
         Task::Demo { json, picture } => demo::run(context, json.as_deref(), picture.as_deref()),

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::context::Staged;
+use crate::debs::{self, Parts};
 use crate::error::{IoContext, Result};
 use crate::process::run_logged;
 use crate::programs;
@@ -14,8 +15,8 @@ use crate::variant::PRODUCT;
 /// The hypervisor's files: the one for GRUB, the one for UEFI firmware, and the one with symbols for crash analysis.
 const HYPERVISOR: &[&str] = &["xen.gz", "xen.efi", "xen-syms"];
 
-/// Writes the product into `out`.
-pub(crate) fn build(stage: &Stage, out: &Path) -> Result<()> {
+/// Writes the product into `out`, with `debs` as Debian packages, too.
+pub(crate) fn build(stage: &Stage, out: &Path, debs: bool) -> Result<()> {
     let xen = stage.variant(PRODUCT)?;
     fs::create_dir_all(out).on("create", out)?;
     let out = out.canonicalize().on("find", out)?;
@@ -43,6 +44,20 @@ pub(crate) fn build(stage: &Stage, out: &Path) -> Result<()> {
         out.display(),
         HYPERVISOR.join(", ")
     );
+    if debs {
+        let progress = Progress::begin("packages");
+        let files = debs::pack(&Parts {
+            out: &out,
+            repository: stage.repository(),
+            series: stage.series(),
+            xen_version: stage.xen_version(),
+            log: &stage.log("debs"),
+        })?;
+        progress.done();
+        for file in files {
+            println!("{}", file.display());
+        }
+    }
     Ok(())
 }
 

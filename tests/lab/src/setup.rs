@@ -180,6 +180,11 @@ impl<'a> Stage<'a> {
         &self.dom0_kernel.release
     }
 
+    /// The version of Xen's source, such as `4.20.4`.
+    pub(crate) fn xen_version(&self) -> &str {
+        &self.source.origin.version
+    }
+
     /// What this was made in.
     pub(crate) const fn context(&self) -> &Context {
         self.context

@@ -110,9 +110,12 @@ fn program(subject: &str, file: &Path, places: &Places) -> Vec<Check> {
     // The toolstack's library has the helper's folder in it.
     let above = find(&loaded, ABOVE).and_then(read);
     let helper = above.and_then(|bytes| {
+        // Debian has the helper beside its `xl`.
+        let beside = file.parent().map(Path::to_owned);
         places
             .helpers
             .iter()
+            .chain(&beside)
             .filter(|folder| has_string(&bytes, &folder.to_string_lossy()))
             .map(|folder| folder.join(HELPER))
             .find(|file| is_elf(file))
