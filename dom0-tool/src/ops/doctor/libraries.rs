@@ -4,7 +4,8 @@
 //! memory for every page, without a word. So what the dynamic loader finds for each program is looked up, as `ldd` does it, and
 //! what running programs have loaded is read from `/proc/PID/maps`.
 //!
-//! Ours imports `xc_lacuna` from libxenctrl (`patches/lacuna/0021`), and no other does: the name is in its string table.
+//! Ours imports `xc_lacuna` from libxenctrl, and no other does: the name is in its string table
+//! (`patches/lacuna/0021-libs-guest-find-out-which-pages-a-guest-holds-free-w.patch`).
 
 use std::collections::BTreeSet;
 use std::fs;

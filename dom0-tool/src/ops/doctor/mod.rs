@@ -1,6 +1,6 @@
 //! Looks a host over: what of Lacuna is there, whether its parts belong together, and what stands against it for each guest.
 //!
-//! Each finding is a [`Check`]. [`libraries`] looks at what `xl` and libvirt load, [`guests`] at the domains; the rest is here.
+//! Each finding is a [`Check`]. `libraries` looks at what `xl` and libvirt load, `guests` at the domains; the rest is here.
 //! Nothing is changed. A guest is stopped for the moment that reading its registers takes, if it has no profile yet.
 
 mod guests;
