@@ -86,6 +86,21 @@ impl Cause {
     }
 }
 
+/// What a failure says where the guest's memory is a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clues {
+    /// What to do then: nothing is tried again with a file, and no file lies.
+    pub remedy: Option<&'static str>,
+    /// A frame that is wanted and not there.
+    pub absent: Option<u64>,
+    /// How many bytes further on something lies than where the file has it, by the guest's own word.
+    pub displaced: Option<u64>,
+    /// Memory holds a Linux kernel, whether it runs or not.
+    pub is_linux: bool,
+    /// The guest's kernel was not confirmed in memory as the file has it.
+    pub is_unconfirmed: bool,
+}
+
 /// A failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -97,6 +112,8 @@ pub struct Failure {
     pub remedy: Option<String>,
     /// Why, as one word.
     pub cause: Cause,
+    /// What it says where the guest is a file.
+    pub clues: Clues,
 }
 
 impl Failure {
@@ -107,6 +124,7 @@ impl Failure {
             what: what.to_string(),
             remedy: Some(remedy.into()),
             cause: Cause::Other,
+            clues: Clues::default(),
         }
     }
 
@@ -117,6 +135,7 @@ impl Failure {
             what: what.to_string(),
             remedy: None,
             cause: Cause::Other,
+            clues: Clues::default(),
         }
     }
 
@@ -124,6 +143,12 @@ impl Failure {
     #[must_use]
     pub fn because(self, cause: Cause) -> Self {
         Self { cause, ..self }
+    }
+
+    /// The same failure, with what it says where the guest is a file.
+    #[must_use]
+    pub fn with_clues(self, clues: Clues) -> Self {
+        Self { clues, ..self }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What an operation tells while it runs. Whether and how that is shown is the caller's business.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// A step that takes a while.
@@ -38,6 +39,8 @@ pub enum Remark {
     LookingFor(String),
     /// An image that looks like a Windows kernel and was not taken, with the reason.
     PassedOver(String),
+    /// The file does not fit as it is, and is read again as memory without this hole.
+    Hole(Range<u64>),
     /// A migration's log will not tell why the guest was refused, for this reason.
     RefusalNotKept(String),
 }

@@ -79,6 +79,10 @@ impl Progress for Terminal {
             Remark::LayoutNotKept(why) => format!("the layout could not be kept for next time: {why}"),
             Remark::LookingFor(path) => format!("looking for {path}"),
             Remark::PassedOver(image) => format!("passed over {image}"),
+            Remark::Hole(hole) => format!(
+                "note        read again as memory without its hole: --hole {:#x}:{:#x}",
+                hole.start, hole.end
+            ),
             Remark::RefusalNotKept(why) => format!("a migration's log will not tell the reason: {why}"),
         });
     }

@@ -1,5 +1,6 @@
 //! Opens what an operation is about: a live domain or a dump.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -7,11 +8,11 @@ use std::time::Duration;
 use lacuna_core::abi::Statistics;
 
 use super::Observer;
-use crate::failure::{Cause, Class, Failure};
+use crate::failure::{Cause, Class, Clues, Failure};
 use crate::os::{Kernel, Sources, identify_running, with_standing_kernel};
-use crate::source::Cpu;
-use crate::source::dump::Dump;
+use crate::source::dump::{Dump, Format};
 use crate::source::live::DomainMemory;
+use crate::source::{Cpu, GuestSource};
 use crate::xen::domain::{Domain, find};
 use crate::xen::engine::{Engine, Scanned};
 use crate::xen::hypervisor::require_lacuna;
@@ -39,6 +40,8 @@ pub struct DumpFile {
     pub idt: Option<u64>,
     /// Its `IA32_LSTAR`.
     pub lstar: Option<u64>,
+    /// Guest-physical holes that a raw file leaves out.
+    pub holes: Vec<Range<u64>>,
 }
 
 impl DumpFile {
@@ -48,6 +51,7 @@ impl DumpFile {
     /// What is wrong with one of the files.
     pub fn open<O: Observer + ?Sized>(&self, observer: &mut O) -> Result<Dump, Failure> {
         let mut dump = Dump::open(&self.file)?;
+        dump.name_holes(&self.holes)?;
         if let Some(registers) = &self.registers {
             dump.add_registers(registers)?;
         }
@@ -198,7 +202,39 @@ pub fn with_dumped_kernel<O: Observer + ?Sized, T>(
     });
     // A file that changed is the reason for whatever came of it.
     dump.check_unharmed()?;
-    outcome
+    outcome.map_err(|failure| of_a_file(failure, dump))
+}
+
+/// A failure with what it means for a file: nothing is tried again with one, but it may lack what a guest has.
+fn of_a_file(failure: Failure, dump: &Dump) -> Failure {
+    let Clues { remedy, absent, .. } = failure.clues;
+    let mut failure = failure;
+    if let Some(remedy) = remedy {
+        failure.remedy = Some(remedy.to_owned());
+    }
+    let missing = dump.missing();
+    if missing > 0 && failure.class != Class::Failed {
+        failure.class = Class::Refused;
+        failure.what = format!(
+            "the dump is cut short, {missing} bytes are missing: {}",
+            failure.what
+        );
+        failure.remedy = Some("take the dump again, of all of memory, or copy it again whole".to_owned());
+    } else if let Some(frame) = absent {
+        let is_beyond = frame >= dump.end().get();
+        failure.remedy = Some(match (is_beyond, dump.format()) {
+            (true, Format::Raw) => format!(
+                "the file ends before frame {frame:#x}: it is cut short, or holds memory without its hole below 4 GiB (--hole START:END, for example 0xc0000000:0x100000000)"
+            ),
+            (true, _) => {
+                format!("the file ends before frame {frame:#x}: take the dump again, of all of memory")
+            }
+            (false, _) => format!(
+                "frame {frame:#x} was left out of the file: take the dump again, of all of memory, with nothing filtered but pages of zeros and free pages"
+            ),
+        });
+    }
+    failure
 }
 
 #[cfg(test)]

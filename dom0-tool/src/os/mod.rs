@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use lacuna_core::{GuestMemory, Profile, VcpuRegisters};
 
 use crate::failure::{Class, Failure};
-use crate::progress::{Progress, Step};
+use crate::progress::{Progress, Remark, Step};
 use crate::source::{Cpu, GuestSource};
 use linux::find_layout::wanted_layout;
 use linux::identify::{Identified, IdentifyError};
@@ -151,13 +151,27 @@ pub fn with_standing_kernel<M: GuestSource, P: Progress + ?Sized, T>(
     if let Some(kernel) = locate::by_registers(memory, cpus)? {
         return work(memory, Kernel::Windows(Box::new(kernel)), progress);
     }
-    let outcome = identify_linux(memory, cpus, progress)
-        .and_then(|kernel| work(memory, Kernel::Linux(Box::new(kernel)), progress));
-    let failure = match outcome {
+    let mut is_linux = false;
+    let mut linux = |memory: &mut M, progress: &mut P| {
+        let kernel = identify_linux(memory, cpus, progress)?;
+        is_linux = true;
+        work(memory, Kernel::Linux(Box::new(kernel)), progress)
+    };
+    let failure = match linux(memory, progress) {
         Err(failure) => failure,
         done => return done,
     };
-    if failure.class != Class::NotFound && cpus.iter().any(Cpu::is_paging) {
+    while failure.class != Class::NotFound
+        && let Some(hole) = memory.lay_out_again(&failure.clues)
+    {
+        progress.remark(Remark::Hole(hole));
+        if let Ok(done) = linux(memory, progress) {
+            return Ok(done);
+        }
+    }
+    // Looking through all memory for Windows takes long: not where a Linux kernel is there, or was.
+    is_linux |= failure.clues.is_linux;
+    if is_linux || failure.class != Class::NotFound && cpus.iter().any(Cpu::is_paging) {
         return Err(failure);
     }
     match windows::search::search(memory, sources, progress) {

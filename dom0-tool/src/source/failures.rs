@@ -10,6 +10,11 @@ impl From<DumpError> for Failure {
                 Self::plain(Class::NotFound, error)
             }
             DumpError::OtherFormat { remedy, .. } => Self::new(Class::Failed, &error, *remedy),
+            DumpError::Holes { .. } => Self::new(
+                Class::Failed,
+                error,
+                "name the guest-physical memory that the file leaves out, in bytes: --hole 0xc0000000:0x100000000",
+            ),
             DumpError::Registers { .. } => Self::new(
                 Class::Failed,
                 error,

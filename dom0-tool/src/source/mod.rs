@@ -7,7 +7,11 @@ pub mod live;
 
 pub use cpu::Cpu;
 
+use std::ops::Range;
+
 use lacuna_core::{Gfn, GuestMemory};
+
+use crate::failure::Clues;
 
 /// Guest memory that can be searched from end to end.
 pub trait GuestSource: GuestMemory {
@@ -18,6 +22,13 @@ pub trait GuestSource: GuestMemory {
     /// absent all the same. Lets a source step over holes that it knows of.
     fn next_present(&mut self, from: Gfn) -> Option<Gfn> {
         (from < self.end()).then_some(from)
+    }
+
+    /// Takes the memory for laid out in another way, where there is one that was not tried: `clues` are what the first came
+    /// to. Returns the hole that it has then. When there is none left, the memory is as it was first.
+    fn lay_out_again(&mut self, clues: &Clues) -> Option<Range<u64>> {
+        let _ = clues;
+        None
     }
 
     /// Why memory that should be there could not be read, if something was in the way that concerns all of it.

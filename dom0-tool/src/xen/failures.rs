@@ -6,7 +6,7 @@ use super::answer::explain_status;
 use super::domain::DomainError;
 use super::engine::EngineError;
 use super::privcmd::PrivcmdError;
-use crate::failure::{Cause, Class, Failure};
+use crate::failure::{Cause, Class, Clues, Failure};
 
 /// Why the engine refused with `status`.
 fn cause_of(status: Status) -> Cause {
@@ -79,6 +79,7 @@ impl From<EngineError> for Failure {
                     what: answer.what,
                     remedy: Some(answer.remedy),
                     cause: cause_of(*status),
+                    clues: Clues::default(),
                 }
             }
             EngineError::NotThere => Self::new(

@@ -1,10 +1,11 @@
 //! How a guest is named on the command line.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::values::parse_hexadecimal;
+use super::values::{parse_hexadecimal, parse_hole};
 use crate::failure::{Class, Failure};
 use crate::ops::guest::{self, DumpFile};
 
@@ -33,6 +34,12 @@ pub struct DumpSource {
     /// Xen core (xl dump-core)
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
+    /// A hole of guest-physical memory that a raw file leaves out, hexadecimal; may be given several times. Files that hold
+    /// a machine's own memory (.vmem, Firecracker's snapshots, QEMU's memory-backend-file) leave out the hole below 4 GiB,
+    /// which is looked for when this is not given
+    #[arg(long = "hole", value_name = "START:END", requires = "dump", conflicts_with = "domain",
+        value_parser = parse_hole)]
+    pub holes: Vec<Range<u64>>,
     /// The virtual CPUs' registers: the text of QEMU's `info registers -a`, or JSON (docs/profile.md)
     #[arg(long, value_name = "FILE", requires = "dump", conflicts_with = "domain")]
     pub registers: Option<PathBuf>,
@@ -71,6 +78,7 @@ impl DumpSource {
                 cr3: self.cr3,
                 idt: self.idt,
                 lstar: self.lstar,
+                holes: self.holes.clone(),
             })),
             (None, None) => None,
         }

@@ -1,5 +1,6 @@
 //! Values on the command line, and what is wrong with them.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use lacuna_core::abi::GROUP_NAME_MAX;
@@ -40,6 +41,18 @@ pub(super) fn parse_group(text: &str) -> Result<String, String> {
 pub(super) fn parse_hexadecimal(text: &str) -> Result<u64, String> {
     u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
         .map_err(|error| format!("not a hexadecimal number: {error}"))
+}
+
+pub(super) fn parse_hole(text: &str) -> Result<Range<u64>, String> {
+    let (start, end) = text
+        .split_once(':')
+        .ok_or("START:END is wanted, for example 0xc0000000:0x100000000")?;
+    let (start, end) = (parse_hexadecimal(start)?, parse_hexadecimal(end)?);
+    if start < end {
+        Ok(start..end)
+    } else {
+        Err("the hole has to end after it begins".into())
+    }
 }
 
 pub(super) fn parse_gfn(text: &str) -> Result<u64, String> {

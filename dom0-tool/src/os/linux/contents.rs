@@ -150,7 +150,10 @@ pub fn by_free_pages<M: GuestMemory>(
         let share = u128::from(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let gfn = Gfn::new(u64::try_from((share * u128::from(end.get())) >> 64).unwrap_or(0));
         let Some(at) = gfn.base() else { continue };
-        if !is_free(memory, gfn) || memory.read(at, &mut page).is_err() || !is_free(memory, gfn) {
+        // Of a page that is not in a dump, is_zero() knows nothing, where read() may have zeros in its place.
+        let is_there =
+            |memory: &mut M, page: &mut [u8]| memory.is_zero(gfn).is_ok() && memory.read(at, page).is_ok();
+        if !is_free(memory, gfn) || !is_there(memory, &mut page) || !is_free(memory, gfn) {
             continue;
         }
         looked_at += 1;
@@ -198,7 +201,7 @@ pub fn look_for_poison<M: GuestMemory>(
     let mut page = vec![0; PAGE_SIZE];
     for gfn in free.take(MOST) {
         let Some(at) = gfn.base() else { continue };
-        if memory.read(at, &mut page).is_err() {
+        if memory.is_zero(gfn).is_err() || memory.read(at, &mut page).is_err() {
             continue;
         }
         looked_at += 1;

@@ -12,6 +12,9 @@ pub(super) const MAGIC: &[u8] = b"\x7fELF";
 /// `e_machine` of i386 and amd64.
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
+/// `e_type` of what is compiled, from object files to shared objects. Cores have 4.
+const ET_REL: u16 = 1;
+const ET_DYN: u16 = 3;
 /// `e_phnum` when the number does not fit.
 const PN_XNUM: u64 = 0xffff;
 const PT_LOAD: u32 = 1;
@@ -26,6 +29,7 @@ pub(super) struct Segment {
     offset: u64,
     physical: u64,
     file_bytes: u64,
+    memory_bytes: u64,
 }
 
 /// A section.
@@ -57,17 +61,31 @@ impl Elf {
             2 => true,
             class => return Err(impossible("ELF class", u64::from(class))),
         };
-        if identity[5] != 1 {
-            return Err(impossible("ELF byte order", u64::from(identity[5])));
-        }
+        let is_little = match identity[5] {
+            1 => true,
+            2 => false,
+            order => return Err(impossible("ELF byte order", u64::from(order))),
+        };
         let header = file.bytes("ELF header", 0, if wide { 64 } else { 52 })?;
         let header = Fields { bytes: &header, wide };
-        let machine = header.u16(18);
-        if machine != EM_386 && machine != EM_X86_64 {
-            return Err(impossible(
-                "ELF machine (only i386 and amd64 are known)",
-                u64::from(machine),
-            ));
+        let number = |at| {
+            if is_little {
+                header.u16(at)
+            } else {
+                header.u16(at).swap_bytes()
+            }
+        };
+        let (kind, machine) = (number(16), number(18));
+        if !is_little || machine != EM_386 && machine != EM_X86_64 {
+            return Err(DumpError::OtherMachine {
+                machine: machine_name(machine, is_little),
+            });
+        }
+        if let ET_REL..=ET_DYN = kind {
+            return Err(DumpError::OtherFormat {
+                what: "a program (ELF, but no core)",
+                remedy: "name a dump of a guest's memory; `dump-guest-memory FILE` in QEMU's monitor writes one",
+            });
         }
         // After e_entry: e_phoff, e_shoff, e_flags, e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx.
         let (segments_at, sections_at, rest) = if wide {
@@ -124,6 +142,25 @@ impl Elf {
     }
 }
 
+/// The machine that `e_machine` stands for (`include/uapi/linux/elf-em.h`), in words.
+fn machine_name(machine: u16, is_little: bool) -> String {
+    let name = match (machine, is_little) {
+        (183, _) => "an arm64 machine",
+        (40, _) => "a 32-bit arm machine",
+        (21, true) => "a ppc64le machine",
+        (21, false) => "a ppc64 machine",
+        (20, _) => "a 32-bit PowerPC machine",
+        (22, _) => "an s390x machine",
+        (243, _) => "a riscv machine",
+        (258, _) => "a loongarch machine",
+        (8 | 10, _) => "a mips machine",
+        (2 | 18 | 43, _) => "a sparc machine",
+        (50, _) => "an ia64 machine",
+        _ => return format!("a machine with an unknown processor (ELF machine {machine})"),
+    };
+    name.to_owned()
+}
+
 /// Reads the table of program headers: at most as many as the file has room for.
 fn segments(
     file: &ReadFile,
@@ -142,12 +179,14 @@ fn segments(
     let entries = table.chunks_exact(usize::try_from(entry_bytes).unwrap_or(usize::MAX));
     let segment = |bytes| {
         let entry = Fields { bytes, wide };
-        let (offset, physical, file_bytes) = if wide { (8, 24, 32) } else { (4, 12, 16) };
+        let (offset, physical, file_bytes, memory_bytes) =
+            if wide { (8, 24, 32, 40) } else { (4, 12, 16, 20) };
         Segment {
             kind: entry.u32(0),
             offset: entry.word(offset),
             physical: entry.word(physical),
             file_bytes: entry.word(file_bytes),
+            memory_bytes: entry.word(memory_bytes),
         }
     };
     Ok(entries.map(segment).collect())
@@ -198,6 +237,21 @@ fn sections(file: &ReadFile, wide: bool, at: u64, entry_bytes: u64, count: u64, 
     found
 }
 
+/// What of a segment's memory has no byte in the file, and reads as zero (System V ABI): pages of zeros, and pages that a
+/// filter left out (`makedumpfile -E`). What QEMU's own filter leaves out has no place in the file, and nobody says what is in it.
+fn left_out(segment: &Segment, wide: bool) -> Option<Extent> {
+    let nowhere = if wide { u64::MAX } else { u64::from(u32::MAX) };
+    let bytes = segment.memory_bytes.checked_sub(segment.file_bytes)?;
+    let start = segment.physical.checked_add(segment.file_bytes)?;
+    let is_zero = bytes > 0 && segment.offset != nowhere && start.checked_add(bytes).is_some();
+    // They are nowhere in the file; pieces that follow each other are one.
+    is_zero.then_some(Extent {
+        start,
+        bytes,
+        offset: start,
+    })
+}
+
 /// Takes memory and virtual CPUs out of an ELF core.
 ///
 /// # Errors
@@ -219,6 +273,7 @@ pub(super) fn read(file: &ReadFile, elf: &Elf) -> Result<Parts, DumpError> {
                 offset: segment.offset,
             });
         }
+        parts.zeros.extend(left_out(segment, elf.long_mode()));
     }
     parts.missing = cut;
     if cut > 0 {

@@ -55,6 +55,33 @@ impl Extents {
         Self { sorted, last: 0 }
     }
 
+    /// What of these does not overlap with `others`.
+    pub(super) fn without(self, others: &Self) -> Self {
+        let mut sorted = Vec::new();
+        for mut extent in self.sorted {
+            let from = others.sorted.partition_point(|other| other.end() <= extent.start);
+            for other in &others.sorted[from..] {
+                if other.start >= extent.end() {
+                    break;
+                }
+                if other.start > extent.start {
+                    sorted.push(Extent {
+                        bytes: other.start - extent.start,
+                        ..extent
+                    });
+                }
+                let cut = other.end().min(extent.end()) - extent.start;
+                extent.start += cut;
+                extent.offset = extent.offset.saturating_add(cut);
+                extent.bytes -= cut;
+            }
+            if extent.bytes > 0 {
+                sorted.push(extent);
+            }
+        }
+        Self { sorted, last: 0 }
+    }
+
     pub(super) fn as_slice(&self) -> &[Extent] {
         &self.sorted
     }

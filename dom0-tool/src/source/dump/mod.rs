@@ -12,11 +12,13 @@ mod crash;
 mod elf;
 mod extents;
 mod file;
+mod holes;
 mod notes;
 mod registers;
 mod xen;
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use lacuna_core::{Gfn, GuestMemory, GuestPhys, PAGE_SIZE, ReadError};
@@ -25,9 +27,11 @@ use thiserror::Error;
 pub use extents::Extent;
 pub use registers::{MAX_CPUS, parse_registers};
 
+use crate::failure::Clues;
 use crate::source::{Cpu, GuestSource};
 use extents::Extents;
 use file::ReadFile;
+use holes::Holes;
 
 /// How the file is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +119,18 @@ pub enum DumpError {
         /// Bytes in it before.
         length: u64,
     },
+    /// The file is of a machine with another processor.
+    #[error("a dump of {machine}: only i386 and amd64 are read")]
+    OtherMachine {
+        /// What machine.
+        machine: String,
+    },
+    /// The holes that were named cannot be.
+    #[error("--hole does not fit: {why}")]
+    Holes {
+        /// Why.
+        why: String,
+    },
     /// No page of guest memory is in the file.
     #[error("the file holds no guest memory")]
     Empty,
@@ -126,6 +142,8 @@ pub struct Dump {
     file: ReadFile,
     format: Format,
     extents: Extents,
+    /// Memory that has no byte in the file and reads as zero: all that it overlaps with `extents` is theirs.
+    zeros: Extents,
     end: Gfn,
     /// What the file says of each virtual CPU, in its order.
     pub cpus: Vec<Cpu>,
@@ -135,12 +153,15 @@ pub struct Dump {
     pub remarks: Vec<String>,
     /// Bytes of guest memory that the headers promise and the file does not have.
     missing: u64,
+    /// What is known of holes that a raw file leaves out.
+    holes: Holes,
 }
 
 /// What the reader of one format finds.
 #[derive(Debug, Default)]
 struct Parts {
     extents: Vec<Extent>,
+    zeros: Vec<Extent>,
     cpus: Vec<Cpu>,
     vmcoreinfo: Option<Vec<u8>>,
     remarks: Vec<String>,
@@ -226,8 +247,9 @@ impl Dump {
             ));
         }
         let extents = Extents::new(parts.extents);
+        let zeros = Extents::new(within(parts.zeros, farthest)).without(&extents);
         // One past the last frame that is there in full or in part.
-        let end = Gfn::new(extents.end().div_ceil(PAGE_SIZE as u64));
+        let end = Gfn::new(extents.end().max(zeros.end()).div_ceil(PAGE_SIZE as u64));
         if end.get() == 0 {
             return Err(DumpError::Empty);
         }
@@ -235,12 +257,19 @@ impl Dump {
             file,
             format,
             extents,
+            zeros,
             end,
             cpus: parts.cpus,
             vmcoreinfo: parts.vmcoreinfo,
             remarks: parts.remarks,
             missing: parts.missing,
+            holes: Holes::default(),
         })
+    }
+
+    /// Bytes of guest memory that the file's own headers promise and it does not have.
+    pub const fn missing(&self) -> u64 {
+        self.missing
     }
 
     /// How the file is laid out.
@@ -254,13 +283,14 @@ impl Dump {
     ///
     /// # Errors
     /// [`DumpError::CutShort`].
-    pub fn check_whole(&self, last_frame: Option<u64>) -> Result<(), DumpError> {
+    pub fn check_whole(&mut self, last_frame: Option<u64>) -> Result<(), DumpError> {
         let beyond = match (self.format, last_frame) {
             (Format::Raw | Format::Elf, Some(last)) => last
                 .saturating_sub(self.end.get())
                 .saturating_mul(PAGE_SIZE as u64),
             _ => 0,
         };
+        self.holes.beyond = Some(beyond).filter(|beyond| *beyond > 0);
         match self.missing.max(beyond) {
             0 => Ok(()),
             bytes => Err(DumpError::CutShort { bytes }),
@@ -279,6 +309,28 @@ impl Dump {
     /// Where guest memory is, lowest first, without overlap.
     pub fn extents(&self) -> &[Extent] {
         self.extents.as_slice()
+    }
+
+    /// Bytes of guest memory that the file tells of: those in it, and those that it says are zero.
+    pub fn bytes(&self) -> u64 {
+        let all = self.extents.as_slice().iter().chain(self.zeros.as_slice());
+        all.map(|extent| extent.bytes).sum()
+    }
+
+    /// Copies what is in the file from guest-physical byte `at` on, and zeros where the file says that there are none.
+    fn piece(&mut self, at: u64, into: &mut [u8]) -> Option<usize> {
+        let (offset, room) = match self.extents.find(at) {
+            Some((offset, room)) => (Some(offset), room),
+            None => (None, self.zeros.find(at)?.1),
+        };
+        let length = usize::try_from(room).unwrap_or(usize::MAX).min(into.len());
+        match offset {
+            Some(offset) => self.file.read(offset, &mut into[..length]).then_some(length),
+            None => {
+                into[..length].fill(0);
+                Some(length)
+            }
+        }
     }
 
     /// Takes the virtual CPUs from a registers file in place of the dump's own: JSON, or the text of QEMU's
@@ -314,6 +366,16 @@ impl Dump {
     }
 }
 
+/// `extents` below `farthest`: what reaches beyond it is damaged.
+fn within(extents: Vec<Extent>, farthest: u64) -> Vec<Extent> {
+    let mut kept = extents;
+    kept.retain_mut(|extent| {
+        extent.bytes = extent.bytes.min(farthest.saturating_sub(extent.start));
+        extent.bytes > 0
+    });
+    kept
+}
+
 /// A raw dump is one extent. A last, partial frame is left out.
 fn raw(file: &ReadFile) -> Parts {
     let whole = file.length() - file.length() % PAGE_SIZE as u64;
@@ -343,14 +405,26 @@ impl GuestMemory for Dump {
         // Once, but where two extents meet inside a frame.
         while done < into.len() {
             let here = at.get() + done as u64;
-            let (offset, room) = self.extents.find(here).ok_or(absent)?;
-            let length = usize::try_from(room).unwrap_or(usize::MAX).min(into.len() - done);
-            if !self.file.read(offset, &mut into[done..done + length]) {
-                return Err(absent);
-            }
-            done += length;
+            done += self.piece(here, &mut into[done..]).ok_or(absent)?;
         }
         Ok(())
+    }
+
+    /// What the file has no byte of proves nothing where a page's own bytes must be zero: a filter leaves out pages that are
+    /// not, too (`makedumpfile -d 16`).
+    fn is_zero(&mut self, gfn: Gfn) -> Result<bool, ReadError> {
+        let absent = ReadError::Absent(gfn);
+        let base = gfn.base().ok_or(absent)?;
+        if self
+            .zeros
+            .next(base.get())
+            .is_some_and(|next| next < base.get().saturating_add(PAGE_SIZE as u64))
+        {
+            return Err(absent);
+        }
+        let mut page = [0; PAGE_SIZE];
+        self.read(base, &mut page)?;
+        Ok(page.iter().all(|byte| *byte == 0))
     }
 }
 
@@ -363,6 +437,10 @@ impl GuestSource for Dump {
         let at = from.base()?.get();
         let next = self.extents.next(at)?;
         Some(Gfn::new(next / PAGE_SIZE as u64))
+    }
+
+    fn lay_out_again(&mut self, clues: &Clues) -> Option<Range<u64>> {
+        self.try_next_hole(clues)
     }
 }
 
