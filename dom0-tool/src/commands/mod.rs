@@ -28,6 +28,11 @@ use crate::daemon::run::Arguments;
 use crate::failure::{Class, Failure};
 use cli::{Cli, Command, ProfileCommand, SymbolsCommand};
 
+/// Exit status of a command that did all that it was asked.
+const DONE: u8 = 0;
+/// Exit status of a scan that found what the guest's counters say, of a kernel that nothing ties to a processor.
+const UNTIED: u8 = 9;
+
 /// Where text goes while a command runs: nowhere with `--json`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Out {
@@ -61,7 +66,7 @@ pub fn run(cli: &Cli) -> u8 {
         return status;
     }
     let (answer, status) = match dispatch(&cli.command, out) {
-        Ok(answer) => (answer, 0),
+        Ok(answered) => answered,
         Err(failure) => {
             if !cli.json {
                 let _ = writeln!(std::io::stderr().lock(), "lacuna: {failure}");
@@ -79,8 +84,9 @@ fn print_json(answer: &Value, is_wanted: bool) {
     }
 }
 
-fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
-    match command {
+/// Does what `command` says. Returns the answer and the exit status.
+fn dispatch(command: &Command, out: Out) -> Result<(Value, u8), Failure> {
+    let answer = match command {
         Command::Identify(arguments) => identify::run(arguments, out),
         Command::Profile(ProfileCommand::Build(arguments)) => profile::build(arguments, out),
         Command::Profile(ProfileCommand::Fetch(arguments)) => fetch::run(arguments, out),
@@ -90,7 +96,7 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
         Command::Symbols(SymbolsCommand::Fetch(arguments)) => symbols::fetch(arguments, out),
         Command::Attach(arguments) => attach::run(arguments, out),
         Command::Detach(arguments) => engine::detach(arguments, out),
-        Command::Scan(arguments) => scan::run(arguments, out),
+        Command::Scan(arguments) => return scan::run(arguments, out),
         Command::Dedup(arguments) => dedup::run(arguments, out),
         Command::Estimate(arguments) => estimate::run(arguments, out),
         Command::Status(arguments) => match &arguments.domain {
@@ -106,7 +112,8 @@ fn dispatch(command: &Command, out: Out) -> Result<Value, Failure> {
             Ok(Value::Null)
         }
         Command::Man { folder } => write_manual(folder),
-    }
+    };
+    Ok((answer?, DONE))
 }
 
 /// A failure as `--json` prints it.

@@ -2,18 +2,19 @@
 
 use serde_json::{Value, json};
 
-use super::Out;
 use super::cli::Scan;
 use super::render::{dump_scan_json, scan::scanned_json};
 use super::terminal::Terminal;
 use super::words::duration;
+use super::{DONE, Out, UNTIED};
 use crate::failure::Failure;
 use crate::ops::guest::{DumpFile, Guest, Live};
-use crate::ops::scan::{scan_dump, scan_guest};
+use crate::ops::scan::{Verdict, scan_dump, scan_guest};
 
-pub(super) fn run(arguments: &Scan, out: Out) -> Result<Value, Failure> {
+/// Returns the answer and the exit status.
+pub(super) fn run(arguments: &Scan, out: Out) -> Result<(Value, u8), Failure> {
     match arguments.guest.chosen()? {
-        Guest::Domain(domain) => of_domain(arguments, &domain, out),
+        Guest::Domain(domain) => Ok((of_domain(arguments, &domain, out)?, DONE)),
         Guest::Dump(dump) => of_dump(arguments, &dump, out),
     }
 }
@@ -37,7 +38,7 @@ fn of_domain(arguments: &Scan, domain: &str, out: Out) -> Result<Value, Failure>
     Ok(answer)
 }
 
-fn of_dump(arguments: &Scan, dump: &DumpFile, out: Out) -> Result<Value, Failure> {
+fn of_dump(arguments: &Scan, dump: &DumpFile, out: Out) -> Result<(Value, u8), Failure> {
     let bitmap = arguments.bitmap.as_deref();
     let mut terminal = Terminal::new(out);
     terminal.is_scan = true;
@@ -46,5 +47,11 @@ fn of_dump(arguments: &Scan, dump: &DumpFile, out: Out) -> Result<Value, Failure
     if let Some(path) = bitmap {
         out.line(format!("bitmap      {} frames, {}", scan.frames, path.display()));
     }
-    Ok(dump_scan_json(&scan))
+    let mut status = DONE;
+    if scan.verdict == Verdict::Untied {
+        status = UNTIED;
+        out.line("note        no register ties this kernel to a processor: if it was replaced (kexec, a crash kernel), all of");
+        out.line("            this is wrong; --registers FILE or --cr3 HEX makes sure (exit status 9)");
+    }
+    Ok((dump_scan_json(&scan), status))
 }

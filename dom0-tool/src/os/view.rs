@@ -10,12 +10,40 @@ use thiserror::Error;
 
 /// Why a virtual address could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("kernel address {:#x} cannot be read: {cause:?}", at.get())]
+#[error("kernel address {:#x} cannot be read: {}", at.get(), in_words(*cause))]
 pub struct ViewError {
     /// The address.
     pub at: GuestVirt,
     /// What stood in the way.
     pub cause: WalkError,
+}
+
+impl ViewError {
+    /// The frame that is not there, where that is why.
+    pub fn absent(&self) -> Option<u64> {
+        match self.cause {
+            WalkError::Read(ReadError::Absent(gfn)) => Some(gfn.get()),
+            _ => None,
+        }
+    }
+}
+
+/// Why a walk through page tables came to nothing, in words.
+fn in_words(cause: WalkError) -> String {
+    match cause {
+        WalkError::Read(error) => unreadable(error),
+        WalkError::NotPresent { .. } => "the page tables map nothing there".to_owned(),
+        WalkError::Malformed { .. } => "the page tables have an impossible entry for it".to_owned(),
+        WalkError::NotCanonical(_) => "no such address is possible".to_owned(),
+    }
+}
+
+/// Why guest memory could not be read, in words.
+pub fn unreadable(error: ReadError) -> String {
+    match error {
+        ReadError::Absent(gfn) => format!("frame {:#x} of the guest's memory is not there", gfn.get()),
+        ReadError::CrossesFrame(at) => format!("what lies at {:#x} runs out of its frame", at.get()),
+    }
 }
 
 /// The kernel's address space: a top-level page table and its number of levels.

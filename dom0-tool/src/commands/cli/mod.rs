@@ -26,7 +26,8 @@ pub use profiles::{
 #[command(name = "lacuna", version, propagate_version = true, max_term_width = 100)]
 #[command(
     after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused as unsafe, 4 not found, \
-    5 no Xen here or no xen_privcmd, 6 Xen without Lacuna, 7 another version of Xen's interfaces, 8 no rights."
+    5 no Xen here or no xen_privcmd, 6 Xen without Lacuna, 7 another version of Xen's interfaces, 8 no rights, \
+    9 a dump's scan whose kernel no register ties to a processor."
 )]
 pub struct Cli {
     /// Print one JSON object on standard output instead of text (failures too)

@@ -1,6 +1,6 @@
 //! Linux kernels, their profiles and their scans, as text and as JSON.
 
-use lacuna_core::OfflineScan;
+use lacuna_core::{Contents, OfflineScan};
 use serde_json::{Value, json};
 
 use super::merge;
@@ -11,6 +11,7 @@ use crate::ops::scan::DumpScan;
 use crate::os::linux::facts::Facts;
 use crate::os::linux::identify::{Identified, architecture, paging_name};
 use crate::os::linux::marks::describe;
+use crate::os::linux::other_kernels::Tie;
 use crate::os::linux::profile::Built;
 use crate::xen::engine::Scanned;
 
@@ -30,6 +31,10 @@ pub(super) fn show_kernel(found: &Identified, out: Out) {
         paging_name(found.space.levels),
         architecture(found.space.levels)
     ));
+    out.line(match found.tie {
+        Tie::None => "tied by     nothing: no register says that a processor runs it".to_owned(),
+        tie => format!("tied by     {} of the virtual CPUs", tie.name()),
+    });
     for line in &found.confirmed {
         out.line(format!("confirmed   {line}"));
     }
@@ -55,6 +60,7 @@ pub(super) fn kernel_json(found: &Identified) -> Value {
         "page_table_root": format!("{:#x}", found.space.root.get()),
         "page_table_levels": format!("{:?}", found.space.levels).to_lowercase(),
         "symbols": found.symbols.is_some(),
+        "tied_by": tied_by(found),
         "confirmed": found.confirmed,
         "rejected": found.rejected.iter().map(|note| json!({
             "at": format!("{:#x}", note.at.get()),
@@ -62,6 +68,11 @@ pub(super) fn kernel_json(found: &Identified) -> Value {
             "reason": note.reason.to_string(),
         })).collect::<Vec<_>>(),
     })
+}
+
+/// What ties a kernel to the processors, if anything does.
+fn tied_by(found: &Identified) -> Option<&'static str> {
+    (found.tie != Tie::None).then(|| found.tie.name())
 }
 
 /// Shows what was built.
@@ -91,8 +102,16 @@ pub(super) fn show_built(built: &Built, out: Out) {
         ));
     }
     out.line(format!(
-        "contents    {:?} (init_on_free: {:?})",
-        profile.contents, built.contents.init_on_free
+        "contents    {} (init_on_free: {})",
+        match profile.contents {
+            Contents::DontCare => "of free pages do not matter",
+            Contents::Zero => "free pages have to be zero",
+        },
+        match built.contents.init_on_free {
+            None => "not known",
+            Some(0) => "off",
+            Some(_) => "on",
+        }
     ));
     out.line(format!(
         "free        {} by the guest's own counters",
@@ -208,6 +227,7 @@ pub(super) fn scan_json(scan: &DumpScan, kernel: &Identified, built: &Built) -> 
             "free_pages": scan.scanned.free(),
             "guest_free_pages": built.counted.pages,
             "verdict": scan.verdict.name(),
+            "tied_by": tied_by(kernel),
             "dump": { "format": scan.format, "remarks": scan.remarks },
             "bitmap_frames": scan.frames,
         }),

@@ -178,18 +178,17 @@ fn scan_built<O: Observer + ?Sized>(
         )
     })?;
     observer.dump_scanned(&built, &scanned);
-    let verdict = verdict::judge(&built, &scanned, cpus)?;
+    let verdict = verdict::judge(&kernel, &built, &scanned, cpus)?;
     if let BuiltProfile::Linux(_) = &built {
         look_for_poison(dump, spread(&words)).map_err(BuildError::from)?;
     }
-    let extents = dump.extents().iter();
     let scan = DumpScan {
         kernel,
         built,
         scanned,
         verdict,
         frames: end.get(),
-        pages: extents.map(|extent| extent.bytes / PAGE_SIZE as u64).sum(),
+        pages: dump.bytes() / PAGE_SIZE as u64,
         format: dump.format().name(),
         remarks: dump.remarks.clone(),
     };

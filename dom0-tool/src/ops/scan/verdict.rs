@@ -3,8 +3,9 @@
 use lacuna_core::{Agreement, OfflineScan};
 
 use crate::failure::{Class, Failure};
-use crate::os::BuiltProfile;
+use crate::os::linux::other_kernels::Tie;
 use crate::os::linux::profile::Built;
+use crate::os::{BuiltProfile, Kernel};
 use crate::source::Cpu;
 
 /// What to make of a scan that was not refused.
@@ -16,6 +17,9 @@ pub enum Verdict {
     Close,
     /// It names no count.
     Unconfirmed,
+    /// What was found agrees with the guest's counters, exactly or closely, but nothing ties the kernel that keeps them to a
+    /// processor: it may be dead, and another run in its place.
+    Untied,
 }
 
 impl Verdict {
@@ -25,16 +29,24 @@ impl Verdict {
             Self::Exact => "exact",
             Self::Close => "close",
             Self::Unconfirmed => "unconfirmed",
+            Self::Untied => "untied",
         }
     }
 }
 
 /// Holds a scan against the guest's own counters.
-pub(super) fn judge(built: &BuiltProfile, scanned: &OfflineScan, cpus: &[Cpu]) -> Result<Verdict, Failure> {
+pub(super) fn judge(
+    kernel: &Kernel,
+    built: &BuiltProfile,
+    scanned: &OfflineScan,
+    cpus: &[Cpu],
+) -> Result<Verdict, Failure> {
     match built {
         BuiltProfile::Linux(built) => {
             let online = cpus.iter().filter(|cpu| cpu.is_paging()).count();
-            judge_linux(built, scanned, online)
+            let verdict = judge_linux(built, scanned, online)?;
+            let is_tied = !matches!(kernel, Kernel::Linux(kernel) if kernel.tie == Tie::None);
+            Ok(if is_tied { verdict } else { Verdict::Untied })
         }
         BuiltProfile::Windows { .. } => judge_windows(scanned),
     }

@@ -5,6 +5,7 @@ use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels};
 use super::identify::{Identified, Rejection, WANTED, architecture};
 use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, area, mapped, notes};
 use super::kallsyms::{self, KallsymsError, Symbols};
+use super::other_kernels::Tie;
 use super::spaces::{CR3_ADDRESS, levels_of, table_of, tables_of};
 use super::vmcoreinfo::{Kind, VmcoreInfo};
 use crate::os::view::{AddressSpace, KernelView};
@@ -139,6 +140,9 @@ pub(super) fn confirm<M: GuestMemory>(
 ) -> Result<(Confirmation, Identified), Rejection> {
     let mut confirmed = Vec::new();
     let release = info.release()?.to_owned();
+    if let Some(processor) = info.other_processor() {
+        return Err(Rejection::OtherProcessor(processor));
+    }
     let stext = info.symbol("_stext")?;
     let narrow = stext.get() >> 32 == 0;
     let running: Vec<(usize, &Cpu)> = cpus
@@ -157,15 +161,7 @@ pub(super) fn confirm<M: GuestMemory>(
     let uts = in_kernel(&info, "init_uts_ns", levels)?;
 
     let space = confirm_page_tables(memory, &info, levels, top, &running)?;
-    let root = space.root.get();
-    confirmed.push(if running.is_empty() {
-        format!("without registers: the page table at {root:#x}, which the note names, maps itself there")
-    } else {
-        format!(
-            "the page tables of all {} paging virtual CPUs map init_top_pgt to {root:#x}",
-            running.len()
-        )
-    });
+    confirmed.push(of_tables(space, running.len()));
 
     let mut view = KernelView::new(memory, space);
     confirm_release(&mut view, &info, uts, &release)?;
@@ -202,6 +198,7 @@ pub(super) fn confirm<M: GuestMemory>(
             space,
             symbols,
             pointed_at: true,
+            tie: Tie::of(cpus, text),
             confirmed,
             rejected: Vec::new(),
         },
@@ -236,15 +233,21 @@ fn confirm_page_tables<M: GuestMemory>(
         root: GuestPhys::new(root),
         levels,
     };
-    if !maps_to(memory, space, top, root) {
-        return Err(Rejection::PageTables {
-            vcpu: 0,
-            root,
-            symbol: "init_top_pgt",
-            stated: root,
-        });
+    if maps_to(memory, space, top, root) {
+        Ok(space)
+    } else {
+        Err(unmapped(running, root, root))
     }
-    Ok(space)
+}
+
+/// What the page tables confirm.
+fn of_tables(space: AddressSpace, running: usize) -> String {
+    let root = space.root.get();
+    if running == 0 {
+        format!("without registers: the page table at {root:#x}, which the note names, maps itself there")
+    } else {
+        format!("the page tables of all {running} paging virtual CPUs map init_top_pgt to {root:#x}")
+    }
 }
 
 /// How the kernel's image vouches for its note.
@@ -304,12 +307,6 @@ fn find_root<M: GuestMemory>(
         PAGE_SIZE as u64
     };
     let valid = |root: u64| root.is_multiple_of(alignment) && root & !CR3_ADDRESS & !0xfff == 0;
-    let failed = |root| Rejection::PageTables {
-        vcpu: 0,
-        root,
-        symbol: "init_top_pgt",
-        stated: root,
-    };
     let by_note = if levels.is_32_bit() {
         None
     } else {
@@ -318,7 +315,11 @@ fn find_root<M: GuestMemory>(
             .map(|base| top.get().wrapping_sub(KERNEL_MAP).wrapping_add(base))
     };
     if let Some(root) = by_note {
-        return if valid(root) { Ok(root) } else { Err(failed(root)) };
+        return if valid(root) {
+            Ok(root)
+        } else {
+            Err(unmapped(running, root, root))
+        };
     }
     // 32-bit kernels, and old ones: a virtual CPU's tables say where it is,
     for (_, cpu) in running {
@@ -346,7 +347,24 @@ fn find_root<M: GuestMemory>(
             };
             valid(*root) && running.is_empty() && maps_to(memory, space, top, *root)
         });
-    root.ok_or_else(|| failed(running.first().map_or(0, |(_, cpu)| cpu.cr3.unwrap_or(0))))
+    root.ok_or_else(|| {
+        let table = running.first().map_or(0, |(_, cpu)| cpu.cr3.unwrap_or(0));
+        unmapped(running, table, table)
+    })
+}
+
+/// The page table at `root` does not map `init_top_pgt` to `stated`.
+fn unmapped(running: &[(usize, &Cpu)], root: u64, stated: u64) -> Rejection {
+    let symbol = "init_top_pgt";
+    match running.first() {
+        Some((vcpu, _)) => Rejection::PageTables {
+            vcpu: *vcpu,
+            root,
+            symbol,
+            stated,
+        },
+        None => Rejection::OwnTables { root, symbol },
+    }
 }
 
 fn confirm_release<M: GuestMemory>(

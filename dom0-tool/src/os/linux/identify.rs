@@ -5,7 +5,8 @@
 //! page tables they lead to, and the kernel's image. The image's pointer to the note has the last word: a 64-bit kernel's
 //! image is looked through for it first; where that finds nothing, all of memory is searched for notes and each is
 //! confirmed. Without registers, page tables come from the note itself and have to map the kernel that it describes, and two
-//! notes that both stand up to that are told to be undecidable.
+//! notes that both stand up to that are told to be undecidable. A kernel that is dead stands up to it as well as one that
+//! runs, so such a kernel is searched for signs of another ([`super::other_kernels`]), and called tied to nothing.
 
 use std::fmt::Write as _;
 
@@ -15,6 +16,7 @@ use thiserror::Error;
 use super::confirm::{Confirmation, KnownSymbols, confirm};
 use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, mapped, notes};
 use super::kallsyms::{KallsymsError, Symbols};
+use super::other_kernels::{Tie, signs_of_another};
 use super::spaces::spaces_of;
 use super::vmcoreinfo::{VmcoreInfo, VmcoreInfoError};
 use crate::os::view::{AddressSpace, ViewError};
@@ -40,6 +42,8 @@ pub const WANTED: &[&str] = &[
     "mem_section",
     "__start_BTF",
     "__stop_BTF",
+    "crashk_res",
+    "kexec_in_progress",
 ];
 
 /// Why a note does not belong to the kernel that runs.
@@ -79,11 +83,22 @@ pub enum Rejection {
         /// Where, by the note.
         stated: u64,
     },
+    /// Without registers: the page table that the note names does not lead to itself.
+    #[error("the page table at {root:#x}, which the note names, does not map {symbol} there")]
+    OwnTables {
+        /// The table.
+        root: u64,
+        /// What should be mapped.
+        symbol: &'static str,
+    },
+    /// The note is of a kernel for another processor.
+    #[error("the note is of a kernel for {0}: only those for i386 and amd64 are known")]
+    OtherProcessor(&'static str),
     /// Kernel memory that must be there is not.
     #[error(transparent)]
     View(#[from] ViewError),
     /// The kernel calls itself something else.
-    #[error("the note says {stated:?}, the kernel that the processor runs says {found:?}")]
+    #[error("the note says {stated:?}, the kernel's init_uts_ns says {found:?}")]
     Release {
         /// By the note.
         stated: String,
@@ -152,6 +167,8 @@ pub struct Identified {
     pub symbols: Option<Symbols>,
     /// Whether the kernel's own pointer leads to this note, so that no other can be meant.
     pub pointed_at: bool,
+    /// What ties it to the processors.
+    pub tie: Tie,
     /// What was confirmed, for people.
     pub confirmed: Vec<String>,
     /// Other notes met on the way.
@@ -163,18 +180,21 @@ pub struct Identified {
 pub enum IdentifyError {
     /// No note at all.
     #[error(
-        "no VMCOREINFO note in {frames} frames: not a Linux guest, or one without CONFIG_VMCORE_INFO, or still booting"
+        "no VMCOREINFO note in {frames} frames: no Linux kernel that has booted, or one without CONFIG_VMCORE_INFO"
     )]
     NothingFound {
         /// Frames looked at.
         frames: u64,
     },
     /// Notes, but none that is confirmed.
-    #[error("{} VMCOREINFO note(s) found, none of which the virtual CPUs confirm:{}", rejected.len(), list(rejected))]
+    #[error("{} VMCOREINFO note(s) found, none of which is confirmed:{}", rejected.len(), list(rejected))]
     NoneConfirmed {
         /// Each, with the reason.
         rejected: Vec<Rejected>,
     },
+    /// Every note is of a kernel for another processor.
+    #[error("memory is that of a machine with another processor ({0}): only i386 and amd64 are read")]
+    OtherProcessor(&'static str),
     /// More notes than any honest guest has.
     #[error(
         "more than {MAX_ALLEGATIONS} pages of the guest look like VMCOREINFO notes, none of them the kernel's own so far:{}",
@@ -190,6 +210,27 @@ pub enum IdentifyError {
         /// Where they are.
         at: Vec<GuestPhys>,
     },
+    /// Nothing ties the only kernel that is confirmed to a processor, and another may run in its place.
+    #[error(
+        "memory holds the kernel {release}, but nothing ties it to a processor, and another kernel may run in its place:{}",
+        signs.iter().take(8).fold(String::new(), |text, sign| text + "\n  " + sign)
+    )]
+    AnotherRuns {
+        /// The kernel that is confirmed.
+        release: String,
+        /// What says so.
+        signs: Vec<String>,
+    },
+}
+
+/// The processor that all notes are for, where it is none that is known.
+fn other_processor(rejected: &[Rejected]) -> Option<&'static str> {
+    let mut processors = rejected.iter().map(|note| match note.reason {
+        Rejection::OtherProcessor(name) => Some(name),
+        _ => None,
+    });
+    let first = processors.next()??;
+    processors.all(|other| other == Some(first)).then_some(first)
 }
 
 fn list(rejected: &[Rejected]) -> String {
@@ -244,7 +285,17 @@ pub fn identify<M: GuestSource>(
         search.rejected.clear();
         search.everywhere(memory, cpus, progress)?;
     }
-    search.decide()
+    let kernel = search.decide()?;
+    if kernel.tie != Tie::PageTables {
+        let signs = signs_of_another(memory, &kernel, progress);
+        if !signs.is_empty() {
+            return Err(IdentifyError::AnotherRuns {
+                release: kernel.release,
+                signs,
+            });
+        }
+    }
+    Ok(kernel)
 }
 
 /// Of live virtual CPUs everything is known.
@@ -332,6 +383,8 @@ impl Search {
         let Some(best) = best else {
             return Err(if self.rejected.is_empty() {
                 IdentifyError::NothingFound { frames: self.frames }
+            } else if let Some(processor) = other_processor(&self.rejected) {
+                IdentifyError::OtherProcessor(processor)
             } else {
                 IdentifyError::NoneConfirmed {
                     rejected: self.rejected,

@@ -16,6 +16,7 @@ pub mod kallsyms;
 pub mod layout;
 pub mod marks;
 pub mod memory_model;
+pub mod other_kernels;
 pub mod packages;
 pub mod profile;
 mod spaces;

@@ -13,6 +13,8 @@ use std::fmt;
 use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE, ReadError};
 use thiserror::Error;
 
+use crate::os::view::unreadable;
+
 /// `VMCOREINFO_NOTE_NAME` with its terminator (`include/linux/vmcore_info.h`).
 const NAME: &[u8] = b"VMCOREINFO\0";
 /// Bytes of the note's header and of its name, padded to four bytes.
@@ -59,7 +61,7 @@ pub enum VmcoreInfoError {
     #[error("a VMCOREINFO note claims {0} bytes of text (1 to {MAX_TEXT} are possible)")]
     TextSize(u32),
     /// A page of the note could not be read.
-    #[error("a page of the VMCOREINFO note could not be read: {0:?}")]
+    #[error("a page of the VMCOREINFO note could not be read: {}", unreadable(*.0))]
     Unreadable(ReadError),
     /// A line is not printable ASCII, has no `=`, or a value that is no number.
     #[error("line {line} of a VMCOREINFO note is malformed: {text:?}")]
@@ -195,6 +197,24 @@ impl VmcoreInfo {
     pub fn release(&self) -> Result<&str, VmcoreInfoError> {
         self.word("OSRELEASE")
             .ok_or_else(|| VmcoreInfoError::Missing("OSRELEASE".into()))
+    }
+
+    /// The processor that the kernel is for, where a line tells that it is none of x86 (`arch/*/kernel/vmcore_info.c`,
+    /// `crash_core.c`, `machine_kexec.c`).
+    pub fn other_processor(&self) -> Option<&'static str> {
+        let has = |kind, name: &str| self.find(kind, name).is_some();
+        let number = |name| has(Kind::Number, name);
+        if number("kimage_voffset") {
+            Some("arm64")
+        } else if number("va_kernel_pa_offset") || number("satp") || number("phys_ram_base") {
+            Some("riscv")
+        } else if has(Kind::Symbol, "mmu_psize_defs") || has(Kind::Symbol, "vmemmap_list") {
+            Some("ppc64")
+        } else if self.word("CONFIG_ARM_LPAE").is_some() || self.word("CONFIG(ARM_LPAE)").is_some() {
+            Some("arm")
+        } else {
+            None
+        }
     }
 
     /// A line without a kind, such as `BUILD-ID` or `KERNELOFFSET`.
