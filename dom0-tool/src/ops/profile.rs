@@ -13,6 +13,7 @@ use crate::os::linux::find_layout::from_headers;
 use crate::os::linux::layout::Layout;
 use crate::os::{BuiltProfile, Kernel, Sources};
 use crate::output::{refuse_inputs, write_whole};
+use crate::xen::answer::explain_status;
 use crate::xen::engine::EngineError;
 
 /// Builds the profile of a guest, and writes it to `out`.
@@ -99,7 +100,9 @@ fn named(sources: &Sources) -> impl Iterator<Item = &Path> {
 pub fn encode(profile: &Profile) -> Result<Vec<u8>, Failure> {
     let mut buffer = vec![0; MAX_PROFILE_BYTES];
     let encoded = profile.encode(&mut buffer).map_err(|error| {
-        Failure::plain(Class::Failed, format!("the profile cannot be encoded: {error:?}"))
+        let (status, values) = error.status();
+        let why = explain_status(status, &values).what;
+        Failure::plain(Class::Failed, format!("the profile cannot be encoded: {why}"))
     })?;
     Ok(encoded.to_vec())
 }

@@ -38,6 +38,7 @@ pub(crate) mod at {
     pub(crate) const NOTE_POINTER: u64 = 0x5800;
     pub(crate) const INIT_TASK: u64 = 0x6000;
     pub(crate) const CANARY_IN_TASK: u64 = 0x988;
+    pub(crate) const REAL_PARENT_IN_TASK: u64 = 0x910;
     pub(crate) const PARENT_IN_TASK: u64 = 0x918;
     pub(crate) const LEADER_IN_TASK: u64 = 0x960;
     pub(crate) const NAME_IN_TASK: u64 = 0xb80;
@@ -136,7 +137,7 @@ impl FakeKernel {
     }
 
     /// Maps 2 MiB in the reference table.
-    fn map_large(&mut self, va: u64, physical: u64) {
+    pub(crate) fn map_large(&mut self, va: u64, physical: u64) {
         let mut table = IMAGE_AT + at::TOP;
         for shift in [39, 30] {
             let entry = table + (va >> shift & 0x1ff) * 8;
@@ -191,6 +192,7 @@ impl FakeKernel {
 
     /// What tells the first task, at an offset of the image.
     pub(crate) fn first_task(&mut self, at: u64) {
+        self.u64(IMAGE_AT + at + at::REAL_PARENT_IN_TASK, IMAGE + at);
         self.u64(IMAGE_AT + at + at::PARENT_IN_TASK, IMAGE + at);
         self.u64(IMAGE_AT + at + at::LEADER_IN_TASK, IMAGE + at);
         self.write(IMAGE_AT + at + at::NAME_IN_TASK, b"swapper/0\0");

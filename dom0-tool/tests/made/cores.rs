@@ -74,6 +74,95 @@ pub(crate) fn elf(wide: bool, pages: &[u64], notes: &[u8], extended: bool) -> Ve
     bytes
 }
 
+/// A piece of memory of an ELF core: the first bytes of it are in the file, or none.
+pub(crate) struct Segment {
+    /// Where it begins, physically.
+    pub(crate) physical: u64,
+    /// What of it is in the file.
+    pub(crate) bytes: Vec<u8>,
+    /// Bytes of memory.
+    pub(crate) length: u64,
+    /// Whether it has a place in the file, even if no byte there: QEMU gives none to what its filter leaves out.
+    pub(crate) is_placed: bool,
+}
+
+impl Segment {
+    /// Memory of which every byte is in the file.
+    pub(crate) fn whole(physical: u64, bytes: &[u8]) -> Self {
+        Self {
+            physical,
+            bytes: bytes.to_vec(),
+            length: bytes.len() as u64,
+            is_placed: true,
+        }
+    }
+}
+
+/// `memory` in segments that leave out runs of at least `least` pages of zeros: in each, what is in the file comes first.
+pub(crate) fn without_zeros(memory: &[u8], least: usize) -> Vec<Segment> {
+    let pages: Vec<&[u8]> = memory.chunks(4096).collect();
+    let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
+    let mut segments = Vec::new();
+    let mut at = 0;
+    while at < pages.len() {
+        // Up to the next long run of zeros, and that run.
+        let (mut end, mut zeros) = (at, 0);
+        while end < pages.len() {
+            zeros = pages[end..].iter().take_while(|page| is_zero(page)).count();
+            if zeros >= least {
+                break;
+            }
+            end += zeros.max(1);
+            zeros = 0;
+        }
+        segments.push(Segment {
+            physical: at as u64 * 4096,
+            bytes: pages[at..end.min(pages.len())].concat(),
+            length: (end + zeros - at) as u64 * 4096,
+            is_placed: true,
+        });
+        at = end + zeros;
+    }
+    segments
+}
+
+/// An ELF core of 64 bits with `notes` and `segments`.
+pub(crate) fn segments(segments: &[Segment], notes: &[u8]) -> Vec<u8> {
+    let headers = 64 + (segments.len() + 1) * 56;
+    let mut bytes = elf(true, &[], notes, false);
+    // The notes move behind the headers of the segments.
+    bytes.truncate(64 + 56);
+    bytes[64 + 8..][..8].copy_from_slice(&(headers as u64).to_le_bytes());
+    put(
+        &mut bytes,
+        56,
+        &u16::try_from(segments.len() + 1).unwrap().to_le_bytes(),
+    );
+    put(&mut bytes, headers, notes);
+    let mut offset = bytes.len().next_multiple_of(4096);
+    for (index, segment) in segments.iter().enumerate() {
+        let at = 64 + (index + 1) * 56;
+        put(&mut bytes, at, &1_u32.to_le_bytes());
+        let place = if segment.is_placed {
+            offset as u64
+        } else {
+            u64::MAX
+        };
+        let fields = [
+            (8, place),
+            (24, segment.physical),
+            (32, segment.bytes.len() as u64),
+            (40, segment.length),
+        ];
+        for (field, value) in fields {
+            put(&mut bytes, at + field, &value.to_le_bytes());
+        }
+        put(&mut bytes, offset, &segment.bytes);
+        offset += segment.bytes.len();
+    }
+    bytes
+}
+
 /// A note, padded as ELF wants it.
 pub(crate) fn note(name: &[u8], kind: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();

@@ -132,13 +132,18 @@ impl Config {
                 if pae { "one with PAE" } else { "one without PAE" },
             )?;
         }
-        let (option, by_guest) = match memory_model {
+        let (model, by_guest) = match memory_model {
             "flatmem" => ("CONFIG_FLATMEM", "a FLATMEM one"),
             "discontigmem" => ("CONFIG_DISCONTIGMEM", "a DISCONTIGMEM one"),
-            "sparsemem-vmemmap" => ("CONFIG_SPARSEMEM_VMEMMAP", "a SPARSEMEM_VMEMMAP one"),
-            _ => ("CONFIG_SPARSEMEM", "a SPARSEMEM one"),
+            "sparsemem-vmemmap" => ("CONFIG_SPARSEMEM", "a SPARSEMEM_VMEMMAP one"),
+            _ => ("CONFIG_SPARSEMEM", "a SPARSEMEM one without VMEMMAP"),
         };
-        require(option, true, by_guest)
+        // A kernel has one model.
+        for option in ["CONFIG_FLATMEM", "CONFIG_DISCONTIGMEM", "CONFIG_SPARSEMEM"] {
+            require(option, option == model, by_guest)?;
+        }
+        let is_virtual = memory_model == "sparsemem-vmemmap";
+        require("CONFIG_SPARSEMEM_VMEMMAP", is_virtual, by_guest)
     }
 }
 
@@ -148,7 +153,9 @@ mod tests {
 
     #[test]
     fn a_configuration_of_another_kernel_is_noticed() {
-        let config = Config::parse("# comment\nCONFIG_X86_64=y\nCONFIG_SPARSEMEM_VMEMMAP=y\nCONFIG_X=m\n");
+        let config = Config::parse(
+            "# comment\nCONFIG_X86_64=y\nCONFIG_SPARSEMEM=y\nCONFIG_SPARSEMEM_VMEMMAP=y\nCONFIG_X=m\n",
+        );
         assert!(config.check(PagingLevels::Four, "sparsemem-vmemmap").is_ok());
         assert!(matches!(
             config.check(PagingLevels::Pae, "flatmem"),
@@ -165,5 +172,28 @@ mod tests {
             })
         ));
         assert!(!config.has("CONFIG_X"));
+    }
+
+    #[test]
+    fn a_configuration_of_another_memory_model_is_noticed_whichever_they_are() {
+        let models = [
+            ("flatmem", "CONFIG_FLATMEM=y\n"),
+            ("discontigmem", "CONFIG_DISCONTIGMEM=y\n"),
+            ("sparsemem", "CONFIG_SPARSEMEM=y\nCONFIG_SPARSEMEM_EXTREME=y\n"),
+            (
+                "sparsemem-vmemmap",
+                "CONFIG_SPARSEMEM=y\nCONFIG_SPARSEMEM_VMEMMAP=y\n",
+            ),
+        ];
+        for (guest, _) in models {
+            for (by_config, options) in models {
+                let config = Config::parse(&format!("CONFIG_X86_64=y\n{options}"));
+                assert_eq!(
+                    config.check(PagingLevels::Four, guest).is_ok(),
+                    guest == by_config,
+                    "{guest}, {by_config}"
+                );
+            }
+        }
     }
 }

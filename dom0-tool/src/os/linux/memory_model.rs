@@ -3,7 +3,8 @@
 //! * SPARSEMEM keeps a `struct mem_section` for each 128 MiB or so, whose `section_mem_map` says where that section's
 //!   descriptors are, encoded as if the array began with frame 0. With `CONFIG_SPARSEMEM_VMEMMAP` all of them lie in one
 //!   virtual array, so each section says the same; its start is also a variable of the kernel (`vmemmap_base`) and in
-//!   VMCOREINFO from 6.12 on (`SYMBOL(vmemmap)`). All that are to be had must agree.
+//!   VMCOREINFO from 6.12 on (`SYMBOL(vmemmap)`). All that are to be had must agree. A kernel without `VMEMMAP` that
+//!   randomises its memory has the variable as well, and makes nothing of it: its descriptors lie in the linear map.
 //! * FLATMEM has one array, `mem_map`; DISCONTIGMEM one for each node, `node_mem_map`.
 
 use lacuna_core::{Extent, Gfn, GuestMemory, GuestVirt, MAX_EXTENTS, MemoryMap, Sections};
@@ -12,24 +13,10 @@ use thiserror::Error;
 use super::facts::{FactError, Facts};
 use super::identify::Identified;
 use super::kallsyms::Symbols;
-use super::vmcoreinfo::{Kind, VmcoreInfoError};
+use super::sections::{FLAG_BITS, Table, read_sections};
+use super::vmcoreinfo::VmcoreInfoError;
 use super::zones::{Node, ZonesError, find_nodes};
 use crate::os::view::{KernelView, ViewError};
-
-/// Most root pointers read: 5-level x86 has 2^52 bytes of memory, 2^25 sections, 128 to a root.
-const MAX_ROOTS: u64 = 1 << 18;
-/// Most present sections looked at: 8 TiB at 128 MiB each.
-const MAX_PRESENT: usize = 1 << 16;
-/// Sections to a root occupy a page (`SECTIONS_PER_ROOT`).
-const ROOT_BYTES: u64 = 4096;
-/// `SECTION_MARKED_PRESENT` and `SECTION_HAS_MEM_MAP`, bits 0 and 1 of `section_mem_map` in every version.
-const PRESENT_WITH_MAP: u64 = 3;
-/// `SECTION_IS_ONLINE`, bit 2 since 4.13; before, no flag and always clear.
-const IS_ONLINE: u64 = 4;
-/// `SECTION_TAINT_ZONE_DEVICE`, bit 4 since 5.16; before, no flag and always clear: memory of devices.
-const ZONE_DEVICE: u64 = 16;
-/// Bits of `section_mem_map` that can hold flags: 6 at most so far; the arrays are aligned to at least a cache line.
-const FLAG_BITS: u64 = 0x3f;
 
 /// Why the memory map's place is not known.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -53,6 +40,19 @@ pub enum MemoryModelError {
         name: &'static str,
         /// Its value.
         value: u64,
+    },
+    /// No source says how large a section is, and what it is in every kernel of this kind does not fit.
+    #[error(
+        "SECTION_SIZE_BITS is given by no source, and with {}, as kernels of this architecture have it, the last memory section, {section}, is not where the guest's memory ends, at frame {frame:#x}",
+        tried.iter().map(u64::to_string).collect::<Vec<_>>().join(" or ")
+    )]
+    SectionSize {
+        /// What was tried.
+        tried: &'static [u64],
+        /// The last section that has descriptors.
+        section: u64,
+        /// One past the last frame of memory.
+        frame: u64,
     },
     /// No section has a memory map.
     #[error("no memory section of the guest has page descriptors")]
@@ -230,7 +230,12 @@ fn sparse<M: GuestMemory>(
     symbols: Option<&Symbols>,
     facts: &Facts,
 ) -> Result<MemoryModel, MemoryModelError> {
-    let (sections, found) = read_sections(view, kernel, facts)?;
+    let Table {
+        sections,
+        found,
+        group,
+        notes,
+    } = read_sections(view, kernel, facts)?;
     let mut bases: Vec<(u64, u64)> = found
         .iter()
         .map(|(number, encoded)| (encoded & !FLAG_BITS, *number))
@@ -238,23 +243,29 @@ fn sparse<M: GuestMemory>(
     let Some((first_base, first_section)) = bases.first().copied() else {
         return Err(MemoryModelError::NoSection);
     };
-    let mut sources: Vec<(u64, String)> = Vec::new();
-    if let Some(variable) = symbols.and_then(|symbols| symbols.find("vmemmap_base")) {
-        sources.push((view.u64(variable)?, "the kernel's vmemmap_base".into()));
-    }
-    if let Some(stated) = kernel.info.find_symbol("vmemmap") {
-        sources.push((stated.get(), "VMCOREINFO's SYMBOL(vmemmap)".into()));
-    }
+    let stated = kernel.info.find_symbol("vmemmap");
     bases.dedup_by_key(|(base, _)| *base);
-    if sources.is_empty() && !is_vmemmap(view, kernel, facts, &sections, &bases) {
+    let of_all = format!("all {} present memory sections", found.len());
+    let variable = symbols.and_then(|symbols| symbols.find("vmemmap_base"));
+    let is_classic = kernel.space.levels.is_32_bit()
+        || variable.is_none() && bases.len() > 1
+        || lie_in_linear_map(view, facts, &sections, &bases, group);
+    if stated.is_none() && is_classic {
         return Ok(MemoryModel {
             name: "sparsemem",
             map: MemoryMap::Sections(sections),
             extents: heapless::Vec::new(),
             anchor: sections.table,
             present: found.len(),
-            sources: vec![format!("all {} present memory sections", found.len())],
+            sources: [vec![of_all], notes].concat(),
         });
+    }
+    let mut sources: Vec<(u64, String)> = Vec::new();
+    if let Some(variable) = variable {
+        sources.push((view.u64(variable)?, "the kernel's vmemmap_base".into()));
+    }
+    if let Some(stated) = stated {
+        sources.push((stated.get(), "VMCOREINFO's SYMBOL(vmemmap)".into()));
     }
     sources.push((first_base, format!("section {first_section}")));
     sources.extend(
@@ -274,7 +285,8 @@ fn sparse<M: GuestMemory>(
     }
     sources.pop();
     let mut named: Vec<String> = sources.into_iter().map(|(_, source)| source).collect();
-    named.push(format!("all {} present memory sections", found.len()));
+    named.push(of_all);
+    named.extend(notes);
     Ok(MemoryModel {
         name: "sparsemem-vmemmap",
         map: MemoryMap::Vmemmap {
@@ -287,103 +299,28 @@ fn sparse<M: GuestMemory>(
     })
 }
 
-/// Whether sections without any other source are those of a virtual memory map: they all say the same, and the descriptors
-/// do not lie in the linear map of all memory, where a section's array of its own would be.
-fn is_vmemmap<M: GuestMemory>(
+/// Most sections whose descriptors are looked for in the linear map.
+const MOST_TRANSLATED: usize = 64;
+
+/// Whether descriptors of sections lie in the linear map of all memory, as a section's array of its own does
+/// (`sparse_mem_map_populate()` without `VMEMMAP`), but for some of memory that was plugged in (`kvmalloc_node()`). `group`
+/// lies there: groups of sections are allocated.
+fn lie_in_linear_map<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
-    kernel: &Identified,
     facts: &Facts,
     sections: &Sections,
     bases: &[(u64, u64)],
+    group: GuestVirt,
 ) -> bool {
-    let ([(base, number)], Ok(page)) = (bases, facts.get("sizeof(struct page)")) else {
+    let (Ok(page), Ok(physical)) = (facts.get("sizeof(struct page)"), view.translate(group)) else {
         return false;
     };
-    if kernel.space.levels.is_32_bit() {
-        return false;
-    }
-    let pfn = number << (u32::from(sections.section_bits).saturating_sub(12));
-    let at = GuestVirt::new(base.wrapping_add(pfn.wrapping_mul(page)));
-    let Ok(physical) = view.translate(at) else {
-        return false;
-    };
-    // The table of sections is memory of the linear map: the distance of its two addresses is the map's.
-    let Ok(table) = view.translate(sections.table) else {
-        return false;
-    };
-    let linear = sections.table.get().wrapping_sub(table.get());
-    at.get().wrapping_sub(physical.get()) != linear
-}
-
-/// The table of sections for the profile, and number and `section_mem_map` of every section that has descriptors.
-fn read_sections<M: GuestMemory>(
-    view: &mut KernelView<'_, M>,
-    kernel: &Identified,
-    facts: &Facts,
-) -> Result<(Sections, Vec<(u64, u64)>), MemoryModelError> {
-    let levels = kernel.space.levels;
-    let word = u64::from(levels.pointer_bytes());
-    let roots = kernel.info.unsigned(Kind::Length, "mem_section")?;
-    let size = facts.get("sizeof(struct mem_section)")?;
-    let member = facts.get("offsetof(struct mem_section,section_mem_map)")?;
-    // How the table is laid out belongs to its address, which is the note's in any case.
-    let bits = match kernel.info.unsigned(Kind::Number, "SECTION_SIZE_BITS") {
-        Ok(bits) => bits,
-        Err(_) => facts.get("SECTION_SIZE_BITS")?,
-    };
-    let impossible = |name, value| MemoryModelError::Impossible { name, value };
-    if !(1..=MAX_ROOTS).contains(&roots) {
-        return Err(impossible("LENGTH(mem_section)", roots));
-    }
-    if !(word..=128).contains(&size) || member.checked_add(word).is_none_or(|end| end > size) {
-        return Err(impossible("sizeof(struct mem_section)", size));
-    }
-    if !(20..=40).contains(&bits) {
-        return Err(impossible("SECTION_SIZE_BITS", bits));
-    }
-    // With SPARSEMEM_EXTREME, which every x86-64 kernel has, this is where the root pointers are; SPARSEMEM_STATIC, which
-    // every 32-bit one has, has the sections themselves there, one to a root.
-    let table = kernel.info.symbol("mem_section")?;
-    let per_root = if levels.is_32_bit() { 0 } else { ROOT_BYTES / size };
-    let count = roots * per_root.max(1);
-    let mut found = Vec::new();
-    let mut online = 0;
-    let mut pointers = vec![0; usize::try_from(if per_root == 0 { 0 } else { roots * word }).unwrap_or(0)];
-    view.read(table, &mut pointers)?;
-    for root in 0..roots {
-        let first = if per_root == 0 {
-            table.get().wrapping_add(root * size)
-        } else {
-            let at = usize::try_from(root * word).unwrap_or(usize::MAX);
-            let bytes = pointers.get(at..).and_then(|rest| rest.first_chunk::<8>());
-            bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
-        };
-        if first == 0 {
-            continue;
-        }
-        for index in 0..per_root.max(1) {
-            let at = GuestVirt::new(first.wrapping_add(index * size + member));
-            let encoded = view.word(at)?;
-            if encoded & PRESENT_WITH_MAP == PRESENT_WITH_MAP && encoded & ZONE_DEVICE == 0 {
-                if found.len() >= MAX_PRESENT {
-                    return Err(impossible("number of sections", MAX_PRESENT as u64));
-                }
-                online |= encoded & IS_ONLINE;
-                found.push((root * per_root.max(1) + index, encoded));
-            }
-        }
-    }
-    let narrow = |name, value: u64| u16::try_from(value).map_err(|_| impossible(name, value));
-    let sections = Sections {
-        table,
-        per_root: u32::try_from(per_root).unwrap_or(0),
-        count,
-        section_bits: u8::try_from(bits).unwrap_or(0),
-        section_bytes: narrow("sizeof(struct mem_section)", size)?,
-        map_offset: narrow("offsetof(struct mem_section,section_mem_map)", member)?,
-        flag_mask: FLAG_BITS,
-        required: PRESENT_WITH_MAP | online,
-        refused: ZONE_DEVICE,
-    };
-    Ok((sections, found))
+    // The distance of the two addresses is the map's.
+    let linear = group.get().wrapping_sub(physical.get());
+    let shift = u32::from(sections.section_bits).saturating_sub(12);
+    bases.iter().take(MOST_TRANSLATED).any(|(base, number)| {
+        let at = GuestVirt::new(base.wrapping_add((number << shift).wrapping_mul(page)));
+        view.translate(at)
+            .is_ok_and(|physical| at.get().wrapping_sub(physical.get()) == linear)
+    })
 }

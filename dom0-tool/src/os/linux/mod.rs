@@ -19,6 +19,7 @@ pub mod memory_model;
 pub mod other_kernels;
 pub mod packages;
 pub mod profile;
+mod sections;
 mod spaces;
 pub mod stub;
 pub mod system_map;

@@ -23,6 +23,13 @@ use super::vmcoreinfo::VmcoreInfoError;
 use super::zones::{Zone, ZonesError, find_zones, last_frame};
 use crate::os::view::{KernelView, ViewError};
 use crate::source::Cpu;
+use crate::xen::answer::{explain_status, mismatch};
+
+/// What the hypervisor would say of a profile.
+fn refusal(error: &ProfileError) -> String {
+    let (status, values) = error.status();
+    explain_status(status, &values).what
+}
 
 /// Why there is no profile.
 #[derive(Debug, Error)]
@@ -63,9 +70,6 @@ pub enum BuildError {
     /// A symbol is not in the kernel's table.
     #[error("the kernel's symbol table has no {0}, or several")]
     NoSymbol(&'static str),
-    /// The value that ties a profile to a boot is not there.
-    #[error("the kernel is built without a stack protector, so no random value ties a profile to this boot")]
-    NoBootValue,
     /// A line of VMCOREINFO is missing.
     #[error(transparent)]
     Note(#[from] VmcoreInfoError),
@@ -83,7 +87,8 @@ pub enum BuildError {
     View(#[from] ViewError),
     /// A virtual CPU does not run this kernel.
     #[error(
-        "virtual CPU {vcpu} does not fit the profile just built: {failure:?}, found {found:#x}, expected {expected:#x}"
+        "virtual CPU {vcpu} does not fit the profile just built: {}",
+        mismatch(failure.code(), *found, *expected)
     )]
     Guard {
         /// Which.
@@ -104,7 +109,7 @@ pub enum BuildError {
         at: GuestVirt,
     },
     /// The profile breaks its own rules.
-    #[error("the profile would be refused by the hypervisor: {0:?}")]
+    #[error("the profile would be refused by the hypervisor: {}", refusal(.0))]
     Profile(ProfileError),
 }
 

@@ -16,6 +16,8 @@ use crate::source::Cpu;
 const ACCESSED_DIRTY: u64 = 0x60;
 /// What a dump's registers most often lack; the rest of the guard can be checked all the same.
 const LSTAR_MISSING: &str = "the registers lack LSTAR";
+/// By the headers' word: nothing tells this boot from another, so such a guest is left alone while it runs.
+const NO_STACK_PROTECTOR: &str = "the kernel is built without a stack protector: no random value ties a profile to this boot, and a kexec would go unnoticed";
 /// Boot value of a profile that is only looked at: no kernel's, so that no guest is ever taken for the one described.
 const NO_BOOT_VALUE: u64 = 1;
 
@@ -180,14 +182,11 @@ fn boot_value<M: GuestMemory>(
     text: GuestVirt,
 ) -> Result<Result<BootValue, &'static str>, BuildError> {
     let Some(canary) = facts.find("offsetof(struct task_struct,stack_canary)")? else {
-        // Of the headers' word for it that there is none, nothing can be made.
-        return if facts.sources().contains(&Source::Stub) {
-            Err(BuildError::NoBootValue)
+        return Ok(Err(if facts.sources().contains(&Source::Stub) {
+            NO_STACK_PROTECTOR
         } else {
-            Ok(Err(
-                "no source says where the kernel's random value of this boot is",
-            ))
-        };
+            "no source says where the kernel's random value of this boot is"
+        }));
     };
     let by_symbol = symbols.and_then(|symbols| symbols.find("init_task"));
     let found = match by_symbol {
