@@ -233,6 +233,11 @@ fn of_a_file(failure: Failure, dump: &Dump) -> Failure {
                 "frame {frame:#x} was left out of the file: take the dump again, of all of memory, with nothing filtered but pages of zeros and free pages"
             ),
         });
+    } else if failure.class == Class::Refused && dump.may_lack_hole() {
+        let known = failure.remedy.take().unwrap_or_default();
+        failure.remedy = Some(format!(
+            "{known}; or the file holds memory without its hole below 4 GiB: --hole START:END, for example 0xc0000000:0x100000000"
+        ));
     }
     failure
 }

@@ -6,6 +6,8 @@ use lacuna::source::GuestSource;
 use lacuna::source::dump::{Dump, MAX_CPUS, parse_registers};
 use lacuna_core::{Gfn, GuestMemory, PAGE_SIZE};
 
+// Not all of what other tests need is needed here.
+#[allow(dead_code)]
 #[path = "../../../dom0-tool/tests/made/cores.rs"]
 mod cores;
 

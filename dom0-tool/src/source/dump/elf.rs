@@ -239,11 +239,11 @@ fn sections(file: &ReadFile, wide: bool, at: u64, entry_bytes: u64, count: u64, 
 
 /// What of a segment's memory has no byte in the file, and reads as zero (System V ABI): pages of zeros, and pages that a
 /// filter left out (`makedumpfile -E`). What QEMU's own filter leaves out has no place in the file, and nobody says what is in it.
-fn left_out(segment: &Segment, wide: bool) -> Option<Extent> {
-    let nowhere = if wide { u64::MAX } else { u64::from(u32::MAX) };
+fn left_out(segment: &Segment) -> Option<Extent> {
+    let has_place = segment.offset != u64::MAX && segment.offset != u64::from(u32::MAX);
     let bytes = segment.memory_bytes.checked_sub(segment.file_bytes)?;
     let start = segment.physical.checked_add(segment.file_bytes)?;
-    let is_zero = bytes > 0 && segment.offset != nowhere && start.checked_add(bytes).is_some();
+    let is_zero = bytes > 0 && has_place && start.checked_add(bytes).is_some();
     // They are nowhere in the file; pieces that follow each other are one.
     is_zero.then_some(Extent {
         start,
@@ -273,7 +273,7 @@ pub(super) fn read(file: &ReadFile, elf: &Elf) -> Result<Parts, DumpError> {
                 offset: segment.offset,
             });
         }
-        parts.zeros.extend(left_out(segment, elf.long_mode()));
+        parts.zeros.extend(left_out(segment));
     }
     parts.missing = cut;
     if cut > 0 {

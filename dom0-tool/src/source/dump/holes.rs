@@ -1,7 +1,7 @@
 //! The layout of a raw file: where guest-physical memory has holes that the file has not.
 //!
-//! QEMU's `pmemsave` writes a byte for each guest-physical byte. Files that hold a machine's memory itself (VMware's .vmem,
-//! Firecracker's and cloud-hypervisor's snapshots, QEMU's `memory-backend-file`, LiME's format=raw) leave out the hole below
+//! QEMU's `pmemsave` writes a byte for each guest-physical byte. Files that hold a machine's memory itself (`.vmem`,
+//! Firecracker's and cloud-hypervisor's snapshots, QEMU's `memory-backend-file`, `format=raw` of `lime`) leave out the hole below
 //! 4 GiB, and what lies above it comes right behind what lies below it. Nothing in such a file says so. The guest does:
 //! its kernel says where its note is, and where its memory ends.
 
@@ -15,8 +15,8 @@ use crate::failure::Clues;
 
 /// Where the hole that devices have ends.
 const END: u64 = 1 << 32;
-/// Where it begins, on machines that are known: QEMU's pc (and VMware, cloud-hypervisor), Firecracker, QEMU's q35 (and new
-/// VMware), and what QEMU's `max-ram-below-4g` is set to.
+/// Where it begins, on machines that are known: QEMU's pc (and `.vmem` files, cloud-hypervisor), Firecracker, QEMU's q35,
+/// and what QEMU's `max-ram-below-4g` is set to.
 const STARTS: [u64; 5] = [0xc000_0000, 0xd000_0000, 0x8000_0000, 0xe000_0000, 0xb000_0000];
 /// What a hole's beginning is a multiple of, at least: that of any machine is one of 128 MiB. A note that a process wrote gives a
 /// hole, too, where the kernel's own is missing, and hardly such a one.
@@ -58,6 +58,12 @@ impl Dump {
         self.lay_out(holes)
     }
 
+    /// Whether the file is raw, no hole of it was named, and it is long enough to have left one out.
+    pub fn may_lack_hole(&self) -> bool {
+        let is_long = STARTS.iter().any(|start| *start < self.file.length());
+        self.format == Format::Raw && !self.holes.are_named && is_long
+    }
+
     fn lay_out(&mut self, holes: &[Range<u64>]) -> Result<(), DumpError> {
         // Without holes, a last, partial frame is left out; with them, it may be a whole one of the guest.
         let partial = if holes.is_empty() { PAGE_SIZE as u64 } else { 1 };
@@ -77,8 +83,7 @@ impl Dump {
         let (length, beyond) = (self.file.length(), self.holes.beyond.take());
         let untried = &mut self.holes.untried;
         let next = untried.get_or_insert_with(|| likely(length, clues, beyond)).pop();
-        self.lay_out(next.as_ref().map_or(&[], std::slice::from_ref))
-            .ok()?;
+        self.lay_out(next.as_slice()).ok()?;
         if let Some(before) = std::mem::replace(&mut self.holes.assumed, next.clone()) {
             self.remarks.retain(|known| *known != remark(&before));
         }

@@ -324,13 +324,11 @@ impl Dump {
             None => (None, self.zeros.find(at)?.1),
         };
         let length = usize::try_from(room).unwrap_or(usize::MAX).min(into.len());
-        match offset {
-            Some(offset) => self.file.read(offset, &mut into[..length]).then_some(length),
-            None => {
-                into[..length].fill(0);
-                Some(length)
-            }
+        if let Some(offset) = offset {
+            return self.file.read(offset, &mut into[..length]).then_some(length);
         }
+        into[..length].fill(0);
+        Some(length)
     }
 
     /// Takes the virtual CPUs from a registers file in place of the dump's own: JSON, or the text of QEMU's

@@ -6,7 +6,7 @@ use lacuna_core::{Gfn, GuestMemory, GuestPhys};
 use proptest::prelude::*;
 
 use super::*;
-use cores::{elf, note, qemu_note, xen};
+use cores::{Segment, elf, note, qemu_note, xen};
 
 #[path = "../../../tests/made/cores.rs"]
 mod cores;
@@ -107,6 +107,58 @@ fn a_core_that_is_cut_short_keeps_what_is_there_and_says_so() {
         assert_eq!(first_word(&mut dump, 3), None);
         assert!(dump.remarks[0].contains("cut short"), "{:?}", dump.remarks);
     }
+}
+
+#[test]
+fn what_a_core_leaves_out_reads_as_zero_and_is_no_proof_of_zeros() {
+    let mut memory = vec![0; 8 * 4096];
+    memory[4096..4104].copy_from_slice(&1_u64.to_le_bytes());
+    memory[6 * 4096..6 * 4096 + 8].copy_from_slice(&6_u64.to_le_bytes());
+    let mut dump = open(&cores::segments(&cores::without_zeros(&memory, 1), &[])).unwrap();
+    assert_eq!((dump.end(), dump.bytes()), (Gfn::new(8), 8 * 4096));
+    for page in 0..8 {
+        let word = if matches!(page, 1 | 6) { page } else { 0 };
+        assert_eq!(first_word(&mut dump, page), Some(word));
+        let is_zero = dump.is_zero(Gfn::new(page));
+        assert_eq!(is_zero.ok(), (word != 0).then_some(false), "{page}");
+    }
+    // Nothing is there to be searched.
+    assert_eq!(frames(&mut dump), [1, 6]);
+    assert_eq!(first_word(&mut dump, 8), None);
+    // A page of zeros that is in the file is zero.
+    let mut dump = open(&cores::segments(&[Segment::whole(0, &memory)], &[])).unwrap();
+    assert_eq!(dump.is_zero(Gfn::new(0)), Ok(true));
+}
+
+#[test]
+fn bytes_in_the_file_count_before_those_that_are_left_out() {
+    let left_out = |length| Segment {
+        length,
+        ..Segment::whole(0, &[])
+    };
+    let page = |number: u8| Segment::whole(u64::from(number) * 4096, &[number; 4096]);
+    let segments = [left_out(4 * 4096), page(1), page(2), left_out(u64::MAX)];
+    let mut dump = open(&cores::segments(&segments, &[])).unwrap();
+    let words: Vec<Option<u64>> = (0..4).map(|page| first_word(&mut dump, page)).collect();
+    assert_eq!(
+        words,
+        [
+            Some(0),
+            Some(0x0101_0101_0101_0101),
+            Some(0x0202_0202_0202_0202),
+            Some(0)
+        ]
+    );
+    // Half of a page is in the file, the rest is left out.
+    let half = Segment {
+        length: 4096,
+        ..Segment::whole(0, &[7; 2048])
+    };
+    let mut dump = open(&cores::segments(&[half], &[])).unwrap();
+    let mut bytes = [1; 4096];
+    dump.read(GuestPhys::new(0), &mut bytes).unwrap();
+    assert_eq!((&bytes[..2048], &bytes[2048..]), (&[7; 2048][..], &[0; 2048][..]));
+    assert!(dump.is_zero(Gfn::new(0)).is_err());
 }
 
 #[test]
