@@ -71,14 +71,15 @@ pub(crate) fn tolerance(low: u64, high: u64, paused: bool) -> u64 {
 ///
 /// Where a mark is proof, both count the same thing. Where the bytes are looked at, the mark also stays on pages that were
 /// taken off the list a moment ago (docs/windows.md, "What is free"): some more than the counter says are no contradiction, and none of
-/// them is acted on before its bytes were seen. A scan that finds nothing proves nothing, even where the guest has nothing
-/// free.
+/// them is acted on before its bytes were seen. But a counter that says none bears nothing out: it counts, and what was found is
+/// then something else. A scan that finds nothing proves nothing, even where the guest has nothing free.
 ///
 /// # Errors
 /// It is not.
 pub(crate) const fn compare(bytes: BytesRule, found: u64, low: u64, high: u64, slack: u64) -> Result<(), ()> {
     let surplus = match bytes {
         BytesRule::Any => 0,
+        BytesRule::Zero if high == 0 => 0,
         BytesRule::Zero if high / 4 > SURPLUS => high / 4,
         BytesRule::Zero => SURPLUS,
     };

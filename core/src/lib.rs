@@ -63,7 +63,7 @@ pub use guard::{GuardFailure, GuardMismatch, check_guard};
 pub use header::Header;
 pub use memory::{GuestMemory, ReadError, Row, failing_one_by_one, value_by_bytes};
 pub use memory_map::{Descriptor, DescriptorAt, DescriptorError, MemoryMapReader, PassedOver};
-pub use offline::{Agreement, OfflineScan, confirm_zero, scan_offline};
+pub use offline::{Agreement, OfflineScan, Taken, confirm_zero, scan_offline};
 pub use p2m::{P2m, Protect};
 pub use predicate::{Field, Predicate};
 pub use profile::{

@@ -29,8 +29,10 @@ pub enum Agreement {
 pub struct OfflineScan {
     /// The descriptors' word. `free` counts the pages whose bytes were not as they should be, too.
     pub step: ScanStep,
-    /// Of those pages, how many are not free after all: the profile looks at the bytes, and they are not zero, or not there.
+    /// Of those pages, how many are not free after all: the profile looks at the bytes, and they are not zero.
     pub not_zero: u64,
+    /// Of those pages, how many nothing is known of: the profile looks at the bytes, and they are not there.
+    pub absent: u64,
     /// The guest's own count; `None` where the profile names no counter.
     pub counted: Option<CounterReading>,
     /// What it says of the scan.
@@ -40,7 +42,7 @@ pub struct OfflineScan {
 impl OfflineScan {
     /// Pages that are free: the bits set in the bitmap.
     pub const fn free(&self) -> u64 {
-        self.step.free.saturating_sub(self.not_zero)
+        self.step.free.saturating_sub(self.not_zero + self.absent)
     }
 }
 
@@ -65,7 +67,7 @@ pub fn scan_offline<M: GuestMemory>(
     let end = end.min(Gfn::new(bitmap.gfns()));
     let mut scanner = Scanner::new(FreeCheck::new(profile));
     let mut total = ScanStep::default();
-    let mut not_zero = 0;
+    let mut taken = Taken::default();
     while total.next < end.get() {
         let from = Gfn::new(total.next);
         let step = scanner.step(memory, bitmap, from, end, CHUNK);
@@ -75,7 +77,7 @@ pub fn scan_offline<M: GuestMemory>(
             break;
         }
         if profile.free.bytes == BytesRule::Zero {
-            not_zero += confirm_zero(memory, bitmap, from, Gfn::new(step.next));
+            taken.add(confirm_zero(memory, bitmap, from, Gfn::new(step.next)));
         }
         progress(Gfn::new(step.next));
     }
@@ -90,22 +92,41 @@ pub fn scan_offline<M: GuestMemory>(
     };
     Ok(OfflineScan {
         step: total,
-        not_zero,
+        not_zero: taken.not_zero,
+        absent: taken.absent,
         counted,
         agreement,
     })
 }
 
+/// Pages from which [`confirm_zero`] took the mark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Whose bytes are not all zero.
+    pub not_zero: u64,
+    /// Whose bytes cannot be read.
+    pub absent: u64,
+}
+
+impl Taken {
+    const fn add(&mut self, other: Self) {
+        self.not_zero += other.not_zero;
+        self.absent += other.absent;
+    }
+}
+
 /// Takes the mark from every page of `from..to` whose bytes are not all zero, or cannot be read. Returns how many.
-pub fn confirm_zero<M: GuestMemory>(memory: &mut M, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> u64 {
-    let mut taken = 0;
+pub fn confirm_zero<M: GuestMemory>(memory: &mut M, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> Taken {
+    let mut taken = Taken::default();
     let mut at = from;
     while let Some(nominee) = bitmap.next_set(at, to) {
         at = nominee.saturating_add(1);
-        if !memory.is_zero(nominee).unwrap_or(false) {
-            bitmap.clear_range(nominee, at);
-            taken += 1;
+        match memory.is_zero(nominee) {
+            Ok(true) => continue,
+            Ok(false) => taken.not_zero += 1,
+            Err(_) => taken.absent += 1,
         }
+        bitmap.clear_range(nominee, at);
     }
     taken
 }

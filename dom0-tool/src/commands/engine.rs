@@ -1,7 +1,7 @@
 //! The subcommands that ask the engine, and detach.
 
-use lacuna_core::Gfn;
 use lacuna_core::abi::{Explanation, State, Statistics};
+use lacuna_core::{Gfn, Profile};
 use serde_json::{Map, Value, json};
 
 use super::Out;
@@ -155,7 +155,18 @@ fn told(counters: Option<Value>, side: Side, out: Out) -> Value {
 pub(super) fn explain(arguments: &Explain, out: Out) -> Result<Value, Failure> {
     let live = Live::open(&arguments.domain)?;
     let answer = live.engine.explain(Gfn::new(arguments.gfn))?;
-    let verdict = verdict(&answer);
+    // What the profile goes by; a domain without one has no verdict either.
+    let by_blocks = live
+        .engine
+        .get_profile()
+        .ok()
+        .and_then(|bytes| Profile::decode(&bytes).ok())
+        .is_none_or(|profile| profile.free.blocks.is_some());
+    let verdict = if by_blocks {
+        verdict(&answer)
+    } else {
+        verdict_by_entries(&answer)
+    };
     out.line(format!("page        {:#x} of {}", arguments.gfn, live.title()));
     out.line(format!("verdict     {verdict}"));
     if answer.descriptor != 0 {
@@ -253,6 +264,24 @@ fn verdict(answer: &Explanation) -> String {
         (verdict, reason) => {
             format!("verdict {verdict}, reason {reason}: unknown to this version of the tool")
         }
+    }
+}
+
+/// The verdict in words where pages are free each by itself: Windows, whose profile goes by an entry and its bytes.
+fn verdict_by_entries(answer: &Explanation) -> String {
+    match (answer.verdict, answer.reason) {
+        (0, _) => {
+            "free by its entry, if all of its bytes are zero: they are looked at when it is given back".into()
+        }
+        (1, 1 | 2) => "in use: its entry does not say that it is on the zeroed list".into(),
+        (2, 1) if answer.value == u64::MAX => {
+            "unknown: it lies behind the memory that the guest's page-frame database describes".into()
+        }
+        (2, 1) => format!(
+            "unknown: the guest's page-frame database has no entry for it (the next that it has is that of {:#x})",
+            answer.value
+        ),
+        _ => verdict(answer),
     }
 }
 

@@ -119,6 +119,9 @@ fn show_pdb(path: &Path, facts: &PdbFacts, out: Out) {
             (u64::from(field.bit) + field.width).saturating_sub(1)
         ));
     }
+    if let Some(offset) = facts.zeroed_total {
+        out.line(format!("zeroed      counted at byte {offset} of _MI_PARTITION"));
+    }
     for (name, value) in &facts.lists {
         out.line(format!("list {value:2}     {name}"));
     }
@@ -169,6 +172,7 @@ fn pdb_json(path: &Path, facts: &PdbFacts) -> Value {
         "mmpfn_size": facts.mmpfn_size,
         "fields": fields,
         "lists": facts.lists,
+        "zeroed_total": facts.zeroed_total,
         "rva": facts.rva,
     })
 }

@@ -14,6 +14,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use crate::os::linux::layout::DEFAULT_FOLDER;
+use crate::os::windows::store::path::SymbolPath;
 
 /// Where the file is unless the command line says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/lacuna/lacunad.toml";
@@ -169,6 +170,8 @@ pub struct Config {
     pub retry_longest: Duration,
     /// Folder of layouts.
     pub layouts: PathBuf,
+    /// Folders in which PDBs are looked for, in the syntax of `_NT_SYMBOL_PATH`; that variable's if left out.
+    pub symbols: Option<String>,
     /// How events are written.
     pub log_format: LogFormat,
     /// Which.
@@ -259,6 +262,7 @@ impl Config {
             retry_first,
             retry_longest: retry_longest.max(retry_first),
             layouts: daemon.layouts.unwrap_or_else(|| DEFAULT_FOLDER.into()),
+            symbols: source.symbols(daemon.symbols.as_ref())?,
             log_format: raw.log.format.unwrap_or_default(),
             log_level: raw.log.level.unwrap_or_default(),
             listen,
@@ -333,6 +337,7 @@ struct RawDaemon {
     retry_first_seconds: Option<Spanned<u64>>,
     retry_longest_seconds: Option<Spanned<u64>>,
     layouts: Option<PathBuf>,
+    symbols: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -447,6 +452,21 @@ impl Source<'_> {
                 "at most {GROUP_NAME_MAX} printable ASCII characters without spaces, or \"\" for no group"
             ),
         ))
+    }
+
+    fn symbols(&self, given: Option<&Spanned<String>>) -> Result<Option<String>, ConfigError> {
+        let Some(given) = given.filter(|given| !given.get_ref().is_empty()) else {
+            return Ok(None);
+        };
+        let path = given.get_ref();
+        match SymbolPath::parse(path, Path::new("/")) {
+            Ok(_) => Ok(Some(path.clone())),
+            Err(error) => Err(self.wrong(
+                given.span().start,
+                error.to_string(),
+                "folders and srv*FOLDER, separated by \";\", or \"\"".to_owned(),
+            )),
+        }
     }
 
     fn listen(&self, given: &Spanned<String>) -> Result<Listen, ConfigError> {

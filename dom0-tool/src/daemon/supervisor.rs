@@ -276,7 +276,11 @@ impl<X: Xen> Supervisor<X> {
     }
 
     fn attach(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
-        let outcome = self.xen.attach(domain, &self.config.layouts);
+        let outcome = {
+            let config = &self.config;
+            self.xen
+                .attach(domain, &config.layouts, config.symbols.as_deref())
+        };
         let Some(watched) = self.guests.get_mut(&domain) else {
             return Ok(());
         };

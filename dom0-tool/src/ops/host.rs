@@ -78,7 +78,7 @@ pub trait Xen {
     ///
     /// # Errors
     /// Why that is not possible; the guest has no profile then.
-    fn attach(&mut self, domain: u16, layouts: &Path) -> Result<(), Failure>;
+    fn attach(&mut self, domain: u16, layouts: &Path, symbols: Option<&str>) -> Result<(), Failure>;
     /// Scans a part of a guest's memory.
     ///
     /// # Errors
@@ -197,7 +197,7 @@ impl Xen for ThisHost {
         })
     }
 
-    fn attach(&mut self, domain: u16, layouts: &Path) -> Result<(), Failure> {
+    fn attach(&mut self, domain: u16, layouts: &Path, symbols: Option<&str>) -> Result<(), Failure> {
         let found: Domain = find(&self.privcmd, &domain.to_string())?;
         if found.info.has_not_run() {
             return Err(Failure::new(
@@ -213,6 +213,7 @@ impl Xen for ThisHost {
                 layouts: layouts.to_owned(),
                 symbols: SymbolSources {
                     offline: true,
+                    path: symbols.map(str::to_owned),
                     ..SymbolSources::default()
                 },
                 ..Sources::default()

@@ -177,7 +177,7 @@ impl Xen for FakeHost {
         })
     }
 
-    fn attach(&mut self, domain: u16, _layouts: &Path) -> Result<(), Failure> {
+    fn attach(&mut self, domain: u16, _layouts: &Path, _symbols: Option<&str>) -> Result<(), Failure> {
         self.operate(domain, "attach", |guest, _| {
             if !guest.attach_fails.is_empty() {
                 return Err(fail(guest.attach_fails.remove(0)));

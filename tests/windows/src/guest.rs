@@ -4,6 +4,7 @@
 use crate::layouts::{Bits, Layout};
 use crate::pdb::Pdb;
 use crate::pe::{AMD64, DATA, I386, IMAGE_SIZE, Pe, Record};
+use crate::types::{Types, ULONG, UQUAD};
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -12,6 +13,10 @@ pub(crate) const PFN_DATABASE: u32 = 0x10;
 pub(crate) const MEMORY_BLOCK: u32 = 0x20;
 pub(crate) const ZEROED_LIST: u32 = 0x40;
 const DEBUGGER_BLOCK: u32 = 0x400;
+/// Where the head of the zeroed list lies in `_MI_PARTITION`, and the partition in `.data`, with a guest that has one.
+const ZEROED_IN_PARTITION: u32 = 2176 + 64;
+pub(crate) const PARTITION: u32 = 0x800;
+pub(crate) const PARTITION_ZEROED: u32 = PARTITION + ZEROED_IN_PARTITION;
 /// Where the structure is that `MmPhysicalMemoryBlock` points to.
 const DESCRIPTOR: u32 = 0x100;
 /// Where the exception handlers and the system call's entry lie in the image.
@@ -73,6 +78,10 @@ pub struct Guest {
     pub exports_present: bool,
     /// Whether there is a debugger's block, and the PDB names only it.
     pub by_debugger_block: bool,
+    /// Whether the lists are those of the system's partition, as since Windows 10: then `MmZeroedPageListHead` is no name.
+    pub partition: bool,
+    /// Whether nothing leads to the number of zeroed pages.
+    pub uncounted: bool,
     /// What the zeroed list says that it has; `None`: what is true.
     pub total: Option<u64>,
     /// Whether a copy of the image is mapped elsewhere in the kernel's half, its variables never written.
@@ -119,6 +128,8 @@ impl Guest {
             pdb_name: "ntkrnlmp.pdb".into(),
             exports_present: true,
             by_debugger_block: false,
+            partition: false,
+            uncounted: false,
             total: None,
             copy: false,
             decoys: false,
@@ -171,7 +182,16 @@ impl Guest {
             ("MmZeroedPageListHead", ZEROED_LIST),
             ("KdDebuggerDataBlock", DEBUGGER_BLOCK),
         ];
+        if self.partition {
+            self.write_partition(&mut pdb.types);
+            let place = DATA + PARTITION - 0x1000;
+            pdb.symbols.push((format!("{prefix}MiSystemPartition"), 1, place));
+        }
         for (name, offset) in all {
+            let is_list = name == "MmZeroedPageListHead";
+            if self.partition && is_list || self.uncounted && (is_list || name.starts_with("Kd")) {
+                continue;
+            }
             if !self.by_debugger_block || name.starts_with("Kd") {
                 // The PDB's one section begins at 0x1000.
                 pdb.symbols
@@ -179,6 +199,23 @@ impl Guest {
             }
         }
         pdb.to_bytes()
+    }
+
+    /// `_MI_PARTITION`, as far as it leads to the number of zeroed pages: through a type that is announced first.
+    fn write_partition(&self, types: &mut Types) {
+        let word = if self.wide() { UQUAD } else { ULONG };
+        let announced = types.forward("_MI_PARTITION_PAGE_LISTS");
+        let list = types.structure("_MMPFNLIST", 40, &[("Total", word, 0), ("Flink", word, 16)]);
+        types.structure(
+            "_MI_PARTITION_PAGE_LISTS",
+            1024,
+            &[("FreePageListHead", list, 128), ("ZeroedPageListHead", list, 64)],
+        );
+        let fields = [
+            ("Core", word, 0),
+            ("PageLists", announced, ZEROED_IN_PARTITION - 64),
+        ];
+        types.structure("_MI_PARTITION", 4096, &fields);
     }
 
     /// Makes the guest: 16 MiB, of which some are firmware's and some are not there.
@@ -364,11 +401,16 @@ impl Guest {
         ] {
             block[offset..offset + 8].copy_from_slice(&u64::to_le_bytes(value));
         }
+        let list = if self.partition {
+            PARTITION_ZEROED
+        } else {
+            ZEROED_LIST
+        };
         let image = self
             .executable(vec![
                 (PFN_DATABASE, self.pointer(self.database())),
                 (MEMORY_BLOCK, self.pointer(at(DESCRIPTOR))),
-                (ZEROED_LIST, self.pointer(total)),
+                (list, self.pointer(total)),
                 (DESCRIPTOR, descriptor),
                 (DEBUGGER_BLOCK, block),
             ])
@@ -472,12 +514,26 @@ impl Build {
         }
     }
 
-    /// Windows maps its page tables through themselves: the entry at 0xc0000000, or slot 0x1ed.
+    /// Windows maps its page tables through themselves: the entries at 0xc0000000, or slot 0x1ed.
     fn map_itself(&mut self) {
         match self.paging {
             Paging::Two => self.put(self.root + 0x300 * 4, self.root | 0x63, 4),
             Paging::Four | Paging::Five => self.put(self.root + 0x1ed * 8, self.root | 0x63, 8),
-            Paging::Pae => {}
+            Paging::Pae => {
+                let tables: Vec<u64> = (0..4)
+                    .map(|slot| match self.get(self.root + 8 * slot, 8) {
+                        0 => {
+                            let new = self.table();
+                            self.put(self.root + 8 * slot, new | 1, 8);
+                            new
+                        }
+                        entry => entry & 0x000f_ffff_ffff_f000,
+                    })
+                    .collect();
+                for (slot, table) in (0..).zip(&tables) {
+                    self.put(tables[3] + 8 * slot, table | 0x63, 8);
+                }
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the lab's Windows-like guest boots from: a description of the layout that it is to keep its memory in, and the
 //! image of the kernel that it maps (`kernel/package.h`).
 
-use crate::guest::{ENTRY, Guest, MEMORY_BLOCK, PFN_DATABASE, ZEROED_LIST};
+use crate::guest::{ENTRY, Guest, MEMORY_BLOCK, PARTITION_ZEROED, PFN_DATABASE, ZEROED_LIST};
 use crate::layouts::{Bits, Layout};
 use crate::msf::push_u32;
 use crate::pe::{DATA, IMAGE_SIZE};
@@ -12,8 +12,6 @@ const MAGIC: u64 = 0x4f44_4e49_5743_414c;
 const STUBS: u32 = 0x1100;
 /// Where in `.data` the structure is to be that `MmPhysicalMemoryBlock` points to.
 const DESCRIPTOR: u32 = 0x200;
-/// Where in `.data` the lists of a kernel are that keeps them in partitions: no symbol leads there.
-const PARTITION: u32 = 0x300;
 /// Age of the guests' PDBs.
 const AGE: u32 = 3;
 /// Where the image begins: behind the description, on a page.
@@ -35,7 +33,7 @@ enum Member {
 
 impl Live {
     /// A guest with `layout`, which has to be one of 64 bits. `counted` says whether `MmZeroedPageListHead` is the list's
-    /// head: Windows 10 keeps its lists in partitions, and what is left of the old name stays empty.
+    /// head: Windows 10 keeps its lists in partitions, to which `MiSystemPartition` and the PDB's types lead.
     ///
     /// # Panics
     /// For a layout of 32 bits: the guest's kernel runs in long mode.
@@ -48,6 +46,7 @@ impl Live {
         }
         let mut guest = Guest::new(layout, guid);
         guest.age = AGE;
+        guest.partition = !counted;
         Self { guest, counted }
     }
 
@@ -102,7 +101,11 @@ impl Live {
             bit: 0,
             width: 16,
         };
-        let lists = if self.counted { ZEROED_LIST } else { PARTITION };
+        let lists = if self.counted {
+            ZEROED_LIST
+        } else {
+            PARTITION_ZEROED
+        };
         let entry = u32::try_from(ENTRY).expect("an offset in the image");
         vec![
             ("magic", Member::Long(MAGIC)),

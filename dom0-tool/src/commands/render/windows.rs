@@ -141,6 +141,12 @@ pub(super) fn show_scanned(scanned: &OfflineScan, out: Out) {
         "not zero    {} that the entries call zeroed",
         pages(scanned.not_zero)
     ));
+    if scanned.absent > 0 {
+        out.line(format!(
+            "absent      {} of those are not in the dump",
+            pages(scanned.absent)
+        ));
+    }
     out.line(format!("in use      {}", pages(scanned.step.in_use)));
     if let Some(counted) = scanned.counted {
         out.line(format!("counters    {} by the guest's own", pages(counted.pages)));
@@ -158,6 +164,7 @@ pub(super) fn scan_json(scan: &DumpScan, kernel: &Located, built: &Built, facts:
             "free_pages": scanned.free(),
             "guest_free_pages": scanned.counted.map(|counted| counted.pages),
             "not_zero": scanned.not_zero,
+            "absent": scanned.absent,
             "free": scanned.free(),
             "in_use": scanned.step.in_use,
             "no_descriptor": scanned.step.no_descriptor,

@@ -76,21 +76,103 @@ fn judge_linux(built: &Built, scanned: &OfflineScan, cpus: usize) -> Result<Verd
 }
 
 /// Exact where the guest counts as many zeroed pages as were found; close where what it counts lies between those and what
-/// the entries alone say, or a little beside; unconfirmed where it names no count.
+/// the entries alone say, or a little beside, and all but a few of the pages that it counts are zero; unconfirmed where it names
+/// no count, and all but a few of the pages that the entries name are zero: what the hypervisor wants, too.
 fn judge_windows(scanned: &OfflineScan) -> Result<Verdict, Failure> {
-    match (scanned.counted, scanned.agreement) {
-        (None, _) | (_, Agreement::Unconfirmed) => Ok(Verdict::Unconfirmed),
-        (Some(counted), _) if counted.pages == scanned.free() => Ok(Verdict::Exact),
-        (Some(_), Agreement::Agrees) => Ok(Verdict::Close),
-        (Some(counted), Agreement::Disagrees) => Err(Failure::new(
+    let (found, named) = (scanned.free(), scanned.step.free);
+    let all_but_few = |pages: u64| pages - pages / 16;
+    if scanned.absent > named / 16 {
+        return Err(Failure::new(
             Class::Refused,
             format!(
-                "the scan found {} zeroed pages ({} more by their entries alone), the guest's own count says {}",
-                scanned.free(),
-                scanned.not_zero,
+                "of {named} pages that the entries call zeroed, {} are not in the dump: nothing is known of their bytes",
+                scanned.absent
+            ),
+            "take a dump that leaves no page out (of Windows' own the complete one; of makedumpfile's `-d 0`)",
+        ));
+    }
+    match (scanned.counted, scanned.agreement) {
+        // Nothing is on the list, by nobody's word.
+        (_, Agreement::Unconfirmed) if named == 0 => Ok(Verdict::Unconfirmed),
+        (Some(counted), _) if counted.pages == found && found > 0 => Ok(Verdict::Exact),
+        (Some(counted), Agreement::Agrees) if found + scanned.absent >= all_but_few(counted.pages) => {
+            Ok(Verdict::Close)
+        }
+        (None, _) if found + scanned.absent >= all_but_few(named) => Ok(Verdict::Unconfirmed),
+        (None, _) => Err(Failure::new(
+            Class::Refused,
+            format!(
+                "of {named} pages that the entries call zeroed, {} are not zero, and the guest names no count of its own",
+                scanned.not_zero
+            ),
+            STOOD_STILL,
+        )),
+        (Some(counted), _) => Err(Failure::new(
+            Class::Refused,
+            format!(
+                "the scan found {found} zeroed pages ({} more by their entries alone), the guest's own count says {}",
+                named - found,
                 counted.pages
             ),
-            "was the guest stopped while the dump was taken, and is the dump whole? If so, its memory does not look as its PDB says",
+            STOOD_STILL,
         )),
+    }
+}
+
+const STOOD_STILL: &str = "was the guest stopped while the dump was taken, and is the dump whole? If so, its memory does not look as its PDB says";
+
+#[cfg(test)]
+mod tests {
+    use lacuna_core::{CounterReading, ScanStep};
+
+    use super::*;
+
+    /// Of `named` pages by their entries, how many are not zero and not there, and what the guest counts.
+    fn scan(named: u64, not_zero: u64, absent: u64, counted: Option<u64>) -> OfflineScan {
+        let counted = counted.map(|pages| CounterReading { pages });
+        OfflineScan {
+            step: ScanStep {
+                free: named,
+                ..ScanStep::default()
+            },
+            not_zero,
+            absent,
+            counted,
+            agreement: match counted {
+                None => Agreement::Unconfirmed,
+                Some(CounterReading { pages: 0 }) if named == 0 => Agreement::Unconfirmed,
+                Some(CounterReading { pages }) if pages > 0 && named >= pages && named - pages <= 256 => {
+                    Agreement::Agrees
+                }
+                Some(_) => Agreement::Disagrees,
+            },
+        }
+    }
+
+    #[test]
+    fn a_verdict_looks_at_the_bytes_as_the_hypervisor_does() {
+        let word = |scan: &OfflineScan| judge_windows(scan).ok().map(Verdict::name);
+        for (named, not_zero, absent, counted, expected) in [
+            (1000, 200, 0, Some(800), Some("exact")),
+            (1000, 40, 0, Some(990), Some("close")),
+            // All that is counted holds something.
+            (1000, 1000, 0, Some(1000), None),
+            (1000, 500, 0, Some(1000), None),
+            // No count: 15 of 16 have to be zero.
+            (1000, 62, 0, None, Some("unconfirmed")),
+            (1000, 63, 0, None, None),
+            (1000, 1000, 0, None, None),
+            (0, 0, 0, None, Some("unconfirmed")),
+            // A count of none is a count.
+            (253, 0, 0, Some(0), None),
+            (0, 0, 0, Some(0), Some("unconfirmed")),
+            // What is not there is not what is not zero.
+            (1000, 0, 62, Some(1000), Some("close")),
+            (1000, 0, 63, Some(1000), None),
+            (1000, 0, 1000, None, None),
+        ] {
+            let scan = scan(named, not_zero, absent, counted);
+            assert_eq!(word(&scan), expected, "{scan:?}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::pdb::PdbFacts;
+use super::pdb::types::{MAX_ENTRY, find};
 use super::symbol_key::{PdbName, Signature, SymbolKey};
 use crate::output::write_whole;
 
@@ -108,6 +109,20 @@ impl KernelFacts {
         let Some(size) = self.facts.mmpfn_size else {
             return Err("it knows no _MMPFN: its PDB was not a kernel's".to_owned());
         };
+        if !(1..=MAX_ENTRY).contains(&size) {
+            return Err(format!("_MMPFN has {size} bytes; 1 to {MAX_ENTRY} are possible"));
+        }
+        for needed in ["PageLocation", "ReferenceCount"] {
+            if find(&self.facts.fields, needed)
+                .map_err(|error| error.to_string())?
+                .is_none()
+            {
+                return Err(format!("it knows no {needed} in _MMPFN"));
+            }
+        }
+        if !self.facts.lists.contains_key("ZeroedPageList") {
+            return Err("it knows no ZeroedPageList in _MMLISTS".to_owned());
+        }
         for field in &self.facts.fields {
             let end = field.offset.checked_add(field.storage_bytes);
             let bits = u64::from(field.bit).checked_add(field.width);

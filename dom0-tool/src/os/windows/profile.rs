@@ -27,6 +27,8 @@ const KDBG_KERNEL: u64 = 0x18;
 const KDBG_PFN_DATABASE: u64 = 0xc0;
 const KDBG_ZEROED_LIST: u64 = 0x180;
 const KDBG_MEMORY_BLOCK: u64 = 0x270;
+/// The partition that all memory is in, unless programs make their own.
+const PARTITION: &str = "MiSystemPartition";
 /// `KDBG`, little-endian.
 const TAG: u64 = 0x4742_444b;
 /// The exception whose handler ties a profile to its kernel.
@@ -114,7 +116,7 @@ pub struct Resolved {
     pub pfn_database: GuestVirt,
     /// `MmPhysicalMemoryBlock`.
     pub runs: Vec<Run>,
-    /// Where `MmZeroedPageListHead` is, if that is known.
+    /// Where the number of pages on the zeroed list is, if that is known.
     pub zeroed_list: Option<GuestVirt>,
     /// Which source said what.
     pub sources: BTreeMap<&'static str, String>,
@@ -159,6 +161,15 @@ pub fn resolve<M: GuestMemory>(
         one_of("MmPfnDatabase", KDBG_PFN_DATABASE)?.ok_or(ProfileError::Unknown("MmPfnDatabase"))?;
     let zeroed_list = one_of("MmZeroedPageListHead", KDBG_ZEROED_LIST)?;
     let block_at = one_of("MmPhysicalMemoryBlock", KDBG_MEMORY_BLOCK)?;
+    // Since Windows 10 the lists are the partition's; the old name, where it is still there, is that of a list without use.
+    let in_partition = at(PARTITION)
+        .zip(facts.zeroed_total)
+        .and_then(|(partition, offset)| partition.checked_add(offset));
+    if in_partition.is_some() {
+        sources.remove("MmZeroedPageListHead");
+        sources.insert(PARTITION, "PDB".to_owned());
+    }
+    let zeroed_list = in_partition.or(zeroed_list);
 
     let pfn_database = kernel
         .space
@@ -189,6 +200,32 @@ pub fn resolve<M: GuestMemory>(
         zeroed_list,
         sources,
     })
+}
+
+/// Holds that the entries of the first and the last frame of each run are mapped.
+///
+/// # Errors
+/// [`ProfileError::Unreadable`] for the first that is not.
+pub fn is_mapped<M: GuestMemory>(
+    memory: &mut M,
+    kernel: &Located,
+    facts: &PdbFacts,
+    resolved: &Resolved,
+) -> Result<(), ProfileError> {
+    let size = facts.mmpfn_size.ok_or(ProfileError::Unknown("_MMPFN"))?;
+    for run in &resolved.runs {
+        for frame in [run.first, run.first + run.count - 1] {
+            let entry = resolved.pfn_database.get().wrapping_add(frame.wrapping_mul(size));
+            let at = GuestVirt::new(entry);
+            if kernel.space.translate(memory, at).is_none() {
+                return Err(ProfileError::Unreadable {
+                    what: "an entry of the page-frame database",
+                    at,
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The pointers of the debugger's block at `at`, by offset, if it is there. Kernels since Windows 8 keep it encoded.
@@ -330,13 +367,9 @@ pub fn build<M: GuestMemory>(
 
     let pointer = kernel.space.levels.pointer_bytes();
     let mut zones = heapless::Vec::new();
-    // `MMPFNLIST.Total` is the first member. A list that never had a page counts nothing: Windows 10 keeps its lists in
-    // partitions, and what is left of the old name stays empty.
+    // `MMPFNLIST.Total` is the first member. None is a count, too: what the scan finds has to be as little.
     if let Some(list) = resolved.zeroed_list
-        && kernel
-            .space
-            .pointer(memory, list)
-            .is_some_and(|total| total.get() != 0)
+        && kernel.space.pointer(memory, list).is_some()
     {
         let _ = zones.push(ZoneCounter {
             array: list,

@@ -160,6 +160,48 @@ impl<'t> Types<'t> {
         Err(TypeError::EndlessList.into())
     }
 
+    /// Where the member at the end of `path` lies in the structure `root`, in bytes; `None` where a name is not there, or where
+    /// definitions place it differently.
+    ///
+    /// # Errors
+    /// [`PdbError`].
+    pub(super) fn offset_of(&self, root: &str, path: &[&str]) -> Result<Option<u64>, PdbError> {
+        let mut within = self.defined(root);
+        let mut offset = 0_u64;
+        for name in path {
+            let mut places = Vec::new();
+            let mut next = Vec::new();
+            for index in within {
+                if let Some((at, of)) = self.member(index, name)? {
+                    places.push(at);
+                    let data = self.data(of)?;
+                    next.extend(self.definitions(of, &data));
+                }
+            }
+            places.dedup();
+            let [at] = places.as_slice() else { return Ok(None) };
+            offset = offset.saturating_add(*at);
+            within = next;
+        }
+        Ok(Some(offset))
+    }
+
+    /// Offset and type of the member of a structure or union that is called so.
+    fn member(&self, index: TypeIndex, name: &str) -> Result<Option<(u64, TypeIndex)>, PdbError> {
+        let list = match self.data(index)? {
+            TypeData::Class(class) => class.fields,
+            TypeData::Union(union) => Some(union.fields),
+            _ => None,
+        };
+        let Some(list) = list else { return Ok(None) };
+        Ok(self.members(list)?.into_iter().find_map(|member| match member {
+            TypeData::Member(member) if member.name.as_bytes() == name.as_bytes() => {
+                Some((member.offset, member.field_type))
+            }
+            _ => None,
+        }))
+    }
+
     /// The definitions that a type stands for: itself, or, for a forward reference, those under its unique name. Where
     /// there are none, as between modules of C and of C++, those under its plain name.
     pub(super) fn definitions(&self, index: TypeIndex, data: &TypeData<'t>) -> Vec<TypeIndex> {

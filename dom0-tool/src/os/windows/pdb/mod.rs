@@ -140,6 +140,9 @@ pub struct PdbFacts {
     pub fields: Vec<Field>,
     /// `_MMLISTS`: name to value.
     pub lists: BTreeMap<String, i64>,
+    /// Where the number of zeroed pages lies in `_MI_PARTITION`, in bytes; Windows 10 and later have that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zeroed_total: Option<u64>,
     /// Addresses of the kernel's variables, relative to the image's base.
     pub rva: BTreeMap<String, u32>,
 }
@@ -175,6 +178,7 @@ fn read_uncontained<S: Read + Seek + Debug + Send>(file: &mut S) -> Result<PdbFa
         mmpfn_size,
         fields,
         lists,
+        zeroed_total,
     } = match type_version {
         0 => TypeFacts::default(),
         _ => types::read(&pdb.type_information()?)?,
@@ -190,6 +194,7 @@ fn read_uncontained<S: Read + Seek + Debug + Send>(file: &mut S) -> Result<PdbFa
         mmpfn_size,
         fields,
         lists,
+        zeroed_total,
         rva,
     })
 }

@@ -54,11 +54,12 @@ pub const WANTED: &[&str] = &[
 
 /// Of these, the names that lead to the free pages: at two addresses they are refused. Another name that is there twice, as
 /// private names of two modules can be, is only left out.
-const LEADING: [&str; 4] = [
+const LEADING: [&str; 5] = [
     "MmPfnDatabase",
     "MmPhysicalMemoryBlock",
     "KdDebuggerDataBlock",
     "MmZeroedPageListHead",
+    "MiSystemPartition",
 ];
 
 /// `S_PUB32` and its predecessor with counted names (`microsoft-pdb`, `include/cvinfo.h`).

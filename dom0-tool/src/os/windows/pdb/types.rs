@@ -15,10 +15,13 @@ use super::walk::{MAX_DEPTH, MAX_MEMBERS, Walk};
 
 /// The type of an entry of the page-frame database, from Windows XP to 11.
 const ENTRY: &str = "_MMPFN";
+/// The system's partition of memory, since Windows 10, and what in it leads to the number of its zeroed pages.
+const PARTITION: &str = "_MI_PARTITION";
+const ZEROED_TOTAL: [&str; 3] = ["PageLists", "ZeroedPageListHead", "Total"];
 /// Members that decide whether a page is free (`profile.rs` tests them).
 pub(super) const DECISIVE: [&str; 5] = ["PageLocation", "ReferenceCount", "Rom", "PfnExists", "LockBit"];
 /// Largest size of an entry: they have 24 to 48 bytes so far.
-const MAX_ENTRY: u64 = 4096;
+pub const MAX_ENTRY: u64 = 4096;
 
 /// Why the types cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -144,6 +147,8 @@ pub struct TypeFacts {
     pub fields: Vec<Field>,
     /// `_MMLISTS`: name to value.
     pub lists: BTreeMap<String, i64>,
+    /// Where `PageLists.ZeroedPageListHead.Total` lies in `_MI_PARTITION`, in bytes.
+    pub zeroed_total: Option<u64>,
 }
 
 /// Reads the type stream.
@@ -153,6 +158,7 @@ pub struct TypeFacts {
 pub fn read(information: &TypeInformation<'_>) -> Result<TypeFacts, PdbError> {
     let types = Types::index(information)?;
     let lists = types.lists()?;
+    let zeroed_total = types.offset_of(PARTITION, &ZEROED_TOTAL)?;
     let entries = types.defined(ENTRY);
     let mut results = Vec::new();
     for index in entries {
@@ -169,6 +175,7 @@ pub fn read(information: &TypeInformation<'_>) -> Result<TypeFacts, PdbError> {
     let Some((size, fields)) = results.pop() else {
         return Ok(TypeFacts {
             lists,
+            zeroed_total,
             ..TypeFacts::default()
         });
     };
@@ -183,5 +190,6 @@ pub fn read(information: &TypeInformation<'_>) -> Result<TypeFacts, PdbError> {
         mmpfn_size: Some(size),
         fields,
         lists,
+        zeroed_total,
     })
 }
