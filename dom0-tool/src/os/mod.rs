@@ -17,7 +17,7 @@ use crate::progress::{Progress, Remark, Step};
 use crate::source::{Cpu, GuestSource};
 use linux::find_layout::wanted_layout;
 use linux::identify::{Identified, IdentifyError};
-use windows::locate::{self, Located};
+use windows::locate::{self, LocateError, Located};
 use windows::pdb::PdbFacts;
 use windows::shadowed;
 
@@ -174,10 +174,10 @@ pub fn with_standing_kernel<M: GuestSource, P: Progress + ?Sized, T>(
     if is_linux || failure.class != Class::NotFound && cpus.iter().any(Cpu::is_paging) {
         return Err(failure);
     }
-    match windows::search::search(memory, sources, progress) {
+    match windows::search::search(memory, cpus, sources, progress) {
         Ok(kernel) => work(memory, Kernel::Windows(Box::new(kernel)), progress),
-        Err(other) if other.class == Class::NotFound => Err(failure),
-        Err(other) if failure.class == Class::NotFound => Err(other),
+        Err(LocateError::Nothing { .. }) => Err(failure),
+        Err(other) if failure.class == Class::NotFound => Err(other.into()),
         Err(_) => Err(failure),
     }
 }

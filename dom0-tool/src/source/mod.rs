@@ -31,6 +31,11 @@ pub trait GuestSource: GuestMemory {
         None
     }
 
+    /// Whether where it comes from says that it is Windows'.
+    fn is_of_windows(&self) -> bool {
+        false
+    }
+
     /// Why memory that should be there could not be read, if something was in the way that concerns all of it.
     fn trouble(&self) -> Option<String> {
         None

@@ -8,6 +8,7 @@ mod crash;
 mod hostile_pdb;
 mod layouts;
 mod memory;
+mod noise;
 mod odd_pdb;
 mod second_reader;
 mod server;

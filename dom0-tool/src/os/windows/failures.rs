@@ -24,10 +24,15 @@ impl From<LocateError> for Failure {
     fn from(error: LocateError) -> Self {
         match error {
             LocateError::Nothing { .. } => Self::plain(Class::NotFound, error),
-            LocateError::Unconfirmed { .. } => Self::new(
+            LocateError::Headless { .. } => Self::new(
+                Class::NotFound,
+                error,
+                "the first page of the kernel's image is not in the dump, or something wrote over it: take the dump again, of all of memory",
+            ),
+            LocateError::Unconfirmed { .. } | LocateError::TooManyWays { .. } => Self::new(
                 Class::Refused,
                 error,
-                "give the registers of a virtual CPU (--registers, or --cr3 with --idt or --lstar), or the right PDB (--pdb)",
+                "give the registers of a virtual CPU (--registers, or --cr3, alone or with --idt or --lstar), or the right PDB (--pdb)",
             ),
             LocateError::Disagree { .. } => Self::new(
                 Class::Refused,

@@ -2,21 +2,19 @@
 //!
 //! With registers: from where the processor enters the kernel (LSTAR, the handlers of exceptions, the instruction
 //! pointer) down through the vCPU's own page tables to the image that address lies in. User memory cannot forge that.
-//! Without: by [`super::tables`], from every page that looks like an image up through every page table that leads to
+//! Without: by [`super::ways`], from every page that looks like an image up through every page table that leads to
 //! it; then several may remain, and [`super::search`] has to tell which one runs.
 //!
 //! A PE without a debug record is never the kernel, whatever it calls itself: the kernel's own record is not pageable.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels};
 use thiserror::Error;
 
 use super::loaded_image::LoadedImage;
-use super::pe::{ImageSource, Machine, PeImage};
+use super::pe::{Machine, PeImage};
 use super::symbol_key::SymbolKey;
-use super::tables::{self, Reached};
 use crate::os::view::AddressSpace;
 use crate::source::Cpu;
 use crate::source::GuestSource;
@@ -35,8 +33,6 @@ const CR4_LA57: u64 = 1 << 12;
 const EFER_LMA: u64 = 1 << 10;
 /// What an address is that the processor was at.
 const INSTRUCTION: &str = "the instruction pointer";
-/// Most ways to one image that are looked into.
-const MAX_WAYS: usize = 8;
 /// PDBs of kernels since Windows XP: one or several processors, with and without PAE, and for page tables of five levels
 /// (Windows 11 and Server 2022 have a kernel of its own for those).
 pub const KERNEL_PDBS: [&str; 5] = [
@@ -98,8 +94,22 @@ pub enum LocateError {
         /// Frames looked at.
         frames: u64,
     },
+    /// It is Windows by another sign, and its kernel is not there.
+    #[error("the memory is of Windows ({sign}), and no page of its {frames} frames begins a kernel")]
+    Headless {
+        /// What tells that it is Windows.
+        sign: String,
+        /// Frames looked at.
+        frames: u64,
+    },
+    /// More looks like page tables than can be told apart.
+    #[error("more than {most} words of memory look like entries that lead to a kernel")]
+    TooManyWays {
+        /// How many are followed.
+        most: usize,
+    },
     /// Something does, and none of it could be shown to run.
-    #[error("{} image(s) look like a Windows kernel, and none is shown to be the one that runs:{}", candidates.len(), list(candidates))]
+    #[error("{} way(s) lead to what looks like a Windows kernel, and none is shown to be that of the one that runs:{}", candidates.len(), list(candidates))]
     Unconfirmed {
         /// Each, with the reason.
         candidates: Vec<Candidate>,
@@ -249,7 +259,7 @@ fn entries<M: GuestMemory>(memory: &mut M, space: AddressSpace, cpu: &Cpu) -> Ve
 }
 
 /// Whether Windows keeps an address for its kernel: the upper half, on 32 bits too (the upper quarter with `/3GB`).
-fn in_kernel(levels: PagingLevels, address: GuestVirt) -> bool {
+pub(super) fn in_kernel(levels: PagingLevels, address: GuestVirt) -> bool {
     let address = address.get();
     levels.in_kernel_half(address) && (!levels.is_32_bit() || address >= 0x8000_0000)
 }
@@ -302,7 +312,11 @@ fn image_around<M: GuestMemory>(
 }
 
 /// The image at `base`, if it is one that can be a kernel.
-fn kernel_image<M: GuestMemory>(memory: &mut M, space: AddressSpace, base: GuestVirt) -> Option<PeImage> {
+pub(super) fn kernel_image<M: GuestMemory>(
+    memory: &mut M,
+    space: AddressSpace,
+    base: GuestVirt,
+) -> Option<PeImage> {
     let image = PeImage::read(&mut LoadedImage { memory, space, base }).ok()?;
     let machine = if space.levels.is_32_bit() {
         Machine::X86
@@ -334,101 +348,4 @@ fn exports_kernel(image: &PeImage) -> bool {
                 .is_some_and(|own| own.eq_ignore_ascii_case(stem))
         })
     })
-}
-
-/// What a search of all memory came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Searched {
-    /// Kernels that a page table maps in the kernel's half. One image can be there in several ways: tables of four levels
-    /// are a part of those of five, and the other way round where a table maps itself.
-    pub kernels: Vec<Vec<Located>>,
-    /// Images that call themselves kernels and are none of those.
-    pub others: Vec<Candidate>,
-    /// Frames looked at.
-    pub frames: u64,
-}
-
-/// Searches all memory. `progress` is told the frame reached and the last one, once for each pass.
-pub fn by_search<M: GuestSource>(memory: &mut M, progress: &mut dyn FnMut(u64, u64)) -> Searched {
-    let (images, frames) = tables::images(memory, progress);
-    let mut searched = Searched {
-        frames,
-        ..Searched::default()
-    };
-    let mut ways: BTreeMap<u64, Vec<Located>> = BTreeMap::new();
-    for Reached { image, space, base } in tables::reach(memory, &images, progress) {
-        let known = ways.get(&image.get()).map_or(&[][..], Vec::as_slice);
-        // Each process has a top-level table that leads there: the first will do.
-        let is_new = !known
-            .iter()
-            .any(|other| other.base == base && other.space.levels == space.levels);
-        if !is_new || known.len() >= MAX_WAYS || !in_kernel(space.levels, base) {
-            continue;
-        }
-        let Some(loaded) = kernel_image(memory, space, base) else {
-            continue;
-        };
-        let Some(key) = loaded.debug.as_ref().and_then(|record| record.key().ok()) else {
-            continue;
-        };
-        if is_named_kernel(&loaded) {
-            ways.entry(image.get()).or_default().push(Located {
-                space,
-                base,
-                image: loaded,
-                key,
-                confirmed: vec![format!(
-                    "the page tables at {:#x} map it at {:#x}, in the kernel's half",
-                    space.root.get(),
-                    base.get()
-                )],
-            });
-        }
-    }
-    // The others are worth a word only if they call themselves kernels, as far as their own frames follow each other.
-    for image in images.iter().filter(|image| !ways.contains_key(&image.get())) {
-        let Some(physical) = image.base() else { continue };
-        let Ok(headers) = PeImage::read(&mut InFrames { memory, physical }) else {
-            continue;
-        };
-        if is_named_kernel(&headers) {
-            let why = if headers.debug.is_some() {
-                "no page table maps it in the kernel's half as a loader would"
-            } else {
-                "it has no debug record, which the kernel always has in memory"
-            };
-            searched.others.push(Candidate {
-                physical,
-                mapped_at: None,
-                pdb: headers.debug.map(|record| record.path),
-                export_name: headers.export_name,
-                why: why.to_owned(),
-            });
-        }
-    }
-    searched.kernels = ways.into_values().collect();
-    searched
-}
-
-/// An image whose frames follow each other in physical memory.
-struct InFrames<'m, M> {
-    memory: &'m mut M,
-    physical: GuestPhys,
-}
-
-impl<M: GuestMemory> ImageSource for InFrames<'_, M> {
-    fn read(&mut self, rva: u32, into: &mut [u8]) -> bool {
-        let mut done = 0;
-        while done < into.len() {
-            let Some(at) = self.physical.checked_add(u64::from(rva) + done as u64) else {
-                return false;
-            };
-            let length = (PAGE_SIZE - at.offset()).min(into.len() - done);
-            if self.memory.read(at, &mut into[done..done + length]).is_err() {
-                return false;
-            }
-            done += length;
-        }
-        true
-    }
 }

@@ -1,7 +1,7 @@
 //! Windows guests: which kernel runs, what its symbols say, and which pages are free.
 //!
 //! * [`pe`] reads the executable's headers, from a file or from a guest's memory;
-//! * [`locate`] finds the kernel in a guest's memory, through its page tables, or by [`tables`];
+//! * [`locate`] finds the kernel in a guest's memory, through its page tables; [`search`] in all of it, by [`ways`] and [`tables`];
 //! * [`shadowed`] tells when another moment is worth waiting for;
 //! * [`symbol_key`] names a PDB as symbol stores do;
 //! * [`pdb`] reads what a PDB says about the page-frame database;
@@ -16,6 +16,7 @@ pub mod facts;
 mod failures;
 pub mod loaded_image;
 pub mod locate;
+mod nearby;
 pub mod pdb;
 pub mod pe;
 pub mod profile;
@@ -25,3 +26,4 @@ pub mod store;
 pub mod symbol_key;
 pub mod symbols;
 pub mod tables;
+pub mod ways;

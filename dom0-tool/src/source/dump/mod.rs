@@ -431,6 +431,10 @@ impl GuestSource for Dump {
         self.end
     }
 
+    fn is_of_windows(&self) -> bool {
+        self.format == Format::WindowsCrash
+    }
+
     fn next_present(&mut self, from: Gfn) -> Option<Gfn> {
         let at = from.base()?.get();
         let next = self.extents.next(at)?;
