@@ -11,7 +11,7 @@ use crate::VcpuRegisters;
 /// The domctl's number, `XEN_DOMCTL_lacuna`: "LA", far above what Xen allots in sequence.
 pub const DOMCTL_LACUNA: u32 = 0x4c41;
 /// Version of this interface.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// What is asked of the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +36,8 @@ pub enum Op {
     Explain = 7,
     /// Copy the [`VcpuRegisters`] of every virtual CPU into `buffer`. The domain is paused for it.
     Registers = 8,
-    /// Copy the bitmap from frame `cursor` (a multiple of 8) into `buffer`, a bit a frame, lowest first. `result[0]`:
-    /// frames that the bitmap covers.
+    /// Copy the bitmap from frame `cursor` (a multiple of 8) into `buffer`, a bit a frame, lowest first. `result[0]`: one past
+    /// the guest's last frame; `result[1]`: the first frame from `cursor` on for which there are bits.
     ReadBitmap = 9,
     /// Copy a bit for each frame from `cursor` (a multiple of 8) on into `buffer`, set where a zero frame is mapped. The
     /// shim's own: the engine is not asked.
@@ -93,7 +93,7 @@ pub const SCAN_EARLY: u32 = 1 << SHARE_MUTATION_SHIFT;
 const BLOCK_PAGES: u64 = 512;
 
 /// Version of [`BitmapHeader`].
-pub const BITMAP_VERSION: u32 = 1;
+pub const BITMAP_VERSION: u32 = 2;
 
 /// `struct xen_lacuna_bitmap`, at the start of the resource `XENMEM_resource_lacuna_bitmap`. Read it as a sequence lock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -101,8 +101,8 @@ pub const BITMAP_VERSION: u32 = 1;
 pub struct BitmapHeader {
     /// [`BITMAP_VERSION`].
     pub version: u32,
-    /// Where the bits begin, in bytes: a bit a frame, lowest first.
-    pub offset: u32,
+    /// How many chunks of bits there are; see [`chunk_at`].
+    pub chunks: u32,
     /// Odd while anything of this is being written.
     pub sequence: u64,
     /// How many scans of all memory were begun.
@@ -122,6 +122,22 @@ pub struct BitmapHeader {
     pub free: u64,
     /// When the scan began, in nanoseconds of the host's clock.
     pub start: u64,
+}
+
+/// Frames for which a chunk of the mapped bitmap has bits: a page of them. Frames of no chunk are not free.
+pub const CHUNK_GFNS: u64 = 4096 * 8;
+/// Chunks that a page of the table says the numbers of.
+pub const TABLE_ENTRIES: u64 = 1024;
+
+/// Where chunk number `slot` of the resource is: the byte at which the number of its stretch of [`CHUNK_GFNS`] frames is found
+/// (32 bits), and the byte at which its bits begin, a bit a frame, lowest first.
+///
+/// After the header's page come groups of a page of numbers and the 1,024 chunks that these are of. A chunk stays where it is
+/// while the domain lives; new ones come at the end.
+pub const fn chunk_at(slot: u64) -> (u64, u64) {
+    let table = 1 + slot / TABLE_ENTRIES * (TABLE_ENTRIES + 1);
+    let entry = slot % TABLE_ENTRIES;
+    (table * 4096 + entry * 4, (table + 1 + entry) * 4096)
 }
 
 /// `struct xen_domctl_lacuna`.
@@ -278,9 +294,9 @@ statistics! {
     unshare_enomem,
     /// Frames given back to the host, in all.
     released,
-    /// Bytes of hypervisor memory that Lacuna holds for this domain, its bitmap included.
+    /// Bytes of hypervisor memory that Lacuna holds for this domain: bitmap, tables of the content stage, and all else.
     metadata_bytes,
-    /// Frames that the bitmap covers.
+    /// Frames for which the bitmap has memory.
     bitmap_gfns,
     /// Pages that the content stage looked at, in all.
     content_pages,
@@ -310,6 +326,8 @@ statistics! {
     content_unshared,
     /// Write faults that took a cleared block of 2 MiB in place of a whole entry of zero frames, in all.
     refilled,
+    /// Most bytes that bitmap and tables of the content stage may take, by the memory that the guest has now.
+    metadata_most,
 }
 
 /// What is known of one frame.
@@ -381,7 +399,7 @@ pub struct ShimCounters {
     pub released: u64,
     /// Shares refused because the paging pool was short.
     pub pool_refused: u64,
-    /// Bytes held for the domain by the shim, bitmap included.
+    /// Bytes held for the domain by the shim, bitmap and tables included.
     pub metadata_bytes: u64,
     /// Frames shared by content now.
     pub content_gfns: u64,
@@ -389,15 +407,19 @@ pub struct ShimCounters {
     pub content_unshared: u64,
     /// Write faults that took a block of 2 MiB.
     pub refilled: u64,
+    /// Frames for which the bitmap has memory.
+    pub bitmap_gfns: u64,
+    /// Most bytes that bitmap and tables may take.
+    pub metadata_most: u64,
 }
 
 static_assertions::const_assert_eq!(size_of::<Request>(), 88);
 static_assertions::const_assert_eq!(size_of::<BitmapHeader>(), 80);
 static_assertions::const_assert_eq!(size_of::<VcpuRegisters>(), 64);
 static_assertions::const_assert_eq!(size_of::<GfnInfo>(), 40);
-static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 72);
+static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 88);
 static_assertions::const_assert_eq!(size_of::<Explanation>(), 96);
-static_assertions::const_assert_eq!(size_of::<Statistics>(), 53 * 8);
+static_assertions::const_assert_eq!(size_of::<Statistics>(), 54 * 8);
 
 #[cfg(test)]
 mod tests {
@@ -420,7 +442,7 @@ mod tests {
         };
         let mut golden = [0_u8; 88];
         for (at, value) in [
-            (0, 4),
+            (0, 5),
             (4, 4),
             (8, 2),
             (12, 3),

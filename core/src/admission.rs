@@ -1,7 +1,8 @@
 //! Admission: the scanned total against the guest's own counters, before a page is shared on a profile's word.
 
 use crate::memory_map::read_virtual;
-use crate::{Bitmap, BytesRule, Gfn, GuestMemory, GuestVirt, Profile};
+use crate::tables::{MAX_GFNS, bitmap_at};
+use crate::{BytesRule, Gfn, GuestMemory, GuestVirt, Host, Profile};
 
 /// Pages that a scan may find beyond the kernel's own count of its list, where the bytes are looked at; or a quarter of that
 /// count, if it is more.
@@ -108,23 +109,28 @@ impl Sample {
     }
 }
 
-/// Looks at [`SAMPLE`] of the `found` pages that the bitmap nominates, at equal distances.
-pub(crate) fn sample<M: GuestMemory>(memory: &mut M, bitmap: &Bitmap<'_>, found: u64) -> Sample {
+/// Looks at [`SAMPLE`] of the `found` pages that the bitmap nominates, at about equal distances.
+pub(crate) fn sample<H: Host>(host: &mut H, found: u64) -> Sample {
     let mut sample = Sample {
         looked_at: 0,
         zero: 0,
     };
-    let end = Gfn::new(bitmap.gfns());
-    // Distances in frames: nominated pages lie in runs, and counting them off would mean going through the bitmap.
-    let stride = (bitmap.gfns() / SAMPLE).max(1);
-    let mut at = Gfn::new(0);
-    while sample.looked_at < SAMPLE.min(found) {
-        let Some(nominee) = bitmap.next_set(at, end) else {
-            break;
+    // Distances in frames for which there are bits: nominated pages lie in runs, and counting them off would mean going
+    // through the bitmap.
+    let kept = host.counters().bitmap_gfns.min(host.gfns());
+    let stride = (kept / SAMPLE).max(1);
+    let mut at = 0;
+    while at < MAX_GFNS && sample.looked_at < SAMPLE.min(found) {
+        let part = bitmap_at(host, at);
+        let bitmap = part.bitmap();
+        let end = bitmap.gfns().max(at.saturating_add(1));
+        let Some(nominee) = bitmap.next_set(Gfn::new(at), Gfn::new(end)) else {
+            at = end;
+            continue;
         };
         sample.looked_at += 1;
-        sample.zero += u64::from(memory.is_zero(nominee) == Ok(true));
-        at = nominee.saturating_add(stride);
+        sample.zero += u64::from(host.is_zero(nominee) == Ok(true));
+        at = nominee.saturating_add(stride).get();
     }
     sample
 }

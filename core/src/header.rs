@@ -11,12 +11,8 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::abi::{BITMAP_VERSION, BitmapHeader};
-use crate::{BytesRule, Contents, PAGE_SIZE, Profile};
+use crate::{BytesRule, Contents, Profile};
 
-static_assertions::const_assert_eq!(BITS_AT as usize, PAGE_SIZE);
-
-/// The bits begin in the page after the header's.
-const BITS_AT: u32 = 4096;
 const WORDS: usize = size_of::<BitmapHeader>() / 8;
 
 /// What the bits are: those of one complete, believed scan; all zero when they are not.
@@ -40,6 +36,8 @@ pub(crate) struct Announcement<'p> {
     pub(crate) state: u64,
     pub(crate) nominations: Nominations,
     pub(crate) profile: Option<&'p Profile>,
+    /// Chunks of the mapped bitmap.
+    pub(crate) chunks: u64,
 }
 
 /// The header's `contents`. Where a free page is one only if it is zero, the bits are nominations and no more.
@@ -103,10 +101,12 @@ impl<'w> Header<'w> {
             state,
             nominations,
             profile,
+            chunks,
         } = *announcement;
         let header = BitmapHeader {
             version: BITMAP_VERSION,
-            offset: BITS_AT,
+            // At most as many as there are stretches in `MAX_GFNS` frames.
+            chunks: u32::try_from(chunks).unwrap_or(0),
             sequence,
             started,
             complete: nominations.scan,

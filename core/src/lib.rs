@@ -46,6 +46,7 @@ mod session;
 mod share;
 mod status;
 mod steps;
+mod tables;
 mod walk;
 
 pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
@@ -53,8 +54,8 @@ pub use admission::{CounterError, CounterReading, free_by_counters};
 pub use bitmap::Bitmap;
 pub use boundary::{Blocker, PageState, Skip, VcpuRegisters};
 pub use content::{
-    BYTES_PER_PAGE, ContentReport, Digest, DomainId, Entry, Index, Inserted, MAX_SHARERS, Peers, Place,
-    Rounds, Seed, Stage, merge_protected, share_zero_protected,
+    ContentReport, Digest, DomainId, Entry, Index, Inserted, MAX_SHARERS, Peers, Place, Rounds, Seed, Stage,
+    merge_protected, share_zero_protected,
 };
 pub use explain::explain;
 pub use frame_copies::FrameCopies;
@@ -73,7 +74,7 @@ pub use profile::{
 };
 pub use refill::Refill;
 pub use scan::{ScanStep, Scanner};
-pub use session::{ContentArea, Host, Outcome, Session};
+pub use session::{Host, Outcome, Session};
 pub use share::{
     MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, NotIdentified, SUPERPAGE_UNITS, Slice, SliceReport,
 };
@@ -81,4 +82,5 @@ pub use status::Status;
 #[cfg(feature = "mutants")]
 pub use steps::Mutation;
 pub use steps::Steps;
+pub use tables::{IndexSize, MAX_GFNS, PART_WORDS, Part, Shortage, Table, Tables, most_bytes};
 pub use walk::{Mapping, PagingLevels, WalkError, walk};

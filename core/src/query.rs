@@ -4,7 +4,8 @@ use zerocopy::IntoBytes;
 
 use crate::abi::Request;
 use crate::session::Refusal;
-use crate::{Bitmap, Host, Status, VcpuRegisters};
+use crate::tables::{MAX_GFNS, bitmap_at};
+use crate::{Host, Status, VcpuRegisters};
 
 /// Copies an answer into the buffer.
 pub(crate) fn put(request: &mut Request, buffer: &mut [u8], answer: &[u8]) -> Result<(), Refusal> {
@@ -39,23 +40,30 @@ pub(crate) fn registers<H: Host>(
     Ok(())
 }
 
+/// Copies bits out. Where no memory is kept for them they are 0. `result[0]` is one past the last frame of the guest, and
+/// `result[1]` the first frame from `cursor` on for which there are bits; a caller may pass over what is before.
 pub(crate) fn read_bitmap<H: Host>(
     host: &mut H,
     request: &mut Request,
     buffer: &mut [u8],
 ) -> Result<(), Refusal> {
-    let words = host
-        .bitmap(0)
-        .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
-    let bitmap = Bitmap::new(words.as_ref());
-    let covered = bitmap.gfns();
+    let covered = host.gfns().min(MAX_GFNS).next_multiple_of(8);
     if request.cursor % 8 != 0 || request.cursor > covered {
         return Err((Status::OutOfRange, [request.cursor, covered, 0, 0]));
     }
     let available = usize::try_from((covered - request.cursor) / 8).unwrap_or(usize::MAX);
     let used = available.min(buffer.len());
+    let mut part = bitmap_at(host, request.cursor);
+    request.result[1] = if part.is_absent() {
+        part.bitmap().gfns().min(covered)
+    } else {
+        request.cursor
+    };
     for (at, byte) in (request.cursor / 8..).zip(buffer.iter_mut().take(used)) {
-        let word = bitmap.word(at / 8).to_le_bytes();
+        if at / 8 >= part.end {
+            part = bitmap_at(host, at * 8);
+        }
+        let word = part.bitmap().word(at / 8).to_le_bytes();
         *byte = word[usize::try_from(at % 8).unwrap_or(0)];
     }
     request.result[0] = covered;

@@ -20,6 +20,9 @@ pub struct ScanStep {
     pub unknown: u64,
     /// Descriptors looked at: the work done.
     pub descriptors: u64,
+    /// The step ended before a free block, as the bitmap has no memory for it ([`Bitmap::is_absent`]). The next step has to
+    /// bring some.
+    pub wants_memory: bool,
 }
 
 impl ScanStep {
@@ -38,19 +41,26 @@ impl ScanStep {
 #[derive(Clone, Debug)]
 pub struct Scanner<'p> {
     check: FreeCheck<'p>,
+    /// The part of a free block that lies past the end of the last step: first frame and one past the last.
+    rest: (u64, u64),
 }
 
 impl<'p> Scanner<'p> {
     /// A scanner that asks `check`.
     pub const fn new(check: FreeCheck<'p>) -> Self {
-        Self { check }
+        Self { check, rest: (0, 0) }
+    }
+
+    /// Whether frame `at`, where the last step ended, lies within a free block that it met.
+    pub const fn is_within_block(&self, at: u64) -> bool {
+        self.rest.0 == at && at < self.rest.1
     }
 
     /// Scans `from..to`, looking at no more than `budget` descriptors, and brings the bitmap up to date for what it
     /// passed. The interior of a free block is not looked at: its head speaks for it.
     ///
-    /// A block may reach past `to`; only its frames below `to` count. A range should therefore begin and end at
-    /// multiples of the largest block, or cover all memory.
+    /// A block may reach past `to`; only its frames below `to` count, and the others if the next step of this scanner
+    /// begins there. Otherwise a range should begin and end at multiples of the largest block, or cover all memory.
     pub fn step<M: GuestMemory>(
         &mut self,
         memory: &mut M,
@@ -60,9 +70,22 @@ impl<'p> Scanner<'p> {
         budget: u64,
     ) -> ScanStep {
         let end = to.get().min(bitmap.gfns());
+        let absent = bitmap.is_absent();
         let mut step = ScanStep::default();
         let mut at = from.get();
         let mut pen = Pen::at(at);
+        if self.is_within_block(at) {
+            let stop = self.rest.1.min(end);
+            if absent {
+                step.next = at;
+                step.wants_memory = at < stop;
+                return step;
+            }
+            step.free += stop.saturating_sub(at);
+            pen.free(bitmap, stop);
+            at = at.max(stop);
+            self.rest.0 = at;
+        }
         while at < end && step.descriptors < budget {
             // Most descriptors are those of pages in use: through them in one go.
             let limit = (end - at).min(budget - step.descriptors);
@@ -73,8 +96,18 @@ impl<'p> Scanner<'p> {
             let Some(verdict) = verdict else { continue };
             step.descriptors += 1;
             match verdict {
+                Verdict::Free { .. } if absent => {
+                    // It is asked again, by a step that can write down the answer.
+                    step.descriptors -= 1;
+                    step.wants_memory = true;
+                    break;
+                }
                 Verdict::Free { order, .. } => {
-                    let stop = at.saturating_add(order.pages()).min(end);
+                    let block_end = at.saturating_add(order.pages());
+                    let stop = block_end.min(end);
+                    if block_end > end {
+                        self.rest = (end, block_end);
+                    }
                     step.free += stop - at;
                     pen.not_free(bitmap, at);
                     pen.free(bitmap, stop);
@@ -95,8 +128,10 @@ impl<'p> Scanner<'p> {
                 }
             }
         }
-        pen.not_free(bitmap, at);
-        pen.lift(bitmap);
+        if !absent {
+            pen.not_free(bitmap, at);
+            pen.lift(bitmap);
+        }
         step.next = at;
         step
     }

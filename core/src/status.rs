@@ -73,7 +73,8 @@ pub enum Status {
     /// the scan, pages looked at, of them zero.
     ContentsDisagree = 402,
 
-    /// The hypervisor has no memory for the bitmap. `result`: bytes wanted.
+    /// The hypervisor has no memory for the bitmap, or for the content stage's tables. `result`: bytes wanted, frame that they
+    /// were for.
     NoMemory = 500,
     /// The buffer is too small. `result`: bytes needed.
     BufferTooSmall = 501,
@@ -81,11 +82,15 @@ pub enum Status {
     OutOfRange = 502,
     /// A flag is not known, or a field that must be zero is not. `result`: the value.
     BadRequest = 503,
+    /// Bitmap and tables have reached the share of the guest's memory that they may take: the guest's pages lie scattered, a
+    /// few in each of many stretches. `result`: bytes kept for it, most that may be, pages that it has, frame for which more
+    /// was needed.
+    TablesAtBound = 504,
 }
 
 impl Status {
     /// Every answer, in the order of their numbers.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Done,
         Self::ProfileTruncated,
         Self::ProfileMagic,
@@ -118,6 +123,7 @@ impl Status {
         Self::BufferTooSmall,
         Self::OutOfRange,
         Self::BadRequest,
+        Self::TablesAtBound,
     ];
 
     /// The number that crosses the hypercall.

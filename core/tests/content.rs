@@ -5,8 +5,8 @@
 use lacuna_core::abi::{CONTENT_LEAVE_FREE, Op, Request, Statistics};
 use lacuna_core::mock::{Access, Config, MockGuest, Primitive};
 use lacuna_core::{
-    BYTES_PER_PAGE, DomainId, Gfn, Host, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Place,
-    Session, Skip, Status, Steps, merge_protected, share_zero_protected,
+    DomainId, Gfn, Host, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Place, Session, Skip,
+    Status, Steps, merge_protected, share_zero_protected,
 };
 use proptest::prelude::*;
 
@@ -215,19 +215,6 @@ fn budget_and_range_hold() {
         },
     );
     assert_eq!(status, Status::BadRequest);
-}
-
-#[test]
-fn the_stage_asks_for_no_more_memory_than_it_says() {
-    for pages in [512, 4096, 5000, 65_535] {
-        let mut guest = MockGuest::new(&Config {
-            pages,
-            ..Config::default()
-        });
-        let area = guest.content_area(pages).unwrap();
-        let bytes = (area.rounds.len() + area.index.len()) as u64 * 8;
-        assert!(bytes <= pages * BYTES_PER_PAGE, "{bytes} for {pages} pages");
-    }
 }
 
 #[test]

@@ -119,6 +119,7 @@ fn scan(guest: &mut MockGuest, words: &[AtomicU64], budget: u64) -> ScanStep {
             no_descriptor: total.no_descriptor + step.no_descriptor,
             unknown: total.unknown + step.unknown,
             descriptors: total.descriptors + step.descriptors,
+            wants_memory: false,
         };
     }
     total
@@ -270,6 +271,21 @@ fn a_step_marks_only_its_range() {
     assert_eq!((nothing.next, nothing.descriptors), (1500, 0));
     let none = scanner.step(&mut guest, &bitmap, Gfn::new(0), Gfn::new(1500), 0);
     assert_eq!((none.next, none.descriptors), (0, 0));
+    assert!(scanner.is_within_block(1500) && !scanner.is_within_block(1501));
+    let rest = scanner.step(&mut guest, &bitmap, Gfn::new(1500), Gfn::new(8192), 0);
+    assert_eq!(
+        (rest.next, rest.free, rest.descriptors),
+        (2048, 548, 0),
+        "the step that begins where the last one ended has the rest of its block"
+    );
+    assert_eq!(bitmap.count(Gfn::new(0), Gfn::new(8192)), 1024);
+    // Where a part of the bitmap has no memory, the step ends before the block.
+    let absent = Bitmap::part(0, 128, &[]);
+    let wants = scanner.step(&mut guest, &absent, Gfn::new(1024), Gfn::new(8192), 10);
+    assert_eq!(
+        (wants.next, wants.free, wants.descriptors, wants.wants_memory),
+        (1024, 0, 0, true)
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use lacuna_core::mock::{Access, Config, Damage, Layout, MapPages, MockGuest, Pri
 use lacuna_core::{
     Bitmap, BytesRule, Gfn, GuestMemory, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES,
     MAX_SLICE_UNITS, Order, Outcome, PAGE_SIZE, Profile, SUPERPAGE_UNITS, Session, Skip, Slice, SliceReport,
-    Status, Steps, share_zero_protected,
+    Status, Steps, Table, Tables, share_zero_protected,
 };
 use proptest::prelude::*;
 
@@ -302,8 +302,8 @@ fn rounds(guest: &mut MockGuest, steps: Steps) -> Result<(), Damage> {
     let end = guest.pages();
     for _ in 0..3 {
         operate(&mut session, guest, Op::Scan, (0, 0));
-        let words = guest.bitmap(0).unwrap();
-        let bitmap = Bitmap::new(words.as_ref());
+        let part = guest.part(Table::Bitmap, 0);
+        let bitmap = part.bitmap();
         let mut at = 0;
         while at < end {
             let slice = Slice::new(guest, &profile, &bitmap, Gfn::new(at), Gfn::new(end), steps);
@@ -373,7 +373,7 @@ fn each_call_failed_once_loses_nothing_and_leaves_nothing_half_done() {
         Primitive::Read,
         Primitive::Registers,
         Primitive::ShareZero,
-        Primitive::Bitmap,
+        Primitive::Extend,
         Primitive::Blocker,
         Primitive::Preempted,
     ]
@@ -511,8 +511,8 @@ fn log_dirty_mode_stops_sharing_at_the_next_slice() {
     assert_eq!((status, request.result[0]), (Status::LogDirty, 5));
     assert_eq!(guest.zero_gfns(), 0);
     // Turned on between the question and the slice.
-    let words = guest.bitmap(0).unwrap();
-    let report = share_part(&mut guest, &profile, &Bitmap::new(words.as_ref()), 0, 8192);
+    let part = guest.part(Table::Bitmap, 0);
+    let report = share_part(&mut guest, &profile, &part.bitmap(), 0, 8192);
     assert_eq!(report.shared, 0);
     assert!(report.skipped[Skip::LogDirty.index()] > 0);
     assert_eq!(guest.audit(), Ok(()));
@@ -532,8 +532,8 @@ fn a_slice_does_not_begin_a_region_that_no_longer_fits() {
         .step_by(512)
         .find(|first| (0..10).all(|region| whole(&guest, first + region * 512)))
         .unwrap();
-    let words = guest.bitmap(16384).unwrap();
-    let bitmap = Bitmap::new(words.as_ref());
+    let part = guest.extend(Table::Bitmap, 0).unwrap();
+    let bitmap = part.bitmap();
     bitmap.set_range(Gfn::new(first), Gfn::new(first + 10 * 512));
     let mut slice = |from: u64| share_part(&mut guest, &profile, &bitmap, from, first + 10 * 512);
     let report = slice(first + 512 - 63);
@@ -565,8 +565,8 @@ fn a_slice_is_bounded_whatever_the_descriptors_say() {
             config.layout.unmarked[0],
         );
     }
-    let words = guest.bitmap(16384).unwrap();
-    let bitmap = Bitmap::new(words.as_ref());
+    let part = guest.extend(Table::Bitmap, 0).unwrap();
+    let bitmap = part.bitmap();
     bitmap.set_range(Gfn::new(0), Gfn::new(16384));
     // Each read as dear as mapping another frame.
     guest.set_read_price(500);

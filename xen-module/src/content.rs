@@ -1,27 +1,9 @@
 //! The content stage's traits on Xen.
 
-use core::sync::atomic::AtomicU64;
-
 use lacuna_core::{DomainId, Gfn, Order, PageState, Peers, Place, Protect, Skip};
 
-use crate::host::{Words, XenHost};
+use crate::host::XenHost;
 use crate::shim;
-
-/// The words at `at`.
-///
-/// # Safety
-///
-/// `at` is null, or `length` words of initialised, 8-byte-aligned memory are there that only atomics touch, for as long
-/// as the result is used.
-pub(crate) unsafe fn words(at: *mut u64, length: u64) -> Words {
-    match usize::try_from(length) {
-        Ok(length) if !at.is_null() => {
-            // SAFETY: this function's contract.
-            Words(unsafe { core::slice::from_raw_parts(at.cast::<AtomicU64>(), length) })
-        }
-        _ => Words(&[]),
-    }
-}
 
 /// 0, or a negative `LACUNA_SKIP_*`.
 fn skip(result: i32) -> Result<(), Skip> {

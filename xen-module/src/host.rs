@@ -1,16 +1,12 @@
 //! `lacuna-core`'s traits on Xen.
 
-use core::ptr;
-use core::sync::atomic::AtomicU64;
-
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::boundary::SHARE_ONLY_ZERO;
 use lacuna_core::{
-    BYTES_PER_PAGE, Blocker, BytesRule, ContentArea, Gfn, GuestMemory, GuestPhys, Host, Order, P2m,
-    PAGE_SIZE, Predicate, ReadError, Row, Skip, Status, VcpuRegisters, failing_one_by_one, value_by_bytes,
+    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, Predicate, ReadError, Row, Skip,
+    Status, VcpuRegisters, failing_one_by_one, value_by_bytes,
 };
 
-use crate::content::words;
 use crate::mapped_frame::MappedFrame;
 use crate::shim::{self, Domain};
 
@@ -143,18 +139,7 @@ impl P2m for XenHost {
     }
 }
 
-/// The bitmap's words: hypervisor memory of the domain's Lacuna state.
-pub(crate) struct Words(pub(crate) &'static [AtomicU64]);
-
-impl AsRef<[AtomicU64]> for Words {
-    fn as_ref(&self) -> &[AtomicU64] {
-        self.0
-    }
-}
-
 impl Host for XenHost {
-    type Words = Words;
-
     fn blocker(&mut self) -> Option<(Status, u64)> {
         // SAFETY: invariant.
         let reason = unsafe { shim::lacuna_x_blocker(self.domain) };
@@ -170,42 +155,6 @@ impl Host for XenHost {
         unsafe { shim::lacuna_x_max_gfn(self.domain) }
     }
 
-    fn bitmap(&mut self, gfns: u64) -> Result<Self::Words, u64> {
-        let mut words: *mut u64 = ptr::null_mut();
-        let mut covered = 0;
-        // SAFETY: invariant; both out-pointers are to locals.
-        let result = unsafe { shim::lacuna_x_bitmap(self.domain, gfns, &raw mut words, &raw mut covered) };
-        let Ok(length) = usize::try_from(covered / 64) else {
-            return Err(gfns / 8);
-        };
-        if result != 0 {
-            return Err(gfns / 8);
-        }
-        if words.is_null() || length == 0 {
-            return Ok(Words(&[]));
-        }
-        // SAFETY: the C side keeps `covered` bits of zero-initialised, 8-byte-aligned memory at `words`, which only grows
-        // (by another mapping) in this very function, and goes with the domain. The Lacuna lock is held throughout an
-        // operation, `Words` do not outlive one, and the engine does not keep an older one across a growth. All access is
-        // through atomics.
-        Ok(Words(unsafe {
-            core::slice::from_raw_parts(words.cast::<AtomicU64>(), length)
-        }))
-    }
-
-    fn header(&mut self) -> Option<Self::Words> {
-        // SAFETY: invariant.
-        let words = unsafe { shim::lacuna_x_header(self.domain) };
-        if words.is_null() {
-            return None;
-        }
-        // SAFETY: the C side keeps a page at `words`, aligned to a page, that is mapped elsewhere when the bitmap grows and
-        // goes with the domain. For the rest as in `bitmap`. Others who map it cannot write to it.
-        Some(Words(unsafe {
-            core::slice::from_raw_parts(words.cast::<AtomicU64>(), PAGE_SIZE / 8)
-        }))
-    }
-
     fn preempted(&mut self) -> bool {
         // SAFETY: invariant.
         unsafe { shim::lacuna_x_preempt(self.domain) }
@@ -214,35 +163,6 @@ impl Host for XenHost {
     fn paused_by_toolstack(&mut self) -> bool {
         // SAFETY: invariant.
         unsafe { shim::lacuna_x_paused_by_toolstack(self.domain) }
-    }
-
-    fn content_area(&mut self, gfns: u64) -> Result<ContentArea<Self::Words>, u64> {
-        let mut area = shim::RawContentArea {
-            rounds: ptr::null_mut(),
-            rounds_words: 0,
-            index: ptr::null_mut(),
-            index_words: 0,
-            seed: 0,
-        };
-        // SAFETY: invariant; the out-pointer is to a local of the C side's layout.
-        let result = unsafe { shim::lacuna_x_content_area(self.domain, gfns, &raw mut area) };
-        if result != 0 {
-            return Err(gfns.saturating_mul(BYTES_PER_PAGE));
-        }
-        // SAFETY: the C side keeps that many words of zero-initialised, 8-byte-aligned memory at both places. The rounds
-        // grow in this very function, which is called once in an operation; a domain's own index does not, nor does its
-        // group's, which stays while the domain is a member: it leaves under the Lacuna lock. All access is by atomics.
-        let (rounds, index) = unsafe {
-            (
-                words(area.rounds, area.rounds_words),
-                words(area.index, area.index_words),
-            )
-        };
-        Ok(ContentArea {
-            rounds,
-            index,
-            seed: area.seed,
-        })
     }
 
     fn counters(&mut self) -> ShimCounters {

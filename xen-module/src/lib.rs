@@ -12,6 +12,7 @@ mod entry;
 mod host;
 mod mapped_frame;
 mod shim;
+mod tables;
 
 /// Unreachable: the build refuses an object in which anything refers to a panic. The compiler demands the function.
 #[panic_handler]

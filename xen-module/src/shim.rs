@@ -12,18 +12,26 @@ pub(crate) struct Domain {
     _opaque: [u8; 0],
 }
 
-/// `struct lacuna_content_area`: where the C side keeps the content stage's memory, in words of 64 bits.
+/// `struct lacuna_part`: words of a table; none where `words` is null.
 #[repr(C)]
-pub(crate) struct RawContentArea {
-    pub(crate) rounds: *mut u64,
-    pub(crate) rounds_words: u64,
-    pub(crate) index: *mut u64,
-    pub(crate) index_words: u64,
-    pub(crate) seed: u64,
+pub(crate) struct RawPart {
+    pub(crate) first: u64,
+    pub(crate) end: u64,
+    pub(crate) words: *mut u64,
+}
+
+/// `struct lacuna_bound`: bytes that the tables take, and may take, and the domain's pages.
+#[derive(Default)]
+#[repr(C)]
+pub(crate) struct RawBound {
+    pub(crate) held: u64,
+    pub(crate) most: u64,
+    pub(crate) pages: u64,
 }
 
 // As the C side asserts (`build_assertions` of `domctl.c`).
-const _: () = assert!(size_of::<RawContentArea>() == 40);
+const _: () = assert!(size_of::<RawPart>() == 24);
+const _: () = assert!(size_of::<RawBound>() == 24);
 
 unsafe extern "C" {
     pub(crate) fn lacuna_x_map(d: *mut Domain, gfn: u64, va: *mut *const c_void, token: *mut u64) -> c_int;
@@ -40,18 +48,15 @@ unsafe extern "C" {
     pub(crate) fn lacuna_x_release(d: *mut Domain);
     pub(crate) fn lacuna_x_blocker(d: *mut Domain) -> u32;
     pub(crate) fn lacuna_x_max_gfn(d: *mut Domain) -> u64;
-    pub(crate) fn lacuna_x_bitmap(
-        d: *mut Domain,
-        gfns: u64,
-        words: *mut *mut u64,
-        covered: *mut u64,
-    ) -> c_int;
+    pub(crate) fn lacuna_x_part(d: *mut Domain, table: u32, at: u64, out: *mut RawPart);
+    pub(crate) fn lacuna_x_extend(d: *mut Domain, table: u32, at: u64, bound: *mut RawBound) -> c_int;
+    pub(crate) fn lacuna_x_make_header(d: *mut Domain) -> c_int;
     pub(crate) fn lacuna_x_header(d: *mut Domain) -> *mut u64;
     pub(crate) fn lacuna_x_now() -> u64;
     pub(crate) fn lacuna_x_preempt(d: *mut Domain) -> bool;
     pub(crate) fn lacuna_x_gfn_info(d: *mut Domain, gfn: u64, out: *mut GfnInfo);
     pub(crate) fn lacuna_x_counters(d: *mut Domain, out: *mut ShimCounters);
-    pub(crate) fn lacuna_x_content_area(d: *mut Domain, gfns: u64, out: *mut RawContentArea) -> c_int;
+    pub(crate) fn lacuna_x_index(d: *mut Domain, seed: *mut u64) -> u64;
     pub(crate) fn lacuna_x_domain_id(d: *mut Domain) -> u16;
     pub(crate) fn lacuna_x_page_state(d: *mut Domain, gfn: u64) -> u32;
     pub(crate) fn lacuna_x_equal(d: *mut Domain, gfn: u64, domid: u16, partner: u64) -> bool;

@@ -1,8 +1,8 @@
 //! Where pages with a given hash were last seen: a table of fixed size.
 //!
-//! Buckets of eight places, a cache line each, and no memory beyond them: nothing is allocated, moved or rehashed, so an
-//! insertion costs the same always and cannot fail for want of memory. That is why it is not one of the growing tables
-//! (`docs/dependencies.md`).
+//! Buckets of eight places, a cache line each: nothing is ever moved or rehashed, so an insertion costs the same always. That
+//! is why it is not one of the growing tables (`docs/dependencies.md`). A page of 64 buckets gets its memory when the first
+//! entry goes there ([`crate::Tables`]).
 //!
 //! Every entry is one word that is read and written whole, and everything it says is checked again before it is
 //! acted on. So the members of a trust group use one index without a lock: an entry lost to a race costs a later look.
@@ -31,9 +31,13 @@ const WORTH_SHIFT: u32 = 60;
 const WORTH: u64 = 1 << WORTH_SHIFT;
 const MAX_WORTH: u64 = 15;
 
-/// A borrowed table. See the module's header.
+/// A borrowed table, or a part of one. See the module's header.
 #[derive(Clone, Copy, Debug)]
 pub struct Index<'w> {
+    /// Words of the whole table.
+    total: u64,
+    /// Number of the first word of `words`.
+    first: u64,
     words: &'w [AtomicU64],
 }
 
@@ -71,20 +75,25 @@ const fn word(digest: Digest, place: Place) -> u64 {
 impl<'w> Index<'w> {
     /// A table in `words`; what does not fill a bucket is left over.
     pub const fn new(words: &'w [AtomicU64]) -> Self {
-        Self { words }
+        Self::part(words.len() as u64, 0, words)
     }
 
-    /// Entries that it has room for.
-    pub const fn places(&self) -> usize {
-        self.words.len() / WAYS * WAYS
+    /// The words of a table of `total` from number `first` on, whole buckets.
+    pub const fn part(total: u64, first: u64, words: &'w [AtomicU64]) -> Self {
+        Self { total, first, words }
     }
 
-    /// The bucket of `digest`: its first slot and its words. Empty where the table is.
-    fn bucket(&self, digest: Digest) -> (usize, &'w [AtomicU64]) {
-        let buckets = (self.words.len() / WAYS) as u64;
+    /// The first word of the bucket that `digest` has in a table of `total` words.
+    pub const fn bucket_at(total: u64, digest: Digest) -> u64 {
+        let buckets = total / WAYS as u64;
         // The low half, scaled: the tag is of the high half.
-        let bucket = (digest.get() & 0xffff_ffff).wrapping_mul(buckets) >> 32;
-        let first = usize::try_from(bucket).unwrap_or(0).saturating_mul(WAYS);
+        ((digest.get() & 0xffff_ffff).wrapping_mul(buckets) >> 32).wrapping_mul(WAYS as u64)
+    }
+
+    /// The bucket of `digest`: its first slot and its words. Empty where they are not in this part.
+    fn bucket(&self, digest: Digest) -> (usize, &'w [AtomicU64]) {
+        let first = Self::bucket_at(self.total, digest).wrapping_sub(self.first);
+        let first = usize::try_from(first).unwrap_or(usize::MAX);
         (
             first,
             self.words.get(first..first.saturating_add(WAYS)).unwrap_or(&[]),
@@ -206,8 +215,28 @@ mod tests {
                 index.insert(digest(value), at(value));
             }
             let used = words.iter().filter(|word| word.load(Ordering::Relaxed) != 0);
-            assert_eq!(used.count(), index.places());
+            assert_eq!(used.count(), words.len() / WAYS * WAYS);
         }
+    }
+
+    /// A table of parts, each with memory of its own, is the table that it would be in one piece.
+    #[test]
+    fn parts_make_up_the_whole_table() {
+        let (whole, parts) = (table(1024), [table(512), table(512)]);
+        let at_once = Index::new(&whole);
+        for value in 0..3000 {
+            let digest = digest(value);
+            let first = Index::bucket_at(1024, digest) / 512 * 512;
+            let part = Index::part(1024, first, &parts[usize::from(first > 0)]);
+            let other = Index::part(1024, 512 - first, &parts[usize::from(first == 0)]);
+            assert_eq!(other.candidates(digest).count(), 0);
+            assert_eq!(other.insert(digest, at(value)), Inserted::Refused);
+            assert_eq!(part.insert(digest, at(value)), at_once.insert(digest, at(value)));
+        }
+        let load = |words: &[AtomicU64]| -> Vec<u64> {
+            words.iter().map(|word| word.load(Ordering::Relaxed)).collect()
+        };
+        assert_eq!(load(&whole), [load(&parts[0]), load(&parts[1])].concat());
     }
 
     #[test]

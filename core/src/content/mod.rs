@@ -20,9 +20,9 @@
 //!
 //! # Memory
 //!
-//! [`BYTES_PER_PAGE`] at most for each frame of the guest, and never more for what the guest does: 4 for the hash of the
-//! last round, 8 for an [`Index`] with at most as many places as the guest has frames (a trust group's index has a fixed
-//! size of its own). Nothing grows while a round goes on.
+//! Two tables ([`crate::Tables`]): 4 bytes for the hash of the last round of each frame, where the guest has memory; and 8 for
+//! each place of an [`Index`] with at most as many places as the guest has pages (a trust group's index has a fixed size
+//! of its own). Their pages are taken where they are needed, and no more of them than a share of the guest's memory.
 
 mod digest;
 mod index;
@@ -31,6 +31,7 @@ mod peers;
 mod rounds;
 
 use crate::steps::Steps;
+use crate::tables::{IndexSize, Shortage, Table, Tables};
 use crate::{Bitmap, Gfn, PageState, Skip};
 
 pub use digest::{Digest, Seed};
@@ -39,8 +40,6 @@ pub use merge::{merge_protected, share_zero_protected};
 pub use peers::{DomainId, Peers, Place};
 pub use rounds::Rounds;
 
-/// Most hypervisor memory that the stage takes for each frame of a guest, in bytes.
-pub const BYTES_PER_PAGE: u64 = 12;
 /// Most frames that share one. Xen finds the sharers of a frame in a list up to this number, and by a table after it
 /// (`RMAP_HEAVY_SHARED_PAGE`, `xen/arch/x86/mm/mem_sharing.c`); the next page with these bytes begins a frame of its own.
 pub const MAX_SHARERS: u32 = 255;
@@ -74,7 +73,7 @@ pub struct Stage<'w> {
     /// The hashes of the last round.
     pub rounds: Rounds<'w>,
     /// Where pages with a hash were last seen.
-    pub index: Index<'w>,
+    pub index: IndexSize,
     /// What hashes begin with.
     pub seed: Seed,
     /// Pages to leave to the free stage, if any.
@@ -84,48 +83,66 @@ pub struct Stage<'w> {
 }
 
 impl Stage<'_> {
-    /// Takes page `gfn` as far as it goes.
-    pub fn page<P: Peers>(&self, host: &mut P, gfn: Gfn, report: &mut ContentReport) {
+    /// Hashes the page, and compares, then shares or indexes it, if it is as it was in the last round.
+    ///
+    /// # Errors
+    /// [`Shortage`]: it should have gone into the index, and there is no memory for it.
+    pub fn page<P: Peers + Tables>(
+        &self,
+        host: &mut P,
+        gfn: Gfn,
+        report: &mut ContentReport,
+    ) -> Result<(), Shortage> {
         if self.leave.is_some_and(|free| free.get(gfn)) {
-            return;
+            return Ok(());
         }
         report.looked_at += 1;
         match host.page_state(gfn) {
             PageState::Private => {}
             PageState::Shared => {
                 report.shared_already += 1;
-                return;
+                return Ok(());
             }
-            PageState::Zero | PageState::Other => return,
+            PageState::Zero | PageState::Other => return Ok(()),
         }
         let Ok(digest) = self.seed.digest(host, gfn) else {
-            return;
+            return Ok(());
         };
         report.hashed += 1;
         if !self.rounds.unchanged(gfn, digest) {
             report.changed += 1;
-            return;
+            return Ok(());
         }
         if digest.is_zero() {
             match share_zero_protected(host, gfn, self.steps) {
                 Ok(pages) => report.zeroed += pages,
                 Err(skip) => report.skipped[skip.index()] += 1,
             }
-            return;
+            return Ok(());
         }
-        self.find_partner(host, gfn, digest, report);
+        self.find_partner(host, gfn, digest, report)
     }
 
     /// Shares the page with one that the index names, or enters it.
-    fn find_partner<P: Peers>(&self, host: &mut P, gfn: Gfn, digest: Digest, report: &mut ContentReport) {
+    fn find_partner<P: Peers + Tables>(
+        &self,
+        host: &mut P,
+        gfn: Gfn,
+        digest: Digest,
+        report: &mut ContentReport,
+    ) -> Result<(), Shortage> {
         let here = Place {
             domain: host.domain(),
             gfn,
         };
+        let total = self.index.words;
+        let at = Index::bucket_at(total, digest);
+        let mut part = host.part(Table::Index, at);
+        let index = Index::part(total, part.first, part.words.as_ref());
         let mut stale = None;
-        for entry in self.index.candidates(digest) {
+        for entry in index.candidates(digest) {
             if entry.place == here {
-                return;
+                return Ok(());
             }
             // Both may run: no proof, but a page that has changed meanwhile is found out without any flush.
             let result = if host.equal(gfn, entry.place) {
@@ -135,8 +152,8 @@ impl Stage<'_> {
             };
             let Err(skip) = result else {
                 report.merged += 1;
-                self.index.pays(&entry);
-                return;
+                index.pays(&entry);
+                return Ok(());
             };
             report.skipped[skip.index()] += 1;
             match skip {
@@ -145,15 +162,18 @@ impl Stage<'_> {
                     stale = stale.or(Some(entry));
                 }
                 // The trouble is elsewhere and may pass.
-                _ => return,
+                _ => return Ok(()),
             }
         }
         if let Some(entry) = stale {
-            self.index.replace(&entry, digest, here);
+            index.replace(&entry, digest, here);
             report.indexed += 1;
-            return;
+            return Ok(());
         }
-        match self.index.insert(digest, here) {
+        if part.is_absent() {
+            part = host.extend(Table::Index, at)?;
+        }
+        match Index::part(total, part.first, part.words.as_ref()).insert(digest, here) {
             Inserted::Free => report.indexed += 1,
             Inserted::Replaced => {
                 report.indexed += 1;
@@ -161,5 +181,6 @@ impl Stage<'_> {
             }
             Inserted::Refused => {}
         }
+        Ok(())
     }
 }

@@ -9,25 +9,27 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::Digest;
 use crate::Gfn;
 
-/// A borrowed table: the half `gfn % 2` of word `gfn / 2` is that frame's; 0 for one that was not met yet. There is one
+/// A borrowed table, or a part of one: the half `gfn % 2` of word `gfn / 2` is that frame's; 0 for one that was not met yet. There is one
 /// writer (the domain's Lacuna lock).
 #[derive(Clone, Copy, Debug)]
 pub struct Rounds<'w> {
+    /// Number of the first word.
+    first: u64,
     words: &'w [AtomicU64],
 }
 
 impl<'w> Rounds<'w> {
-    /// A table of `words.len() * 2` frames.
-    pub const fn new(words: &'w [AtomicU64]) -> Self {
-        Self { words }
+    /// The words of a table from number `first` on, two frames in each.
+    pub const fn part(first: u64, words: &'w [AtomicU64]) -> Self {
+        Self { first, words }
     }
 
-    /// Whether the page had this hash in the last round; it has from now on. A frame past the end never does.
+    /// Whether the page had this hash in the last round; it has from now on. A frame outside the part never does.
     pub fn unchanged(&self, gfn: Gfn, digest: Digest) -> bool {
         // The middle of the hash: the index takes its bucket from the one end and its tag from the other.
         let number = (digest.get() >> 20 & 0xffff_ffff).max(1);
         let shift = gfn.get() % 2 * 32;
-        let Some(word) = usize::try_from(gfn.get() / 2)
+        let Some(word) = usize::try_from((gfn.get() / 2).wrapping_sub(self.first))
             .ok()
             .and_then(|at| self.words.get(at))
         else {
@@ -53,24 +55,26 @@ mod tests {
     #[test]
     fn neighbours_do_not_disturb_each_other() {
         let words: Vec<AtomicU64> = (0..2).map(|_| AtomicU64::new(0)).collect();
-        let rounds = Rounds::new(&words);
+        let rounds = Rounds::part(50, &words);
         let digest = |gfn: u64, round: u64| Digest::of_value((gfn * 100 + round + 1) << 20);
         for round in [0, 1] {
-            for gfn in 0..4 {
+            for gfn in 100..104 {
                 assert!(!rounds.unchanged(Gfn::new(gfn), digest(gfn, round)));
             }
-            for gfn in 0..4 {
+            for gfn in 100..104 {
                 assert!(rounds.unchanged(Gfn::new(gfn), digest(gfn, round)));
             }
         }
-        assert!(!rounds.unchanged(Gfn::new(4), digest(4, 0)));
-        assert!(!rounds.unchanged(Gfn::new(4), digest(4, 0)));
+        for gfn in [0, 99, 104] {
+            assert!(!rounds.unchanged(Gfn::new(gfn), digest(gfn, 0)));
+            assert!(!rounds.unchanged(Gfn::new(gfn), digest(gfn, 0)));
+        }
     }
 
     #[test]
     fn a_hash_of_zero_is_met_for_the_first_time_too() {
         let words = [AtomicU64::new(0)];
-        let rounds = Rounds::new(&words);
+        let rounds = Rounds::part(0, &words);
         assert!(!rounds.unchanged(Gfn::new(0), Digest::of_value(0)));
         assert!(rounds.unchanged(Gfn::new(0), Digest::of_value(0)));
     }

@@ -5,13 +5,13 @@
 
 use core::ops::Range;
 use std::collections::BTreeMap;
-use std::vec::Vec;
 
 use super::kernel::MockGuest;
 use super::layout::Layout;
 use super::machine::Machine;
 use super::models::{MapPlace, Model};
 use super::tables::Tables;
+use super::tables_held::TablesHeld;
 use crate::mock::buddy::Buddy;
 use crate::mock::faults::Faults;
 use crate::{PAGE_SHIFT, PAGE_SIZE, PagingLevels, VcpuRegisters};
@@ -134,12 +134,7 @@ impl MockGuest {
             interlude: None,
             registers: (0..config.vcpus).map(|_| registers).collect(),
             toolstack_pause: false,
-            bitmap: std::sync::Arc::from(Vec::new()),
-            rounds: std::sync::Arc::from(Vec::new()),
-            index: std::sync::Arc::from(Vec::new()),
-            header: (0..PAGE_SIZE / 8)
-                .map(|_| core::sync::atomic::AtomicU64::new(0))
-                .collect(),
+            tables_held: TablesHeld::default(),
             clock: 0,
             read_price: super::engine::READ_NS,
             reads: 0,

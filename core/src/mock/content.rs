@@ -1,14 +1,11 @@
 //! Sharing by content on the mock machine, and the [`Peers`] of a guest that has none but itself.
 
-use core::sync::atomic::{AtomicU64, Ordering};
 use std::boxed::Box;
-use std::sync::Arc;
-use std::vec::Vec;
 
 use super::MockGuest;
 use super::faults::Primitive;
 use super::machine::{Entry, Machine, Owner, REGION, Violation};
-use crate::{ContentArea, DomainId, Gfn, Order, PAGE_SIZE, PageState, Peers, Place, Skip};
+use crate::{DomainId, Gfn, Order, PAGE_SIZE, PageState, Peers, Place, Skip};
 
 /// The guest's own number.
 const DOMAIN: DomainId = DomainId::new(3);
@@ -20,13 +17,13 @@ impl Machine {
     /// Entries that lead to `frame`.
     fn sharers(&self, frame: usize) -> usize {
         let is_one = |entry: &&Entry| **entry == Entry::Shared(frame);
-        self.entries().iter().filter(is_one).count()
+        self.entries().filter(is_one).count()
     }
 
     /// Entries on frames shared by content.
     pub(super) fn content_gfns(&self) -> u64 {
         let is_one = |entry: &&Entry| matches!(entry, Entry::Shared(_));
-        self.entries().iter().filter(is_one).count() as u64
+        self.entries().filter(is_one).count() as u64
     }
 
     /// A write to a shared frame: the last sharer keeps it, another gets a copy. `None` without memory.
@@ -119,31 +116,6 @@ impl MockGuest {
                 .store(vcpu, gfn.get(), PAGE_SIZE - 8, &pattern.to_le_bytes());
         }
         access
-    }
-
-    pub(super) fn content_area_of(&mut self, gfns: u64) -> Result<ContentArea<Arc<[AtomicU64]>>, u64> {
-        if self.faults.strikes(Primitive::ContentArea) {
-            return Err(gfns * crate::BYTES_PER_PAGE);
-        }
-        let grown = |old: &Arc<[AtomicU64]>, words: u64| -> Arc<[AtomicU64]> {
-            if words <= old.len() as u64 {
-                return Arc::clone(old);
-            }
-            let kept = old.iter().map(|word| word.load(Ordering::Relaxed));
-            let words: Vec<AtomicU64> = kept
-                .chain(core::iter::repeat(0))
-                .take(words as usize)
-                .map(AtomicU64::new)
-                .collect();
-            Arc::from(words)
-        };
-        self.rounds = grown(&self.rounds, gfns.div_ceil(2));
-        self.index = grown(&self.index, gfns.next_power_of_two() / 2);
-        Ok(ContentArea {
-            rounds: Arc::clone(&self.rounds),
-            index: Arc::clone(&self.index),
-            seed: 0x1acc_a5ee,
-        })
     }
 }
 

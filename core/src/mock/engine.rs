@@ -1,16 +1,12 @@
 //! The mock guest as the engine sees it: the traits, with the faults planned and the guest's interludes.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
-use std::vec::Vec;
-
 use super::MockGuest;
 use super::faults::Primitive;
 use super::machine::{Entry, Violation};
 use crate::abi::{GfnInfo, ShimCounters};
 use crate::{
-    BytesRule, ContentArea, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Protect, ReadError,
-    Skip, Status, VcpuRegisters,
+    BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Protect, ReadError, Skip, Status,
+    VcpuRegisters, most_bytes,
 };
 
 /// Prices of calls on the mock's clock, in nanoseconds: a read of a mapped frame, and a change of an entry.
@@ -151,8 +147,6 @@ impl Protect for MockGuest {
 }
 
 impl Host for MockGuest {
-    type Words = Arc<[AtomicU64]>;
-
     fn blocker(&mut self) -> Option<(Status, u64)> {
         if self.faults.strikes(Primitive::Blocker) || self.machine.log_dirty {
             // The shim's number for it (docs: the boundary's `lacuna_x_blocker`).
@@ -162,28 +156,7 @@ impl Host for MockGuest {
     }
 
     fn gfns(&mut self) -> u64 {
-        self.machine.pages()
-    }
-
-    fn bitmap(&mut self, gfns: u64) -> Result<Self::Words, u64> {
-        let words = gfns.div_ceil(64);
-        if self.faults.strikes(Primitive::Bitmap) {
-            return Err(words * 8);
-        }
-        if words > self.bitmap.len() as u64 {
-            let old = self.bitmap.iter().map(|word| word.load(Ordering::Relaxed));
-            let grown: Vec<AtomicU64> = old
-                .chain(core::iter::repeat(0))
-                .take(words as usize)
-                .map(AtomicU64::new)
-                .collect();
-            self.bitmap = Arc::from(grown);
-        }
-        Ok(Arc::clone(&self.bitmap))
-    }
-
-    fn header(&mut self) -> Option<Self::Words> {
-        (!self.bitmap.is_empty()).then(|| Arc::clone(&self.header))
+        self.machine.gfns()
     }
 
     fn preempted(&mut self) -> bool {
@@ -194,10 +167,6 @@ impl Host for MockGuest {
         self.toolstack_pause
     }
 
-    fn content_area(&mut self, gfns: u64) -> Result<ContentArea<Self::Words>, u64> {
-        self.content_area_of(gfns)
-    }
-
     fn counters(&mut self) -> ShimCounters {
         ShimCounters {
             zero_gfns: self.machine.zero_gfns(),
@@ -205,7 +174,9 @@ impl Host for MockGuest {
             unshare_enomem: self.machine.unshare_enomem,
             released: self.machine.released,
             pool_refused: self.machine.pool_refused,
-            metadata_bytes: self.bitmap.len() as u64 * 8,
+            metadata_bytes: self.tables_held.bytes(),
+            bitmap_gfns: self.tables_held.bitmap_gfns(),
+            metadata_most: most_bytes(self.machine.owned()).1,
             content_gfns: self.machine.content_gfns(),
             content_unshared: self.machine.content_unshared,
             refilled: 0,
@@ -224,7 +195,7 @@ impl Host for MockGuest {
                 .machine
                 .references(gfn.get())
                 .map_or(0, |held| 1 + u64::from(*held)),
-            order: u32::from(self.machine.order(gfn.get()).get()),
+            order: u32::from(self.machine.order_of_entry(gfn.get())),
             zero_frame: u32::from(entry == Entry::Zero),
             ..GfnInfo::default()
         }

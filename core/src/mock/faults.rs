@@ -13,14 +13,12 @@ pub enum Primitive {
     ShareZero,
     /// [`crate::Protect::protect`]: the paging pool is empty.
     Protect,
-    /// [`crate::Host::bitmap`]: no memory.
-    Bitmap,
+    /// [`crate::Tables::extend`] of any table, and [`crate::Tables::make_header`]: no memory.
+    Extend,
     /// [`crate::Host::blocker`]: log-dirty mode is on.
     Blocker,
     /// [`crate::Host::preempted`]: yes.
     Preempted,
-    /// [`crate::Host::content_area`]: no memory.
-    ContentArea,
     /// [`crate::Peers::equal`]: no.
     Equal,
     /// [`crate::Peers::lock_with`]: the partner is gone.
@@ -31,15 +29,14 @@ pub enum Primitive {
 
 impl Primitive {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::Read,
         Self::Registers,
         Self::ShareZero,
         Self::Protect,
-        Self::Bitmap,
+        Self::Extend,
         Self::Blocker,
         Self::Preempted,
-        Self::ContentArea,
         Self::Equal,
         Self::LockWith,
         Self::Merge,

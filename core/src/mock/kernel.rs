@@ -14,6 +14,7 @@ use super::faults::{Faults, Primitive};
 use super::machine::{Access, Machine, Violation};
 use super::models::MapPlace;
 use super::tables::Tables;
+use super::tables_held::TablesHeld;
 use crate::{
     Anchor, BootValue, Contents, Field, Gfn, Guard, GuestPhys, GuestVirt, Kernel, MAX_ROOT_SLOTS, MemoryMap,
     PAGE_SHIFT, PAGE_SIZE, Profile, RootSlot, VcpuRegisters, ZoneCounter,
@@ -46,10 +47,7 @@ pub struct MockGuest {
     pub(super) interlude: Option<Interlude>,
     pub(super) registers: Vec<VcpuRegisters>,
     pub(super) toolstack_pause: bool,
-    pub(super) bitmap: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
-    pub(super) header: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
-    pub(super) rounds: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
-    pub(super) index: std::sync::Arc<[core::sync::atomic::AtomicU64]>,
+    pub(super) tables_held: TablesHeld,
     pub(super) clock: u64,
     pub(super) read_price: u64,
     pub(super) reads: u64,

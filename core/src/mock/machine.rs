@@ -117,6 +117,10 @@ pub(super) struct Machine {
     pub(super) frames: Vec<Frame>,
     pub(super) free: Vec<usize>,
     p2m: Vec<Entry>,
+    /// Entries past those: pages that the guest had populated far away.
+    far: BTreeMap<u64, Entry>,
+    /// One past the highest frame that ever had an entry (Xen's `max_mapped_pfn`, which never falls).
+    gfns: u64,
     /// 2 MiB regions that are one entry.
     pub(super) large: BTreeSet<u64>,
     caches: Vec<BTreeMap<u64, Translation>>,
@@ -168,7 +172,9 @@ impl Machine {
         Self {
             free: (first_free..frames.len()).collect(),
             frames,
+            gfns: p2m.len() as u64,
             p2m,
+            far: BTreeMap::new(),
             large,
             caches: (0..vcpus).map(|_| BTreeMap::new()).collect(),
             queue: Vec::new(),
@@ -190,22 +196,89 @@ impl Machine {
         self.p2m.len() as u64
     }
 
+    /// One past the highest frame that was ever mapped.
+    pub(super) const fn gfns(&self) -> u64 {
+        self.gfns
+    }
+
+    /// Pages that the guest has, be they on frames of its own or shared.
+    pub(super) fn owned(&self) -> u64 {
+        self.entries().filter(|entry| **entry != Entry::Hole).count() as u64
+    }
+
     pub(super) fn entry(&self, gfn: u64) -> Entry {
         usize::try_from(gfn)
             .ok()
             .and_then(|gfn| self.p2m.get(gfn))
+            .or_else(|| self.far.get(&gfn))
             .copied()
             .unwrap_or(Entry::Hole)
     }
 
-    pub(super) fn entries(&self) -> &[Entry] {
-        &self.p2m
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.p2m.iter().chain(self.far.values())
     }
 
     pub(super) fn set_entry(&mut self, gfn: u64, entry: Entry) {
-        if let Some(slot) = usize::try_from(gfn).ok().and_then(|gfn| self.p2m.get_mut(gfn)) {
-            *slot = entry;
+        match usize::try_from(gfn).ok().and_then(|gfn| self.p2m.get_mut(gfn)) {
+            Some(slot) => *slot = entry,
+            None if entry == Entry::Hole => drop(self.far.remove(&gfn)),
+            None => drop(self.far.insert(gfn, entry)),
         }
+        if entry != Entry::Hole {
+            self.gfns = self.gfns.max(gfn + 1);
+        }
+    }
+
+    /// The guest has a page populated at `gfn` (`XENMEM_populate_physmap`). `false` without memory, or where there is one.
+    pub(super) fn populate(&mut self, gfn: u64) -> bool {
+        if self.entry(gfn) != Entry::Hole {
+            return false;
+        }
+        let Some(frame) = self.free.pop() else {
+            return false;
+        };
+        self.frames[frame] = Frame {
+            owner: Owner::Guest,
+            references: 0,
+            bytes: None,
+        };
+        self.set_entry(
+            gfn,
+            Entry::Ram {
+                frame,
+                writable: true,
+            },
+        );
+        true
+    }
+
+    /// The guest gives the page at `gfn` up (`XENMEM_decrease_reservation`). `false` where it has none of its own.
+    pub(super) fn remove(&mut self, gfn: u64) -> bool {
+        let Entry::Ram { frame, .. } = self.entry(gfn) else {
+            return false;
+        };
+        self.set_entry(gfn, Entry::Hole);
+        for cache in &mut self.caches {
+            cache.remove(&gfn);
+        }
+        self.frames[frame].owner = Owner::Host;
+        self.free.push(frame);
+        true
+    }
+
+    /// The order of the entry at `gfn`; of a hole, that of the largest page table missing there.
+    pub(super) fn order_of_entry(&self, gfn: u64) -> u8 {
+        if self.entry(gfn) != Entry::Hole {
+            return self.order(gfn).get();
+        }
+        let is_hole = |order: u8| {
+            let first = gfn >> order << order;
+            let past = first.saturating_add(1 << order);
+            self.far.range(first..past).next().is_none()
+                && (first..past.min(self.pages())).all(|gfn| self.entry(gfn) == Entry::Hole)
+        };
+        [27, 18, 9].into_iter().find(|order| is_hole(*order)).unwrap_or(0)
     }
 
     /// The entry's order as the p2m holds it.
@@ -242,7 +315,7 @@ impl Machine {
     }
 
     pub(super) fn zero_gfns(&self) -> u64 {
-        self.p2m.iter().filter(|entry| **entry == Entry::Zero).count() as u64
+        self.entries().filter(|entry| **entry == Entry::Zero).count() as u64
     }
 
     pub(super) fn zero_superpages(&self) -> u64 {
@@ -256,7 +329,7 @@ impl Machine {
     pub(super) fn misplaced(&self) -> Option<usize> {
         let mut seen: Vec<Owner> = std::vec![Owner::Neighbour; self.frames.len()];
         let mut shared = BTreeSet::new();
-        for entry in &self.p2m {
+        for entry in self.entries() {
             match entry {
                 Entry::Ram { frame, .. } => seen[*frame] = Owner::Guest,
                 Entry::Shared(frame) => {
@@ -272,7 +345,7 @@ impl Machine {
         for frame in &self.queue {
             seen[*frame] = Owner::Queued;
         }
-        let placed = self.p2m.iter().filter(|entry| matches!(entry, Entry::Ram { .. }));
+        let placed = self.entries().filter(|entry| matches!(entry, Entry::Ram { .. }));
         let all_different = placed.count() + shared.len() + self.free.len() + self.queue.len()
             == seen.iter().filter(|owner| **owner != Owner::Neighbour).count();
         if !all_different {

@@ -40,6 +40,7 @@ mod layout;
 mod machine;
 mod models;
 mod tables;
+mod tables_held;
 
 pub use build::{Config, MapPages};
 pub use faults::Primitive;

@@ -1,23 +1,15 @@
 //! The operation of the content stage.
 
-use super::{Outcome, Refusal, Session, range, steps};
+use super::{Outcome, Refusal, Session, hole_end, range, steps};
+use crate::PageState;
 use crate::abi::{CONTENT_LEAVE_FREE, Request};
-use crate::content::{ContentReport, Index, Peers, Rounds, Seed, Stage};
-use crate::{Bitmap, Gfn, Host, Skip};
+use crate::content::{ContentReport, Peers, Rounds, Seed, Stage};
+use crate::steps::Steps;
+use crate::tables::{IndexSize, Table, bitmap_at};
+use crate::{Gfn, Host, Skip};
 
 /// Pages between two looks at pending interrupts: some tens of microseconds of hashing.
 const CHUNK: u64 = 16;
-
-/// What the hypervisor keeps for a domain's content stage.
-#[derive(Debug)]
-pub struct ContentArea<W> {
-    /// Words of the [`Rounds`], two frames in each.
-    pub rounds: W,
-    /// Words of the [`Index`]: the domain's own, or its trust group's.
-    pub index: W,
-    /// The random number that belongs to the index.
-    pub seed: u64,
-}
 
 impl Session {
     pub(super) fn content<H: Host + Peers>(
@@ -27,18 +19,12 @@ impl Session {
     ) -> Result<Outcome, Refusal> {
         let leave_free = request.flags & CONTENT_LEAVE_FREE != 0;
         let steps = steps(request.flags & !CONTENT_LEAVE_FREE)?;
-        let (from, end, gfns) = range(host, request)?;
-        let area = host
-            .content_area(gfns)
-            .map_err(|bytes| (crate::Status::NoMemory, [bytes, 0, 0, 0]))?;
-        let words = host
-            .bitmap(0)
-            .map_err(|bytes| (crate::Status::NoMemory, [bytes, 0, 0, 0]))?;
-        let stage = Stage {
-            rounds: Rounds::new(area.rounds.as_ref()),
-            index: Index::new(area.index.as_ref()),
-            seed: Seed::new(area.seed),
-            leave: leave_free.then(|| Bitmap::new(words.as_ref())),
+        let (from, end, _) = range(host, request)?;
+        let index = host.index_size();
+        let walk = Walk {
+            index,
+            seed: Seed::new(index.seed),
+            leave_free,
             steps,
         };
         let unlimited = request.budget == 0;
@@ -53,21 +39,24 @@ impl Session {
                 request.cursor = at;
                 return Err((status, [value, 0, 0, 0]));
             }
-            let mut chunk = CHUNK.min(end - at);
-            if !unlimited {
-                chunk = chunk.min(request.budget);
-                request.budget -= chunk;
-            }
+            let most = if unlimited {
+                CHUNK
+            } else {
+                CHUNK.min(request.budget)
+            };
             let mut report = ContentReport::default();
-            for gfn in at..at + chunk {
-                stage.page(host, Gfn::new(gfn), &mut report);
-            }
-            at += chunk;
+            let ended = walk.stretch(host, at, end, most, &mut report);
             self.count_content(&report);
             let figures = [report.zeroed, report.merged, report.hashed, report.changed];
             for (sum, pages) in request.result.iter_mut().zip(figures) {
                 *sum = sum.wrapping_add(pages);
             }
+            let next = ended.inspect_err(|_| request.cursor = at)?;
+            if !unlimited {
+                // A hole costs as much as a stretch of pages, however long it is.
+                request.budget -= most.min(next - at);
+            }
+            at = next;
             if !unlimited && request.budget == 0 {
                 break;
             }
@@ -93,5 +82,61 @@ impl Session {
             - report.skipped[Skip::Differs.index()]
             - report.skipped[Skip::Held.index()]
             - report.skipped[Skip::Full.index()];
+    }
+}
+
+/// What is the same for all pages of an operation.
+struct Walk {
+    index: IndexSize,
+    seed: Seed,
+    leave_free: bool,
+    steps: Steps,
+}
+
+impl Walk {
+    /// Takes the pages from `at` on, `most` of them, or passes over a hole. Returns where to go on.
+    ///
+    /// # Errors
+    /// There is no memory for a table.
+    fn stretch<H: Host + Peers>(
+        &self,
+        host: &mut H,
+        at: u64,
+        end: u64,
+        most: u64,
+        report: &mut ContentReport,
+    ) -> Result<u64, Refusal> {
+        let mut rounds = host.part(Table::Rounds, at / 2);
+        if rounds.is_absent() {
+            let next = hole_end(host, at, end);
+            if next > at {
+                return Ok(next);
+            }
+        }
+        let stop = at.saturating_add(most).min(end).min(rounds.end.saturating_mul(2));
+        let free = self.leave_free.then(|| bitmap_at(host, at));
+        let leave = free.as_ref().map(|part| part.bitmap());
+        let is_private = |gfn: u64| {
+            !leave.is_some_and(|free| free.get(Gfn::new(gfn)))
+                && host.page_state(Gfn::new(gfn)) == PageState::Private
+        };
+        if rounds.is_absent() && (at..stop).any(is_private) {
+            rounds = host
+                .extend(Table::Rounds, at / 2)
+                .map_err(|shortage| shortage.refusal(at))?;
+        }
+        let stage = Stage {
+            rounds: Rounds::part(rounds.first, rounds.words.as_ref()),
+            index: self.index,
+            seed: self.seed,
+            leave,
+            steps: self.steps,
+        };
+        for gfn in at..stop {
+            stage
+                .page(host, Gfn::new(gfn), report)
+                .map_err(|shortage| shortage.refusal(gfn))?;
+        }
+        Ok(stop)
     }
 }

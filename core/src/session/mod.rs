@@ -8,54 +8,36 @@
 mod content;
 mod scanning;
 
-use core::sync::atomic::AtomicU64;
-
 use zerocopy::IntoBytes;
 
-pub use self::content::ContentArea;
 use self::scanning::FullScan;
-use crate::abi::{GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
+use crate::abi::{CHUNK_GFNS, GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
 use crate::content::Peers;
 use crate::header::{Announcement, Nominations};
 use crate::nominees::{SearchEnd, first_to_share};
 use crate::query::{put, read_bitmap, registers};
 use crate::share::{identify_paused, mismatch_values};
+use crate::tables::{MAX_GFNS, Tables, bitmap_at, is_nominated};
 use crate::{
-    Bitmap, Gfn, Header, MAX_PROFILE_BYTES, NotIdentified, P2m, Profile, ProfileError, Skip, Slice,
-    SliceReport, Status, Steps, explain,
+    Gfn, Header, MAX_PROFILE_BYTES, NotIdentified, P2m, Profile, ProfileError, Skip, Slice, SliceReport,
+    Status, Steps, explain,
 };
 
-/// Frames whose nominations are cleared between two looks at pending interrupts: 256 KiB of bitmap.
-const CLEAR_CHUNK: u64 = 1 << 21;
+/// Parts of the bitmap that are cleared between two looks at pending interrupts: 64 KiB.
+const CLEAR_CHUNK: u32 = 16;
 /// Guard failures in a row, none of them final, after which the profile is dropped all the same.
 const GUARD_PATIENCE: u64 = 8;
-/// Most frames that a bitmap covers: 16 TiB of guest-physical space, 512 MiB of bitmap.
-const MAX_BITMAP_GFNS: u64 = 1 << 32;
 
 /// What the session needs beyond the p2m.
-pub trait Host: P2m {
-    /// The bitmap's words.
-    type Words: AsRef<[AtomicU64]>;
+pub trait Host: P2m + Tables {
     /// Why this domain may not share, if so: `Status` and its value.
     fn blocker(&mut self) -> Option<(Status, u64)>;
     /// One past the highest frame that the guest has mapped.
     fn gfns(&mut self) -> u64;
-    /// The bitmap, grown to cover `gfns` frames at least; contents are kept.
-    ///
-    /// # Errors
-    /// The bytes that could not be had.
-    fn bitmap(&mut self, gfns: u64) -> Result<Self::Words, u64>;
-    /// The words of the header beside the bitmap; `None` before there is a bitmap.
-    fn header(&mut self) -> Option<Self::Words>;
     /// Whether the processor is wanted elsewhere, or the domain is being destroyed.
     fn preempted(&mut self) -> bool;
     /// Whether the toolstack keeps the guest paused.
     fn paused_by_toolstack(&mut self) -> bool;
-    /// The memory of the content stage, for `gfns` frames at least; contents are kept.
-    ///
-    /// # Errors
-    /// The bytes that could not be had.
-    fn content_area(&mut self, gfns: u64) -> Result<ContentArea<Self::Words>, u64>;
     /// What the shim counts.
     fn counters(&mut self) -> ShimCounters;
     /// What the hypervisor has at a frame.
@@ -167,12 +149,14 @@ impl Session {
 
     fn publish<H: Host>(&self, host: &mut H) {
         if let Some(words) = host.header() {
+            let chunks = host.counters().bitmap_gfns / CHUNK_GFNS;
             Header::new(words.as_ref()).publish(&Announcement {
                 started: self.started,
                 generation: self.statistics.generation,
                 state: self.state as u64,
                 nominations: self.nominations,
                 profile: self.profile(),
+                chunks,
             });
         }
     }
@@ -307,11 +291,7 @@ impl Session {
             return Err((Status::NotAdmitted, [0; 4]));
         }
         let steps = steps(request.flags)?;
-        let (from, end, gfns) = range(host, request)?;
-        let words = host
-            .bitmap(gfns)
-            .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
-        let bitmap = Bitmap::new(words.as_ref());
+        let (from, end, _) = range(host, request)?;
         let unlimited = request.budget == 0;
         let mut at = from;
         let mut identified = false;
@@ -320,7 +300,15 @@ impl Session {
                 request.cursor = at;
                 return Ok(Outcome::Again);
             }
-            let search = first_to_share(host, &bitmap, Gfn::new(at), Gfn::new(end));
+            let part = bitmap_at(host, at);
+            let bitmap = part.bitmap();
+            // What is nominated is in this part, or in a later one.
+            let stop = end.min(bitmap.gfns());
+            if part.is_absent() {
+                at = stop;
+                continue;
+            }
+            let search = first_to_share(host, &bitmap, Gfn::new(at), Gfn::new(stop));
             self.statistics.already += search.already;
             match search.end {
                 SearchEnd::Found(nominee) => at = nominee.get(),
@@ -338,7 +326,7 @@ impl Session {
                 return Err((Status::NoProfile, [0; 4]));
             };
             let (report, identified_now) =
-                Slice::new(host, profile, &bitmap, Gfn::new(at), Gfn::new(end), steps).run();
+                Slice::new(host, profile, &bitmap, Gfn::new(at), Gfn::new(stop), steps).run();
             self.count_slice(&report);
             if let Err(reason) = identified_now {
                 request.cursor = at;
@@ -349,7 +337,7 @@ impl Session {
                 identified = true;
             }
             // A slice that stops where it began would loop for ever; none does, and if one did it ends here.
-            at = report.next.max(at.saturating_add(1)).min(end);
+            at = report.next.max(at.saturating_add(1)).min(stop);
             let figures = [
                 report.shared,
                 report.superpages,
@@ -436,9 +424,6 @@ impl Session {
     /// The counters, with what the shim counts filled in.
     pub fn statistics<H: Host>(&self, host: &mut H) -> Statistics {
         let shim = host.counters();
-        let covered = host
-            .bitmap(0)
-            .map_or(0, |words| Bitmap::new(words.as_ref()).gfns());
         Statistics {
             state: self.state as u64,
             zero_gfns: shim.zero_gfns,
@@ -449,7 +434,8 @@ impl Session {
             content_unshared: shim.content_unshared,
             refilled: shim.refilled,
             metadata_bytes: shim.metadata_bytes,
-            bitmap_gfns: covered,
+            metadata_most: shim.metadata_most,
+            bitmap_gfns: shim.bitmap_gfns,
             ..self.statistics
         }
     }
@@ -465,9 +451,7 @@ impl Session {
             return Err((Status::OutOfRange, [request.cursor, gfns, 0, 0]));
         }
         let gfn = Gfn::new(request.cursor);
-        let nominated = host
-            .bitmap(0)
-            .is_ok_and(|words| Bitmap::new(words.as_ref()).get(gfn));
+        let nominated = is_nominated(host, gfn);
         let info = host.gfn_info(gfn);
         let answer = explain(host, self.profile(), nominated, &info, gfn);
         put(request, buffer, answer.as_bytes())
@@ -481,24 +465,43 @@ fn begin<H: Host>(host: &mut H, started: u64) {
     }
 }
 
-/// What an earlier profile nominated means nothing under another one: clears the bitmap from `cursor` on.
+/// What an earlier profile nominated means nothing under another one: clears the bitmap from frame `cursor` on.
 ///
 /// Nothing is shared on what a caller makes this pass over: until a profile is admitted nothing is shared, and the scan
 /// that admits it writes every bit.
 fn forget_nominations<H: Host>(host: &mut H, cursor: &mut u64) -> Outcome {
-    let Ok(words) = host.bitmap(0) else {
-        return Outcome::Finished;
-    };
-    let bitmap = Bitmap::new(words.as_ref());
-    while *cursor < bitmap.gfns() {
-        let next = cursor.saturating_add(CLEAR_CHUNK).min(bitmap.gfns());
-        bitmap.clear_range(Gfn::new(*cursor), Gfn::new(next));
-        *cursor = next;
-        if next < bitmap.gfns() && host.preempted() {
-            return Outcome::Again;
+    let mut cleared = 0;
+    while *cursor < MAX_GFNS {
+        let part = bitmap_at(host, *cursor);
+        let bitmap = part.bitmap();
+        let next = bitmap.gfns().max(cursor.saturating_add(1));
+        if !part.is_absent() {
+            if cleared == CLEAR_CHUNK {
+                cleared = 0;
+                if host.preempted() {
+                    return Outcome::Again;
+                }
+            }
+            bitmap.clear_range(Gfn::new(*cursor), Gfn::new(next));
+            cleared += 1;
         }
+        *cursor = next;
     }
     Outcome::Finished
+}
+
+/// One past the last frame of the hole in guest-physical memory that begins at `gfn`, where the hypervisor has whole page
+/// tables missing, and `to` at most; `gfn` if there is none.
+///
+/// Passing over holes by it makes the time that an operation takes follow from the guest's memory and its page tables, both
+/// of which it pays for, and not from its frame numbers.
+fn hole_end<H: Host>(host: &mut H, gfn: u64, to: u64) -> u64 {
+    let info = host.gfn_info(Gfn::new(gfn));
+    if info.mfn != u64::MAX || info.order == 0 {
+        return gfn;
+    }
+    let last = gfn | 1_u64.checked_shl(info.order).unwrap_or(0).wrapping_sub(1);
+    last.saturating_add(1).min(to)
 }
 
 /// The steps that a share request asks for: all, but for the test-only feature `mutants`.
@@ -529,8 +532,8 @@ fn steps(flags: u32) -> Result<Steps, Refusal> {
 /// The frames that a request covers: first, one past the last, and one past the guest's last.
 fn range<H: Host>(host: &mut H, request: &Request) -> Result<(u64, u64, u64), Refusal> {
     let gfns = host.gfns();
-    if gfns > MAX_BITMAP_GFNS {
-        return Err((Status::OutOfRange, [gfns, MAX_BITMAP_GFNS, 0, 0]));
+    if gfns > MAX_GFNS {
+        return Err((Status::OutOfRange, [gfns, MAX_GFNS, 0, 0]));
     }
     let end = if request.end == 0 { gfns } else { request.end };
     if end > gfns {

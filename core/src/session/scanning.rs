@@ -1,10 +1,11 @@
 //! The scan operation: all memory or a part, over as many calls as it takes, and what a complete one proves.
 
-use super::{Host, Outcome, Refusal, Session, begin, range};
+use super::{Host, Outcome, Refusal, Session, begin, hole_end, range};
 use crate::abi::{Request, State};
 use crate::admission::{Sample, compare, sample, tolerance};
 use crate::header::Nominations;
-use crate::{Bitmap, FreeCheck, Gfn, ScanStep, Scanner, Status, free_by_counters};
+use crate::tables::{Table, bitmap_at};
+use crate::{FreeCheck, Gfn, ScanStep, Scanner, Status, free_by_counters};
 
 /// Descriptors looked at between two looks at the clock and at pending interrupts.
 const SCAN_CHUNK: u64 = 4096;
@@ -32,10 +33,7 @@ impl Session {
         if !goes_on {
             self.identify(host)?;
         }
-        let words = host
-            .bitmap(gfns)
-            .map_err(|bytes| (Status::NoMemory, [bytes, 0, 0, 0]))?;
-        let bitmap = Bitmap::new(words.as_ref());
+        host.make_header().map_err(|shortage| shortage.refusal(0))?;
         if from == 0 && end == gfns {
             self.started = self.started.wrapping_add(1);
         }
@@ -66,10 +64,12 @@ impl Session {
         let mut scanner = Scanner::new(FreeCheck::new(profile));
         let mut at = from;
         let outcome = loop {
-            if at >= end || (!unlimited && request.budget == 0) {
+            // A block that has been begun is written down to its end: the next call would not know of it.
+            let within_block = scanner.is_within_block(at);
+            if at >= end || (!within_block && !unlimited && request.budget == 0) {
                 break Outcome::Finished;
             }
-            if at != from && host.preempted() {
+            if at != from && !within_block && host.preempted() {
                 break Outcome::Again;
             }
             let paused = host.paused_by_toolstack();
@@ -79,7 +79,15 @@ impl Session {
                 SCAN_CHUNK.min(request.budget)
             };
             let before = host.now();
-            let step = scanner.step(host, &bitmap, Gfn::new(at), Gfn::new(end), chunk);
+            let step = match step(host, &mut scanner, at, end, chunk) {
+                Ok(step) => step,
+                Err(refusal) => {
+                    // Half a scan is none: the next one begins anew.
+                    request.cursor = at;
+                    self.scan = None;
+                    return Err(refusal);
+                }
+            };
             if let Some(full) = &mut full {
                 full.total.add(&step);
                 full.elapsed_ns += host.now().saturating_sub(before);
@@ -108,7 +116,7 @@ impl Session {
         // Before the counters: if they are another kernel's, that is what is wrong.
         self.identify(host)?;
         if let Some(full) = full {
-            let sample = uncounted.then(|| sample(host, &bitmap, full.total.free));
+            let sample = uncounted.then(|| sample(host, full.total.free));
             self.complete_scan(&full, after?, sample)?;
             self.nominations = Nominations {
                 scan: self.started,
@@ -160,4 +168,38 @@ impl Session {
         self.state = State::Admitted;
         Ok(())
     }
+}
+
+/// One step of the scan, in the part of the bitmap that has frame `at`. Memory for the part is taken when a free block is met
+/// and there is none.
+///
+/// # Errors
+/// There is none to be had.
+fn step<H: Host>(
+    host: &mut H,
+    scanner: &mut Scanner<'_>,
+    at: u64,
+    end: u64,
+    budget: u64,
+) -> Result<ScanStep, Refusal> {
+    let part = bitmap_at(host, at);
+    if part.is_absent() && !scanner.is_within_block(at) {
+        let next = hole_end(host, at, end.min(part.bitmap().gfns()));
+        if next > at {
+            return Ok(ScanStep {
+                next,
+                no_descriptor: next - at,
+                descriptors: 1,
+                ..ScanStep::default()
+            });
+        }
+    }
+    let mut step = scanner.step(host, &part.bitmap(), Gfn::new(at), Gfn::new(end), budget);
+    if step.wants_memory {
+        host.extend(Table::Bitmap, step.next / 64)
+            .map_err(|shortage| shortage.refusal(step.next))?;
+        // Not what came of the look at the block, which the next step takes again.
+        step.wants_memory = false;
+    }
+    Ok(step)
 }

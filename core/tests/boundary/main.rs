@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::mem::offset_of;
 
 use lacuna_core::abi::{
-    BITMAP_VERSION, BitmapHeader, DOMCTL_LACUNA, GROUP_NAME_MAX, GfnInfo, Op, Request, ShimCounters, VERSION,
+    BITMAP_VERSION, BitmapHeader, CHUNK_GFNS, DOMCTL_LACUNA, GROUP_NAME_MAX, GfnInfo, Op, Request,
+    ShimCounters, TABLE_ENTRIES, VERSION,
 };
 use lacuna_core::boundary::{RESET_SOFT, SHARE_ONLY_ZERO};
-use lacuna_core::{Blocker, PageState, Refill, Skip, Status, VcpuRegisters};
+use lacuna_core::{Blocker, PageState, Refill, Skip, Status, Table, VcpuRegisters};
 
 use header::{Layout, asserted_sizes, file, numbers, structures};
 
@@ -44,6 +45,9 @@ fn the_shims_numbers_are_the_cores() {
         ("LACUNA_VCPU_ONLINE", VcpuRegisters::ONLINE),
         ("LACUNA_SHARE_ONLY_ZERO", SHARE_ONLY_ZERO),
         ("LACUNA_RESET_SOFT", RESET_SOFT),
+        ("LACUNA_TABLE_BITMAP", Table::Bitmap as u32),
+        ("LACUNA_TABLE_ROUNDS", Table::Rounds as u32),
+        ("LACUNA_TABLE_INDEX", Table::Index as u32),
         ("LACUNA_STATUS_GROUP_IN_USE", Status::GroupInUse.code()),
     ]);
     for names in [Skip::C_NAMES, PageState::C_NAMES, Blocker::C_NAMES] {
@@ -69,6 +73,8 @@ fn the_hypercalls_numbers_are_the_cores() {
         ("XEN_DOMCTL_lacuna", DOMCTL_LACUNA),
         ("XEN_DOMCTL_LACUNA_VERSION", VERSION),
         ("XEN_LACUNA_BITMAP_VERSION", BITMAP_VERSION),
+        ("XEN_LACUNA_BITMAP_GFNS", u32::try_from(CHUNK_GFNS).unwrap()),
+        ("XEN_LACUNA_BITMAP_NUMBERS", u32::try_from(TABLE_ENTRIES).unwrap()),
         (
             "XEN_DOMCTL_LACUNA_GROUP_MAX",
             u32::try_from(GROUP_NAME_MAX).unwrap(),
@@ -95,9 +101,12 @@ fn structures_have_one_layout_and_c_asserts_their_sizes() {
     let mut theirs = structures(&file(CORE_H), |_| true);
     theirs.extend(structures(&file(PUBLIC_H), |name| name.contains("lacuna")));
     theirs.extend(structures(&file(ASM_H), |name| name == "lacuna_refill"));
-    // `xen-module/src/shim.rs` has it, and asserts the size.
-    let (_, content_area) = theirs.remove("lacuna_content_area").unwrap();
-    assert_eq!(content_area, 40);
+    // `xen-module/src/shim.rs` has them, and asserts the sizes.
+    let shim = ["lacuna_part", "lacuna_bound"].map(|name| {
+        let (_, size) = theirs.remove(name).unwrap();
+        assert_eq!(size, 24, "{name}");
+        (name, size)
+    });
     // The C side gives the memory, and looks at none of it.
     let (_, refill) = theirs.remove("lacuna_refill").unwrap();
     assert_eq!(refill, size_of::<Refill>());
@@ -109,7 +118,7 @@ fn structures_have_one_layout_and_c_asserts_their_sizes() {
         ),
         (
             "xen_lacuna_bitmap",
-            layout!(BitmapHeader: version, offset, sequence, started, complete, generation, gfns, state,
+            layout!(BitmapHeader: version, chunks, sequence, started, complete, generation, gfns, state,
                 contents, free, start),
         ),
         (
@@ -123,7 +132,7 @@ fn structures_have_one_layout_and_c_asserts_their_sizes() {
         (
             "lacuna_counters",
             layout!(ShimCounters: zero_gfns, unshared, unshare_enomem, released, pool_refused, metadata_bytes,
-                content_gfns, content_unshared, refilled),
+                content_gfns, content_unshared, refilled, bitmap_gfns, metadata_most),
         ),
     ]
     .map(|(name, layout)| (name.to_owned(), layout))
@@ -131,7 +140,7 @@ fn structures_have_one_layout_and_c_asserts_their_sizes() {
     assert_eq!(theirs, ours);
 
     let asserted = asserted_sizes(&file("xen/arch/x86/lacuna/domctl.c"));
-    for (name, size) in [("lacuna_content_area", content_area), ("lacuna_refill", refill)] {
+    for (name, size) in shim.into_iter().chain([("lacuna_refill", refill)]) {
         assert_eq!(asserted.get(name), Some(&size), "{name}");
     }
     for (name, (_, size)) in &ours {

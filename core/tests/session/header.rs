@@ -2,7 +2,7 @@
 
 use lacuna_core::abi::{BitmapHeader, Op, Request, State, Statistics};
 use lacuna_core::mock::{Config, MockGuest};
-use lacuna_core::{Bitmap, Gfn, Header, Host, Status};
+use lacuna_core::{Header, Host, Status, Tables};
 
 use super::{admitted, answer, attached, encoded, request, run, set_profile, status};
 
@@ -21,9 +21,8 @@ fn the_header_tells_of_one_complete_scan_and_of_nothing_else() {
     );
     assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::Done);
     let first = header(&mut guest).unwrap();
-    let bits = guest.bitmap(0).unwrap();
-    let free = Bitmap::new(bits.as_ref()).count(Gfn::new(0), Gfn::new(first.gfns));
-    assert_eq!((first.version, first.offset, first.sequence % 2), (1, 4096, 0));
+    let free = guest.nominated(0, first.gfns);
+    assert_eq!((first.version, first.chunks, first.sequence % 2), (2, 1, 0));
     assert_eq!(
         (first.started, first.complete, first.generation, first.state),
         (1, 1, 1, State::Admitted as u64)

@@ -6,9 +6,11 @@ mod guard;
 mod header;
 mod kernels;
 
-use lacuna_core::abi::{Explanation, Op, Request, State, Statistics};
+use lacuna_core::abi::{CHUNK_GFNS, Explanation, Op, Request, State, Statistics};
 use lacuna_core::mock::{Access, Config, MockGuest, Primitive};
-use lacuna_core::{Gfn, Host, MAX_PROFILE_BYTES, Outcome, Profile, Session, Status, VcpuRegisters};
+use lacuna_core::{
+    Gfn, Host, MAX_PROFILE_BYTES, Outcome, Profile, Session, Status, Table, Tables, VcpuRegisters,
+};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
@@ -175,13 +177,7 @@ fn another_profile_has_to_be_admitted_again_and_inherits_no_nomination() {
         assert_eq!(set_profile(&mut session, &mut guest, &bytes), Status::Done);
         assert_eq!(session.state(), State::Loaded);
         assert_eq!(status(&mut session, &mut guest, Op::Share), Status::NotAdmitted);
-        assert!(
-            guest
-                .bitmap(0)
-                .unwrap()
-                .iter()
-                .all(|word| word.load(std::sync::atomic::Ordering::Relaxed) == 0)
-        );
+        assert_eq!(guest.nominated(0, u64::MAX), 0);
     }
     let mut room = vec![0; MAX_PROFILE_BYTES];
     let mut get = request(Op::GetProfile);
@@ -200,14 +196,24 @@ fn another_profile_has_to_be_admitted_again_and_inherits_no_nomination() {
 
 #[test]
 fn nominations_are_forgotten_in_pieces_and_the_old_profile_holds_until_all_are() {
-    let mut guest = MockGuest::new(&Config::default());
+    let mut guest = MockGuest::new(&Config {
+        host_free: 60_000,
+        ..Config::default()
+    });
     let mut session = admitted(&mut guest);
     let bytes = encoded(&guest.profile());
-    // As after a scan of a guest with 32 GiB.
-    let words = guest.bitmap(1 << 23).unwrap();
-    for word in words.iter() {
-        word.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
+    // As after a scan of a guest with memory up to 8 GiB, 64 pages of bitmap.
+    for gfn in 8192.. {
+        if !guest.populate(gfn) {
+            break;
+        }
     }
+    let gfns = 1 << 21;
+    for gfn in (0..gfns).step_by(CHUNK_GFNS as usize) {
+        let part = guest.extend(Table::Bitmap, gfn / 64).unwrap();
+        part.bitmap().set_range(Gfn::new(gfn), Gfn::new(gfns));
+    }
+    assert_eq!(guest.nominated(0, u64::MAX), gfns);
     guest.fail_all(Primitive::Preempted);
     let mut request = request(Op::SetProfile);
     let mut interruptions = 0;
@@ -217,11 +223,7 @@ fn nominations_are_forgotten_in_pieces_and_the_old_profile_holds_until_all_are()
     }
     assert_eq!((interruptions, request.status), (3, 0));
     assert_eq!(session.state(), State::Loaded);
-    assert!(
-        words
-            .iter()
-            .all(|word| word.load(std::sync::atomic::Ordering::Relaxed) == 0)
-    );
+    assert_eq!(guest.nominated(0, u64::MAX), 0);
 }
 
 #[test]
@@ -331,7 +333,7 @@ fn statistics_say_what_happened() {
     assert_eq!(s.shared, 512 * s.shared_superpages + s.shared_entries);
     assert_eq!(s.released, s.shared);
     assert!(s.slices > 1 && s.pauses > s.slices && s.pause_longest_ns * s.pauses >= s.pause_total_ns);
-    assert_eq!(s.bitmap_gfns, 8192);
+    assert_eq!(s.bitmap_gfns, CHUNK_GFNS, "a page of bits");
     assert_eq!(s.each().count() * 8, size_of::<Statistics>());
     for needed in [0, size_of::<Statistics>() - 1] {
         let mut request = request(Op::Statistics);

@@ -13,7 +13,7 @@ use crate::failure::{Cause, Class, Failure};
 use crate::os::{Sources, SymbolSources};
 use crate::progress::Silent;
 use crate::xen::domain::{Domain, find};
-use crate::xen::engine::{Contents, Engine, EngineError, Part, SCAN_PART, SHARE_PART, Scanned, Shared};
+use crate::xen::engine::{Contents, Engine, Part, SCAN_PART, SHARE_PART, Scanned, Shared};
 use crate::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd};
 use crate::xen::xenstore::{Xenstore, XenstoreError};
 
@@ -228,12 +228,7 @@ impl Xen for ThisHost {
     }
 
     fn bitmap(&mut self, domain: u16) -> Result<Vec<u8>, Failure> {
-        let mut bits = Vec::new();
-        self.engine(domain)?.read_bitmap(|piece| {
-            bits.extend_from_slice(piece);
-            Ok::<(), EngineError>(())
-        })?;
-        Ok(bits)
+        Ok(self.engine(domain)?.read_bitmap()?.1)
     }
 
     fn share(

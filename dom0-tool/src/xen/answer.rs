@@ -172,7 +172,7 @@ pub fn explain_status(status: Status, values: &[u64; 4]) -> Answer {
         ),
         Status::NoMemory => (
             Class::Failed,
-            format!("the hypervisor has no memory for the bitmap ({one} bytes)"),
+            format!("the hypervisor has no memory for its tables ({one} bytes, for frame {two:#x})"),
             "free some host memory (`xl info` shows it)",
         ),
         Status::BufferTooSmall => (
@@ -189,6 +189,14 @@ pub fn explain_status(status: Status, values: &[u64; 4]) -> Answer {
             Class::Failed,
             format!("the hypervisor does not accept the value {one:#x} in the request"),
             "install the `lacuna` that belongs to this hypervisor",
+        ),
+        Status::TablesAtBound => (
+            Class::Refused,
+            format!(
+                "the guest's pages lie too scattered: {one} bytes are kept for its {three} pages, {two} may be, and frame \
+                 {four:#x} needs more"
+            ),
+            "give the guest more memory, or restart it: what is kept goes with it",
         ),
         // The core may grow answers before this table does.
         other => (

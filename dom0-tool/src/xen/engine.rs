@@ -471,23 +471,36 @@ impl Engine {
         }
     }
 
-    /// The bitmap of free pages as of the last scan: a bit a frame, lowest first. Calls `sink` for each piece.
+    /// The bitmap of free pages as of the last scan, with how many frames it is for: a bit a frame, lowest first.
+    ///
+    /// Stretches for which the hypervisor keeps no bits are not asked for. Their zeros are pages that nothing was written to,
+    /// so a guest with a page at a very high frame does not make this program use memory.
     ///
     /// # Errors
-    /// [`EngineError`], or what `sink` returns.
-    pub fn read_bitmap<E: From<EngineError>>(
-        &self,
-        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<u64, E> {
+    /// [`EngineError`].
+    pub fn read_bitmap(&self) -> Result<(u64, Vec<u8>), EngineError> {
+        let mut bits = Vec::new();
         let mut cursor = 0;
         loop {
             let mut bytes = vec![0; BITMAP_CHUNK];
             let answer = self.call(Op::ReadBitmap, cursor, &mut bytes)?;
+            let [frames, first, ..] = answer.result;
+            if bits.is_empty() {
+                bits = vec![0; usize::try_from(frames / 8).unwrap_or(0)];
+            }
             let used = usize::try_from(answer.buffer_size).unwrap_or(0).min(bytes.len());
-            sink(&bytes[..used])?;
-            cursor += used as u64 * 8;
-            if used < BITMAP_CHUNK || cursor >= answer.result[0] {
-                return Ok(answer.result[0]);
+            let at = usize::try_from(cursor / 8).unwrap_or(usize::MAX);
+            if first > cursor {
+                cursor = first;
+            } else {
+                // The guest may have grown meanwhile: what is new is the next scan's.
+                let room = bits.get_mut(at..).unwrap_or_default();
+                let fits = used.min(room.len());
+                room[..fits].copy_from_slice(&bytes[..fits]);
+                cursor += used as u64 * 8;
+            }
+            if used == 0 || cursor >= frames || cursor / 8 >= bits.len() as u64 {
+                return Ok((frames, bits));
             }
         }
     }

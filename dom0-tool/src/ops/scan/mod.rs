@@ -119,12 +119,7 @@ pub fn scan_guest<O: Observer + ?Sized>(
 /// # Errors
 /// The engine's refusal.
 pub fn free_bits(live: &Live) -> Result<(u64, Vec<u8>), EngineError> {
-    let mut bits = Vec::new();
-    let frames = live.engine.read_bitmap::<EngineError>(|piece| {
-        bits.extend_from_slice(piece);
-        Ok(())
-    })?;
-    Ok((frames, bits))
+    live.engine.read_bitmap()
 }
 
 /// Scans a dump, and writes what was found free to `bitmap`.

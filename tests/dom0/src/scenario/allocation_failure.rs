@@ -63,12 +63,13 @@ const KEPT_WAITING: &[&str] = &["soft lockup", "rcu"];
 const EXPECTED: &[(&str, usize)] = &[
     // The domain's state, the core's, and the buffer: get_state() and do_op() are inlined.
     ("lacuna_domctl", 3),
-    // The list of frames, the frames, and their addresses: grow() is inlined.
-    ("lacuna_x_bitmap", 3),
+    // The header; and a chunk of the bitmap: the page of numbers, its own, and the nodes of two trees.
+    ("lacuna_x_make_header", 1),
+    ("lacuna_bitmap_extend", 2),
     // The group and its index: join_group() is inlined.
     ("lacuna_set_group", 2),
-    // The last round's hashes, and a domain's own index.
-    ("lacuna_x_content_area", 2),
+    // A page of the last round's hashes, or of a domain's own index, and the nodes on the way to it.
+    ("lacuna_x_extend", 2),
     // What a shared frame has, and what each page on it has.
     ("nominate_page", 2),
     // A page table, to break up a superpage with: for both stages, and for the balloon.
