@@ -89,10 +89,11 @@ fn an_honest_guest_pays_no_more_than_a_share_of_its_memory() {
         assert_eq!(operate(&mut session, &mut guest, Op::Content).0, Status::Done);
     }
     let (bitmap, all) = guest.tables_bytes();
+    let millionths = |bytes: u64| bytes * 1_000_000 / (pages * PAGE);
     println!(
-        "{pages} pages: {free} bytes for the free stage, {:.4} %; {all} with content, {:.4} %",
-        free as f64 * 100.0 / (pages * PAGE) as f64,
-        all as f64 * 100.0 / (pages * PAGE) as f64,
+        "{pages} pages: {free} bytes for the free stage, {} millionths of the guest's memory; {all} with content, {}",
+        millionths(free),
+        millionths(all),
     );
     assert_eq!(free, bitmap);
     assert!(free <= permille(pages, 1), "{free} bytes");

@@ -10,6 +10,7 @@ mod daemon;
 mod ept;
 mod flask;
 mod gmd;
+mod high_gfn;
 mod hostile;
 mod kexec;
 mod memory_error;
@@ -64,6 +65,7 @@ const BODIES: &[(&str, Body)] = &[
     ("content/stock-limits", named::stock_limits),
     ("hostile/free-pages", named::free_pages),
     ("hostile/equal-pages", named::equal_pages),
+    ("hostile/high-gfn", high_gfn::far_block),
     ("migration/killed", migration::killed),
     ("migration/init-on-free", migration::init_on_free),
     ("migration/page-poison", migration::page_poison),
