@@ -12,6 +12,8 @@ use crate::{Gfn, Host, Skip};
 const CHUNK: u64 = 16;
 
 impl Session {
+    // By itself: what it needs of the stack would otherwise be taken during the other operations, too.
+    #[inline(never)]
     pub(super) fn content<H: Host + Peers>(
         &mut self,
         host: &mut H,
