@@ -207,9 +207,8 @@ fn scattered_pages_are_refused_at_the_bound_and_served_when_the_guest_has_more()
     assert_eq!(guest.audit(), Ok(()));
 }
 
-/// A guest whose descriptors call frames free in many stretches, in each of which it has a page.
-#[test]
-fn a_guest_that_calls_frames_free_far_and_wide_gets_no_more_bits_than_its_share() {
+/// A guest whose descriptors call frames free in 59 stretches, and its profile.
+fn far_and_wide() -> (MockGuest, Profile) {
     let layout = Layout::WINDOWS[0];
     let mut guest = MockGuest::new(&Config {
         layout,
@@ -229,6 +228,26 @@ fn a_guest_that_calls_frames_free_far_and_wide_gets_no_more_bits_than_its_share(
             array: GuestVirt::new(whole.array.get() + free * size),
         })
         .collect();
+    // So that the guest's last frame is past all of them.
+    assert!(guest.populate(60 * CHUNK_GFNS));
+    (guest, profile)
+}
+
+/// Where the guest has no memory its descriptors are not even looked at.
+#[test]
+fn frames_without_memory_are_not_free_whatever_descriptors_say() {
+    let (mut guest, profile) = far_and_wide();
+    let mut session = Session::new();
+    set_profile(&mut session, &mut guest, &profile);
+    let (status, request, _) = operate(&mut session, &mut guest, Op::Scan);
+    assert_eq!((status, request.result[0]), (Status::CountsDisagree, 0));
+    assert_eq!((guest.tables_bytes().0, guest.nominated(0, u64::MAX)), (0, 0));
+}
+
+/// The same, with a page of its own in each stretch.
+#[test]
+fn a_guest_that_calls_frames_free_far_and_wide_gets_no_more_bits_than_its_share() {
+    let (mut guest, profile) = far_and_wide();
     for stretch in 1..60 {
         assert!(guest.populate(stretch * CHUNK_GFNS));
     }
@@ -239,7 +258,7 @@ fn a_guest_that_calls_frames_free_far_and_wide_gets_no_more_bits_than_its_share(
     assert_eq!(status, Status::TablesAtBound);
     assert!(calls.most_extensions <= 1, "{calls:?}");
     let [held, most, pages, gfn] = request.result;
-    assert_eq!((most, pages), (most_bytes(8192 + 59).0, 8192 + 59));
+    assert_eq!((most, pages), (most_bytes(8192 + 60).0, 8192 + 60));
     assert!(held <= most && held + PAGE + 4 * 512 > most, "{held} of {most}");
     assert_eq!(gfn % CHUNK_GFNS, 0);
     // Readers do not take half a scan for a whole one.

@@ -196,10 +196,16 @@ fn step<H: Host>(
     }
     let mut step = scanner.step(host, &part.bitmap(), Gfn::new(at), Gfn::new(end), budget);
     if step.wants_memory {
-        host.extend(Table::Bitmap, step.next / 64)
-            .map_err(|shortage| shortage.refusal(step.next))?;
-        // Not what came of the look at the block, which the next step takes again.
+        // It is not for this step to say so any more: the next one takes the look at the block again.
         step.wants_memory = false;
+        let next = hole_end(host, step.next, end);
+        if next > step.next {
+            step.no_descriptor += next - step.next;
+            step.next = next;
+        } else {
+            host.extend(Table::Bitmap, step.next / 64)
+                .map_err(|shortage| shortage.refusal(step.next))?;
+        }
     }
     Ok(step)
 }
