@@ -1,6 +1,7 @@
 //! The operation of the content stage.
 
-use super::{Outcome, Refusal, Session, hole_end, range, steps};
+use super::frames::{hole_end, range};
+use super::{Outcome, Refusal, Session, steps};
 use crate::PageState;
 use crate::abi::{CONTENT_LEAVE_FREE, Request};
 use crate::content::{ContentReport, Peers, Rounds, Seed, Stage};

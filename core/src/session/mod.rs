@@ -6,10 +6,12 @@
 //! that gap but what is checked again.
 
 mod content;
+mod frames;
 mod scanning;
 
 use zerocopy::IntoBytes;
 
+use self::frames::{forget_nominations, range};
 use self::scanning::FullScan;
 use crate::abi::{CHUNK_GFNS, GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
 use crate::content::Peers;
@@ -17,14 +19,12 @@ use crate::header::{Announcement, Nominations};
 use crate::nominees::{SearchEnd, first_to_share};
 use crate::query::{put, read_bitmap, registers};
 use crate::share::{identify_paused, mismatch_values};
-use crate::tables::{MAX_GFNS, Tables, bitmap_at, is_nominated};
+use crate::tables::{Tables, bitmap_at, is_nominated};
 use crate::{
     Gfn, Header, MAX_PROFILE_BYTES, NotIdentified, P2m, Profile, ProfileError, Skip, Slice, SliceReport,
     Status, Steps, explain,
 };
 
-/// Parts of the bitmap that are cleared between two looks at pending interrupts: 64 KiB.
-const CLEAR_CHUNK: u32 = 16;
 /// Guard failures in a row, none of them final, after which the profile is dropped all the same.
 const GUARD_PATIENCE: u64 = 8;
 
@@ -465,45 +465,6 @@ fn begin<H: Host>(host: &mut H, started: u64) {
     }
 }
 
-/// What an earlier profile nominated means nothing under another one: clears the bitmap from frame `cursor` on.
-///
-/// Nothing is shared on what a caller makes this pass over: until a profile is admitted nothing is shared, and the scan
-/// that admits it writes every bit.
-fn forget_nominations<H: Host>(host: &mut H, cursor: &mut u64) -> Outcome {
-    let mut cleared = 0;
-    while *cursor < MAX_GFNS {
-        let part = bitmap_at(host, *cursor);
-        let bitmap = part.bitmap();
-        let next = bitmap.gfns().max(cursor.saturating_add(1));
-        if !part.is_absent() {
-            if cleared == CLEAR_CHUNK {
-                cleared = 0;
-                if host.preempted() {
-                    return Outcome::Again;
-                }
-            }
-            bitmap.clear_range(Gfn::new(*cursor), Gfn::new(next));
-            cleared += 1;
-        }
-        *cursor = next;
-    }
-    Outcome::Finished
-}
-
-/// One past the last frame of the hole in guest-physical memory that begins at `gfn`, where the hypervisor has whole page
-/// tables missing, and `to` at most; `gfn` if there is none.
-///
-/// Passing over holes by it makes the time that an operation takes follow from the guest's memory and its page tables, both
-/// of which it pays for, and not from its frame numbers.
-fn hole_end<H: Host>(host: &mut H, gfn: u64, to: u64) -> u64 {
-    let info = host.gfn_info(Gfn::new(gfn));
-    if info.mfn != u64::MAX || info.order == 0 {
-        return gfn;
-    }
-    let last = gfn | 1_u64.checked_shl(info.order).unwrap_or(0).wrapping_sub(1);
-    last.saturating_add(1).min(to)
-}
-
 /// The steps that a share request asks for: all, but for the test-only feature `mutants`.
 fn steps(flags: u32) -> Result<Steps, Refusal> {
     #[cfg(feature = "mutants")]
@@ -527,20 +488,4 @@ fn steps(flags: u32) -> Result<Steps, Refusal> {
     } else {
         Err((Status::BadRequest, [u64::from(flags), 0, 0, 0]))
     }
-}
-
-/// The frames that a request covers: first, one past the last, and one past the guest's last.
-fn range<H: Host>(host: &mut H, request: &Request) -> Result<(u64, u64, u64), Refusal> {
-    let gfns = host.gfns();
-    if gfns > MAX_GFNS {
-        return Err((Status::OutOfRange, [gfns, MAX_GFNS, 0, 0]));
-    }
-    let end = if request.end == 0 { gfns } else { request.end };
-    if end > gfns {
-        return Err((Status::OutOfRange, [end, gfns, 0, 0]));
-    }
-    if request.cursor > end {
-        return Err((Status::OutOfRange, [request.cursor, end, 0, 0]));
-    }
-    Ok((request.cursor, end, gfns))
 }

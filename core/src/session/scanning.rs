@@ -1,6 +1,7 @@
 //! The scan operation: all memory or a part, over as many calls as it takes, and what a complete one proves.
 
-use super::{Host, Outcome, Refusal, Session, begin, hole_end, range};
+use super::frames::{hole_end, range};
+use super::{Host, Outcome, Refusal, Session, begin};
 use crate::abi::{Request, State};
 use crate::admission::{Sample, compare, sample, tolerance};
 use crate::header::Nominations;

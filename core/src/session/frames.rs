@@ -1,0 +1,63 @@
+//! Which frames an operation goes through: the range that is asked for, holes to pass over, and what has to be forgotten.
+
+use super::{Host, Outcome, Refusal};
+use crate::abi::Request;
+use crate::tables::{MAX_GFNS, bitmap_at};
+use crate::{Gfn, Status};
+
+/// Parts of the bitmap that are cleared between two looks at pending interrupts: 64 KiB.
+const CLEAR_CHUNK: u32 = 16;
+/// What an earlier profile nominated means nothing under another one: clears the bitmap from frame `cursor` on.
+///
+/// Nothing is shared on what a caller makes this pass over: until a profile is admitted nothing is shared, and the scan
+/// that admits it writes every bit.
+pub(super) fn forget_nominations<H: Host>(host: &mut H, cursor: &mut u64) -> Outcome {
+    let mut cleared = 0;
+    while *cursor < MAX_GFNS {
+        let part = bitmap_at(host, *cursor);
+        let bitmap = part.bitmap();
+        let next = bitmap.gfns().max(cursor.saturating_add(1));
+        if !part.is_absent() {
+            if cleared == CLEAR_CHUNK {
+                cleared = 0;
+                if host.preempted() {
+                    return Outcome::Again;
+                }
+            }
+            bitmap.clear_range(Gfn::new(*cursor), Gfn::new(next));
+            cleared += 1;
+        }
+        *cursor = next;
+    }
+    Outcome::Finished
+}
+
+/// One past the last frame of the hole in guest-physical memory that begins at `gfn`, where the hypervisor has whole page
+/// tables missing, and `to` at most; `gfn` if there is none.
+///
+/// Passing over holes by it makes the time that an operation takes follow from the guest's memory and its page tables, both
+/// of which it pays for, and not from its frame numbers.
+pub(super) fn hole_end<H: Host>(host: &mut H, gfn: u64, to: u64) -> u64 {
+    let info = host.gfn_info(Gfn::new(gfn));
+    if info.mfn != u64::MAX || info.order == 0 {
+        return gfn;
+    }
+    let last = gfn | 1_u64.checked_shl(info.order).unwrap_or(0).wrapping_sub(1);
+    last.saturating_add(1).min(to)
+}
+
+/// The frames that a request covers: first, one past the last, and one past the guest's last.
+pub(super) fn range<H: Host>(host: &mut H, request: &Request) -> Result<(u64, u64, u64), Refusal> {
+    let gfns = host.gfns();
+    if gfns > MAX_GFNS {
+        return Err((Status::OutOfRange, [gfns, MAX_GFNS, 0, 0]));
+    }
+    let end = if request.end == 0 { gfns } else { request.end };
+    if end > gfns {
+        return Err((Status::OutOfRange, [end, gfns, 0, 0]));
+    }
+    if request.cursor > end {
+        return Err((Status::OutOfRange, [request.cursor, end, 0, 0]));
+    }
+    Ok((request.cursor, end, gfns))
+}
