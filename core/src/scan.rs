@@ -169,8 +169,26 @@ impl Pen {
         self.go(bitmap, to, 0);
     }
 
-    #[inline]
+    /// Most runs end in the word in which they begin: nothing is written then.
+    #[expect(
+        clippy::inline_always,
+        reason = "twice for each free block; a call costs more than this does"
+    )]
+    #[inline(always)]
     fn go(&mut self, bitmap: &Bitmap<'_>, to: u64, ink: u64) {
+        if to <= self.at {
+            return;
+        }
+        if to <= self.at | 63 {
+            self.bits |= ink & u64::MAX << (self.at & 63) & !(u64::MAX << (to & 63));
+            self.at = to;
+            return;
+        }
+        self.go_past_word(bitmap, to, ink);
+    }
+
+    /// The same, past the end of the word.
+    fn go_past_word(&mut self, bitmap: &Bitmap<'_>, to: u64, ink: u64) {
         while self.at < to {
             let word_end = (self.at | 63).saturating_add(1);
             let first = u64::MAX << (self.at & 63);
