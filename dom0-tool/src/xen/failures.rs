@@ -1,6 +1,7 @@
 //! What goes wrong with the hypervisor, and what to do about it.
 
 use lacuna_core::Status;
+use lacuna_core::abi::VERSION;
 
 use super::answer::explain_status;
 use super::domain::DomainError;
@@ -85,7 +86,9 @@ impl From<EngineError> for Failure {
             EngineError::NotThere => Self::new(
                 Class::StockXen,
                 error,
-                "boot the Xen with Lacuna's patches: `xl info` has lacuna-4 among its xen_caps then (docs/install.md)",
+                format!(
+                    "boot the Xen with Lacuna's patches: `xl info` has lacuna-{VERSION} among its xen_caps then (docs/install.md)"
+                ),
             ),
             EngineError::UnknownStatus { .. }
             | EngineError::OtherVersion { .. }
@@ -119,5 +122,65 @@ impl From<EngineError> for Failure {
                 other => Self::plain(Class::Failed, other),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    fn open(number: i32) -> PrivcmdError {
+        PrivcmdError::Open {
+            device: "/dev/xen/privcmd",
+            cause: io::Error::from_raw_os_error(number),
+        }
+    }
+
+    fn call(number: i32) -> PrivcmdError {
+        PrivcmdError::Call {
+            call: "a call",
+            cause: io::Error::from_raw_os_error(number),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_of_a_host_has_an_exit_status_of_its_own() {
+        let no_version = PrivcmdError::NoVersion {
+            interface: "domctl",
+            tried: "0x17".to_owned(),
+            xen: "4.99".to_owned(),
+        };
+        for (error, status) in [
+            (open(libc::ENOENT), 5),
+            (open(libc::ENXIO), 5),
+            (open(libc::EACCES), 8),
+            (no_version, 7),
+            (call(libc::EPERM), 8),
+            (call(libc::EFAULT), 1),
+        ] {
+            let failure = Failure::from(error);
+            assert_eq!(failure.class.exit_status(), status, "{failure}");
+            assert!(failure.remedy.is_some(), "{failure}");
+        }
+        for (error, status) in [
+            (EngineError::NotThere, 6),
+            (EngineError::Offers { version: 99 }, 7),
+            (
+                EngineError::UnknownStatus {
+                    code: 9999,
+                    values: [0; 4],
+                },
+                7,
+            ),
+            (EngineError::Forbidden { domain: 1 }, 8),
+            (EngineError::Gone { domain: 1 }, 4),
+        ] {
+            let failure = Failure::from(error);
+            assert_eq!(failure.class.exit_status(), status, "{failure}");
+        }
+        // The version that the operator is to look for is the one that this tool speaks.
+        let told = Failure::from(EngineError::NotThere).to_string();
+        assert!(told.contains(&format!("lacuna-{VERSION}")), "{told}");
     }
 }
