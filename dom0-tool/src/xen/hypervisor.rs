@@ -1,7 +1,7 @@
 //! Which hypervisor runs, and whether it is one with Lacuna: asked before anything else, and without any guest.
 //!
 //! A Xen with Lacuna has the capability `lacuna-N`, N being the version of the hypercall, among those that `xl info` shows
-//! (`patches/lacuna/0032-x86-lacuna-show-that-it-is-there.patch`). One that was built before that patch has not. So what counts
+//! (the patch "x86/lacuna: show that it is there"). One that was built before that patch has not. So what counts
 //! is the hypercall itself, made for the domain that asks: that is always refused, in one way by Lacuna and in another by a Xen
 //! that does not know it.
 //!

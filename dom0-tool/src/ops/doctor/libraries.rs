@@ -4,8 +4,7 @@
 //! memory for every page, without a word. So what the dynamic loader finds for each program is looked up, as `ldd` does it, and
 //! what running programs have loaded is read from `/proc/PID/maps`.
 //!
-//! Ours imports `xc_lacuna` from libxenctrl, and no other does: the name is in its string table
-//! (`patches/lacuna/0021-libs-guest-find-out-which-pages-a-guest-holds-free-w.patch`).
+//! Ours imports `xc_lacuna` from libxenctrl, and no other does: the name is in its string table (`docs/patches.md`).
 
 use std::collections::BTreeSet;
 use std::fs;
