@@ -26,7 +26,7 @@ const ZONE_DEVICE: u64 = 16;
 pub(super) const FLAG_BITS: u64 = 0x3f;
 
 /// How large a section can be, in bits of its bytes, where no source says (`arch/x86/include/asm/sparsemem.h`): before 5.9
-/// VMCOREINFO does not. With PAE it was 30 until 2.6.37.
+/// VMCOREINFO does not. With PAE it was 30 in early ones.
 const fn usual_section_bits(levels: PagingLevels) -> &'static [u64] {
     match levels {
         PagingLevels::Four | PagingLevels::Five => &[27],
