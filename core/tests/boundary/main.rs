@@ -151,6 +151,30 @@ fn structures_have_one_layout_and_c_asserts_their_sizes() {
     }
 }
 
+/// libxenguest has words of its own for some answers, by their numbers.
+#[test]
+fn the_answers_that_a_save_explains_are_the_cores() {
+    let text = file("tools/libs/guest/xg_sr_save_lacuna.c");
+    let explained: Vec<Option<Status>> = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("{ "))
+        .filter_map(|rest| rest.split_once(", \""))
+        .filter_map(|(code, _)| code.parse().ok())
+        .map(Status::from_code)
+        .collect();
+    assert!(!explained.contains(&None), "{explained:?}");
+    for status in [
+        Status::KernelChanged,
+        Status::Ended,
+        Status::CountsDisagree,
+        Status::CountersUnreadable,
+        Status::NoMemory,
+        Status::BadRequest,
+    ] {
+        assert!(explained.contains(&Some(status)), "{status:?}");
+    }
+}
+
 /// [`Skip::index`] is the number less one.
 #[test]
 fn reasons_to_leave_a_page_alone_are_numbered_without_a_gap() {
