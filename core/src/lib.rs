@@ -24,6 +24,7 @@ mod addr;
 mod admission;
 mod bitmap;
 pub mod boundary;
+mod candidates;
 mod content;
 mod explain;
 mod frame_copies;
@@ -34,7 +35,6 @@ mod memory;
 mod memory_map;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
-mod nominees;
 mod offline;
 mod p2m;
 mod predicate;

@@ -14,9 +14,9 @@ use zerocopy::IntoBytes;
 use self::frames::{forget_nominations, range};
 use self::scanning::FullScan;
 use crate::abi::{CHUNK_GFNS, GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
+use crate::candidates::{SearchEnd, first_to_share};
 use crate::content::Peers;
 use crate::header::{Announcement, Nominations};
-use crate::nominees::{SearchEnd, first_to_share};
 use crate::query::{put, read_bitmap, registers};
 use crate::share::{identify_paused, mismatch_values};
 use crate::tables::{Tables, bitmap_at, is_nominated};
@@ -311,7 +311,7 @@ impl Session {
             let search = first_to_share(host, &bitmap, Gfn::new(at), Gfn::new(stop));
             self.statistics.already += search.already;
             match search.end {
-                SearchEnd::Found(nominee) => at = nominee.get(),
+                SearchEnd::Found(candidate) => at = candidate.get(),
                 SearchEnd::NothingBefore(next) => {
                     at = next.get();
                     continue;

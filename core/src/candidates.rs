@@ -1,7 +1,8 @@
 //! Looking for work before the guest is stopped for it.
 //!
-//! A nominated page is often on a zero frame already: a guest's free memory stays free for long, and every scan nominates
-//! all of it. Stopping the guest to find that out would make each round cost as much as the first.
+//! A page whose bit a scan has set, a candidate, is often on a zero frame already: a guest's free memory stays free for
+//! long, and every scan sets all of its bits. Stopping the guest to find that out would make each round cost as much as
+//! the first.
 
 use crate::{Bitmap, Gfn, Host, Order};
 
@@ -13,7 +14,7 @@ const HORIZON_GFNS: u64 = 1 << 21;
 /// What a search came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Search {
-    /// Nominated pages passed over, which are on zero frames already.
+    /// Candidates passed over, which are on zero frames already.
     pub(crate) already: u64,
     /// Where it ended.
     pub(crate) end: SearchEnd,
@@ -28,7 +29,7 @@ pub(crate) enum SearchEnd {
     NothingBefore(Gfn),
 }
 
-/// Searches `from..to`, which is not empty, for a nominated page that is not on a zero frame.
+/// Searches `from..to`, which is not empty, for a candidate that is not on a zero frame.
 ///
 /// The guest runs and nothing is locked: the answer is a hint, and a page missed now is met in the next round.
 pub(crate) fn first_to_share<H: Host>(host: &mut H, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> Search {
@@ -37,27 +38,27 @@ pub(crate) fn first_to_share<H: Host>(host: &mut H, bitmap: &Bitmap<'_>, from: G
     let mut already = 0;
     let ended = |already, end| Search { already, end };
     for _ in 0..MAX_LOOKUPS {
-        let Some(nominee) = bitmap.next_set(at, horizon) else {
+        let Some(candidate) = bitmap.next_set(at, horizon) else {
             return ended(already, SearchEnd::NothingBefore(horizon));
         };
-        let info = host.gfn_info(nominee);
+        let info = host.gfn_info(candidate);
         if info.zero_frame == 0 {
-            return ended(already, SearchEnd::Found(nominee));
+            return ended(already, SearchEnd::Found(candidate));
         }
-        let region_end = nominee
+        let region_end = candidate
             .align_down(Order::SUPERPAGE)
             .saturating_add(Order::SUPERPAGE.pages())
             .min(to);
-        let nominees = || bitmap.count(nominee, region_end);
+        let candidates = || bitmap.count(candidate, region_end);
         at = if info.order >= u32::from(Order::SUPERPAGE.get()) {
-            already += nominees();
+            already += candidates();
             region_end
-        } else if nominee.is_aligned(Order::SUPERPAGE) && nominees() == Order::SUPERPAGE.pages() {
+        } else if candidate.is_aligned(Order::SUPERPAGE) && candidates() == Order::SUPERPAGE.pages() {
             // 512 small entries that one of 2 MiB can replace.
-            return ended(already, SearchEnd::Found(nominee));
+            return ended(already, SearchEnd::Found(candidate));
         } else {
             already += 1;
-            nominee.saturating_add(1)
+            candidate.saturating_add(1)
         };
         if at >= horizon {
             return ended(already, SearchEnd::NothingBefore(at));
