@@ -109,7 +109,7 @@ fn with_cr3(bytes: &[u8]) -> Answer {
 fn without_registers_nothing_is_exact_and_the_status_says_so() {
     let guest = FakeKernel::new();
     let untied = scan(&guest.memory, &[]);
-    assert_eq!(untied.status, 5, "{}", untied.json);
+    assert_eq!(untied.status, 9, "{}", untied.json);
     assert_eq!(untied.json["verdict"], "untied");
     assert_eq!(untied.json["tied_by"], Value::Null);
     assert_eq!(untied.json["free_pages"], FakeKernel::FREE_PAGES);
