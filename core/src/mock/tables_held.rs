@@ -26,7 +26,7 @@ pub(super) struct TablesHeld {
     pages: BTreeMap<(Table, u64), Page>,
     header: Option<Page>,
     index: Option<IndexSize>,
-    /// Pages taken since [`TablesHeld::count_from_here`].
+    /// Pages taken since [`MockGuest::take_extensions`] was called last.
     taken: u64,
 }
 
@@ -113,7 +113,7 @@ impl Tables for MockGuest {
         let next = self.tables_held.numbers(table).find(|other| *other > number);
         Part {
             first: at,
-            end: next.map_or(MAX_GFNS / 64 * 512, |next| next * PART_WORDS),
+            end: next.unwrap_or(1 << (NODE_BITS * LEVELS)) * PART_WORDS,
             words: Arc::from([]),
         }
     }
