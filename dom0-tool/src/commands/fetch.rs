@@ -16,6 +16,7 @@ pub(super) fn run(arguments: &ProfileFetch, out: Out) -> Result<Value, Failure> 
     let archive = Archive {
         mirror: arguments.mirror.clone(),
         suite: arguments.suite.clone(),
+        keyring: arguments.keyring.clone(),
     };
     let fetched = fetch(&kernel, &archive, &arguments.header_cache, &mut terminal)?;
     if fetched.packages.is_empty() {

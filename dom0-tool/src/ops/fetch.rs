@@ -87,6 +87,12 @@ fn explain(error: &FetchError, kernel: &KernelName, cache: &Path) -> Failure {
                 cache.display()
             ),
         ),
+        FetchError::Unchecked { .. } => Failure::new(
+            Class::Failed,
+            error,
+            "give the archive's keys with --keyring FILE: Ubuntu's are in its package ubuntu-keyring (usr/share/keyrings/ubuntu-archive-keyring.gpg), Debian's in debian-archive-keyring",
+        )
+        .because(Cause::NoLayout),
         FetchError::NoPackageManager(_) | FetchError::NotOffered { .. } | FetchError::Release(_) => {
             Failure::new(Class::NotFound, error, by_hand(kernel)).because(Cause::NoLayout)
         }

@@ -10,7 +10,7 @@ use lacuna_core::abi::Statistics;
 use super::Observer;
 use crate::failure::{Cause, Class, Clues, Failure};
 use crate::os::{Kernel, Sources, identify_running, with_standing_kernel};
-use crate::source::dump::{Dump, Format};
+use crate::source::dump::{Dump, Format, Reading};
 use crate::source::live::DomainMemory;
 use crate::source::{Cpu, GuestSource};
 use crate::xen::domain::{Domain, find};
@@ -34,6 +34,8 @@ pub struct DumpFile {
     pub file: PathBuf,
     /// A file of the virtual CPUs' registers.
     pub registers: Option<PathBuf>,
+    /// Its format; by its beginning if left out.
+    pub format: Option<Format>,
     /// CR3 of the first virtual CPU.
     pub cr3: Option<u64>,
     /// Base of its IDT.
@@ -50,7 +52,11 @@ impl DumpFile {
     /// # Errors
     /// What is wrong with one of the files.
     pub fn open<O: Observer + ?Sized>(&self, observer: &mut O) -> Result<Dump, Failure> {
-        let mut dump = Dump::open(&self.file)?;
+        let reading = Reading {
+            format: self.format,
+            has_registers: self.registers.is_some() || self.cr3.or(self.idt).or(self.lstar).is_some(),
+        };
+        let mut dump = Dump::open_as(&self.file, reading)?;
         dump.name_holes(&self.holes)?;
         if let Some(registers) = &self.registers {
             dump.add_registers(registers)?;
@@ -238,6 +244,11 @@ fn of_a_file(failure: Failure, dump: &Dump) -> Failure {
         failure.remedy = Some(format!(
             "{known}; or the file holds memory without its hole below 4 GiB: --hole START:END, for example 0xc0000000:0x100000000"
         ));
+    }
+    if failure.class == Class::NotFound && dump.format() == Format::Raw {
+        failure.what.push_str(
+            "\n  (the file was taken for raw memory: it begins as no other format does that is known here)",
+        );
     }
     failure
 }

@@ -67,12 +67,12 @@ pub fn export<P: Progress + ?Sized>(
     Ok(key.path())
 }
 
-/// Keeps what [`export`] wrote in the folder `layouts`. Returns the file that it is kept in, and the key of the PDB.
+/// Keeps what [`export`] wrote, or a symbol table of Volatility's, in the folder `layouts`. Returns the file that it is kept in, and the key of the PDB.
 ///
 /// # Errors
 /// It is no such file, or why it was not kept.
 pub fn import(file: &Path, layouts: &Path) -> Result<(PathBuf, SymbolKey), Failure> {
-    let facts = KernelFacts::load(file)?;
+    let facts = KernelFacts::import(file)?;
     let key = key_in(&facts)?;
     let kept = KernelFacts::file_in(layouts, &key);
     facts.save(&kept)?;

@@ -15,6 +15,16 @@ impl From<DumpError> for Failure {
                 error,
                 "name the guest-physical memory that the file leaves out, in bytes: --hole 0xc0000000:0x100000000",
             ),
+            DumpError::CrashType { .. } => Self::new(
+                Class::Failed,
+                error,
+                "set Windows to write a complete memory dump, or take a dump of the guest from the host",
+            ),
+            DumpError::NotThatFormat { .. } => Self::new(
+                Class::Failed,
+                error,
+                "leave --format out: the file's beginning tells; or --format raw, which any file can be",
+            ),
             DumpError::Registers { .. } => Self::new(
                 Class::Failed,
                 error,

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use lacuna::source::dump::{Dump, Format};
-use lacuna_windows_fixtures::crash::{bitmap_64, full_32, full_64};
+use lacuna_windows_fixtures::crash::{bitmap_64, full_32, full_64, ranges_64, summary};
 use lacuna_windows_fixtures::guest::{Guest, Made, Paging};
 use lacuna_windows_fixtures::layouts::layouts;
 
@@ -42,16 +42,30 @@ fn crash_dumps_of_every_kind_are_scanned_right() {
     let (_, seven) = made("win7_sp1_x64");
     assert_scanned(&seven, &full_64(&seven));
     assert_scanned(&seven, &bitmap_64(&seven));
+    for kind in [2, 6] {
+        let mut file = bitmap_64(&seven);
+        file[0xf98] = kind;
+        assert_scanned(&seven, &file);
+    }
+    assert_scanned(&seven, &summary(&seven, &full_64(&seven)));
+    for kind in [8, 9, 10] {
+        assert_scanned(&seven, &ranges_64(&seven, kind));
+    }
     for profile in ["xp_sp3_x86", "win7_sp1_x86_24000"] {
         let (guest, made) = made(profile);
-        assert_scanned(&made, &full_32(&made, guest.paging == Paging::Pae));
+        let full = full_32(&made, guest.paging == Paging::Pae);
+        assert_scanned(&made, &full);
+        assert_scanned(&made, &summary(&made, &full));
     }
 }
 
 #[test]
 fn another_reader_finds_every_page_at_the_same_place() {
     let (_, made) = made("win7_sp1_x64");
-    for file in [full_64(&made), bitmap_64(&made)] {
+    let mut live = bitmap_64(&made);
+    live[0xf98] = 6;
+    let ranges = [8, 9, 10].map(|kind| ranges_64(&made, kind));
+    for file in [full_64(&made), bitmap_64(&made), live].into_iter().chain(ranges) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("memory.dmp");
         std::fs::write(&path, &file).unwrap();
@@ -86,10 +100,36 @@ fn damaged_crash_dumps_are_refused() {
     for length in [8, 0x100, 0x1fff, 0x2000, full.len() - 1] {
         assert!(is_refused(&full[..length]), "{length:#x}");
     }
-    // Runs without number, a run without end, a run past all addresses, a kind without all of memory.
-    for (at, value) in [(0x88, u64::MAX), (0xa0, u64::MAX), (0x98, u64::MAX), (0xf98, 8)] {
+    // Runs without number, a run without end, a run past all addresses, kinds whose header is not there.
+    for (at, value) in [
+        (0x88, u64::MAX),
+        (0xa0, u64::MAX),
+        (0x98, u64::MAX),
+        (0xf98, 8),
+        (0xf98, 2),
+    ] {
         let mut bytes = full.clone();
         bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        assert!(is_refused(&bytes), "{at:#x}");
+    }
+    // Kinds that are not read are named by their number.
+    for (kind, name) in [(4, "minidump"), (7, "0x7"), (0x1234, "0x1234")] {
+        let mut bytes = full.clone();
+        bytes[0xf98..0xfa0].copy_from_slice(&u64::to_le_bytes(kind));
+        std::fs::write(&path, &bytes).unwrap();
+        let error = Dump::open(&path).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("of type"), "{error}");
+    }
+    // A bitmap of which the header says another number of bits, a list that does not end before the pages.
+    for (file, at) in [
+        (bitmap_64(&made), 0x2028),
+        (summary(&made, &full), 0x2014),
+        (ranges_64(&made, 9), 0x2018),
+    ] {
+        let mut bytes = file;
+        bytes[at] ^= 1;
+        assert!(is_refused(&bytes) || at == 0x2018, "{at:#x}");
+        bytes[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(is_refused(&bytes), "{at:#x}");
     }
     let mut bytes = bitmap_64(&made);

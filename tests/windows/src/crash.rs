@@ -36,6 +36,61 @@ pub fn bitmap_64(made: &Made) -> Vec<u8> {
     file
 }
 
+/// A dump of 64 bits with a list of ranges: of kind 8 or 9 (`.dump /k` and `/ka` of the debugger) or 10 (`/f`).
+pub fn ranges_64(made: &Made, kind: u64) -> Vec<u8> {
+    let mut file = header_64(made, kind);
+    let length = 16 * made.runs.len();
+    let metadata = (length + 0x20).next_multiple_of(PAGE);
+    for word in [0x40_u32, 0x504d_4452, 0x504d_5544, 0] {
+        file.extend_from_slice(&word.to_le_bytes());
+    }
+    let first = metadata - 0x20 + 0x2040;
+    for number in [metadata, first] {
+        file.extend_from_slice(&(number as u64).to_le_bytes());
+    }
+    let pages_of: u64 = made.runs.iter().map(|(_, count)| count).sum();
+    file.extend_from_slice(&(made.runs.len() as u64).to_le_bytes());
+    file.extend_from_slice(&pages_of.to_le_bytes());
+    for (first, count) in &made.runs {
+        file.extend_from_slice(&first.to_le_bytes());
+        file.extend_from_slice(&count.to_le_bytes());
+    }
+    file.resize(first, 0);
+    for (first, count) in &made.runs {
+        file.extend_from_slice(pages(made, *first, *count));
+    }
+    file
+}
+
+/// A kernel's dump as Windows wrote it before Windows 8: `SUMMARY_DUMP`, of which there are two sizes. `file` is a full dump.
+pub fn summary(made: &Made, file: &[u8]) -> Vec<u8> {
+    let (header, kind, bits_at) = if file.starts_with(b"PAGEDU64") {
+        (0x2000, 0xf98, 0x28)
+    } else {
+        (0x1000, 0xf88, 0x20)
+    };
+    let total = made.memory.len() / PAGE;
+    let mut bits = vec![0_u8; total.div_ceil(8)];
+    for page in made.runs.iter().flat_map(|(first, count)| *first..first + count) {
+        let index = usize::try_from(page).expect("small");
+        bits[index / 8] |= 1 << (index % 8);
+    }
+    let start = (header + bits_at + bits.len()).next_multiple_of(PAGE);
+    let content = &file[header..];
+    let mut file = file[..header].to_vec();
+    file[kind] = 2;
+    file.extend_from_slice(b"SDMPDUMP\0\0\0\0");
+    for number in [start, total, content.len() / PAGE] {
+        let number = u32::try_from(number).expect("small");
+        file.extend_from_slice(&number.to_le_bytes());
+    }
+    file.resize(header + bits_at, 0);
+    file.extend_from_slice(&bits);
+    file.resize(start, 0);
+    file.extend_from_slice(content);
+    file
+}
+
 /// A full dump of 32 bits.
 pub fn full_32(made: &Made, pae: bool) -> Vec<u8> {
     let mut file = vec![0; 0x1000];

@@ -8,6 +8,7 @@ use clap::Args;
 use super::values::{parse_hexadecimal, parse_hole};
 use crate::failure::{Class, Failure};
 use crate::ops::guest::{self, DumpFile};
+use crate::source::dump::Format;
 
 /// A domain.
 #[derive(Debug, Args)]
@@ -30,8 +31,8 @@ pub struct Guest {
 /// A dump, and what completes its registers.
 #[derive(Debug, Args)]
 pub struct DumpSource {
-    /// Read guest memory from a file: raw (byte N is guest-physical byte N), an ELF core (QEMU's dump-guest-memory), or a
-    /// Xen core (xl dump-core)
+    /// Read guest memory from a file: an ELF or a Xen core, a kdump-compressed dump, LiME's, AVML's, a Windows crash dump, or raw
+    /// (byte N is guest-physical byte N)
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
     /// A hole of guest-physical memory that a raw file leaves out, hexadecimal; may be given several times. Files that hold
@@ -40,6 +41,15 @@ pub struct DumpSource {
     #[arg(long = "hole", value_name = "START:END", requires = "dump", conflicts_with = "domain",
         value_parser = parse_hole)]
     pub holes: Vec<Range<u64>>,
+    /// The file's format [default: by its beginning; raw where registers are given and it begins as no dump that can be read]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        requires = "dump",
+        conflicts_with = "domain"
+    )]
+    pub format: Option<DumpFormat>,
     /// The virtual CPUs' registers: the text of QEMU's `info registers -a`, or JSON (docs/profile.md)
     #[arg(long, value_name = "FILE", requires = "dump", conflicts_with = "domain")]
     pub registers: Option<PathBuf>,
@@ -55,6 +65,39 @@ pub struct DumpSource {
     #[arg(long, value_name = "HEX", requires = "dump", conflicts_with = "domain",
         value_parser = parse_hexadecimal)]
     pub lstar: Option<u64>,
+}
+
+/// Formats of dumps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DumpFormat {
+    /// Byte N is guest-physical byte N
+    Raw,
+    /// An ELF core (QEMU's dump-guest-memory, /proc/vmcore)
+    Elf,
+    /// A Xen core (xl dump-core)
+    Xen,
+    /// A kdump-compressed dump (makedumpfile, QEMU's dump-guest-memory -z)
+    Kdump,
+    /// LiME's
+    Lime,
+    /// AVML's
+    Avml,
+    /// A Windows crash dump
+    Windows,
+}
+
+impl From<DumpFormat> for Format {
+    fn from(format: DumpFormat) -> Self {
+        match format {
+            DumpFormat::Raw => Self::Raw,
+            DumpFormat::Elf => Self::Elf,
+            DumpFormat::Xen => Self::Xen,
+            DumpFormat::Kdump => Self::Kdump,
+            DumpFormat::Lime => Self::Lime,
+            DumpFormat::Avml => Self::Avml,
+            DumpFormat::Windows => Self::WindowsCrash,
+        }
+    }
 }
 
 impl Guest {
@@ -75,6 +118,7 @@ impl DumpSource {
             (None, Some(file)) => Some(guest::Guest::Dump(DumpFile {
                 file: file.clone(),
                 registers: self.registers.clone(),
+                format: self.format.map(Format::from),
                 cr3: self.cr3,
                 idt: self.idt,
                 lstar: self.lstar,

@@ -83,6 +83,9 @@ pub struct ProfileFetch {
     /// The distribution's archive, as in apt's sources [default: this machine's]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_word)]
     pub mirror: Option<String>,
+    /// The keys that the archive's lists are signed with, as in apt's signed-by [default: Debian's and Ubuntu's, where they are]
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
     /// Folder to keep headers in
     #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE)]
     pub header_cache: PathBuf,
@@ -104,7 +107,7 @@ pub struct ProfileExport {
 /// `lacuna profile import`.
 #[derive(Debug, Args)]
 pub struct ProfileImport {
-    /// A file that `lacuna profile export` wrote
+    /// A file that `lacuna profile export` wrote, or a Windows kernel's symbol table of Volatility 3 (ISF; also .xz, .gz)
     pub file: PathBuf,
     /// Folder to keep it in, where later commands look
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]

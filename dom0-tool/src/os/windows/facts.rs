@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::isf;
 use super::pdb::PdbFacts;
 use super::pdb::types::{MAX_ENTRY, find};
 use super::symbol_key::{PdbName, Signature, SymbolKey};
@@ -27,6 +28,16 @@ pub enum FactsError {
         file: PathBuf,
         /// Why.
         cause: std::io::Error,
+    },
+    /// It is what another tool keeps, or something else again.
+    #[error("{}: {what}", file.display())]
+    Other {
+        /// Which.
+        file: PathBuf,
+        /// What it is.
+        what: String,
+        /// What to do instead.
+        remedy: &'static str,
     },
     /// It is something else.
     #[error("{} does not hold what `lacuna profile export` writes: {why}", file.display())]
@@ -74,6 +85,25 @@ impl KernelFacts {
             signature: Signature::Guid(self.facts.identity.guid),
             age: self.facts.identity.age,
         })
+    }
+
+    /// Takes what the file says that is to be imported: one of ours, or a symbol table of Volatility 3's.
+    ///
+    /// # Errors
+    /// [`FactsError`].
+    pub fn import(file: &Path) -> Result<Self, FactsError> {
+        let Some(facts) = isf::read(file)? else {
+            return Self::load(file);
+        };
+        facts
+            .key()
+            .and_then(|_| facts.check())
+            .map_err(|why| FactsError::Other {
+                file: file.to_owned(),
+                what: format!("a symbol table of Volatility's (ISF) that is of no use: {why}"),
+                remedy: "make it again from the kernel's PDB, or `lacuna profile export PDB --out FILE`",
+            })?;
+        Ok(facts)
     }
 
     /// Reads and checks a file.

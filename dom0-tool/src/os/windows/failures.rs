@@ -64,6 +64,10 @@ impl From<FactsError> for Failure {
                 Self::plain(Class::NotFound, error)
             }
             FactsError::Io { .. } => Self::plain(Class::Failed, error),
+            FactsError::Other { remedy, .. } => {
+                let remedy = *remedy;
+                Self::new(Class::Refused, error, remedy)
+            }
             FactsError::Malformed { .. } => Self::new(
                 Class::Refused,
                 error,

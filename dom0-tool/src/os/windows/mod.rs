@@ -5,7 +5,7 @@
 //! * [`shadowed`] tells when another moment is worth waiting for;
 //! * [`symbol_key`] names a PDB as symbol stores do;
 //! * [`pdb`] reads what a PDB says about the page-frame database;
-//! * [`facts`] keeps that in a small file;
+//! * [`facts`] keeps that in a small file, and takes it from other tools' symbol tables;
 //! * [`store`] finds a PDB, in folders and on symbol servers;
 //! * [`profile`] makes the profile of one boot.
 //!
@@ -14,6 +14,7 @@
 pub mod contained;
 pub mod facts;
 mod failures;
+mod isf;
 pub mod loaded_image;
 pub mod locate;
 mod nearby;

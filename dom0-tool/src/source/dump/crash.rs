@@ -1,4 +1,5 @@
-//! Windows crash dumps: full ones, of 32 and 64 bits, and those with a bitmap of pages (64 bits, since Windows 8).
+//! Windows crash dumps: full ones, of 32 and 64 bits, those with a bitmap of pages (kernel, live and automatic dumps), and those of the
+//! debugger's newer form, with a list of ranges (`.dump /k`, `/ka`, `/f`).
 //!
 //! The header's layout is that of `DUMP_HEADER64` and `DUMP_HEADER32`, as `kdmp-parser` and the debuggers read it; the tests
 //! hold this reader against `kdmp-parser`. That crate itself keeps an entry for every page and follows the guest's lists of
@@ -14,7 +15,19 @@ const PAGE: u64 = 4096;
 pub(super) const MAGIC_64: &[u8] = b"PAGEDU64";
 pub(super) const MAGIC_32: &[u8] = b"PAGEDUMP";
 const FULL: u64 = 1;
+const KERNEL: u64 = 2;
+const TRIAGE: u64 = 4;
 const BITMAP: u64 = 5;
+const LIVE_KERNEL: u64 = 6;
+const RANGES_KERNEL: u64 = 8;
+const RANGES_USER: u64 = 9;
+const RANGES_COMPLETE: u64 = 10;
+/// `SDMP` or `FDMP`, then `DUMP`.
+const SUMMARY: [u64; 2] = [0x504d_4453, 0x504d_4446];
+const VALID: u64 = 0x504d_5544;
+/// `RDMP`, behind a mark.
+const RANGES_MARK: u64 = 0x40;
+const RANGES: u64 = 0x504d_4452;
 /// `CR4.PAE`.
 const PAE: u64 = 1 << 5;
 /// What the header has where it was never filled in.
@@ -68,12 +81,14 @@ pub(super) fn read(file: &ReadFile, wide: bool) -> Result<Parts, DumpError> {
     };
     let extents = match number(form.kind, 4)? {
         FULL => full(file, &form, &number)?,
-        BITMAP if wide => bitmap(file, &number)?,
-        _ => {
-            return Err(DumpError::OtherFormat {
-                what: "a Windows crash dump with only a part of memory",
-                remedy: "set Windows to write a complete memory dump, or take a dump of the guest from the host",
-            });
+        KERNEL | BITMAP | LIVE_KERNEL => bitmap(file, &form, &number)?,
+        RANGES_KERNEL | RANGES_USER | RANGES_COMPLETE if wide => ranges(file, &number)?,
+        kind => {
+            let what = match kind {
+                TRIAGE => "a minidump, which holds next to nothing of memory",
+                _ => "of which it is not known how it holds memory",
+            };
+            return Err(DumpError::CrashType { kind, what });
         }
     };
     let cr3 = number(form.directory, form.pointer)?;
@@ -133,31 +148,73 @@ fn full(
     Ok(extents)
 }
 
-/// A bit for each page of memory; those that are set lie in the file, one after the other.
+/// Where a summary is: pages in the file, pages in the bitmap, the bitmap, the first page.
+struct Summary {
+    present: u64,
+    pages: u64,
+    bits: u64,
+    first: u64,
+}
+
+/// A bit for each page of memory; those that are set lie in the file, one after the other. Windows 8 and later write one header, those
+/// before another, of which there are two sizes (`SUMMARY_DUMP`); the bits have to be as many as the header says.
 fn bitmap(
     file: &ReadFile,
+    form: &Form,
     number: &impl Fn(u64, usize) -> Result<u64, DumpError>,
 ) -> Result<Vec<Extent>, DumpError> {
-    let at = FORM_64.header;
+    let at = form.header;
     let damaged = |what, value| DumpError::Impossible { what, value };
     let signature = number(at, 4)?;
-    // SDMP or FDMP, then DUMP.
-    if !matches!(signature, 0x504d_4453 | 0x504d_4446) || number(at + 4, 4)? != 0x504d_5544 {
+    if !SUMMARY.contains(&signature) || number(at + 4, 4)? != VALID {
         return Err(damaged("bitmap's signature", signature));
     }
-    let (mut offset, pages) = (number(at + 0x20, 8)?, number(at + 0x30, 8)?);
-    if pages > 8 * file.length() {
-        return Err(damaged("bitmap's number of pages", pages));
+    let late = Summary {
+        first: number(at + 0x20, 8)?,
+        present: number(at + 0x28, 8)?,
+        pages: number(at + 0x30, 8)?,
+        bits: at + 0x38,
+    };
+    let early = Summary {
+        first: number(at + 0xc, 4)?,
+        pages: number(at + 0x10, 4)?,
+        present: number(at + 0x14, 4)?,
+        bits: at + if form.pointer == 8 { 0x28 } else { 0x20 },
+    };
+    let wrong = damaged("bitmap's number of pages", late.pages);
+    for summary in [late, early] {
+        let end = summary.bits.saturating_add(summary.pages.div_ceil(8));
+        if summary.pages == 0 || summary.present == 0 || end > summary.first || summary.first > file.length()
+        {
+            continue;
+        }
+        let bits = file.bytes(
+            "the bitmap of the crash dump",
+            summary.bits,
+            summary.pages.div_ceil(8),
+        )?;
+        let set: u64 = bits.iter().map(|byte| u64::from(byte.count_ones())).sum();
+        if set == summary.present {
+            return in_a_row(file, &bits, &summary);
+        }
     }
-    let bits = file.bytes("the bitmap of the crash dump", at + 0x38, pages.div_ceil(8))?;
+    Err(wrong)
+}
+
+/// The pages whose bits are set, from the first one's place on.
+fn in_a_row(file: &ReadFile, bits: &[u8], summary: &Summary) -> Result<Vec<Extent>, DumpError> {
     let mut extents: Vec<Extent> = Vec::new();
-    for page in 0..pages {
+    let mut offset = summary.first;
+    for page in 0..summary.pages {
         let byte = usize::try_from(page / 8).ok().and_then(|index| bits.get(index));
         if byte.is_none_or(|byte| byte >> (page % 8) & 1 == 0) {
             continue;
         }
         if offset.checked_add(PAGE).is_none_or(|end| end > file.length()) {
-            return Err(damaged("frame whose page lies past the end", page));
+            return Err(DumpError::Impossible {
+                what: "frame whose page lies past the end",
+                value: page,
+            });
         }
         match extents.last_mut() {
             Some(last) if last.start + last.bytes == page * PAGE => last.bytes += PAGE,
@@ -168,6 +225,41 @@ fn bitmap(
             }),
         }
         offset += PAGE;
+    }
+    Ok(extents)
+}
+
+/// Ranges of pages, whose pages lie one after the other behind the list.
+fn ranges(
+    file: &ReadFile,
+    number: &impl Fn(u64, usize) -> Result<u64, DumpError>,
+) -> Result<Vec<Extent>, DumpError> {
+    let at = FORM_64.header;
+    let damaged = |what, value| DumpError::Impossible { what, value };
+    let marks = (number(at, 4)?, number(at + 4, 4)?, number(at + 8, 4)?);
+    if marks != (RANGES_MARK, RANGES, VALID) {
+        return Err(damaged("list of ranges' signature", marks.1));
+    }
+    let mut offset = number(at + 0x18, 8)?;
+    let list = at + 0x30;
+    let room = offset.checked_sub(list).filter(|_| offset <= file.length());
+    let room = room.ok_or_else(|| damaged("place of the first page", offset))?;
+    let mut extents = Vec::new();
+    for index in 0..room / 16 {
+        let (first, count) = (number(list + 16 * index, 8)?, number(list + 16 * index + 8, 8)?);
+        if count == 0 {
+            break;
+        }
+        let there = (file.length() - offset) / PAGE;
+        if count > there || first > 1 << 40 {
+            return Err(damaged("number of pages in a range", count));
+        }
+        extents.push(Extent {
+            start: first * PAGE,
+            bytes: count * PAGE,
+            offset,
+        });
+        offset += count * PAGE;
     }
     Ok(extents)
 }

@@ -5,7 +5,7 @@
 
 use super::extents::Extent;
 use super::file::ReadFile;
-use super::notes::{self, Note};
+use super::notes::Gathered;
 use super::{DumpError, Parts};
 
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
@@ -281,7 +281,7 @@ pub(super) fn read(file: &ReadFile, elf: &Elf) -> Result<Parts, DumpError> {
             "the file is cut short: {cut} bytes of guest memory that its headers promise are missing"
         ));
     }
-    let mut plain = Vec::new();
+    let mut gathered = Gathered::default();
     for segment in elf.segments.iter().filter(|segment| segment.kind == PT_NOTE) {
         let bytes = segment.file_bytes.min(MAX_NOTE_BYTES);
         let bytes = match file.bytes("notes", segment.offset, bytes) {
@@ -291,43 +291,9 @@ pub(super) fn read(file: &ReadFile, elf: &Elf) -> Result<Parts, DumpError> {
                 continue;
             }
         };
-        for note in notes::all(&bytes) {
-            match note {
-                Note {
-                    name: b"QEMU",
-                    kind: 0,
-                    ..
-                } => {
-                    parts.cpus.extend(notes::qemu_cpu(note.body, elf.long_mode()));
-                }
-                Note {
-                    name: b"CORE",
-                    kind: notes::NT_PRSTATUS,
-                    ..
-                } => {
-                    plain.extend(notes::prstatus(note.body, elf.long_mode()));
-                }
-                Note {
-                    name: b"VMCOREINFO", ..
-                } if parts.vmcoreinfo.is_none() => {
-                    parts.vmcoreinfo = Some(note.body.to_vec());
-                }
-                _ => {}
-            }
-        }
+        gathered.take(&bytes, elf.long_mode());
     }
-    if parts.cpus.is_empty() {
-        if !plain.is_empty() {
-            parts.remarks.push(
-                "the file has no control registers (no QEMU note): only general registers of its virtual CPUs"
-                    .to_owned(),
-            );
-        }
-        parts.cpus = plain;
-    }
-    if parts.cpus.len() > super::MAX_CPUS {
-        return Err(impossible("number of virtual CPUs", parts.cpus.len() as u64));
-    }
+    gathered.into_parts(&mut parts)?;
     Ok(parts)
 }
 

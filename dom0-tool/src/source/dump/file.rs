@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::DumpError;
+use super::flat::{self, Flat};
 
 /// Bytes of a block: four frames. Page tables lie apart, and what is searched is read from end to end.
 const BLOCK: usize = 16 << 10;
@@ -21,7 +22,11 @@ const BLOCKS: usize = 256;
 pub(super) struct ReadFile {
     file: File,
     path: PathBuf,
+    /// Bytes in the file.
+    raw_length: u64,
+    /// Bytes to be read: those of the file, or of what was flattened into it.
     length: u64,
+    flat: Option<Flat>,
     state: RefCell<State>,
 }
 
@@ -48,19 +53,32 @@ impl ReadFile {
         if !metadata.is_file() {
             return Err(io_error(io::Error::other("not a regular file")));
         }
-        Ok(Self {
+        let mut open = Self {
             file,
             path: path.to_owned(),
+            raw_length: metadata.len(),
             length: metadata.len(),
+            flat: None,
             state: RefCell::new(State {
                 kept: vec![None; BLOCKS],
                 bytes: vec![0; BLOCKS * BLOCK],
                 trouble: None,
             }),
-        })
+        };
+        let mut head = [0; flat::MAGIC.len()];
+        if open.read(0, &mut head) && head == flat::MAGIC {
+            open.flat = Flat::read(open.raw_length, |at, into| open.read_raw(at, into));
+            open.length = open.flat.as_ref().map_or(open.length, Flat::length);
+        }
+        Ok(open)
     }
 
-    /// Bytes in the file when it was opened.
+    /// Whether what was flattened into the file has its end.
+    pub(super) fn is_whole(&self) -> bool {
+        self.flat.as_ref().is_none_or(Flat::is_whole)
+    }
+
+    /// Bytes in the file when it was opened, or of what was flattened into it.
     pub(super) const fn length(&self) -> u64 {
         self.length
     }
@@ -75,7 +93,7 @@ impl ReadFile {
             None => Ok(()),
             Some(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => Err(DumpError::CutWhileRead {
                 file: self.path.clone(),
-                length: self.length,
+                length: self.raw_length,
             }),
             Some(cause) => Err(DumpError::Io {
                 file: self.path.clone(),
@@ -89,6 +107,35 @@ impl ReadFile {
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> bool {
         let end = offset.checked_add(into.len() as u64);
         if end.is_none_or(|end| end > self.length) {
+            return false;
+        }
+        match &self.flat {
+            None => self.read_raw(offset, into),
+            Some(flat) => self.read_flat(flat, offset, into),
+        }
+    }
+
+    /// The same of what was flattened.
+    fn read_flat(&self, flat: &Flat, offset: u64, into: &mut [u8]) -> bool {
+        let mut done = 0;
+        while done < into.len() {
+            let (place, room) = flat.find(offset + done as u64);
+            let length = usize::try_from(room).unwrap_or(usize::MAX).min(into.len() - done);
+            let part = &mut into[done..done + length];
+            match place {
+                Some(at) if !self.read_raw(at, part) => return false,
+                Some(_) => {}
+                None => part.fill(0),
+            }
+            done += length;
+        }
+        true
+    }
+
+    /// The same of the file itself.
+    fn read_raw(&self, offset: u64, into: &mut [u8]) -> bool {
+        let end = offset.checked_add(into.len() as u64);
+        if end.is_none_or(|end| end > self.raw_length) {
             return false;
         }
         let mut state = self.state.borrow_mut();
@@ -114,7 +161,7 @@ impl ReadFile {
     #[cold]
     fn fetch(&self, state: &mut State, place: usize, block: u64) -> bool {
         let from = block * BLOCK as u64;
-        let length = usize::try_from(self.length - from)
+        let length = usize::try_from(self.raw_length - from)
             .unwrap_or(usize::MAX)
             .min(BLOCK);
         let bytes = &mut state.bytes[place * BLOCK..place * BLOCK + length];

@@ -60,14 +60,14 @@ impl Dump {
 
     /// Whether the file is raw, no hole of it was named, and it is long enough to have left one out.
     pub fn may_lack_hole(&self) -> bool {
-        let is_long = STARTS.iter().any(|start| *start < self.file.length());
+        let is_long = STARTS.iter().any(|start| *start < self.content.length());
         self.format == Format::Raw && !self.holes.are_named && is_long
     }
 
     fn lay_out(&mut self, holes: &[Range<u64>]) -> Result<(), DumpError> {
         // Without holes, a last, partial frame is left out; with them, it may be a whole one of the guest.
         let partial = if holes.is_empty() { PAGE_SIZE as u64 } else { 1 };
-        let length = self.file.length() - self.file.length() % partial;
+        let length = self.content.length() - self.content.length() % partial;
         let extents = extents(length, holes).map_err(|why| DumpError::Holes { why })?;
         self.extents = Extents::new(extents);
         self.end = Gfn::new(self.extents.end().div_ceil(PAGE_SIZE as u64));
@@ -80,7 +80,7 @@ impl Dump {
         if self.format != Format::Raw || self.holes.are_named {
             return None;
         }
-        let (length, beyond) = (self.file.length(), self.holes.beyond.take());
+        let (length, beyond) = (self.content.length(), self.holes.beyond.take());
         let untried = &mut self.holes.untried;
         let next = untried.get_or_insert_with(|| likely(length, clues, beyond)).pop();
         self.lay_out(next.as_slice()).ok()?;

@@ -1,5 +1,5 @@
 //! Guest memory in a file: raw, an ELF core (QEMU's `dump-guest-memory`, `/proc/vmcore`), a Xen core
-//! (`xl dump-core`), or a Windows crash dump.
+//! (`xl dump-core`), a kdump-compressed dump (flattened, too), a dump of LiME's or AVML's, or a Windows crash dump.
 //!
 //! The file is read in blocks, not as a whole: what a command touches is what it costs. Nothing in it is trusted: a table that runs
 //! past the file's end is an error, a segment that does is cut there and said to be, and each loop is bounded by the size
@@ -8,12 +8,18 @@
 //! [`Dump`] is [`GuestMemory`] and [`GuestSource`]; [`Dump::cpus`] holds what the file says of the virtual CPUs, which
 //! [`Dump::add_registers`] and [`Dump::override_registers`] complete.
 
+mod content;
 mod crash;
 mod elf;
 mod extents;
 mod file;
+mod flat;
 mod holes;
+mod kdump;
+mod lime;
+mod names;
 mod notes;
+mod packed;
 mod registers;
 mod xen;
 
@@ -29,9 +35,11 @@ pub use registers::{MAX_CPUS, parse_registers};
 
 use crate::failure::Clues;
 use crate::source::{Cpu, GuestSource};
+use content::Content;
 use extents::Extents;
 use file::ReadFile;
 use holes::Holes;
+use packed::{Packed, Pieces};
 
 /// How the file is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +50,13 @@ pub enum Format {
     Elf,
     /// Xen core: pages in a section, their numbers in another.
     Xen,
-    /// Windows crash dump: all of memory, or a bitmap of it.
+    /// kdump-compressed: pages, each packed by itself.
+    Kdump,
+    /// LiME's: ranges of memory, each behind a header.
+    Lime,
+    /// AVML's: the same, each packed.
+    Avml,
+    /// Windows crash dump: all of memory, or a part of it.
     WindowsCrash,
 }
 
@@ -53,6 +67,9 @@ impl Format {
             Self::Raw => "raw",
             Self::Elf => "elf",
             Self::Xen => "xen",
+            Self::Kdump => "kdump",
+            Self::Lime => "lime",
+            Self::Avml => "avml",
             Self::WindowsCrash => "windows",
         }
     }
@@ -78,12 +95,26 @@ pub enum DumpError {
         why: String,
     },
     /// The file is of a kind that is known and cannot be read.
-    #[error("the file is {what}, which holds guest memory in a form that cannot be read in place")]
+    #[error("the file is {what}, which cannot be read as guest memory")]
     OtherFormat {
         /// What it is.
         what: &'static str,
         /// What makes a usable dump of it.
         remedy: &'static str,
+    },
+    /// It is a Windows crash dump of a kind that has no memory in a form that is known.
+    #[error("the file is a Windows crash dump of type {kind:#x}, {what}")]
+    CrashType {
+        /// The number.
+        kind: u64,
+        /// What that is.
+        what: &'static str,
+    },
+    /// It is not of the format that was named.
+    #[error("the file does not begin as {} does", wanted.name())]
+    NotThatFormat {
+        /// Which was named.
+        wanted: Format,
     },
     /// A part of the file lies past its end.
     #[error(
@@ -136,10 +167,20 @@ pub enum DumpError {
     Empty,
 }
 
+/// How a file is to be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// In this format, however it begins.
+    pub format: Option<Format>,
+    /// Registers are given beside it, as one does for raw memory. That may begin as anything: the first page of a small virtual
+    /// machine holds the header of its kernel.
+    pub has_registers: bool,
+}
+
 /// An open dump.
 #[derive(Debug)]
 pub struct Dump {
-    file: ReadFile,
+    content: Content,
     format: Format,
     extents: Extents,
     /// Memory that has no byte in the file and reads as zero: all that it overlaps with `extents` is theirs.
@@ -166,6 +207,8 @@ struct Parts {
     vmcoreinfo: Option<Vec<u8>>,
     remarks: Vec<String>,
     missing: u64,
+    /// How memory is packed, if it is; extents then are of the unpacked pieces in a row.
+    pieces: Option<Pieces>,
 }
 
 /// How far apart a guest's memory is taken to lie: within [`FAR`] bytes and [`SPREAD`] times the file's own. A header that says
@@ -173,69 +216,22 @@ struct Parts {
 const SPREAD: u64 = 1024;
 const FAR: u64 = 64 << 30;
 
-/// Beginnings of files that are no dump in place, and what to do about each.
-const OTHER_FORMATS: &[(&[u8], &str, &str)] = &[
-    (
-        b"KDUMP   ",
-        "a kdump-compressed dump",
-        "take it as ELF: in QEMU `dump-guest-memory FILE` without -z; of an existing one `makedumpfile -E -d 0` or crash",
-    ),
-    (
-        b"makedumpfile\0",
-        "a flattened makedumpfile dump",
-        "rearrange it with `makedumpfile -R`, then make it ELF",
-    ),
-    (
-        b"QFI\xfb",
-        "a QEMU disk image (qcow2)",
-        "`dump-guest-memory FILE` in QEMU's monitor writes an ELF core",
-    ),
-    (
-        b"QEVM",
-        "a QEMU migration stream",
-        "`dump-guest-memory FILE` in QEMU's monitor writes an ELF core",
-    ),
-    (
-        b"EMiL",
-        "a LiME dump",
-        "take it with format=padded, which is a raw dump",
-    ),
-    (b"\x1f\x8b", "compressed (gzip)", "unpack it first"),
-    (b"\xfd7zXZ\0", "compressed (xz)", "unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "unpack it first"),
-    (b"BZh", "compressed (bzip2)", "unpack it first"),
-];
-
 impl Dump {
     /// Opens the dump at `path`, of whichever format it is.
     ///
     /// # Errors
     /// [`DumpError`].
     pub fn open(path: &Path) -> Result<Self, DumpError> {
+        Self::open_as(path, Reading::default())
+    }
+
+    /// Opens the dump at `path`.
+    ///
+    /// # Errors
+    /// [`DumpError`].
+    pub fn open_as(path: &Path, reading: Reading) -> Result<Self, DumpError> {
         let file = ReadFile::open(path)?;
-        let mut head = [0; 16];
-        let length = usize::try_from(file.length())
-            .unwrap_or(usize::MAX)
-            .min(head.len());
-        file.read(0, &mut head[..length]);
-        let (format, parts) = if head.starts_with(elf::MAGIC) {
-            let elf = elf::Elf::parse(&file)?;
-            match xen::read(&file, &elf)? {
-                Some(parts) => (Format::Xen, parts),
-                None => (Format::Elf, elf::read(&file, &elf)?),
-            }
-        } else if head.starts_with(crash::MAGIC_64) {
-            (Format::WindowsCrash, crash::read(&file, true)?)
-        } else if head.starts_with(crash::MAGIC_32) {
-            (Format::WindowsCrash, crash::read(&file, false)?)
-        } else {
-            for (magic, what, remedy) in OTHER_FORMATS {
-                if head.starts_with(magic) {
-                    return Err(DumpError::OtherFormat { what, remedy });
-                }
-            }
-            (Format::Raw, raw(&file))
-        };
+        let (format, parts) = parts(&file, reading)?;
         let mut parts = parts;
         let farthest = file.length().saturating_mul(SPREAD).saturating_add(FAR);
         let all = parts.extents.len();
@@ -253,8 +249,12 @@ impl Dump {
         if end.get() == 0 {
             return Err(DumpError::Empty);
         }
+        let content = match parts.pieces {
+            Some(pieces) => Content::Packed(Packed::new(file, pieces)),
+            None => Content::Plain(file),
+        };
         Ok(Self {
-            file,
+            content,
             format,
             extents,
             zeros,
@@ -285,7 +285,7 @@ impl Dump {
     /// [`DumpError::CutShort`].
     pub fn check_whole(&mut self, last_frame: Option<u64>) -> Result<(), DumpError> {
         let beyond = match (self.format, last_frame) {
-            (Format::Raw | Format::Elf, Some(last)) => last
+            (Format::Raw | Format::Elf | Format::Lime | Format::Avml, Some(last)) => last
                 .saturating_sub(self.end.get())
                 .saturating_mul(PAGE_SIZE as u64),
             _ => 0,
@@ -303,7 +303,7 @@ impl Dump {
     /// # Errors
     /// [`DumpError::CutWhileRead`], [`DumpError::Io`].
     pub fn check_unharmed(&self) -> Result<(), DumpError> {
-        self.file.check_unharmed()
+        self.content.check_unharmed()
     }
 
     /// Where guest memory is, lowest first, without overlap.
@@ -325,7 +325,7 @@ impl Dump {
         };
         let length = usize::try_from(room).unwrap_or(usize::MAX).min(into.len());
         if let Some(offset) = offset {
-            return self.file.read(offset, &mut into[..length]).then_some(length);
+            return self.content.read(offset, &mut into[..length]).then_some(length);
         }
         into[..length].fill(0);
         Some(length)
@@ -372,6 +372,94 @@ fn within(extents: Vec<Extent>, farthest: u64) -> Vec<Extent> {
         extent.bytes > 0
     });
     kept
+}
+
+/// The format of a file, and what its reader finds in it.
+fn parts(file: &ReadFile, reading: Reading) -> Result<(Format, Parts), DumpError> {
+    let begins = |magic: &[u8]| {
+        let mut head = vec![0; magic.len()];
+        file.read(0, &mut head) && head == magic
+    };
+    let found = if is_core(file) {
+        Some(Format::Elf)
+    } else if begins(crash::MAGIC_64) || begins(crash::MAGIC_32) {
+        Some(Format::WindowsCrash)
+    } else if begins(kdump::MAGIC) {
+        Some(Format::Kdump)
+    } else if begins(lime::LIME) {
+        Some(Format::Lime)
+    } else if begins(lime::AVML) {
+        Some(Format::Avml)
+    } else {
+        None
+    };
+    let in_format = |format| -> Result<(Format, Parts), DumpError> {
+        Ok(match format {
+            Format::Raw => (Format::Raw, raw(file)),
+            Format::Elf | Format::Xen => {
+                let elf = elf::Elf::parse(file)?;
+                match xen::read(file, &elf)? {
+                    Some(parts) => (Format::Xen, parts),
+                    None => (Format::Elf, elf::read(file, &elf)?),
+                }
+            }
+            Format::WindowsCrash => (format, crash::read(file, begins(crash::MAGIC_64))?),
+            Format::Kdump => (format, kdump::read(file)?),
+            Format::Lime | Format::Avml => (format, lime::read(file)?),
+        })
+    };
+    if let Some(wanted) = reading.format {
+        let is_it = match wanted {
+            Format::Raw => true,
+            Format::Xen => found == Some(Format::Elf),
+            other => found == Some(other),
+        };
+        return match is_it {
+            true => in_format(wanted),
+            false => Err(DumpError::NotThatFormat { wanted }),
+        };
+    }
+    let outcome = match found {
+        Some(format) => in_format(format),
+        // Its beginning is put down last.
+        None if !file.is_whole() => Err(DumpError::OtherFormat {
+            what: "a flattened dump without its end",
+            remedy: "take the dump again, or copy it again whole",
+        }),
+        None => match names::named(file) {
+            Some(other) => Err(other),
+            None if begins(elf::MAGIC) => Err(DumpError::OtherFormat {
+                what: "an ELF file and no core",
+                remedy: "memory whose first page begins so, as that of a small virtual machine does: --format raw",
+            }),
+            None => return in_format(Format::Raw),
+        },
+    };
+    match outcome {
+        Err(error) if reading.has_registers => {
+            let (format, mut parts) = in_format(Format::Raw)?;
+            parts.remarks.push(format!(
+                "registers are given, so the file is taken for raw memory, however it begins ({error})"
+            ));
+            Ok((format, parts))
+        }
+        outcome => outcome,
+    }
+}
+
+/// Whether a file begins as an ELF core does: by class, byte order and type, which some leave 0. Other ELF files are programs, and
+/// memory can begin as one.
+fn is_core(file: &ReadFile) -> bool {
+    let mut head = [0; 18];
+    let length = usize::try_from(file.length())
+        .unwrap_or(usize::MAX)
+        .min(head.len());
+    file.read(0, &mut head[..length]);
+    // What is too short is left to the reader.
+    head.starts_with(elf::MAGIC)
+        && (length < head.len()
+            || matches!(head[4], 1 | 2)
+                && matches!((head[5], head[16], head[17]), (1, 0 | 4, 0) | (2, 0, 0 | 4)))
 }
 
 /// A raw dump is one extent. A last, partial frame is left out.
@@ -446,5 +534,7 @@ impl GuestSource for Dump {
     }
 }
 
+#[cfg(test)]
+mod packed_tests;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! ELF notes, and the two that hold registers.
 
-use super::elf::Fields;
+use super::elf::{Fields, impossible};
+use super::{DumpError, Parts};
 use crate::source::Cpu;
 
 /// `NT_PRSTATUS` (`include/uapi/linux/elf.h`).
@@ -87,4 +88,65 @@ pub(super) fn prstatus(body: &[u8], long_mode: bool) -> Option<Cpu> {
         long_mode: Some(long_mode),
         ..Cpu::default()
     })
+}
+
+/// What notes say, gathered from one or several runs of them.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    cpus: Vec<Cpu>,
+    /// Virtual CPUs of which nothing but general registers is said.
+    plain: Vec<Cpu>,
+    vmcoreinfo: Option<Vec<u8>>,
+}
+
+impl Gathered {
+    /// Takes what a run of notes says.
+    pub(super) fn take(&mut self, bytes: &[u8], long_mode: bool) {
+        for note in all(bytes) {
+            match note {
+                Note {
+                    name: b"QEMU",
+                    kind: 0,
+                    ..
+                } => {
+                    self.cpus.extend(qemu_cpu(note.body, long_mode));
+                }
+                Note {
+                    name: b"CORE",
+                    kind: NT_PRSTATUS,
+                    ..
+                } => {
+                    self.plain.extend(prstatus(note.body, long_mode));
+                }
+                Note {
+                    name: b"VMCOREINFO", ..
+                } if self.vmcoreinfo.is_none() => {
+                    self.vmcoreinfo = Some(note.body.to_vec());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Puts it with the other parts of a dump.
+    ///
+    /// # Errors
+    /// [`DumpError::Impossible`] for more virtual CPUs than there can be.
+    pub(super) fn into_parts(self, parts: &mut Parts) -> Result<(), DumpError> {
+        parts.vmcoreinfo = self.vmcoreinfo;
+        parts.cpus = self.cpus;
+        if parts.cpus.is_empty() {
+            if !self.plain.is_empty() {
+                parts.remarks.push(
+                    "the file has no control registers (no QEMU note): only general registers of its virtual CPUs"
+                        .to_owned(),
+                );
+            }
+            parts.cpus = self.plain;
+        }
+        if parts.cpus.len() > super::MAX_CPUS {
+            return Err(impossible("number of virtual CPUs", parts.cpus.len() as u64));
+        }
+        Ok(())
+    }
 }

@@ -9,24 +9,24 @@ use super::*;
 use cores::{Segment, elf, note, qemu_note, xen};
 
 #[path = "../../../tests/made/cores.rs"]
-mod cores;
+pub(super) mod cores;
 
 /// A file with `bytes`.
-fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+pub(super) fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
     file
 }
 
-fn open(bytes: &[u8]) -> Result<Dump, DumpError> {
+pub(super) fn open(bytes: &[u8]) -> Result<Dump, DumpError> {
     Dump::open(file(bytes).path())
 }
 
-fn first_word(dump: &mut Dump, gfn: u64) -> Option<u64> {
+pub(super) fn first_word(dump: &mut Dump, gfn: u64) -> Option<u64> {
     dump.read_value(GuestPhys::new(gfn * 4096), 8).ok()
 }
 
-fn frames(dump: &mut Dump) -> Vec<u64> {
+pub(super) fn frames(dump: &mut Dump) -> Vec<u64> {
     let mut found = Vec::new();
     let mut at = Gfn::new(0);
     while let Some(gfn) = dump.next_present(at) {
@@ -174,7 +174,7 @@ fn what_is_no_dump_is_named() {
     assert!(matches!(open(b""), Err(DumpError::Empty)));
     assert!(matches!(
         open(b"KDUMP   and more"),
-        Err(DumpError::OtherFormat { .. })
+        Err(DumpError::Truncated { .. })
     ));
     assert!(matches!(open(b"\x7fELF"), Err(DumpError::Truncated { .. })));
 }

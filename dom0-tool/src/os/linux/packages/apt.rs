@@ -17,6 +17,8 @@ pub struct Archive {
     /// Its release ("suite"). If left out, first what this machine uses, then the releases that Debian's archive has under
     /// these names at any time.
     pub suite: Option<String>,
+    /// The keys that its lists are signed with; Debian's and Ubuntu's, where this machine has them, if left out.
+    pub keyring: Option<PathBuf>,
 }
 
 /// Debian's names for its releases, whichever they are at the time, the likeliest first.
@@ -53,15 +55,27 @@ pub(super) fn fetch(
             return Err(FetchError::NoPackageManager(needed));
         }
     }
-    let wanted = format!("linux-headers-{}", kernel.release());
+    let names = kernel.packages();
     let mut asked = Vec::new();
-    for source in sources(archive, staged) {
+    let mut unchecked = Vec::new();
+    for source in sources(kernel, archive, staged) {
         let title = source.title();
         progress(&format!("reading the package lists of {title}"));
         let apt = Apt::new(kernel, &source, state, staged)?;
         // One archive of several that does not answer is no failure as long as another has the package.
         let updated = apt.run("apt-get", &["update"], staged);
-        let Some(first) = apt.show(&wanted)? else {
+        let mut first = None;
+        for name in &names {
+            if first.is_none() {
+                first = apt.show(name)?;
+            }
+        }
+        let Some(first) = first else {
+            if let Err(FetchError::Program { said, .. }) = &updated
+                && let Some(keys) = missing_keys(said)
+            {
+                unchecked.push(format!("{title} ({keys})"));
+            }
             asked.push(match updated {
                 Ok(()) => title,
                 Err(error) => format!("{title}, whose lists could not be read: {error}"),
@@ -77,11 +91,35 @@ pub(super) fn fetch(
         unpack(staged, progress)?;
         return Ok((packages, title));
     }
+    if !unchecked.is_empty() {
+        return Err(FetchError::Unchecked {
+            archives: unchecked.join("; "),
+        });
+    }
     Err(FetchError::NotOffered {
-        package: wanted,
+        package: names.join(" or "),
         architecture: kernel.architecture(),
         asked: asked.join("; "),
     })
+}
+
+/// The keys that apt says it has not, or that something is wrong with; `None` where it speaks of none.
+fn missing_keys(said: &str) -> Option<String> {
+    let mut keys: Vec<&str> = Vec::new();
+    let mut words = said.split_whitespace().peekable();
+    while let Some(word) = words.next() {
+        if matches!(word, "NO_PUBKEY" | "EXPKEYSIG" | "REVKEYSIG" | "BADSIG")
+            && let Some(key) = words.peek()
+            && !keys.contains(key)
+        {
+            keys.push(key);
+        }
+    }
+    if keys.is_empty() {
+        let unsigned = said.contains("is not signed") || said.contains("couldn't be verified");
+        return unsigned.then(|| "they are signed with no key that is known".to_owned());
+    }
+    Some(format!("key {}", keys.join(", ")))
 }
 
 /// One list of archives to try.
@@ -90,38 +128,71 @@ enum Source {
     /// What the machine itself uses.
     Machine,
     /// A release of an archive.
-    Suite { mirror: String, suite: String },
+    Suite {
+        mirror: String,
+        suite: String,
+        component: &'static str,
+        keyring: Option<PathBuf>,
+    },
 }
 
 impl Source {
     fn title(&self) -> String {
         match self {
             Self::Machine => "this machine's archives".to_owned(),
-            Self::Suite { mirror, suite } => format!("{suite} at {mirror}"),
+            Self::Suite { mirror, suite, .. } => format!("{suite} at {mirror}"),
         }
     }
 
     /// A line of a list, and a name for a folder.
     fn line(&self) -> Option<(String, String)> {
-        let Self::Suite { mirror, suite } = self else {
+        let Self::Suite {
+            mirror,
+            suite,
+            component,
+            keyring,
+        } = self
+        else {
             return None;
         };
-        let keyring = KEYRINGS.iter().find(|path| Path::new(path).is_file());
-        let signed = keyring.map_or(String::new(), |path| format!("[signed-by={path}] "));
+        let keyrings = match keyring {
+            Some(keyring) => vec![keyring.display().to_string()],
+            None => KEYRINGS
+                .iter()
+                .filter(|path| Path::new(path).is_file())
+                .map(|path| (*path).to_owned())
+                .collect(),
+        };
+        let signed = if keyrings.is_empty() {
+            String::new()
+        } else {
+            format!("[signed-by={}] ", keyrings.join(","))
+        };
         Some((
-            format!("deb {signed}{mirror} {suite} main\n"),
+            format!("deb {signed}{mirror} {suite} {component}\n"),
             suite.replace('/', "-"),
         ))
     }
 }
 
 /// What to try, in order.
-fn sources(archive: &Archive, folder: &Path) -> Vec<Source> {
+fn sources(kernel: &KernelName, archive: &Archive, folder: &Path) -> Vec<Source> {
+    // apt wants a path from the root.
+    let keyring = archive
+        .keyring
+        .as_ref()
+        .map(|file| fs::canonicalize(file).unwrap_or_else(|_| file.clone()));
     let mirror = archive.mirror.clone().or_else(|| machines_mirror(folder));
     let of = |suite: &str| {
         mirror.clone().map(|mirror| Source::Suite {
             mirror,
             suite: suite.to_owned(),
+            component: if kernel.is_proxmox() {
+                "pve-no-subscription"
+            } else {
+                "main"
+            },
+            keyring: keyring.clone(),
         })
     };
     if let Some(suite) = &archive.suite {
@@ -345,18 +416,41 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_missing_is_told_from_a_package_that_is() {
+        let said = "W: GPG error: http://archive.example noble InRelease: The following signatures couldn't be verified because the public key is not available: NO_PUBKEY 871920D1991BC93C NO_PUBKEY 871920D1991BC93C\nE: The repository 'http://archive.example noble InRelease' is not signed.";
+        assert_eq!(missing_keys(said).unwrap(), "key 871920D1991BC93C");
+        assert!(missing_keys("E: The repository 'x' is not signed.").is_some());
+        assert_eq!(missing_keys("E: Failed to fetch x: 404  Not Found"), None);
+    }
+
+    #[test]
     fn a_named_release_is_the_only_one_asked() {
         let archive = Archive {
             mirror: Some("http://archive.example/debian".into()),
             suite: Some("bookworm".into()),
+            keyring: Some("/keys/own.gpg".into()),
         };
         let folder = Path::new("/");
-        assert_eq!(sources(&archive, folder).len(), 1);
+        let kernel = |release| KernelName::new(release, "amd64").unwrap();
+        let one = sources(&kernel("6.1.0-50-amd64"), &archive, folder);
+        let lines: Vec<String> = one.iter().filter_map(|source| Some(source.line()?.0)).collect();
+        assert_eq!(
+            lines,
+            ["deb [signed-by=/keys/own.gpg] http://archive.example/debian bookworm main\n"]
+        );
+        let one = sources(&kernel("6.8.12-4-pve"), &archive, folder);
+        assert!(
+            one[0]
+                .line()
+                .unwrap()
+                .0
+                .ends_with("bookworm pve-no-subscription\n")
+        );
         let any = Archive {
             suite: None,
             ..archive
         };
-        let all = sources(&any, folder);
+        let all = sources(&kernel("6.1.0-50-amd64"), &any, folder);
         assert_eq!(all.len(), DEBIAN_SUITES.len());
         assert_eq!(all[0].title(), "stable at http://archive.example/debian");
     }

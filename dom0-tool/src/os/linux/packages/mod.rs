@@ -43,6 +43,12 @@ pub enum FetchError {
         /// The archives.
         asked: String,
     },
+    /// The lists of archives are signed with keys that are not here: whether they have the package is not known.
+    #[error("the lists of an archive could not be checked, its key is not on this machine: {archives}")]
+    Unchecked {
+        /// The archives, and the keys.
+        archives: String,
+    },
     /// A program failed.
     #[error("{program} failed with {status}; it said:\n{said}")]
     Program {
@@ -118,6 +124,24 @@ impl KernelName {
     /// `uname -r`.
     pub fn release(&self) -> &str {
         &self.release
+    }
+
+    /// Whether it is one of Proxmox' kernels.
+    fn is_proxmox(&self) -> bool {
+        self.release.ends_with("-pve")
+    }
+
+    /// What packages with its headers are called, as archives of Debian's kind name them: the likeliest first.
+    fn packages(&self) -> Vec<String> {
+        let prefixes: &[&str] = if self.is_proxmox() {
+            &["proxmox-headers", "pve-headers"]
+        } else {
+            &["linux-headers"]
+        };
+        prefixes
+            .iter()
+            .map(|prefix| format!("{prefix}-{}", self.release))
+            .collect()
     }
 
     /// `amd64` or `i386`.

@@ -116,7 +116,7 @@ where
 }
 
 /// The wanted name that a public one stands for. 32-bit C compilers put an underscore before it.
-fn wanted(public: &str, machine: Option<Machine>) -> Option<&'static str> {
+pub fn wanted(public: &str, machine: Option<Machine>) -> Option<&'static str> {
     let plain = match machine {
         Some(Machine::X64) => public,
         _ => public.strip_prefix('_').unwrap_or(public),
