@@ -4,7 +4,7 @@
 //! said with the line, what stands there, and what may stand there.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -479,7 +479,7 @@ impl Source<'_> {
         };
         let what = match parsed {
             // Metrics name guests and tell what they use: nobody else's business.
-            Some(Listen::Tcp(address)) if !is_loopback(address.ip()) => {
+            Some(Listen::Tcp(address)) if !address.ip().is_loopback() => {
                 format!("{} is not an address of the loopback interface", address.ip())
             }
             Some(listen) => return Ok(listen),
@@ -496,10 +496,6 @@ impl Source<'_> {
 /// The same text without line breaks: an error is one line of a journal.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn is_loopback(address: IpAddr) -> bool {
-    address.is_loopback()
 }
 
 #[cfg(test)]

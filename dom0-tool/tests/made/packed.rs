@@ -157,7 +157,7 @@ pub(crate) fn flattened(file: &[u8], length: usize) -> Vec<u8> {
 }
 
 /// LiME's header of a range.
-fn range(magic: &[u8; 4], version: u32, first: u64, bytes: usize) -> Vec<u8> {
+fn range(magic: [u8; 4], version: u32, first: u64, bytes: usize) -> Vec<u8> {
     let mut header = magic.to_vec();
     header.extend(version.to_le_bytes());
     header.extend(first.to_le_bytes());
@@ -170,7 +170,7 @@ fn range(magic: &[u8; 4], version: u32, first: u64, bytes: usize) -> Vec<u8> {
 pub(crate) fn lime(ranges: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let parts = ranges
         .iter()
-        .map(|(first, bytes)| [range(b"EMiL", 1, *first, bytes.len()), bytes.clone()].concat());
+        .map(|(first, bytes)| [range(*b"EMiL", 1, *first, bytes.len()), bytes.clone()].concat());
     parts.collect::<Vec<_>>().concat()
 }
 
@@ -178,7 +178,7 @@ pub(crate) fn lime(ranges: &[(u64, Vec<u8>)]) -> Vec<u8> {
 pub(crate) fn avml(ranges: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let mut file = Vec::new();
     for (first, bytes) in ranges {
-        file.extend(range(b"AVML", 2, *first, bytes.len()));
+        file.extend(range(*b"AVML", 2, *first, bytes.len()));
         let before = file.len();
         let mut writer = snap::write::FrameEncoder::new(&mut file);
         writer.write_all(bytes).unwrap();

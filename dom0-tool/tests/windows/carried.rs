@@ -205,7 +205,7 @@ fn tables_that_are_of_no_use_are_named_and_end_alike() {
         ),
         (
             changed(&|table| {
-                table["user_types"]["__unnamed_3"]["fields"]["e1"]["type"]["name"] = json!("__unnamed_3")
+                table["user_types"]["__unnamed_3"]["fields"]["e1"]["type"]["name"] = json!("__unnamed_3");
             }),
             "nest deeper",
         ),

@@ -96,7 +96,8 @@ struct Member {
 /// A type where it is used.
 #[derive(Deserialize)]
 struct Kind {
-    kind: String,
+    #[serde(rename = "kind")]
+    form: String,
     name: Option<String>,
     bit_position: Option<u32>,
     bit_length: Option<u64>,
@@ -319,7 +320,7 @@ impl Table {
             let offset = base.saturating_add(member.offset);
             let kind = &member.kind;
             path.push(name.clone());
-            let bits = kind.kind == "bitfield";
+            let bits = kind.form == "bitfield";
             let storage = match &kind.of {
                 Some(of) if bits => self.size(of, 0),
                 _ => self.size(kind, 0),
@@ -343,7 +344,7 @@ impl Table {
     }
 
     fn aggregate(&self, kind: &Kind) -> Option<&Aggregate> {
-        matches!(kind.kind.as_str(), "struct" | "union" | "class")
+        matches!(kind.form.as_str(), "struct" | "union" | "class")
             .then(|| self.user_types.get(kind.name.as_deref()?))
             .flatten()
     }
@@ -354,7 +355,7 @@ impl Table {
             return 0;
         }
         let named = kind.name.as_deref().unwrap_or_default();
-        match kind.kind.as_str() {
+        match kind.form.as_str() {
             "pointer" => self.pointer(),
             "base" => self.base_types.get(named).map_or(0, |base| base.size),
             "enum" => self.enums.get(named).map_or(0, |one| one.size),

@@ -27,4 +27,5 @@ pub mod store;
 pub mod symbol_key;
 pub mod symbols;
 pub mod tables;
+mod ties;
 pub mod ways;

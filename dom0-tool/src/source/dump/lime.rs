@@ -91,7 +91,7 @@ fn range(file: &ReadFile, at: u64) -> Result<Range, DumpError> {
     let damaged = |what, value| DumpError::Impossible { what, value };
     let (version, first, last) = (number(4, 4), number(8, 8), number(16, 8));
     let is_packed = match (&header[..4], version) {
-        (LIME, 1) | (AVML, 1) => false,
+        (LIME | AVML, 1) => false,
         (AVML, 2) => true,
         (LIME | AVML, _) => return Err(damaged("version of a range of memory", version)),
         _ => return Err(damaged("header of a range of memory", number(0, 4))),
@@ -121,13 +121,13 @@ fn stream(
     let mut at = at;
     let mut done = 0;
     while done < bytes {
-        let mut header = [0; CHUNK_HEADER as usize];
+        let mut header = [0; 4];
         if !file.read(at, &mut header) {
             return Ok((at, done));
         }
         let length = u64::from(u32::from_le_bytes([header[1], header[2], header[3], 0]));
         let damaged = DumpError::Impossible {
-            what: "chunk of Snappy's, by its place in the file,",
+            what: "chunk of an AVML range (Snappy), by its place in the file,",
             value: at,
         };
         if at + CHUNK_HEADER + length > file.length() {
@@ -153,7 +153,7 @@ fn stream(
         };
         if unpacked == 0 || unpacked > MAX_CHUNK || unpacked > bytes - done {
             return Err(DumpError::Impossible {
-                what: "length of a chunk of Snappy's",
+                what: "length of a chunk of an AVML range (Snappy)",
                 value: unpacked,
             });
         }

@@ -85,7 +85,7 @@ const KINDS: &[Kind] = &[
     kind(
         b"\x14\x20\x28\x01",
         "Hyper-V's state of a guest (.vmrs, .vmcx)",
-        "dump the guest's memory by the host's own means (`vmconnect` has none: LiveKd's `-hvd`), or Windows' complete memory dump",
+        "have Windows in the guest write a complete memory dump, or take one from the host with LiveKd (`livekd -hvd NAME -o FILE`)",
     ),
     kind(
         b"\x7fVirtualBox SavedState",

@@ -135,7 +135,7 @@ impl Packed {
         match &self.pieces {
             Pieces::Pages(descriptions) => {
                 let at = descriptions + number * DESCRIPTION;
-                let mut description = [0; DESCRIPTION as usize];
+                let mut description = [0; 24];
                 if !self.file.read(at, &mut description) {
                     return Err(at);
                 }

@@ -96,7 +96,7 @@ fn a_packed_dump_that_is_cut_or_damaged_says_so() {
         &good[..good.len() - 20_000],
         &flattened(&good, 4096)[..60_000],
     ] {
-        let outcome = open(bytes).and_then(|dump| dump.check_whole(None));
+        let outcome = open(bytes).and_then(|mut dump| dump.check_whole(None));
         assert!(outcome.is_err(), "{} of {}", bytes.len(), good.len());
     }
     // Inside of the first page.
@@ -109,7 +109,7 @@ fn a_packed_dump_that_is_cut_or_damaged_says_so() {
 
     let ranges = vec![(0x1000, vec![7; 200_000]), (0x8000_0000, vec![9; 8192])];
     for good in [lime(&ranges), avml(&ranges)] {
-        let dump = open(&good[..good.len() - 5000.min(good.len() / 3)]).unwrap();
+        let mut dump = open(&good[..good.len() - 5000.min(good.len() / 3)]).unwrap();
         assert!(matches!(dump.check_whole(None), Err(DumpError::CutShort { .. })));
     }
     let mut bytes = avml(&ranges);

@@ -6,25 +6,7 @@ use super::KernelName;
 pub fn what_to_fetch(kernel: &KernelName) -> Vec<String> {
     let release = kernel.release();
     let mut steps = match family(release) {
-        Family::Rpm => {
-            // Of a kernel of another kind the end of the release says so, or its middle (RHEL 8's real-time kernel).
-            let (plain, kind) = release.split_once('+').unwrap_or((release, ""));
-            let has = |mark: &str| plain.split('.').any(|part| part.contains(mark));
-            let kind = match kind {
-                "" if has("uek") => "uek-",
-                "" if plain.contains(".rt") => "rt-",
-                "rt" => "rt-",
-                "64k" => "64k-",
-                "debug" => "debug-",
-                _ => "",
-            };
-            let package = format!("kernel-{kind}devel-{plain}");
-            vec![
-                format!("fetch the package {package}: `dnf download {package}` on the guest's distribution"),
-                format!("unpack it: `rpm2cpio {package}.rpm | (cd DIR && cpio -idm)`"),
-                format!("use it: `--headers DIR/usr/src/kernels/{release}`"),
-            ]
-        }
+        Family::Rpm => rpm(release),
         Family::Suse => {
             let (version, flavour) = release.rsplit_once('-').unwrap_or((release, "default"));
             vec![
@@ -64,17 +46,7 @@ pub fn what_to_fetch(kernel: &KernelName) -> Vec<String> {
             "unpack it: `dpkg-deb -x FILE.deb DIR`".to_owned(),
             format!("use it: `--headers DIR/usr/src/linux-headers-{release}`"),
         ],
-        Family::Alpine => {
-            let (plain, flavour) = release.rsplit_once('-').unwrap_or((release, "lts"));
-            let (version, build) = plain.rsplit_once('-').unwrap_or((plain, "0"));
-            vec![
-                format!(
-                    "fetch the package linux-{flavour}-dev of version {version}-r{build}: `apk fetch linux-{flavour}-dev={version}-r{build}` on Alpine, of the release that has it"
-                ),
-                "unpack it: `tar -xzf FILE.apk -C DIR`".to_owned(),
-                format!("use it: `--headers DIR/usr/src/linux-headers-{release}`"),
-            ]
-        }
+        Family::Alpine => alpine(release),
         Family::Debian => {
             let architecture = kernel.architecture();
             vec![
@@ -91,6 +63,39 @@ pub fn what_to_fetch(kernel: &KernelName) -> Vec<String> {
         "of a kernel of one's own: copy its build tree, to which /lib/modules/{release}/build leads on the guest, links followed"
     ));
     steps
+}
+
+/// Fedora's, RHEL's, and those of what is built from it.
+fn rpm(release: &str) -> Vec<String> {
+    // Of a kernel of another kind the end of the release says so, or its middle (RHEL 8's real-time kernel).
+    let (plain, kind) = release.split_once('+').unwrap_or((release, ""));
+    let has = |mark: &str| plain.split('.').any(|part| part.contains(mark));
+    let kind = match kind {
+        "" if has("uek") => "uek-",
+        "" if plain.contains(".rt") => "rt-",
+        "rt" => "rt-",
+        "64k" => "64k-",
+        "debug" => "debug-",
+        _ => "",
+    };
+    let package = format!("kernel-{kind}devel-{plain}");
+    vec![
+        format!("fetch the package {package}: `dnf download {package}` on the guest's distribution"),
+        format!("unpack it: `rpm2cpio {package}.rpm | (cd DIR && cpio -idm)`"),
+        format!("use it: `--headers DIR/usr/src/kernels/{release}`"),
+    ]
+}
+
+fn alpine(release: &str) -> Vec<String> {
+    let (plain, flavour) = release.rsplit_once('-').unwrap_or((release, "lts"));
+    let (version, build) = plain.rsplit_once('-').unwrap_or((plain, "0"));
+    vec![
+        format!(
+            "fetch the package linux-{flavour}-dev of version {version}-r{build}: `apk fetch linux-{flavour}-dev={version}-r{build}` on Alpine, of the release that has it"
+        ),
+        "unpack it: `tar -xzf FILE.apk -C DIR`".to_owned(),
+        format!("use it: `--headers DIR/usr/src/linux-headers-{release}`"),
+    ]
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
