@@ -3,13 +3,16 @@
 use std::io::Write;
 
 use lacuna::source::GuestSource;
-use lacuna::source::dump::{Dump, MAX_CPUS, parse_registers};
+use lacuna::source::dump::{Dump, Format, MAX_CPUS, parse_registers};
 use lacuna_core::{Gfn, GuestMemory, PAGE_SIZE};
 
 // Not all of what other tests need is needed here.
 #[allow(dead_code)]
 #[path = "../../../dom0-tool/tests/made/cores.rs"]
 mod cores;
+#[path = "../../../dom0-tool/tests/made/packed.rs"]
+#[allow(dead_code)]
+mod packed;
 
 /// Frames looked at in one dump.
 const FRAMES: usize = 1000;
@@ -27,7 +30,16 @@ pub(crate) fn dump(bytes: &[u8]) -> bool {
     };
     assert!(dump.cpus.len() <= MAX_CPUS);
     let held: u64 = dump.extents().iter().map(|extent| extent.bytes).sum();
-    assert!(held <= bytes.len() as u64, "more memory than the file has");
+    // What is packed has a bit for each page at least.
+    let most = match dump.format() {
+        Format::Kdump => bytes.len() as u64 * 8 * PAGE_SIZE as u64,
+        Format::Avml => bytes.len() as u64 * 65_536,
+        _ => bytes.len() as u64,
+    };
+    assert!(
+        held <= most || bytes.starts_with(b"makedumpfile"),
+        "more memory than the file has"
+    );
     for pair in dump.extents().windows(2) {
         assert!(pair[0].start + pair[0].bytes <= pair[1].start, "extents overlap");
     }
@@ -54,14 +66,28 @@ pub(crate) fn dump_seeds() -> Vec<Vec<u8>> {
         cores::note(b"VMCOREINFO", 0, b"OSRELEASE=1\n"),
     ]
     .concat();
-    vec![
+    let pages: Vec<(u64, Vec<u8>)> = [1, 2, 9].map(|page| (page, vec![7; PAGE_SIZE])).to_vec();
+    let kdump = |codec| {
+        packed::Kdump {
+            notes: &notes,
+            ..packed::Kdump::new(codec, &pages)
+        }
+        .to_bytes()
+    };
+    let ranges = [(0x1000, vec![7; 2 * PAGE_SIZE]), (0x9000, vec![8; PAGE_SIZE])];
+    let mut seeds: Vec<Vec<u8>> = packed::Codec::ALL.map(kdump).to_vec();
+    seeds.extend([
+        packed::flattened(&kdump(packed::Codec::Zlib), 3000),
+        packed::lime(&ranges),
+        packed::avml(&ranges),
         cores::elf(true, &[1, 2, 9], &notes, false),
         cores::elf(true, &[1, 2, 9], &notes, true),
         cores::elf(false, &[1, 2, 9], &notes, false),
         cores::elf(false, &[1, 2, 9], &notes, true),
         cores::xen(&[1, 2, 9]),
         vec![7; 2 * PAGE_SIZE],
-    ]
+    ]);
+    seeds
 }
 
 /// Any text as registers, of JSON or of QEMU's monitor.

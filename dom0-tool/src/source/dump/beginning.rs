@@ -58,8 +58,8 @@ pub(super) fn parts(file: &ReadFile, reading: Reading) -> Result<(Format, Parts)
     let outcome = match found {
         Some(format) => in_format(format),
         // Its beginning is put down last.
-        None if !file.is_whole() => Err(DumpError::OtherFormat {
-            what: "a flattened dump without its end",
+        None if file.is_flattened() => Err(DumpError::OtherFormat {
+            what: "a flattened dump that is cut short, or of no format that is known here",
             remedy: "take the dump again, or copy it again whole",
         }),
         None => match names::named(file) {

@@ -73,6 +73,11 @@ impl ReadFile {
         Ok(open)
     }
 
+    /// Whether another file was flattened into it.
+    pub(super) const fn is_flattened(&self) -> bool {
+        self.flat.is_some()
+    }
+
     /// Whether what was flattened into the file has its end.
     pub(super) fn is_whole(&self) -> bool {
         self.flat.as_ref().is_none_or(Flat::is_whole)

@@ -10,6 +10,8 @@ pub(super) const MAGIC: &[u8] = b"makedumpfile\0";
 const HEADER: u64 = 4096;
 /// Bytes of a record's own header: where it belongs and how long it is, most significant byte first.
 const RECORD: u64 = 16;
+/// Most bytes that no record puts anything to, beyond the length of the file.
+const MOST_HOLES: u64 = 1 << 20;
 /// What stands in both where the file ends.
 const END: i64 = -1;
 
@@ -32,7 +34,8 @@ pub(super) struct Flat {
 }
 
 impl Flat {
-    /// Goes through the records of a file of `length` bytes. `None` for a version or a type that is not known.
+    /// Goes through the records of a file of `length` bytes. `None` for a version or a type that is not known, and where records lie
+    /// absurdly far apart.
     pub(super) fn read(length: u64, mut read: impl FnMut(u64, &mut [u8]) -> bool) -> Option<Self> {
         let mut numbers = [0; 16];
         // Type and version.
@@ -70,8 +73,10 @@ impl Flat {
             at = offset + bytes;
         }
         let pieces: Vec<Piece> = found.into_values().collect();
-        Some(Self {
-            length: pieces.last().map_or(0, |piece| piece.start + piece.bytes),
+        let end = pieces.last().map_or(0, |piece| piece.start + piece.bytes);
+        // Dumpers leave no holes of any size. Believing in one would mean reading it.
+        (end <= length.saturating_mul(2).saturating_add(MOST_HOLES)).then_some(Self {
+            length: end,
             pieces,
             is_whole,
             last: Cell::new(0),
@@ -182,5 +187,15 @@ mod tests {
             assert_eq!(text, b"abCDefGHIJ..........xyz");
             assert_eq!(flat.find(12), (None, 8));
         }
+        // A record far away.
+        let mut bytes = whole;
+        bytes[4096 + 2] = 1;
+        let flat = Flat::read(bytes.len() as u64, |at, into| {
+            let at = usize::try_from(at).unwrap();
+            let there = bytes.get(at..at + into.len());
+            into.copy_from_slice(there.unwrap_or(&[0; 16][..into.len()]));
+            there.is_some()
+        });
+        assert!(flat.is_none());
     }
 }

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::tests::cores::{elf, note, qemu_note};
-use super::tests::{file, first_word, frames, open};
+use super::tests::{file, first_word, frames, open, walk_through};
 use super::*;
+use proptest::prelude::*;
+
 use made::{Codec, Kdump, avml, flattened, lime};
 
 #[path = "../../../tests/made/packed.rs"]
@@ -243,5 +245,31 @@ fn registers_given_by_hand_mean_raw_memory_and_the_format_can_be_named() {
         assert_eq!(dump.format(), format);
         let dump = Dump::open_as(file(&bytes).path(), named(format)).unwrap();
         assert_eq!(dump.format(), format);
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_damaged_packed_dump_is_refused_or_read(
+        which in 0..8_usize,
+        flips in proptest::collection::vec((0..9000_usize, any::<u8>()), 0..6),
+        late in proptest::collection::vec((8000..24_000_usize, any::<u8>()), 0..6),
+        keep in 0..80_000_usize,
+    ) {
+        let pages: Vec<_> = (0..8).map(page).collect();
+        let ranges = [(0x1000, pages.iter().flat_map(|(_, page)| page.clone()).collect())];
+        let mut bytes = match which {
+            0 => lime(&ranges),
+            1 => avml(&ranges),
+            2 => flattened(&Kdump::new(Codec::Lzo, &pages).to_bytes(), 3000),
+            other => Kdump::new(Codec::ALL[other - 3], &pages).to_bytes(),
+        };
+        for (at, value) in flips.into_iter().chain(late) {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= value;
+            }
+        }
+        bytes.truncate(keep.max(64));
+        walk_through(&bytes);
     }
 }

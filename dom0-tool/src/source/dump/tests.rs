@@ -210,7 +210,7 @@ fn a_registers_file_without_registers_is_refused() {
 }
 
 /// Opens and walks a dump, whatever it is.
-fn walk_through(bytes: &[u8]) {
+pub(super) fn walk_through(bytes: &[u8]) {
     if let Ok(mut dump) = open(bytes) {
         let mut at = Gfn::new(0);
         for _ in 0..1000 {
