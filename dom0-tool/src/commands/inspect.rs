@@ -39,7 +39,12 @@ fn show_pe(image: &PeImage, out: Out) {
         out.line(format!("exports as  {name}"));
     }
     match &image.debug {
-        None => out.line("PDB         none named: it has no debug record"),
+        None => match image.damaged_record {
+            Some(why) => out.line(format!(
+                "PDB         none named: its debug record is damaged, {why}"
+            )),
+            None => out.line("PDB         none named: it has no debug record"),
+        },
         Some(record) => match record.key() {
             Ok(key) => show_key(&key, out),
             Err(error) => out.line(format!("PDB         not usable: {error}")),
@@ -80,6 +85,7 @@ fn pe_json(image: &PeImage, layout: FileLayout) -> Value {
             _ => None,
         },
         "age": image.debug.as_ref().map(|record| record.age),
+        "damaged_record": image.damaged_record,
         "pdb_name": key.as_ref().map(|key| key.name.as_str()),
         "pdb_path": image.debug.as_ref().map(|record| record.path.as_str()),
         "symbol_path": key.as_ref().map(SymbolKey::path),

@@ -108,7 +108,10 @@ fn key_of(what: &str) -> Result<SymbolKey, Failure> {
     let Some(record) = image.debug else {
         return Err(Failure::new(
             Class::Refused,
-            format!("{what} names no PDB: it has no debug record"),
+            match image.damaged_record {
+                Some(why) => format!("{what} names no PDB: its debug record is damaged, {why}"),
+                None => format!("{what} names no PDB: it has no debug record"),
+            },
             "is it a kernel of Windows?",
         ));
     };

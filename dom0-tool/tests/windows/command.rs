@@ -123,6 +123,27 @@ fn an_executable_without_a_record_names_none() {
 }
 
 #[test]
+fn a_record_that_is_damaged_is_not_one_that_is_missing() {
+    let good = executable(AMD64, Record::Rsds(GUID, 1, "ntkrnlmp.pdb".into())).file();
+    let at = good
+        .windows(12)
+        .position(|bytes| bytes == b"ntkrnlmp.pdb")
+        .unwrap();
+    let long = executable(AMD64, Record::Rsds(GUID, 1, "d".repeat(300))).file();
+    let mut odd = good;
+    odd[at] = 0xff;
+    for (bytes, why) in [(odd, "not UTF-8"), (long, "longer than 260")] {
+        let (status, answer) = inspect("ntoskrnl.exe", &bytes);
+        assert_eq!(status, 0, "{answer}");
+        assert_eq!(answer["pdb_path"], Value::Null);
+        assert!(
+            answer["damaged_record"].as_str().unwrap().contains(why),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
 fn a_name_that_leaves_the_store_is_no_path() {
     let record = Record::Rsds(GUID, 1, "..\\..".into());
     let (status, answer) = inspect("ntoskrnl.exe", &executable(AMD64, record).file());

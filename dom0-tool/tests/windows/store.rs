@@ -256,6 +256,10 @@ fn pages_for_people_are_refused() {
             typed.clone(),
         )
     });
+    let packed = page.clone();
+    refused("packed (gzip)", move |_, _| {
+        Reply::Answer(200, vec!["Content-Encoding: gzip".into()], packed.clone())
+    });
     refused("no usable PDB", move |_, _| Reply::ok(page.clone()));
 }
 

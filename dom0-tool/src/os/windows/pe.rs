@@ -163,6 +163,8 @@ pub struct PeImage {
     pub sections: Vec<Section>,
     /// Its debug record, if it has one.
     pub debug: Option<DebugRecord>,
+    /// What is wrong with its debug record, where it has one that cannot be read.
+    pub damaged_record: Option<&'static str>,
     /// The name in its export directory, where that is to be had: it may be paged out.
     pub export_name: Option<String>,
 }
@@ -242,13 +244,19 @@ impl PeImage {
         };
         let exports = directory(EXPORTS);
         let debug = directory(DEBUG);
+        let (debug, damaged_record) = match debug.map(|entry| debug_record(source, entry, size)) {
+            Some(Ok(record)) => (record, None),
+            Some(Err(why)) => (None, Some(why)),
+            None => (None, None),
+        };
         Ok(Self {
             machine: kind,
             image_base,
             size,
             time_stamp: file.time_date_stamp.get(LE),
             sections,
-            debug: debug.and_then(|entry| debug_record(source, entry, size)),
+            debug,
+            damaged_record,
             export_name: exports.and_then(|entry| export_name(source, entry, size)),
         })
     }
@@ -282,22 +290,26 @@ fn read_sections(source: &mut impl ImageSource, at: u32, count: u16) -> Result<V
         .collect()
 }
 
-/// The first RSDS or NB10 record of the debug directory that is whole.
+/// The first RSDS or NB10 record of the debug directory that is whole; where there is none, what is wrong with the first.
 fn debug_record(
     source: &mut impl ImageSource,
     directory: pe::ImageDataDirectory,
     size: u32,
-) -> Option<DebugRecord> {
+) -> Result<Option<DebugRecord>, &'static str> {
     let at = directory.virtual_address.get(LE);
     // sizeof(IMAGE_DEBUG_DIRECTORY) is 28.
     let count = (directory.size.get(LE) / 28).min(MAX_DEBUG_ENTRIES);
     if at == 0 || at >= size {
-        return None;
+        return Ok(None);
     }
-    (0..count).find_map(|index| {
-        let entry: pe::ImageDebugDirectory = structure(source, at.checked_add(28 * index)?)?;
+    let mut wrong = None;
+    for index in 0..count {
+        let entry = at.checked_add(28 * index).and_then(|at| structure(source, at));
+        let Some(entry): Option<pe::ImageDebugDirectory> = entry else {
+            continue;
+        };
         if entry.typ.get(LE) != pe::IMAGE_DEBUG_TYPE_CODEVIEW {
-            return None;
+            continue;
         }
         let length = (entry.size_of_data.get(LE) as usize).min(24 + MAX_RECORD_PATH);
         let mut record = vec![0; length];
@@ -305,14 +317,39 @@ fn debug_record(
         // A record that is not part of the loaded image has no address, only a place in the file.
         let read = (rva != 0 && rva < size && source.read(rva, &mut record))
             || source.read_file(entry.pointer_to_raw_data.get(LE), &mut record);
-        if read { parse_record(&record) } else { None }
-    })
+        match parse_record(&record) {
+            Ok(Some(record)) if read => return Ok(Some(record)),
+            Err(why) if read => {
+                wrong.get_or_insert(why);
+            }
+            _ => {}
+        }
+    }
+    wrong.map_or(Ok(None), Err)
 }
 
 /// `CV_INFO_PDB70` and `CV_INFO_PDB20`, as `cvinfo.h` has no names for them but every debugger knows them.
-fn parse_record(record: &[u8]) -> Option<DebugRecord> {
+///
+/// # Errors
+/// What is wrong with one of these two.
+fn parse_record(record: &[u8]) -> Result<Option<DebugRecord>, &'static str> {
+    let Some((signature, age, path)) = record_head(record) else {
+        return Ok(None);
+    };
+    let end = path.iter().position(|byte| *byte == 0);
+    let end = end.ok_or("the path in it is cut, or longer than 260 bytes")?;
+    let path = std::str::from_utf8(&path[..end]).map_err(|_| "the path in it is not UTF-8")?;
+    Ok(Some(DebugRecord {
+        path: path.to_owned(),
+        signature,
+        age,
+    }))
+}
+
+/// Signature, age, and what follows them.
+fn record_head(record: &[u8]) -> Option<(Signature, u32, &[u8])> {
     let word = |at: usize| Some(u32::from_le_bytes(record.get(at..at + 4)?.try_into().ok()?));
-    let (signature, age, path) = match record.get(..4)?.try_into().ok()? {
+    Some(match record.get(..4)?.try_into().ok()? {
         RSDS => {
             let guid = record.get(4..20)?.try_into().ok()?;
             (
@@ -324,10 +361,7 @@ fn parse_record(record: &[u8]) -> Option<DebugRecord> {
         // Signature, offset (always 0), time stamp, age, path.
         NB10 => (Signature::TimeStamp(word(8)?), word(12)?, record.get(16..)?),
         _ => return None,
-    };
-    let end = path.iter().position(|byte| *byte == 0)?;
-    let path = std::str::from_utf8(path.get(..end)?).ok()?.to_owned();
-    Some(DebugRecord { path, signature, age })
+    })
 }
 
 fn export_name(

@@ -199,7 +199,9 @@ fn unmapped<M: GuestMemory>(memory: &mut M, image: Gfn) -> Option<Candidate> {
     let why = if headers.debug.is_some() {
         "no page table maps it in the kernel's half as a loader would"
     } else {
-        "it has no debug record, which the kernel always has in memory"
+        headers
+            .damaged_record
+            .unwrap_or("it has no debug record, which the kernel always has in memory")
     };
     is_named_kernel(&headers).then(|| Candidate {
         physical: image.base().unwrap_or(GuestPhys::new(0)),

@@ -290,7 +290,7 @@ fn copy(
     }
 }
 
-/// A page for people where a file should be: a portal's log-in, or an error under status 200.
+/// A page for people where a file should be: a portal's log-in, or an error under status 200; or a file that is packed.
 fn refuse_page(headers: &HeaderMap) -> Result<(), Trouble> {
     let kind = headers
         .get(header::CONTENT_TYPE)
@@ -301,6 +301,17 @@ fn refuse_page(headers: &HeaderMap) -> Result<(), Trouble> {
         return Err(Trouble::lasting(format!(
             "it serves a web page ({}) instead of a file",
             printable(&kind)
+        )));
+    }
+    // Nothing but the file itself was asked for.
+    let packed = headers
+        .get(header::CONTENT_ENCODING)
+        .and_then(|kind| kind.to_str().ok())
+        .filter(|kind| !kind.eq_ignore_ascii_case("identity"));
+    if let Some(packed) = packed {
+        return Err(Trouble::lasting(format!(
+            "it serves the file packed ({}), which was not asked for",
+            printable(packed)
         )));
     }
     Ok(())
