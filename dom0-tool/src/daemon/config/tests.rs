@@ -159,3 +159,16 @@ fn places_to_listen_are_read() {
         );
     }
 }
+
+#[test]
+fn folders_of_symbols_are_held_against_the_syntax() {
+    let folders = "srv*/srv/symbols;/srv/more";
+    let config = parse(&format!("[daemon]\nsymbols = \"{folders}\"\n")).unwrap();
+    assert_eq!(config.symbols.as_deref(), Some(folders));
+    assert_eq!(parse("[daemon]\nsymbols = \"\"\n").unwrap().symbols, None);
+    let text = refusal("[daemon]\nsymbols = 'c:\\symbols'\n");
+    assert!(
+        text.contains("lacunad.toml:2") && text.contains("folders and srv*FOLDER"),
+        "{text}"
+    );
+}

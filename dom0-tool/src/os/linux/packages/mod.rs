@@ -230,8 +230,9 @@ impl HeaderCache {
             .prefix(".fetching-")
             .tempdir_in(&self.folder)
             .at(&self.folder)?;
-        let (packages, archive) =
-            apt::fetch(kernel, archive, &self.folder.join("apt"), staged.path(), progress)?;
+        // apt takes what does not begin at the root for a path below its own folder.
+        let state = fs::canonicalize(&self.folder).at(&self.folder)?.join("apt");
+        let (packages, archive) = apt::fetch(kernel, archive, &state, staged.path(), progress)?;
         let unpacked = staged.path().join("tree");
         check(
             &unpacked
