@@ -339,4 +339,27 @@ mod tests {
         }
         assert!(!text.contains("last scan"), "there was none:\n{text}");
     }
+
+    #[test]
+    fn of_windows_nothing_is_said_of_blocks() {
+        for (verdict, reason, value) in [
+            (0, 0, 5),
+            (1, 1, 0),
+            (1, 2, 0),
+            (1, 3, 7),
+            (2, 1, 0x900),
+            (2, 1, u64::MAX),
+            (2, 2, 0),
+            (3, 0, 0),
+        ] {
+            let answer = Explanation {
+                verdict,
+                reason,
+                value,
+                ..Explanation::default()
+            };
+            let text = verdict_by_entries(&answer);
+            assert!(!text.contains("block") && !text.contains("ffff"), "{text}");
+        }
+    }
 }

@@ -263,8 +263,10 @@ fn decoys_alone_are_refused_and_nothing_is_not_found() {
     let error = answer["error"].as_str().unwrap();
     assert!(error.contains("no debug record"), "{error}");
     made.memory.fill(0);
-    let (status, _) = Files::of(&made).run(&["identify"], false, &[]);
-    assert_eq!(status, 4);
+    let (status, answer) = Files::of(&made).run(&["identify"], false, &[]);
+    assert_eq!(status, 4, "{answer}");
+    let error = answer["error"].as_str().unwrap();
+    assert!(error.contains("taken for raw memory"), "{error}");
 }
 
 #[test]

@@ -238,17 +238,11 @@ impl PeImage {
         source.set_sections(sections.first().map_or(size, |first| first.rva), &sections);
 
         let mut directory = |index: u32| -> Option<pe::ImageDataDirectory> {
-            (index < directories)
-                .then(|| structure(source, directories_at + 8 * index))
-                .flatten()
+            let is_there = index < directories;
+            is_there.then(|| structure(source, directories_at + 8 * index))?
         };
-        let exports = directory(EXPORTS);
-        let debug = directory(DEBUG);
-        let (debug, damaged_record) = match debug.map(|entry| debug_record(source, entry, size)) {
-            Some(Ok(record)) => (record, None),
-            Some(Err(why)) => (None, Some(why)),
-            None => (None, None),
-        };
+        let (exports, debug) = (directory(EXPORTS), directory(DEBUG));
+        let (debug, damaged_record) = debug.map_or((None, None), |entry| debug_record(source, entry, size));
         Ok(Self {
             machine: kind,
             image_base,
@@ -295,12 +289,12 @@ fn debug_record(
     source: &mut impl ImageSource,
     directory: pe::ImageDataDirectory,
     size: u32,
-) -> Result<Option<DebugRecord>, &'static str> {
+) -> (Option<DebugRecord>, Option<&'static str>) {
     let at = directory.virtual_address.get(LE);
     // sizeof(IMAGE_DEBUG_DIRECTORY) is 28.
     let count = (directory.size.get(LE) / 28).min(MAX_DEBUG_ENTRIES);
     if at == 0 || at >= size {
-        return Ok(None);
+        return (None, None);
     }
     let mut wrong = None;
     for index in 0..count {
@@ -318,14 +312,14 @@ fn debug_record(
         let read = (rva != 0 && rva < size && source.read(rva, &mut record))
             || source.read_file(entry.pointer_to_raw_data.get(LE), &mut record);
         match parse_record(&record) {
-            Ok(Some(record)) if read => return Ok(Some(record)),
+            Ok(Some(record)) if read => return (Some(record), None),
             Err(why) if read => {
                 wrong.get_or_insert(why);
             }
             _ => {}
         }
     }
-    wrong.map_or(Ok(None), Err)
+    (None, wrong)
 }
 
 /// `CV_INFO_PDB70` and `CV_INFO_PDB20`, as `cvinfo.h` has no names for them but every debugger knows them.
