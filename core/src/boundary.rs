@@ -1,7 +1,7 @@
 //! What crosses the boundary between Xen's C side and the core: the numbers of `core.h`, which `patches/` put into
 //! `xen/arch/x86/lacuna/`. (Structures that the C side fills in for whoever asked are in [`crate::abi`].)
 //!
-//! A number has one name here and one there. `core/tests/boundary.rs` reads the header out of the patches, and compares
+//! A number has one name here and one there. `core/tests/boundary/main.rs` reads the header out of the patches, and compares
 //! names, numbers, and the layout of every structure that both sides know.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

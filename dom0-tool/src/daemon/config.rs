@@ -464,7 +464,7 @@ impl Source<'_> {
             Err(error) => Err(self.wrong(
                 given.span().start,
                 error.to_string(),
-                "folders and srv*FOLDER, separated by \";\", or \"\"".to_owned(),
+                "folders and srv*FOLDER, separated by \";\", or \"\"",
             )),
         }
     }

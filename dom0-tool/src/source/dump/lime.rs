@@ -1,4 +1,4 @@
-//! LiME's dumps (LiME `doc/README.md`) and AVML's, which are the same with the ranges packed (AVML `src/image.rs`): a header before each range of
+//! LiME's dumps (its documentation, chapter "Format") and AVML's, which are the same with the ranges packed (its source, module `image`): a header before each range of
 //! memory, with its first and its last byte.
 
 use super::extents::Extent;
