@@ -5,8 +5,8 @@
 //! path of a page walk; each is then walked downwards, since most pages that look like tables are not.
 //!
 //! Words that look like entries are everywhere. The first entry of a chain is therefore followed only if what it and its
-//! neighbours map is a kernel as far as they show it ([`super::nearby`]). What is left is followed to the last: a bound on it would
-//! bound the answer away. Where there is more than [`MAX_PATHS`] of it, there is no answer.
+//! neighbours map is a kernel as far as they show it (`nearby`). What is left is followed to the last: a bound on it would
+//! bound the answer away. Where there is more than `MAX_PATHS` of it, there is no answer.
 //!
 //! Works for 2 levels, PAE, 4 and 5 levels, and needs no table that maps itself.
 
