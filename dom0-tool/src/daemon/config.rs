@@ -3,6 +3,8 @@
 //! Nothing unknown is passed over: a misspelt key would otherwise be a setting that silently does nothing. What is wrong is
 //! said with the line, what stands there, and what may stand there.
 
+mod error;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,8 +12,9 @@ use std::time::Duration;
 
 use lacuna_core::abi::GROUP_NAME_MAX;
 use serde::Deserialize;
-use thiserror::Error;
 use toml::Spanned;
+
+pub use error::ConfigError;
 
 use crate::os::linux::layout::DEFAULT_FOLDER;
 use crate::os::windows::store::path::SymbolPath;
@@ -20,33 +23,6 @@ use crate::os::windows::store::path::SymbolPath;
 pub const DEFAULT_FILE: &str = "/etc/lacuna/lacunad.toml";
 /// Where metrics are served unless the file says otherwise.
 const DEFAULT_SOCKET: &str = "/run/lacuna/metrics.sock";
-
-/// Why the configuration cannot be used.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{file}: {cause}")]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        cause: std::io::Error,
-    },
-    /// A line of it is wrong. Told in one line.
-    #[error("{file}:{line}: {what} in `{text}`; allowed: {allowed}")]
-    Line {
-        /// The file.
-        file: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What stands there.
-        text: String,
-        /// What is wrong with it.
-        what: String,
-        /// What may stand there.
-        allowed: String,
-    },
-}
 
 /// What the daemon does with a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

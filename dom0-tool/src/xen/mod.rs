@@ -7,6 +7,7 @@ pub mod domain;
 pub mod domain_info;
 pub mod engine;
 mod failures;
+mod figures;
 pub mod hypervisor;
 mod interface;
 pub mod privcmd;
