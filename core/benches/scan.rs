@@ -1,11 +1,12 @@
 //! Instructions per page of a scan, counted by valgrind and held against the bounds in `scan.bounds`.
 //!
-//! `cargo bench -p lacuna-core` runs this program, which runs itself under `valgrind --tool=callgrind` once for each case and
-//! fails when a count is above its bound. Counts, unlike times, are the same on every machine with the same compiler.
+//! `cargo bench -p lacuna-core` runs this program, which runs itself under `valgrind --tool=callgrind` once
+//! for each case and fails when a count is above its bound. Counts, unlike times, are the same on every
+//! machine with the same compiler.
 //!
-//! The memory below the scan is flat and read the way `xen-module` reads a mapped frame: it compares the frame with the
-//! last one, checks the range, and loads, or goes along a row of values after one look. What a change of frame costs in Xen is not in the figures; there is one for each 64
-//! descriptors.
+//! The memory below the scan is flat and read the way `xen-module` reads a mapped frame: it compares the
+//! frame with the last one, checks the range, and loads, or goes along a row of values after one look. What a
+//! change of frame costs in Xen is not in the figures; there is one for each 64 descriptors.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -114,7 +115,8 @@ fn guest(case: &str) -> MockGuest {
         ..Config::default()
     });
     match case {
-        // Just booted: all memory in the largest blocks; with Windows, on the list of zeroed pages, each page for itself.
+        // Just booted: all memory in the largest blocks; with Windows, on the list of zeroed pages, each page
+        // for itself.
         "idle" | "windows" => {}
         // No memory left.
         "busy" => while (0..=10).rev().any(|order| guest.alloc(0, order).is_some()) {},

@@ -1,8 +1,8 @@
 //! What crosses the hypercall: one definition for both sides.
 //!
-//! The C half is `struct xen_domctl_lacuna` in `xen/include/public/domctl.h` (`patches/`). All members are fixed-width,
-//! 64-bit ones naturally aligned, no padding is implicit, so 32- and 64-bit callers agree. A change of any size here
-//! needs a new [`VERSION`]; the golden bytes in this file's tests notice.
+//! The C half is `struct xen_domctl_lacuna` in `xen/include/public/domctl.h` (`patches/`). All members are
+//! fixed-width, 64-bit ones naturally aligned, no padding is implicit, so 32- and 64-bit callers agree. A
+//! change of any size here needs a new [`VERSION`]; the golden bytes in this file's tests notice.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -21,11 +21,12 @@ pub enum Op {
     SetProfile = 1,
     /// Copy the profile into `buffer`.
     GetProfile = 2,
-    /// Forget the profile and its bitmap's contents. Shared pages stay shared: they are zero and unshare on write.
+    /// Forget the profile and its bitmap's contents. Shared pages stay shared: they are zero and unshare on
+    /// write.
     ClearProfile = 3,
-    /// Scan frames `cursor..end` into the bitmap, `budget` descriptors at most. A scan of everything also admits the
-    /// profile. `result`: free pages, pages in use, pages without a descriptor, unknown pages, added up over
-    /// continuations (the caller clears them).
+    /// Scan frames `cursor..end` into the bitmap, `budget` descriptors at most. A scan of everything also
+    /// admits the profile. `result`: free pages, pages in use, pages without a descriptor, unknown pages,
+    /// added up over continuations (the caller clears them).
     Scan = 4,
     /// Share nominated pages of `cursor..end`, `budget` pages at most. `result`: pages shared, 2 MiB entries,
     /// pages rejected by the re-check, free pages skipped because something holds them; added up likewise.
@@ -36,21 +37,22 @@ pub enum Op {
     Explain = 7,
     /// Copy the [`VcpuRegisters`] of every virtual CPU into `buffer`. The domain is paused for it.
     Registers = 8,
-    /// Copy the bitmap from frame `cursor` (a multiple of 8) into `buffer`, a bit a frame, lowest first. `result[0]`: one past
-    /// the guest's last frame; `result[1]`: the first frame from `cursor` on for which there are bits.
+    /// Copy the bitmap from frame `cursor` (a multiple of 8) into `buffer`, a bit a frame, lowest first.
+    /// `result[0]`: one past the guest's last frame; `result[1]`: the first frame from `cursor` on for which
+    /// there are bits.
     ReadBitmap = 9,
-    /// Copy a bit for each frame from `cursor` (a multiple of 8) on into `buffer`, set where a zero frame is mapped. The
-    /// shim's own: the engine is not asked.
+    /// Copy a bit for each frame from `cursor` (a multiple of 8) on into `buffer`, set where a zero frame is
+    /// mapped. The shim's own: the engine is not asked.
     ZeroMap = 10,
-    /// Map zero frames at the frames in `buffer`, an array of 64-bit numbers, from index `cursor` on; `flags` is the order of
-    /// each, 0 or 9. For a domain that is being received. The shim's own.
+    /// Map zero frames at the frames in `buffer`, an array of 64-bit numbers, from index `cursor` on; `flags`
+    /// is the order of each, 0 or 9. For a domain that is being received. The shim's own.
     PopulateZero = 11,
-    /// Content stage over frames `cursor..end`, `budget` pages at most. Needs no profile. `flags`: [`CONTENT_LEAVE_FREE`].
-    /// `result`: pages put on zero frames, pages put on a shared frame, pages hashed, of them not as in the last round or
-    /// met for the first time; added up likewise.
+    /// Content stage over frames `cursor..end`, `budget` pages at most. Needs no profile. `flags`:
+    /// [`CONTENT_LEAVE_FREE`]. `result`: pages put on zero frames, pages put on a shared frame, pages hashed,
+    /// of them not as in the last round or met for the first time; added up likewise.
     Content = 12,
-    /// Have the domain share by content with the members of the trust group that `buffer` names, and they with it; with an
-    /// empty buffer with nobody but itself. The shim's own.
+    /// Have the domain share by content with the members of the trust group that `buffer` names, and they
+    /// with it; with an empty buffer with nobody but itself. The shim's own.
     SetGroup = 13,
 }
 
@@ -82,11 +84,13 @@ impl Op {
     }
 }
 
-/// Flag of [`Op::Share`], builds with the feature `mutants` only: bits 16 to 23 hold the number of a mutation.
+/// Flag of [`Op::Share`], builds with the feature `mutants` only: bits 16 to 23 hold the number of a
+/// mutation.
 pub const SHARE_MUTATION_SHIFT: u32 = 16;
 
-/// Flag of [`Op::Scan`], builds with the feature `mutants` only. The engine does nothing about it. A toolstack that is
-/// told, for a test, to take its scans too early passes it, so that only a hypervisor made for tests lets it.
+/// Flag of [`Op::Scan`], builds with the feature `mutants` only. The engine does nothing about it. A
+/// toolstack that is told, for a test, to take its scans too early passes it, so that only a hypervisor made
+/// for tests lets it.
 pub const SCAN_EARLY: u32 = 1 << SHARE_MUTATION_SHIFT;
 
 /// Pages of 4 KiB in a block of 2 MiB.
@@ -95,7 +99,8 @@ const BLOCK_PAGES: u64 = 512;
 /// Version of [`BitmapHeader`].
 pub const BITMAP_VERSION: u32 = 2;
 
-/// `struct xen_lacuna_bitmap`, at the start of the resource `XENMEM_resource_lacuna_bitmap`. Read it as a sequence lock.
+/// `struct xen_lacuna_bitmap`, at the start of the resource `XENMEM_resource_lacuna_bitmap`. Read it as a
+/// sequence lock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct BitmapHeader {
@@ -107,7 +112,8 @@ pub struct BitmapHeader {
     pub sequence: u64,
     /// How many scans of all memory were begun.
     pub started: u64,
-    /// Which of those the bits are of; 0 when they are of none, or not wholly, or of one that was not believed.
+    /// Which of those the bits are of; 0 when they are of none, or not wholly, or of one that was not
+    /// believed.
     pub complete: u64,
     /// How many profiles were set.
     pub generation: u64,
@@ -129,11 +135,12 @@ pub const CHUNK_GFNS: u64 = 4096 * 8;
 /// Chunks that a page of the table says the numbers of.
 pub const TABLE_ENTRIES: u64 = 1024;
 
-/// Where chunk number `slot` of the resource is: the byte at which the number of its stretch of [`CHUNK_GFNS`] frames is found
-/// (32 bits), and the byte at which its bits begin, a bit a frame, lowest first.
+/// Where chunk number `slot` of the resource is: the byte at which the number of its stretch of
+/// [`CHUNK_GFNS`] frames is found (32 bits), and the byte at which its bits begin, a bit a frame, lowest
+/// first.
 ///
-/// After the header's page come groups of a page of numbers and the 1,024 chunks that these are of. A chunk stays where it is
-/// while the domain lives; new ones come at the end.
+/// After the header's page come groups of a page of numbers and the 1,024 chunks that these are of. A chunk
+/// stays where it is while the domain lives; new ones come at the end.
 pub const fn chunk_at(slot: u64) -> (u64, u64) {
     let table = 1 + slot / TABLE_ENTRIES * (TABLE_ENTRIES + 1);
     let entry = slot % TABLE_ENTRIES;
@@ -210,7 +217,8 @@ macro_rules! statistics {
                 [$((stringify!($name), concat!($($doc),+).trim_ascii(), self.$name)),+].into_iter()
             }
 
-            /// Write faults that took pages off zero frames, in all: `unshared`, with the 512 pages of a block counted once.
+            /// Write faults that took pages off zero frames, in all: `unshared`, with the 512 pages of a
+            /// block counted once.
             pub const fn faults(&self) -> u64 {
                 self.unshared
                     .saturating_sub(self.refilled.saturating_mul(BLOCK_PAGES - 1))
@@ -288,13 +296,15 @@ statistics! {
     guard_expected,
     /// Pages on zero frames now.
     zero_gfns,
-    /// Pages that left zero frames because the guest wrote to them, in all: one by a fault, or 512 by one (`refilled`).
+    /// Pages that left zero frames because the guest wrote to them, in all: one by a fault, or 512 by one
+    /// (`refilled`).
     unshared,
     /// Write faults that found no memory, in all.
     unshare_enomem,
     /// Frames given back to the host, in all.
     released,
-    /// Bytes of hypervisor memory that Lacuna holds for this domain: bitmap, tables of the content stage, and all else.
+    /// Bytes of hypervisor memory that Lacuna holds for this domain: bitmap, tables of the content stage, and
+    /// all else.
     metadata_bytes,
     /// Frames for which the bitmap has memory.
     bitmap_gfns,
@@ -336,8 +346,9 @@ statistics! {
 pub struct Explanation {
     /// The verdict of the descriptors: 0 free, 1 in use, 2 unknown, 3 not asked (no profile).
     pub verdict: u64,
-    /// Free: 0. In use: 1 not in a free block, 2 past the end of one, 3 marked free but for a condition. Unknown:
-    /// 1 no descriptor, 2 unreadable, 3 bad order, 4 misaligned, 5 the head of a block, but for a condition (referenced).
+    /// Free: 0. In use: 1 not in a free block, 2 past the end of one, 3 marked free but for a condition.
+    /// Unknown: 1 no descriptor, 2 unreadable, 3 bad order, 4 misaligned, 5 the head of a block, but for a
+    /// condition (referenced).
     pub reason: u64,
     /// Free: first frame of the block. Unknown, or a condition: the value found.
     pub value: u64,

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// log2 of the size of a page frame, in bytes. x86 has had 4 KiB frames since the 80386 (Intel SDM volume 3, 4.3).
+/// log2 of the size of a page frame, in bytes. x86 has had 4 KiB frames since the 80386 (Intel SDM volume 3,
+/// 4.3).
 pub const PAGE_SHIFT: u32 = 12;
 
 /// Size of a page frame, in bytes.
@@ -11,7 +12,8 @@ pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 /// Bits that a physical address can have on amd64 (Intel SDM volume 3, 4.1.4: MAXPHYADDR is at most 52).
 const PHYSICAL_BITS: u32 = 52;
 
-/// A guest frame number: a guest-physical address divided by [`PAGE_SIZE`]. Linux calls the same number a pfn.
+/// A guest frame number: a guest-physical address divided by [`PAGE_SIZE`]. Linux calls the same number a
+/// pfn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Gfn(u64);
 
@@ -115,7 +117,8 @@ impl GuestVirt {
     }
 }
 
-/// The binary logarithm of a block's size in pages, as the buddy allocator uses it (Linux `include/linux/mmzone.h`).
+/// The binary logarithm of a block's size in pages, as the buddy allocator uses it (Linux
+/// `include/linux/mmzone.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub struct Order(u8);
@@ -125,8 +128,8 @@ impl Order {
     pub const PAGE: Self = Self(0);
     /// 512 pages: what one 2 MiB entry of the p2m covers.
     pub const SUPERPAGE: Self = Self(9);
-    /// The largest order accepted from a profile. Linux allows `MAX_ORDER` up to 13 to 15 on some architectures and 10
-    /// on x86; a bound keeps every shift defined and every block walk short.
+    /// The largest order accepted from a profile. Linux allows `MAX_ORDER` up to 13 to 15 on some
+    /// architectures and 10 on x86; a bound keeps every shift defined and every block walk short.
     pub const MAX: Self = Self(18);
 
     /// The order `value`; `None` above [`Order::MAX`].

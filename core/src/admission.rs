@@ -1,17 +1,18 @@
-//! Admission: the scanned total against the guest's own counters, before a page is shared on a profile's word.
+//! Admission: the scanned total against the guest's own counters, before a page is shared on a profile's
+//! word.
 
 use crate::memory_map::read_virtual;
 use crate::tables::{MAX_GFNS, bitmap_at};
 use crate::{BytesRule, Gfn, GuestMemory, GuestVirt, Host, Profile};
 
-/// Pages that a scan may find beyond the kernel's own count of its list, where the bytes are looked at; or a quarter of that
-/// count, if it is more.
+/// Pages that a scan may find beyond the kernel's own count of its list, where the bytes are looked at; or a
+/// quarter of that count, if it is more.
 const SURPLUS: u64 = 256;
 /// Most pages whose bytes a scan looks at in the hypervisor.
 const SAMPLE: u64 = 64;
 
-/// The guest's own count of its free pages, read once. The guest may be running, so two readings differ by what it
-/// allocated and freed between them.
+/// The guest's own count of its free pages, read once. The guest may be running, so two readings differ by
+/// what it allocated and freed between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CounterReading {
     /// Pages: the sum of `count << order` over all zones and orders.
@@ -53,10 +54,11 @@ pub fn free_by_counters<M: GuestMemory>(
     Ok(CounterReading { pages })
 }
 
-/// How far a scan beside the running guest may be from its counters, in pages: what changed between the two readings,
-/// and a 128th of the total (at least 256 pages) for what came and went in between, but never more than a quarter of the
-/// lower count. The last bound is what keeps a wrong layout out of a guest that has little memory free, or whose counters move
-/// fast: such a layout finds nothing, or noise. A stopped guest gets no tolerance at all.
+/// How far a scan beside the running guest may be from its counters, in pages: what changed between the two
+/// readings, and a 128th of the total (at least 256 pages) for what came and went in between, but never more
+/// than a quarter of the lower count. The last bound is what keeps a wrong layout out of a guest that has
+/// little memory free, or whose counters move fast: such a layout finds nothing, or noise. A stopped guest
+/// gets no tolerance at all.
 pub(crate) fn tolerance(low: u64, high: u64, paused: bool) -> u64 {
     if paused {
         0
@@ -67,13 +69,14 @@ pub(crate) fn tolerance(low: u64, high: u64, paused: bool) -> u64 {
     }
 }
 
-/// Whether a scan that found `found` free pages is borne out by counters that said from `low` to `high`, `slack` pages more
-/// or less.
+/// Whether a scan that found `found` free pages is borne out by counters that said from `low` to `high`,
+/// `slack` pages more or less.
 ///
-/// Where a mark is proof, both count the same thing. Where the bytes are looked at, the mark also stays on pages that were
-/// taken off the list a moment ago (docs/windows.md, "What is free"): some more than the counter says are no contradiction, and none of
-/// them is acted on before its bytes were seen. But a counter that says none bears nothing out: it counts, and what was found is
-/// then something else. A scan that finds nothing proves nothing, even where the guest has nothing free.
+/// Where a mark is proof, both count the same thing. Where the bytes are looked at, the mark also stays on
+/// pages that were taken off the list a moment ago (docs/windows.md, "What is free"): some more than the
+/// counter says are no contradiction, and none of them is acted on before its bytes were seen. But a counter
+/// that says none bears nothing out: it counts, and what was found is then something else. A scan that finds
+/// nothing proves nothing, even where the guest has nothing free.
 ///
 /// # Errors
 /// It is not.
@@ -102,8 +105,8 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// Whether the pages are what the profile says they are, but for a few that the guest took meanwhile. A wrong layout
-    /// nominates pages of any kind, few of which are zero.
+    /// Whether the pages are what the profile says they are, but for a few that the guest took meanwhile. A
+    /// wrong layout nominates pages of any kind, few of which are zero.
     pub(crate) const fn bears_out(self) -> bool {
         self.looked_at > 0 && self.zero >= self.looked_at - self.looked_at / 16
     }
@@ -115,8 +118,8 @@ pub(crate) fn sample<H: Host>(host: &mut H, found: u64) -> Sample {
         looked_at: 0,
         zero: 0,
     };
-    // Distances in frames for which there are bits: nominated pages lie in runs, and counting them off would mean going
-    // through the bitmap.
+    // Distances in frames for which there are bits: nominated pages lie in runs, and counting them off would
+    // mean going through the bitmap.
     let kept = host.counters().bitmap_gfns.min(host.gfns());
     let stride = (kept / SAMPLE).max(1);
     let mut at = 0;

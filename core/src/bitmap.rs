@@ -1,15 +1,16 @@
 //! The free bitmap: one bit a frame, set where the last scan saw a free block.
 //!
-//! It is a hint. A scan writes it while the guest runs and others read it; every page is asked for again before it
-//! changes hands. So plain relaxed atomics suffice, and a reader may see a scan half done. There is one writer at a time
-//! (the domain's Lacuna lock), so a change is a load and a store, without the bus lock of a read-modify-write.
+//! It is a hint. A scan writes it while the guest runs and others read it; every page is asked for again
+//! before it changes hands. So plain relaxed atomics suffice, and a reader may see a scan half done. There is
+//! one writer at a time (the domain's Lacuna lock), so a change is a load and a store, without the bus lock
+//! of a read-modify-write.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Gfn;
 
-/// A borrowed bitmap, or a part of one. Bit `gfn % 64` of word `gfn / 64` stands for a frame; set means free. Frames outside
-/// the part read as not free, and are left out when bits are written.
+/// A borrowed bitmap, or a part of one. Bit `gfn % 64` of word `gfn / 64` stands for a frame; set means free.
+/// Frames outside the part read as not free, and are left out when bits are written.
 #[derive(Clone, Copy, Debug)]
 pub struct Bitmap<'w> {
     /// Number of the first word.
@@ -170,7 +171,8 @@ mod tests {
             prop_assert_eq!(bitmap.next_set(first, last), (from..to.min(256)).find(set).map(Gfn::new));
         }
 
-        /// The same words as a part from `first` on: the same bits, `64 * first` frames further on, and none around them.
+        /// The same words as a part from `first` on: the same bits, `64 * first` frames further on, and none
+        /// around them.
         #[test]
         fn a_part_is_the_same_bitmap_further_on(
             bits in prop::collection::vec(any::<u64>(), 1..4), first in 0_u64..(1 << 40), from in 0_u64..300, to in 0_u64..300,

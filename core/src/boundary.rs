@@ -1,14 +1,16 @@
-//! What crosses the boundary between Xen's C side and the core: the numbers of `core.h`, which `patches/` put into
-//! `xen/arch/x86/lacuna/`. (Structures that the C side fills in for whoever asked are in [`crate::abi`].)
+//! What crosses the boundary between Xen's C side and the core: the numbers of `core.h`, which `patches/` put
+//! into `xen/arch/x86/lacuna/`. (Structures that the C side fills in for whoever asked are in
+//! [`crate::abi`].)
 //!
-//! A number has one name here and one there. `core/tests/boundary/main.rs` reads the header out of the patches, and compares
-//! names, numbers, and the layout of every structure that both sides know.
+//! A number has one name here and one there. `core/tests/boundary/main.rs` reads the header out of the
+//! patches, and compares names, numbers, and the layout of every structure that both sides know.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Status;
 
-/// An enumeration whose numbers are the C side's; `as` gives the C name behind the prefix, where there is one.
+/// An enumeration whose numbers are the C side's; `as` gives the C name behind the prefix, where there is
+/// one.
 macro_rules! codes {
     (
         $(#[$meta:meta])*
@@ -65,7 +67,8 @@ codes! {
         Already = 7 as "ALREADY",
         /// The domain is being destroyed.
         Dying = 8 as "DYING",
-        /// Its bytes are not those of the page that it was to share a frame with. The core's own: it compares.
+        /// Its bytes are not those of the page that it was to share a frame with. The core's own: it
+        /// compares.
         Differs = 9,
         /// The frame that it was to share has as many sharers as a frame may have.
         Full = 10 as "FULL",
@@ -86,7 +89,8 @@ impl Skip {
         self.code() as usize - 1
     }
 
-    /// The reason that the C side returned; what it does not say in words that are known is a refusal of the entry.
+    /// The reason that the C side returned; what it does not say in words that are known is a refusal of the
+    /// entry.
     pub fn from_result(result: i32) -> Self {
         u32::try_from(result.wrapping_neg())
             .ok()
@@ -156,7 +160,8 @@ impl Blocker {
 /// Flag of `lacuna_x_share_zero`: the page's bytes must be zero (`LACUNA_SHARE_ONLY_ZERO`).
 pub const SHARE_ONLY_ZERO: u32 = 1;
 
-/// Reason of `lacuna_core_reset`: the domain went through a soft reset (`LACUNA_RESET_SOFT`). There is no other.
+/// Reason of `lacuna_core_reset`: the domain went through a soft reset (`LACUNA_RESET_SOFT`). There is no
+/// other.
 pub const RESET_SOFT: u32 = 1;
 
 /// The registers of one virtual CPU, read while it does not run (`struct lacuna_vcpu`).

@@ -1,8 +1,8 @@
 //! Looking for work before the guest is stopped for it.
 //!
-//! A page whose bit a scan has set, a candidate, is often on a zero frame already: a guest's free memory stays free for
-//! long, and every scan sets all of its bits. Stopping the guest to find that out would make each round cost as much as
-//! the first.
+//! A page whose bit a scan has set, a candidate, is often on a zero frame already: a guest's free memory
+//! stays free for long, and every scan sets all of its bits. Stopping the guest to find that out would make
+//! each round cost as much as the first.
 
 use crate::{Bitmap, Gfn, Host, Order};
 
@@ -31,7 +31,8 @@ pub(crate) enum SearchEnd {
 
 /// Searches `from..to`, which is not empty, for a candidate that is not on a zero frame.
 ///
-/// The guest runs and nothing is locked: the answer is a hint, and a page missed now is met in the next round.
+/// The guest runs and nothing is locked: the answer is a hint, and a page missed now is met in the next
+/// round.
 pub(crate) fn first_to_share<H: Host>(host: &mut H, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> Search {
     let horizon = from.saturating_add(HORIZON_GFNS).min(to);
     let mut at = from;

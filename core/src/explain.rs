@@ -3,7 +3,8 @@
 use crate::abi::{Explanation, GfnInfo};
 use crate::{FreeCheck, Gfn, GuestMemory, InUseReason, MemoryMapReader, Profile, UnknownReason, Verdict};
 
-/// Explains frame `gfn`: what the guest's descriptors say of it, whether it is nominated, and what Xen has there.
+/// Explains frame `gfn`: what the guest's descriptors say of it, whether it is nominated, and what Xen has
+/// there.
 pub fn explain<M: GuestMemory>(
     memory: &mut M,
     profile: Option<&Profile>,

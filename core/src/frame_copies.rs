@@ -8,10 +8,11 @@ use crate::{
 /// Frames kept: descriptors come from one, the page tables that lead to them, at most five, from others.
 const KEPT: usize = 8;
 
-/// Reads another memory by whole frames, of which it keeps the last few, so that going along an array of descriptors asks
-/// that memory once for each 4 KiB and not once for each member.
+/// Reads another memory by whole frames, of which it keeps the last few, so that going along an array of
+/// descriptors asks that memory once for each 4 KiB and not once for each member.
 ///
-/// Only for memory that does not change: a dump, or a guest that is kept paused. Too large for the hypervisor's stack.
+/// Only for memory that does not change: a dump, or a guest that is kept paused. Too large for the
+/// hypervisor's stack.
 #[derive(Debug)]
 pub struct FrameCopies<M> {
     memory: M,
@@ -126,8 +127,8 @@ impl<M: GuestMemory> GuestMemory for FrameCopies<M> {
     }
 }
 
-/// How many of `count` values of `WIDTH` bytes, `stride` apart from the start of `bytes`, fail `test` before the first that
-/// passes; `None` where they do not all lie in `bytes`.
+/// How many of `count` values of `WIDTH` bytes, `stride` apart from the start of `bytes`, fail `test` before
+/// the first that passes; `None` where they do not all lie in `bytes`.
 fn failing<const WIDTH: usize>(bytes: &[u8], stride: usize, count: u64, test: &Predicate) -> Option<u64> {
     let mut at = 0_usize;
     for passed_over in 0..count {

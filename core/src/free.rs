@@ -26,8 +26,8 @@ pub enum InUseReason {
     NotBuddy,
     /// A free block begins before it, but ends before it, too.
     OutsideBlock,
-    /// It is marked free, but a condition of its own says otherwise: ordinary where there are no blocks (Windows: a page
-    /// just taken off the zeroed list, a ROM page).
+    /// It is marked free, but a condition of its own says otherwise: ordinary where there are no blocks
+    /// (Windows: a page just taken off the zeroed list, a ROM page).
     Condition {
         /// Position of the condition in the rule.
         index: u8,
@@ -67,7 +67,8 @@ pub struct FreeCheck<'p> {
 }
 
 impl<'p> FreeCheck<'p> {
-    /// A check for `profile`. It remembers translations: use one for one pass, and make a new one for each slice.
+    /// A check for `profile`. It remembers translations: use one for one pass, and make a new one for each
+    /// slice.
     pub fn new(profile: &'p Profile) -> Self {
         Self {
             rule: &profile.free,
@@ -93,9 +94,9 @@ impl<'p> FreeCheck<'p> {
         }
     }
 
-    /// Passes over pages that are not the first of a free block, from `gfn` on and `limit` at most, and then asks of the
-    /// next one if that carries the mark. Returns how many were passed over, and the verdict on the one after them if it
-    /// was asked for.
+    /// Passes over pages that are not the first of a free block, from `gfn` on and `limit` at most, and then
+    /// asks of the next one if that carries the mark. Returns how many were passed over, and the verdict on
+    /// the one after them if it was asked for.
     #[inline]
     pub fn next_head<M: GuestMemory>(
         &mut self,
@@ -115,7 +116,8 @@ impl<'p> FreeCheck<'p> {
 
     /// The rest of the check for a descriptor that carries the mark.
     ///
-    /// The descriptor is opened once: a member that lies on another page makes a new translation, and is found by itself.
+    /// The descriptor is opened once: a member that lies on another page makes a new translation, and is
+    /// found by itself.
     fn marked<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
         let rule = self.rule;
         let descriptor = self.reader.open(gfn);
@@ -156,7 +158,8 @@ impl<'p> FreeCheck<'p> {
 
     /// Whether `gfn` lies in a free block, wherever that begins.
     ///
-    /// Only a frame aligned to the block's order can be its head, so at most `max_order + 1` descriptors are read.
+    /// Only a frame aligned to the block's order can be its head, so at most `max_order + 1` descriptors are
+    /// read.
     pub fn page<M: GuestMemory>(&mut self, memory: &mut M, gfn: Gfn) -> Verdict {
         if self.rule.blocks.is_none() {
             return self.head(memory, gfn);

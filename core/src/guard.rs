@@ -1,15 +1,16 @@
 //! The identity check: does the guest still run the kernel that the profile describes?
 //!
-//! A kexec leaves the old kernel's memory map behind, intact and false. What a profile says may be acted on only while
-//! every online virtual CPU still runs that very boot of that kernel. None of the checks suffices alone. Linux' IDT lies
-//! at the same address in every kernel, and the same kernel started again without KASLR has the same `LSTAR` and the same
-//! page tables. The value drawn at random at each boot tells those apart. An IDT limit of 0 covers the time in which kexec
-//! copies.
+//! A kexec leaves the old kernel's memory map behind, intact and false. What a profile says may be acted on
+//! only while every online virtual CPU still runs that very boot of that kernel. None of the checks suffices
+//! alone. Linux' IDT lies at the same address in every kernel, and the same kernel started again without
+//! KASLR has the same `LSTAR` and the same page tables. The value drawn at random at each boot tells those
+//! apart. An IDT limit of 0 covers the time in which kexec copies.
 //!
-//! Kernels differ in what identifies them. 64-bit Linux has one IDT for all processors, and processes whose top-level
-//! tables share the kernel's entries: both are compared as they are. Windows has an IDT for each processor: a gate of it
-//! is compared. The processes of 32-bit kernels have page directories of their own, and under Windows' KVA shadow user
-//! programs run on tables that hold little of the kernel: what must agree there is where an address leads.
+//! Kernels differ in what identifies them. 64-bit Linux has one IDT for all processors, and processes whose
+//! top-level tables share the kernel's entries: both are compared as they are. Windows has an IDT for each
+//! processor: a gate of it is compared. The processes of 32-bit kernels have page directories of their own,
+//! and under Windows' KVA shadow user programs run on tables that hold little of the kernel: what must agree
+//! there is where an address leads.
 
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::model_specific::EferFlags;
@@ -106,9 +107,9 @@ pub struct GuardMismatch {
 }
 
 impl GuardMismatch {
-    /// Whether another kernel certainly runs, so that the profile can never become true again. The other checks, and
-    /// an entry point that is still 0, can fail for a moment in a healthy guest (a virtual CPU on its way up, a firmware
-    /// call).
+    /// Whether another kernel certainly runs, so that the profile can never become true again. The other
+    /// checks, and an entry point that is still 0, can fail for a moment in a healthy guest (a virtual CPU on
+    /// its way up, a firmware call).
     pub const fn is_final(&self) -> bool {
         match self.failure {
             GuardFailure::BootValue => true,
@@ -118,7 +119,8 @@ impl GuardMismatch {
     }
 }
 
-/// Checks one virtual CPU's registers and page-table root against `profile`. Offline ones pass: they run nothing.
+/// Checks one virtual CPU's registers and page-table root against `profile`. Offline ones pass: they run
+/// nothing.
 ///
 /// # Errors
 /// The first [`GuardMismatch`].
@@ -196,7 +198,8 @@ pub fn check_guard<M: GuestMemory>(
 
     match check_tables(memory, profile, vcpu, registers, registers.cr3) {
         Err(first) if registers.cr3 & PTI_SWITCH != 0 => {
-            // A virtual CPU stopped in user mode under page-table isolation: its kernel table is the other of the pair.
+            // A virtual CPU stopped in user mode under page-table isolation: its kernel table is the other of
+            // the pair.
             check_tables(memory, profile, vcpu, registers, registers.cr3 & !PTI_SWITCH).map_err(|_| first)
         }
         other => other,
@@ -252,8 +255,8 @@ fn check_tables<M: GuestMemory>(
     Ok(())
 }
 
-/// Where a gate of the interrupt descriptor table at `idt` leads (Intel SDM volume 3, figures 6-2 and 6-8); `None` where it
-/// cannot be read. A gate that is not present leads nowhere: 0.
+/// Where a gate of the interrupt descriptor table at `idt` leads (Intel SDM volume 3, figures 6-2 and 6-8);
+/// `None` where it cannot be read. A gate that is not present leads nowhere: 0.
 fn handler<M: GuestMemory>(
     memory: &mut M,
     levels: PagingLevels,

@@ -1,11 +1,12 @@
 //! The header beside the bitmap: it tells whoever maps the two what to make of the bits.
 //!
-//! The bitmap is shared memory without a lock. The toolstack, which must not send too few pages, needs bits of *one*
-//! complete scan that the guest's counters agreed with, and needs to know that this scan began late enough. The header
-//! is a sequence lock with that knowledge in it: [`Header::begin`] before the first bit changes, [`Header::publish`]
-//! when no more will. There is one writer at a time (the domain's Lacuna lock).
+//! The bitmap is shared memory without a lock. The toolstack, which must not send too few pages, needs bits
+//! of *one* complete scan that the guest's counters agreed with, and needs to know that this scan began late
+//! enough. The header is a sequence lock with that knowledge in it: [`Header::begin`] before the first bit
+//! changes, [`Header::publish`] when no more will. There is one writer at a time (the domain's Lacuna lock).
 //!
-//! A scan may be interrupted, and never be gone on with. Then the sequence stays odd, and readers ask for a scan of their own.
+//! A scan may be interrupted, and never be gone on with. Then the sequence stays odd, and readers ask for a
+//! scan of their own.
 
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
@@ -40,7 +41,8 @@ pub(crate) struct Announcement<'p> {
     pub(crate) chunks: u64,
 }
 
-/// The header's `contents`. Where a free page is one only if it is zero, the bits are nominations and no more.
+/// The header's `contents`. Where a free page is one only if it is zero, the bits are nominations and no
+/// more.
 const fn what_free_pages_hold(profile: &Profile) -> u64 {
     match (profile.free.bytes, profile.contents) {
         (BytesRule::Zero, _) => 2,
@@ -77,8 +79,8 @@ impl<'w> Header<'w> {
         }
     }
 
-    /// Bits are going to change, in the course of scan number `started` at the latest. May be called again before
-    /// [`Self::publish`].
+    /// Bits are going to change, in the course of scan number `started` at the latest. May be called again
+    /// before [`Self::publish`].
     pub(crate) fn begin(&self, started: u64) {
         self.write();
         self.store(Self::STARTED, started, Ordering::Relaxed);

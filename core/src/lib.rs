@@ -1,18 +1,18 @@
 //! Free-page introspection: the logic shared by the hypervisor module and the Dom0 tool.
 //!
-//! The crate answers one question, *which pages of this guest are free?*, from nothing but the guest's memory and a
-//! [`Profile`] that says where the guest kernel keeps its page descriptors and what makes one free; and it drives the
-//! share slices that turn such pages into zero frames. It runs inside Xen, so:
+//! The crate answers one question, *which pages of this guest are free?*, from nothing but the guest's memory
+//! and a [`Profile`] that says where the guest kernel keeps its page descriptors and what makes one free; and
+//! it drives the share slices that turn such pages into zero frames. It runs inside Xen, so:
 //!
-//! * nothing allocates, nothing panics, nothing recurses, and every loop over guest data has a bound that the guest
-//!   cannot set;
-//! * whatever comes out of a guest is an allegation: [`Verdict::Free`] is the only answer that is acted on, and it is
-//!   asked for again with the guest stopped before a page changes hands;
+//! * nothing allocates, nothing panics, nothing recurses, and every loop over guest data has a bound that the
+//!   guest cannot set;
+//! * whatever comes out of a guest is an allegation: [`Verdict::Free`] is the only answer that is acted on,
+//!   and it is asked for again with the guest stopped before a page changes hands;
 //! * nothing here knows a kernel version. Offsets, masks and values come with the profile.
 //!
-//! The crate is generic over two traits: [`GuestMemory`] (bounded copying reads of guest frames) and [`P2m`] (pause,
-//! lock, share, flush, release). `xen-module` implements them on Xen, the module
-//! `mock` (feature `mock`, for tests) in ordinary memory.
+//! The crate is generic over two traits: [`GuestMemory`] (bounded copying reads of guest frames) and [`P2m`]
+//! (pause, lock, share, flush, release). `xen-module` implements them on Xen, the module `mock` (feature
+//! `mock`, for tests) in ordinary memory.
 #![no_std]
 #![forbid(unsafe_code)]
 

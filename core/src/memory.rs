@@ -13,7 +13,8 @@ pub enum ReadError {
 
 /// The memory of one guest, read by guest-physical address.
 ///
-/// The guest may be running: two reads of the same place can differ, and a value wider than eight bytes can be torn.
+/// The guest may be running: two reads of the same place can differ, and a value wider than eight bytes can
+/// be torn.
 pub trait GuestMemory {
     /// Copies `into.len()` bytes at `at`. The range lies within one frame.
     ///
@@ -21,7 +22,8 @@ pub trait GuestMemory {
     /// [`ReadError`] when the frame cannot be read or the range leaves it; `into` is then unspecified.
     fn read(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<(), ReadError>;
 
-    /// The little-endian unsigned value of `width` bytes (1, 2, 4 or 8) at `at`, which may straddle two frames.
+    /// The little-endian unsigned value of `width` bytes (1, 2, 4 or 8) at `at`, which may straddle two
+    /// frames.
     ///
     /// # Errors
     /// As [`GuestMemory::read`].
@@ -30,9 +32,9 @@ pub trait GuestMemory {
         value_by_bytes(self, at, width)
     }
 
-    /// How many values of a row, from its first on, fail `test`: up to the first that passes, which is the one after them,
-    /// or all of them. The scan goes through descriptors in use with it, so an implementation that has the frame mapped
-    /// does well to look it up once.
+    /// How many values of a row, from its first on, fail `test`: up to the first that passes, which is the
+    /// one after them, or all of them. The scan goes through descriptors in use with it, so an implementation
+    /// that has the frame mapped does well to look it up once.
     ///
     /// # Errors
     /// As [`GuestMemory::read`].
@@ -80,8 +82,8 @@ impl<M: GuestMemory + ?Sized> GuestMemory for &mut M {
     }
 }
 
-/// [`GuestMemory::read_value`] by [`GuestMemory::read`] alone: for memory that has no better way, or not for a value that
-/// straddles two frames.
+/// [`GuestMemory::read_value`] by [`GuestMemory::read`] alone: for memory that has no better way, or not for
+/// a value that straddles two frames.
 ///
 /// # Errors
 /// As [`GuestMemory::read`].

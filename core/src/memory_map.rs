@@ -16,7 +16,8 @@ impl DescriptorAt {
     }
 }
 
-/// A descriptor to read from, found once for all its members. Good for as long as its reader makes no new translation.
+/// A descriptor to read from, found once for all its members. Good for as long as its reader makes no new
+/// translation.
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptor {
     gfn: Gfn,
@@ -36,7 +37,8 @@ pub struct PassedOver {
 /// Why a descriptor, or a member of it, could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DescriptorError {
-    /// The kernel has no descriptor there: no memory of its own. There is none for any frame below `next` either.
+    /// The kernel has no descriptor there: no memory of its own. There is none for any frame below `next`
+    /// either.
     NotMapped {
         /// The first frame after this one that may have a descriptor. Always further on.
         next: Gfn,
@@ -74,10 +76,12 @@ impl Window {
     };
 }
 
-/// Reads the members of descriptors through the guest's page tables, remembering the last translation: consecutive
-/// descriptors lie in one page of 4 KiB (64 of them) or, as Linux maps its memory map, 2 MiB (32,768 of them).
+/// Reads the members of descriptors through the guest's page tables, remembering the last translation:
+/// consecutive descriptors lie in one page of 4 KiB (64 of them) or, as Linux maps its memory map, 2 MiB
+/// (32,768 of them).
 ///
-/// A translation is only as good as the moment it was made, and so is a section's place: make a new reader for each slice.
+/// A translation is only as good as the moment it was made, and so is a section's place: make a new reader
+/// for each slice.
 #[derive(Clone, Debug)]
 pub struct MemoryMapReader<'p> {
     profile: &'p Profile,
@@ -99,11 +103,12 @@ impl<'p> MemoryMapReader<'p> {
         }
     }
 
-    /// Where the descriptor of `gfn` would be. The kernel's table of sections is read where it has one, and nothing else.
+    /// Where the descriptor of `gfn` would be. The kernel's table of sections is read where it has one, and
+    /// nothing else.
     ///
     /// # Errors
-    /// [`DescriptorError::NotMapped`] for a frame outside the extents or sections, [`DescriptorError::Unreadable`] when the
-    /// address is none of the kernel's, or a section cannot be read.
+    /// [`DescriptorError::NotMapped`] for a frame outside the extents or sections,
+    /// [`DescriptorError::Unreadable`] when the address is none of the kernel's, or a section cannot be read.
     pub fn locate<M: GuestMemory>(
         &mut self,
         memory: &mut M,
@@ -173,7 +178,8 @@ impl<'p> MemoryMapReader<'p> {
         }
     }
 
-    /// Reads the section of frame `at` from the kernel's own table (Linux `__nr_to_section`, `__section_mem_map_addr`).
+    /// Reads the section of frame `at` from the kernel's own table (Linux `__nr_to_section`,
+    /// `__section_mem_map_addr`).
     #[cold]
     fn section<M: GuestMemory>(
         &self,
@@ -227,8 +233,8 @@ impl<'p> MemoryMapReader<'p> {
         })
     }
 
-    /// Where the descriptor of `gfn` begins, and how many follow it, if the page translated last maps all of it. Nothing is
-    /// read.
+    /// Where the descriptor of `gfn` begins, and how many follow it, if the page translated last maps all of
+    /// it. Nothing is read.
     #[inline]
     fn find(&self, gfn: Gfn) -> Option<(GuestPhys, u64)> {
         let index = gfn.get().wrapping_sub(self.window.first);
@@ -287,8 +293,8 @@ impl<'p> MemoryMapReader<'p> {
         self.member(memory, descriptor, field)
     }
 
-    /// Passes over descriptors that fail `test`, from `gfn` on and `limit` at most, as far as one frame of the memory map
-    /// goes. `None`: not where the last translation leads, or unreadable; ask one by one.
+    /// Passes over descriptors that fail `test`, from `gfn` on and `limit` at most, as far as one frame of
+    /// the memory map goes. `None`: not where the last translation leads, or unreadable; ask one by one.
     #[inline]
     pub fn pass_over<M: GuestMemory>(
         &self,
@@ -343,7 +349,8 @@ impl<'p> MemoryMapReader<'p> {
                 self.descriptor_bytes,
             )
         });
-        // In one piece where one page holds all of it: byte by byte would tear a value that the guest changes under us.
+        // In one piece where one page holds all of it: byte by byte would tear a value that the guest changes
+        // under us.
         if self.last.and_then(|mapping| mapping.translate(end)).is_some() {
             return memory
                 .read_value(first, width)
@@ -374,8 +381,8 @@ impl<'p> MemoryMapReader<'p> {
         mapping.translate(at).ok_or(WalkError::NotCanonical(at))
     }
 
-    /// Turns a hole in the page tables at `at`, a byte of the descriptor of `gfn` that begins at `descriptor`, into the
-    /// number of descriptors that it swallows.
+    /// Turns a hole in the page tables at `at`, a byte of the descriptor of `gfn` that begins at
+    /// `descriptor`, into the number of descriptors that it swallows.
     fn explain_miss(
         &self,
         error: WalkError,
@@ -387,7 +394,8 @@ impl<'p> MemoryMapReader<'p> {
         match error {
             WalkError::NotPresent { shift } => {
                 let last_byte = at.get() | ((1 << shift) - 1);
-                // The first descriptor that begins after the hole; one that begins inside it cannot be read whole.
+                // The first descriptor that begins after the hole; one that begins inside it cannot be read
+                // whole.
                 let swallowed = last_byte
                     .checked_sub(descriptor.get())
                     .and_then(|offset| offset.checked_div(self.descriptor_bytes))
@@ -404,8 +412,8 @@ impl<'p> MemoryMapReader<'p> {
     }
 }
 
-/// The frames of `segment` whose descriptors `mapping` holds wholly. That of `gfn` begins at `descriptor`, in the page or,
-/// where it reaches into it, before it.
+/// The frames of `segment` whose descriptors `mapping` holds wholly. That of `gfn` begins at `descriptor`, in
+/// the page or, where it reaches into it, before it.
 fn window(segment: &Segment, mapping: &Mapping, gfn: u64, descriptor: u64, size: u64) -> Window {
     let start = mapping.start.get();
     let (first, offset) = match descriptor.checked_sub(start) {

@@ -1,7 +1,7 @@
 //! A scan of memory that stands still, with the last word on every page: what `lacuna scan --dump` says.
 //!
-//! In the hypervisor a scan nominates, and the share step decides. Nothing comes after a scan of a dump, so it decides
-//! itself: where the profile looks at the bytes of a page, they are looked at here.
+//! In the hypervisor a scan nominates, and the share step decides. Nothing comes after a scan of a dump, so
+//! it decides itself: where the profile looks at the bytes of a page, they are looked at here.
 
 use crate::admission::compare;
 use crate::{
@@ -17,10 +17,11 @@ const CHUNK: u64 = 1 << 16;
 pub enum Agreement {
     /// They do.
     Agrees,
-    /// They say something else: the layout is wrong, or the memory did not stand still when it was written down.
+    /// They say something else: the layout is wrong, or the memory did not stand still when it was written
+    /// down.
     Disagrees,
-    /// The profile names no counter, or there was nothing to count. What was found is what the descriptors say, and nobody
-    /// else has said it.
+    /// The profile names no counter, or there was nothing to count. What was found is what the descriptors
+    /// say, and nobody else has said it.
     Unconfirmed,
 }
 
@@ -29,7 +30,8 @@ pub enum Agreement {
 pub struct OfflineScan {
     /// The descriptors' word. `free` counts the pages whose bytes were not as they should be, too.
     pub step: ScanStep,
-    /// Of those pages, how many are not free after all: the profile looks at the bytes, and they are not zero.
+    /// Of those pages, how many are not free after all: the profile looks at the bytes, and they are not
+    /// zero.
     pub not_zero: u64,
     /// Of those pages, how many nothing is known of: the profile looks at the bytes, and they are not there.
     pub absent: u64,
@@ -115,7 +117,8 @@ impl Taken {
     }
 }
 
-/// Takes the mark from every page of `from..to` whose bytes are not all zero, or cannot be read. Returns how many.
+/// Takes the mark from every page of `from..to` whose bytes are not all zero, or cannot be read. Returns how
+/// many.
 pub fn confirm_zero<M: GuestMemory>(memory: &mut M, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> Taken {
     let mut taken = Taken::default();
     let mut at = from;

@@ -18,8 +18,8 @@ pub trait P2m: GuestMemory {
     /// Drops it.
     fn unlock(&mut self);
     /// Replaces the 2^`order` frames at `gfn` by zero frames, all or none, and queues the old ones for
-    /// [`P2m::release`]. `order` is [`Order::PAGE`] or [`Order::SUPERPAGE`]. Returns the pages newly shared: a block may
-    /// contain zero frames already.
+    /// [`P2m::release`]. `order` is [`Order::PAGE`] or [`Order::SUPERPAGE`]. Returns the pages newly shared:
+    /// a block may contain zero frames already.
     ///
     /// # Errors
     /// [`Skip`]; nothing has changed then.

@@ -40,8 +40,9 @@ pub(crate) fn registers<H: Host>(
     Ok(())
 }
 
-/// Copies bits out. Where no memory is kept for them they are 0. `result[0]` is one past the last frame of the guest, and
-/// `result[1]` the first frame from `cursor` on for which there are bits; a caller may pass over what is before.
+/// Copies bits out. Where no memory is kept for them they are 0. `result[0]` is one past the last frame of
+/// the guest, and `result[1]` the first frame from `cursor` on for which there are bits; a caller may pass
+/// over what is before.
 pub(crate) fn read_bitmap<H: Host>(
     host: &mut H,
     request: &mut Request,

@@ -1,18 +1,21 @@
 //! When a guest that writes to zero frames gets a whole 2 MiB block back by one fault, not a page.
 //!
-//! A fault a page is dear for a guest that takes much memory, and each first fault breaks a 2 MiB entry into 4 KiB ones. A
-//! kernel that allocates much splits one free block after the other and uses each up (Linux: `expand()` and
-//! `rmqueue_bulk()` in `mm/page_alloc.c`; a huge page it even clears from end to end), so its faults run through 2 MiB blocks.
-//! Where they have run through one, the next blocks that it enters and that are wholly on zero frames are given back whole: as
-//! many as the evidence is worth, twice as many after each block that was run through again, up to 8 of them. A block
-//! that is entered and left after a few pages ends that. So a guest is never given much more memory than it has shown
-//! by faults to want, and what it does not use of it is found free by the next scan.
+//! A fault a page is dear for a guest that takes much memory, and each first fault breaks a 2 MiB entry into
+//! 4 KiB ones. A kernel that allocates much splits one free block after the other and uses each up (Linux:
+//! `expand()` and `rmqueue_bulk()` in `mm/page_alloc.c`; a huge page it even clears from end to end), so its
+//! faults run through 2 MiB blocks. Where they have run through one, the next blocks that it enters and that
+//! are wholly on zero frames are given back whole: as many as the evidence is worth, twice as many after each
+//! block that was run through again, up to 8 of them. A block that is entered and left after a few pages ends
+//! that. So a guest is never given much more memory than it has shown by faults to want, and what it does not
+//! use of it is found free by the next scan.
 
-/// Pages of a block that the guest must have taken by faults for it to have run through it: three quarters of 512.
+/// Pages of a block that the guest must have taken by faults for it to have run through it: three quarters of
+/// 512.
 const THROUGH: u32 = 384;
 /// Most blocks given back whole between two that are run through by faults: 16 MiB.
 const MOST_CREDIT: u32 = 8;
-/// Blocks whose faults are followed at a time: virtual CPUs and kinds of memory take from blocks of their own.
+/// Blocks whose faults are followed at a time: virtual CPUs and kinds of memory take from blocks of their
+/// own.
 const FOLLOWED: usize = 4;
 
 /// A block that the guest has begun to take.
@@ -26,8 +29,8 @@ struct Run {
     pad: u32,
 }
 
-/// What is known of a guest's faults. All zero to begin with; 80 bytes, of which Xen keeps one set for each domain under
-/// its p2m lock (`struct lacuna_refill` in `xen/arch/x86/include/asm/lacuna.h`).
+/// What is known of a guest's faults. All zero to begin with; 80 bytes, of which Xen keeps one set for each
+/// domain under its p2m lock (`struct lacuna_refill` in `xen/arch/x86/include/asm/lacuna.h`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Refill {
@@ -54,7 +57,8 @@ impl Refill {
         self.credit = self.credit.saturating_sub(1);
     }
 
-    /// It got one page of `block`. `first`: the block was wholly on zero frames until now, in one entry of 2 MiB.
+    /// It got one page of `block`. `first`: the block was wholly on zero frames until now, in one entry of 2
+    /// MiB.
     pub fn page_given(&mut self, block: u64, first: bool) {
         if first {
             self.follow(block);

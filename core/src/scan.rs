@@ -1,7 +1,7 @@
 //! The scan: descriptors into the bitmap, beside the running guest.
 //!
-//! It nominates only. A guest that allocates and frees while it is scanned leaves the bitmap wrong in places; the share
-//! slice asks again.
+//! It nominates only. A guest that allocates and frees while it is scanned leaves the bitmap wrong in places;
+//! the share slice asks again.
 
 use crate::{Bitmap, FreeCheck, Gfn, GuestMemory, UnknownReason, Verdict};
 
@@ -20,8 +20,8 @@ pub struct ScanStep {
     pub unknown: u64,
     /// Descriptors looked at: the work done.
     pub descriptors: u64,
-    /// The step ended before a free block, as the bitmap has no memory for it ([`Bitmap::is_absent`]). The next step has to
-    /// bring some.
+    /// The step ended before a free block, as the bitmap has no memory for it ([`Bitmap::is_absent`]). The
+    /// next step has to bring some.
     pub wants_memory: bool,
 }
 
@@ -56,11 +56,12 @@ impl<'p> Scanner<'p> {
         self.rest.0 == at && at < self.rest.1
     }
 
-    /// Scans `from..to`, looking at no more than `budget` descriptors, and brings the bitmap up to date for what it
-    /// passed. The interior of a free block is not looked at: its head speaks for it.
+    /// Scans `from..to`, looking at no more than `budget` descriptors, and brings the bitmap up to date for
+    /// what it passed. The interior of a free block is not looked at: its head speaks for it.
     ///
-    /// A block may reach past `to`; only its frames below `to` count, and the others if the next step of this scanner
-    /// begins there. Otherwise a range should begin and end at multiples of the largest block, or cover all memory.
+    /// A block may reach past `to`; only its frames below `to` count, and the others if the next step of this
+    /// scanner begins there. Otherwise a range should begin and end at multiples of the largest block, or
+    /// cover all memory.
     pub fn step<M: GuestMemory>(
         &mut self,
         memory: &mut M,
@@ -137,7 +138,8 @@ impl<'p> Scanner<'p> {
     }
 }
 
-/// Writes the bitmap from left to right, a word at a time: where memory is fragmented, one write serves many runs.
+/// Writes the bitmap from left to right, a word at a time: where memory is fragmented, one write serves many
+/// runs.
 #[derive(Clone, Copy, Debug)]
 struct Pen {
     /// The first frame that is not written yet; those before `at` are in `bits`.

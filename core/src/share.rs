@@ -6,26 +6,26 @@
 //! guest runs | pause | identify | lock | recheck, share, recheck, share ... | flush | unlock | resume | release
 //! ```
 //!
-//! A guest that allocates a page first marks it as not free, then writes to it. If it marked the page before *pause*,
-//! *recheck* sees the mark and the page is left alone. If it marks it after *resume*, its write faults and gets a cleared
-//! page. Between the two nothing of the guest runs, so no write is lost. The old frames are freed after *flush*, so no
-//! stale translation reaches a frame that someone else owns.
+//! A guest that allocates a page first marks it as not free, then writes to it. If it marked the page before
+//! *pause*, *recheck* sees the mark and the page is left alone. If it marks it after *resume*, its write
+//! faults and gets a cleared page. Between the two nothing of the guest runs, so no write is lost. The old
+//! frames are freed after *flush*, so no stale translation reaches a frame that someone else owns.
 //!
 //! Each step is a method of [`Slice`] and holds what a test can do to it; [`Slice::run`] is their order.
 //!
 //! # Lock order
 //!
-//! The domain's Lacuna lock (held by the caller) < p2m lock < whatever the p2m needs (page allocator, paging pool).
-//! Nothing sleeps or allocates guest-visible memory between *lock* and *unlock*.
+//! The domain's Lacuna lock (held by the caller) < p2m lock < whatever the p2m needs (page allocator, paging
+//! pool). Nothing sleeps or allocates guest-visible memory between *lock* and *unlock*.
 //!
 //! # Bounds
 //!
-//! A slice spends at most [`MAX_SLICE_UNITS`], one for each 4 KiB entry or rejected page and [`SUPERPAGE_UNITS`] for
-//! each 2 MiB entry; with them it shares at most [`MAX_SLICE_PAGES`]. It ends early once the guest has been stopped for
-//! [`MAX_SLICE_NS`]. The clock is asked before each region and before each page that the bitmap names, but for the first
-//! page: at most one look at a page or a region follows the limit. The first page is always dealt with. Otherwise no
-//! slice would get anywhere where *identify* alone takes as long as the limit (a slow machine, or one whose processor
-//! was taken away).
+//! A slice spends at most [`MAX_SLICE_UNITS`], one for each 4 KiB entry or rejected page and
+//! [`SUPERPAGE_UNITS`] for each 2 MiB entry; with them it shares at most [`MAX_SLICE_PAGES`]. It ends early
+//! once the guest has been stopped for [`MAX_SLICE_NS`]. The clock is asked before each region and before
+//! each page that the bitmap names, but for the first page: at most one look at a page or a region follows
+//! the limit. The first page is always dealt with. Otherwise no slice would get anywhere where *identify*
+//! alone takes as long as the limit (a slow machine, or one whose processor was taken away).
 
 use crate::guard::check_boot_value;
 use crate::steps::{Steps, mutated};
@@ -120,7 +120,8 @@ impl<'a, P: P2m> Slice<'a, P> {
         }
     }
 
-    /// Carries out the slice, and reports what it did. Where the bitmap names no page, the guest is not stopped.
+    /// Carries out the slice, and reports what it did. Where the bitmap names no page, the guest is not
+    /// stopped.
     ///
     /// # Errors
     /// [`NotIdentified`], beside the report: nothing was shared then, and the guest was stopped for a moment.
@@ -185,8 +186,8 @@ impl<'a, P: P2m> Slice<'a, P> {
         }
     }
 
-    /// Reads the page's own descriptor once more. Returns one past the end of the free block that it lies in; `None`
-    /// where it is not free, or no longer.
+    /// Reads the page's own descriptor once more. Returns one past the end of the free block that it lies in;
+    /// `None` where it is not free, or no longer.
     fn recheck(&mut self, gfn: Gfn) -> Option<Gfn> {
         if mutated!(self.steps, NoRecheck) {
             return Some(gfn.saturating_add(1));
@@ -280,8 +281,8 @@ impl<'a, P: P2m> Slice<'a, P> {
             || at > self.first && self.p2m.now().saturating_sub(self.stopped_at) >= MAX_SLICE_NS
     }
 
-    /// Shares `region..end`, 2 MiB that the bitmap calls wholly free, as one entry. Returns `false` where that cannot be:
-    /// its pages are to be tried then.
+    /// Shares `region..end`, 2 MiB that the bitmap calls wholly free, as one entry. Returns `false` where
+    /// that cannot be: its pages are to be tried then.
     fn share_region(&mut self, region: Gfn, end: Gfn) -> bool {
         self.report.units += 1;
         // Reads one head where a large block covers the region, 512 at most.
@@ -301,7 +302,8 @@ impl<'a, P: P2m> Slice<'a, P> {
             }
             Err(Skip::Already) => 0,
             Err(_) => {
-                // The frames were looked at: that is most of the cost. The pages' own reasons are counted one by one.
+                // The frames were looked at: that is most of the cost. The pages' own reasons are counted one
+                // by one.
                 self.report.units += SUPERPAGE_UNITS - 1;
                 return false;
             }
@@ -311,7 +313,8 @@ impl<'a, P: P2m> Slice<'a, P> {
         true
     }
 
-    /// Shares the candidates of `from..end`, which lie in one 2 MiB region, as 4 KiB entries. Returns where it stopped.
+    /// Shares the candidates of `from..end`, which lie in one 2 MiB region, as 4 KiB entries. Returns where
+    /// it stopped.
     fn share_pages(&mut self, from: Gfn, end: Gfn) -> Gfn {
         let mut at = from;
         while let Some(candidate) = self.bitmap.next_set(at, end) {
@@ -346,7 +349,8 @@ impl<'a, P: P2m> Slice<'a, P> {
             Err(skip) => {
                 self.report.skipped[skip.index()] += 1;
                 if skip == Skip::NotZero {
-                    // What the descriptor says is not so: the guest is not stopped for it again before the next scan.
+                    // What the descriptor says is not so: the guest is not stopped for it again before the
+                    // next scan.
                     self.bitmap.clear_range(gfn, gfn.saturating_add(1));
                 }
             }
@@ -354,7 +358,8 @@ impl<'a, P: P2m> Slice<'a, P> {
     }
 }
 
-/// Stops the guest, identifies its kernel, and starts it again. Returns how long it was stopped, in nanoseconds.
+/// Stops the guest, identifies its kernel, and starts it again. Returns how long it was stopped, in
+/// nanoseconds.
 pub(crate) fn identify_paused<P: P2m>(p2m: &mut P, profile: &Profile) -> (Result<(), NotIdentified>, u64) {
     p2m.pause();
     let stopped_at = p2m.now();

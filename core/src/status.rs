@@ -1,7 +1,7 @@
 //! The answers of the hypercall, one stable number each.
 
-/// What became of an operation. The number crosses the hypercall (`status` of `struct xen_domctl_lacuna`) and never
-/// changes its meaning; new answers get new numbers.
+/// What became of an operation. The number crosses the hypercall (`status` of `struct xen_domctl_lacuna`) and
+/// never changes its meaning; new answers get new numbers.
 ///
 /// The values that belong to an answer travel beside it in `result[0..4]`, as each variant says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,7 +13,8 @@ pub enum Status {
 
     /// The profile is shorter than its header, or than its header says. `result`: bytes given, bytes needed.
     ProfileTruncated = 100,
-    /// The profile does not begin with the magic number. `result`: the four bytes found, as a little-endian number.
+    /// The profile does not begin with the magic number. `result`: the four bytes found, as a little-endian
+    /// number.
     ProfileMagic = 101,
     /// The profile has another version than this hypervisor knows. `result`: version found, version known.
     ProfileVersion = 102,
@@ -23,7 +24,8 @@ pub enum Status {
     ProfileChecksum = 104,
     /// The body is not a postcard-encoded profile, or bytes are left over after it.
     ProfileEncoding = 105,
-    /// A field of the profile cannot be right. `result`: number of the rule broken (see `ProfileError::Field`), value.
+    /// A field of the profile cannot be right. `result`: number of the rule broken (see
+    /// `ProfileError::Field`), value.
     ProfileField = 106,
 
     /// The domain has no profile.
@@ -48,33 +50,35 @@ pub enum Status {
     PvhDom0 = 217,
     /// The domain has populate-on-demand memory.
     PopulateOnDemand = 218,
-    /// Xen has no zero frames (it found no 2 MiB of memory for them at boot), or the domain is the hardware domain.
+    /// Xen has no zero frames (it found no 2 MiB of memory for them at boot), or the domain is the hardware
+    /// domain.
     NoZeroFrames = 220,
-    /// The domain cannot leave its trust group: it is on frames that it shares by content, perhaps with other members.
-    /// `result`: pages.
+    /// The domain cannot leave its trust group: it is on frames that it shares by content, perhaps with other
+    /// members. `result`: pages.
     GroupInUse = 221,
     /// The hypervisor gave a reason that this version does not know. `result`: the reason.
     Blocked = 219,
 
-    /// The guest no longer runs the kernel of the profile: a virtual CPU's registers differ. Nothing is shared.
-    /// `result`: virtual CPU, which check failed (see `GuardFailure`), value found, value expected.
+    /// The guest no longer runs the kernel of the profile: a virtual CPU's registers differ. Nothing is
+    /// shared. `result`: virtual CPU, which check failed (see `GuardFailure`), value found, value expected.
     KernelChanged = 300,
     /// No virtual CPU is online, so nothing proves which kernel the guest runs.
     NoVcpuOnline = 301,
-    /// The guard failed for good: the profile is no longer used. Attach again. `result` as for `KernelChanged`.
+    /// The guard failed for good: the profile is no longer used. Attach again. `result` as for
+    /// `KernelChanged`.
     Ended = 302,
 
-    /// The scan found another number of free pages than the guest's own counters say. `result`: pages by the scan,
-    /// lowest count by the counters, highest count by the counters, tolerance.
+    /// The scan found another number of free pages than the guest's own counters say. `result`: pages by the
+    /// scan, lowest count by the counters, highest count by the counters, tolerance.
     CountsDisagree = 400,
     /// The guest's counters could not be read. `result`: zone number, virtual address.
     CountersUnreadable = 401,
-    /// The profile names no counter, and the pages that the scan found are not zero, as they should be. `result`: pages by
-    /// the scan, pages looked at, of them zero.
+    /// The profile names no counter, and the pages that the scan found are not zero, as they should be.
+    /// `result`: pages by the scan, pages looked at, of them zero.
     ContentsDisagree = 402,
 
-    /// The hypervisor has no memory for the bitmap, or for the content stage's tables. `result`: bytes wanted, frame that they
-    /// were for.
+    /// The hypervisor has no memory for the bitmap, or for the content stage's tables. `result`: bytes
+    /// wanted, frame that they were for.
     NoMemory = 500,
     /// The buffer is too small. `result`: bytes needed.
     BufferTooSmall = 501,
@@ -82,9 +86,9 @@ pub enum Status {
     OutOfRange = 502,
     /// A flag is not known, or a field that must be zero is not. `result`: the value.
     BadRequest = 503,
-    /// Bitmap and tables have reached the share of the guest's memory that they may take: the guest's pages lie scattered, a
-    /// few in each of many stretches. `result`: bytes kept for it, most that may be, pages that it has, frame for which more
-    /// was needed.
+    /// Bitmap and tables have reached the share of the guest's memory that they may take: the guest's pages
+    /// lie scattered, a few in each of many stretches. `result`: bytes kept for it, most that may be, pages
+    /// that it has, frame for which more was needed.
     TablesAtBound = 504,
 }
 

@@ -2,8 +2,8 @@
 
 /// A step left out or moved, to show that tests notice. Exists only with the feature `mutants`.
 ///
-/// Steps that come in pairs (resume, unlock, restore, release) are not here but for `NoRestore`: the mock guest's audit
-/// after every operation sees a pair that is not closed.
+/// Steps that come in pairs (resume, unlock, restore, release) are not here but for `NoRestore`: the mock
+/// guest's audit after every operation sees a pair that is not closed.
 #[cfg(feature = "mutants")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
@@ -13,8 +13,8 @@ pub enum Mutation {
     NoIdentify,
     /// *identify* before *pause* (slice).
     IdentifyFirst,
-    /// *recheck* left out: the scan is trusted, which is *recheck* moved to before *pause*. For equal pages: not
-    /// compared.
+    /// *recheck* left out: the scan is trusted, which is *recheck* moved to before *pause*. For equal pages:
+    /// not compared.
     NoRecheck,
     /// The comparison before *protect* (equal pages).
     RecheckFirst,
@@ -24,8 +24,8 @@ pub enum Mutation {
     ResumeFirst,
     /// *resume* before *flush* (slice).
     ResumeBeforeFlush,
-    /// Old frames freed before *flush*. While the guest is stopped that harms nobody, so in a slice both come after
-    /// *resume*.
+    /// Old frames freed before *flush*. While the guest is stopped that harms nobody, so in a slice both come
+    /// after *resume*.
     ReleaseFirst,
     /// The p2m lock not taken.
     NoLock,
@@ -39,8 +39,8 @@ pub enum Mutation {
     NoRestore,
 }
 
-/// Which steps a slice takes: all of them, in their order. Only with the test-only feature `mutants` is there another
-/// value, so a build without it cannot leave a step out.
+/// Which steps a slice takes: all of them, in their order. Only with the test-only feature `mutants` is there
+/// another value, so a build without it cannot leave a step out.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Steps {
     #[cfg(feature = "mutants")]

@@ -1,9 +1,10 @@
-//! The tables that the hypervisor keeps for a guest: what they cost follows from what the guest has, not from its frame
-//! numbers.
+//! The tables that the hypervisor keeps for a guest: what they cost follows from what the guest has, not from
+//! its frame numbers.
 //!
-//! Each [`Table`] is an array of 64-bit words. Memory for it is taken a page at a time ([`PART_WORDS`]), where a word has to
-//! be written that is not zero; words without memory read as zero. A guest chooses its frame numbers, and so which pages
-//! are taken, but not how many: past a share of the memory that it has, the hypervisor refuses ([`Shortage::Bound`]).
+//! Each [`Table`] is an array of 64-bit words. Memory for it is taken a page at a time ([`PART_WORDS`]),
+//! where a word has to be written that is not zero; words without memory read as zero. A guest chooses its
+//! frame numbers, and so which pages are taken, but not how many: past a share of the memory that it has, the
+//! hypervisor refuses ([`Shortage::Bound`]).
 //!
 //! One page at a time also keeps each step short: nothing is ever copied, cleared or moved as a whole.
 
@@ -29,8 +30,9 @@ pub enum Table {
     Index = 2,
 }
 
-/// Most bytes that may be kept for a guest that has `pages`: for the bitmap alone, and for all tables, the nodes by which their
-/// pages are found included. 0.1 % and 0.4 % of its memory, and what a few pages for the smallest guest take.
+/// Most bytes that may be kept for a guest that has `pages`: for the bitmap alone, and for all tables, the
+/// nodes by which their pages are found included. 0.1 % and 0.4 % of its memory, and what a few pages for the
+/// smallest guest take.
 ///
 /// The hypervisor's side has the same numbers (`lacuna_tables_most()` in `xen/arch/x86/lacuna/tables.c`).
 pub const fn most_bytes(pages: u64) -> (u64, u64) {
@@ -112,7 +114,8 @@ pub trait Tables {
     /// [`Shortage`]; nothing has changed then.
     fn extend(&mut self, table: Table, at: u64) -> Result<Part<Self::Words>, Shortage>;
 
-    /// The size of the index. That of a domain's own is settled when it is first asked for, by the memory that the domain has.
+    /// The size of the index. That of a domain's own is settled when it is first asked for, by the memory
+    /// that the domain has.
     fn index_size(&mut self) -> IndexSize;
 
     /// Makes the header beside the bitmap, which readers need to find anything.

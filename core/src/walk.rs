@@ -1,7 +1,8 @@
-//! The guest's page tables: 4- and 5-level paging of amd64, PAE and two-level paging of 32-bit kernels (Intel SDM
-//! volume 3, chapter 4; AMD APM volume 2, chapter 5).
+//! The guest's page tables: 4- and 5-level paging of amd64, PAE and two-level paging of 32-bit kernels (Intel
+//! SDM volume 3, chapter 4; AMD APM volume 2, chapter 5).
 //!
-//! Only the kernel's own view is wanted, so access rights are not checked: a page that the kernel can reach is read.
+//! Only the kernel's own view is wanted, so access rights are not checked: a page that the kernel can reach
+//! is read.
 
 use serde::{Deserialize, Serialize};
 use x86_64::PhysAddr;
@@ -28,11 +29,13 @@ pub enum PagingLevels {
     Five,
     /// 32-bit virtual addresses, three levels of 8-byte entries (`CR4.PAE`); the top one has four entries.
     Pae,
-    /// 32-bit virtual addresses, two levels of 4-byte entries, with 4 MiB pages anywhere in 40 bits (PSE, PSE-36).
+    /// 32-bit virtual addresses, two levels of 4-byte entries, with 4 MiB pages anywhere in 40 bits (PSE,
+    /// PSE-36).
     Two,
 }
 
-/// The lowest address that a 32-bit kernel keeps for itself (Linux `VMSPLIT_1G`, `arch/x86/Kconfig`). Windows begins at 2 GiB.
+/// The lowest address that a 32-bit kernel keeps for itself (Linux `VMSPLIT_1G`, `arch/x86/Kconfig`). Windows
+/// begins at 2 GiB.
 const LOWEST_KERNEL_32: u64 = 0x4000_0000;
 
 impl PagingLevels {
@@ -126,7 +129,8 @@ const fn is_large(entry: u64) -> bool {
     PageTableFlags::from_bits_retain(entry).contains(PageTableFlags::HUGE_PAGE)
 }
 
-/// The physical address in an entry of 8 bytes, or in CR3: bits 12 to 51. Neither NX (63) nor the protection key, nor PCID.
+/// The physical address in an entry of 8 bytes, or in CR3: bits 12 to 51. Neither NX (63) nor the protection
+/// key, nor PCID.
 #[inline]
 pub(crate) fn address(entry: u64) -> u64 {
     PhysAddr::new_truncate(entry).align_down(Size4KiB::SIZE).as_u64()
@@ -172,7 +176,8 @@ pub fn walk<M: GuestMemory + ?Sized>(
             if shift > 30 || (shift == 30 && levels == PagingLevels::Pae) {
                 return Err(WalkError::Malformed { shift });
             }
-            // Bit 12 of a large page is PAT, and the bits above it up to the page's size must be zero: masked off.
+            // Bit 12 of a large page is PAT, and the bits above it up to the page's size must be zero: masked
+            // off.
             return Ok(Mapping::page(address(entry) & !((1 << shift) - 1), va, shift));
         }
         table = address(entry);
@@ -180,8 +185,8 @@ pub fn walk<M: GuestMemory + ?Sized>(
     }
 }
 
-/// Two levels of 1,024 entries of 4 bytes (SDM volume 3, 4.3). Page-size extensions are taken for granted: without
-/// `CR4.PSE` no kernel sets the bit.
+/// Two levels of 1,024 entries of 4 bytes (SDM volume 3, 4.3). Page-size extensions are taken for granted:
+/// without `CR4.PSE` no kernel sets the bit.
 fn walk_two<M: GuestMemory + ?Sized>(
     memory: &mut M,
     root: GuestPhys,

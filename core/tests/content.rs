@@ -1,5 +1,5 @@
-//! The content stage over guests whose duplicates are known: all of them are found and nothing else, what the guest wrote
-//! stays, and no single failed call leaves anything half done.
+//! The content stage over guests whose duplicates are known: all of them are found and nothing else, what the
+//! guest wrote stays, and no single failed call leaves anything half done.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 use lacuna_core::abi::{CONTENT_LEAVE_FREE, Op, Request, Statistics};
@@ -21,7 +21,8 @@ fn run(session: &mut Session, guest: &mut MockGuest, mut request: Request) -> (S
     panic!("the stage never ends");
 }
 
-/// The frames from the first of `pages` to the last. The mock kernel's own tables, elsewhere, have duplicates of their own.
+/// The frames from the first of `pages` to the last. The mock kernel's own tables, elsewhere, have duplicates
+/// of their own.
 fn over(pages: &[Gfn]) -> Request {
     Request {
         cursor: pages.iter().min().unwrap().get(),
@@ -249,8 +250,8 @@ fn a_stranger_is_no_partner() {
     guest.audit().unwrap();
 }
 
-/// The guest writes to one of the two pages between any two calls of the engine: what it wrote is never lost, nor seen by
-/// the other page.
+/// The guest writes to one of the two pages between any two calls of the engine: what it wrote is never lost,
+/// nor seen by the other page.
 #[test]
 fn a_page_written_between_hash_and_compare_is_never_shared() {
     for victim in 0..2 {
@@ -296,8 +297,8 @@ fn each_call_failing_in_turn_leaves_nothing_half_done() {
             for _ in 0..3 {
                 round(&mut session, &mut guest, &pages);
             }
-            // A frame that lost its place in the index to a page that failed once is not entered again, and that page may
-            // stay without a partner.
+            // A frame that lost its place in the index to a page that failed once is not entered again, and
+            // that page may stay without a partner.
             let found = guest.content_gfns();
             assert!((10..=11).contains(&found), "{primitive:?} {call}: {found}");
             for (at, gfn) in (0..).zip(&pages) {

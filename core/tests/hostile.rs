@@ -1,4 +1,5 @@
-//! The fuzz targets' bodies on random bytes, for every toolchain: no input makes the engine panic or work without bound.
+//! The fuzz targets' bodies on random bytes, for every toolchain: no input makes the engine panic or work
+//! without bound.
 
 use lacuna_core::MAX_PROFILE_BYTES;
 use lacuna_core::mock::hostile::{any_profile, any_profile_body, hostile_guest};

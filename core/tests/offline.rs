@@ -191,7 +191,8 @@ fn a_scan_by_frames_asks_for_each_frame_once() {
         let end = Gfn::new(8192);
         let mut memory = FrameCopies::new(&mut counted);
         scan_offline(&mut memory, &profile, &Bitmap::new(&words), end, |_| ()).unwrap();
-        // 128 frames of 64 descriptors; a block of 1,024 pages takes one of 16. Page tables and counters: a few.
+        // 128 frames of 64 descriptors; a block of 1,024 pages takes one of 16. Page tables and counters: a
+        // few.
         let frames = if busy { 128 } else { 8 + 2 };
         assert!(counted.reads <= frames + 24, "{} reads", counted.reads);
         assert_eq!(counted.zero_checks, 0);

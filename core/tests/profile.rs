@@ -1,4 +1,5 @@
-//! The profile's encoding and its self-checks: what is encoded comes back, and nothing else is taken for a profile.
+//! The profile's encoding and its self-checks: what is encoded comes back, and nothing else is taken for a
+//! profile.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
@@ -166,7 +167,8 @@ fn size_magic_and_version_are_refused_by_name() {
 fn too_many_zones_are_refused_before_they_are_read() {
     let one = profile();
     let mut body = encoded(&one)[16..].to_vec();
-    // The count of zones is the first byte after the two-valued `contents`: find it by encoding one zone more.
+    // The count of zones is the first byte after the two-valued `contents`: find it by encoding one zone
+    // more.
     let mut two = one.clone();
     two.zones.push(two.zones[0]).unwrap();
     let other = encoded(&two)[16..].to_vec();
@@ -540,7 +542,8 @@ fn broken_32_bit(good: &Profile) -> Vec<(FieldRule, Profile)> {
     all
 }
 
-/// Windows' rule: a page for itself, no counter, no boot value. Its bytes are looked at, which is what allows all that.
+/// Windows' rule: a page for itself, no counter, no boot value. Its bytes are looked at, which is what allows
+/// all that.
 #[test]
 fn a_rule_that_looks_at_the_bytes_may_lean_on_less() {
     let mut profile = profile();

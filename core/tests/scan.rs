@@ -150,7 +150,8 @@ proptest! {
         let per_page = config.layout.per_page;
         prop_assert_eq!(read.iter().find(|gfn| interior(gfn) && !per_page), None, "the interior of a block was read");
         let heads = if per_page { total.free } else { guest.free_blocks().len() as u64 };
-        // One look for each page of the memory map that is not mapped, or for a section or a run that is not there.
+        // One look for each page of the memory map that is not mapped, or for a section or a run that is not
+        // there.
         let missing_pages = total.no_descriptor * u64::from(config.layout.descriptor_bytes) / 4096 + 1;
         let spent = total.descriptors - total.in_use - heads;
         prop_assert!(spent <= missing_pages && (spent > 0) == (total.no_descriptor > 0), "{} looks at holes", spent);
@@ -361,7 +362,8 @@ const fn guest_end(config: &Config) -> u64 {
     config.pages
 }
 
-/// A run of memory may end in the middle of a frame of descriptors: those after it are there, and mean nothing.
+/// A run of memory may end in the middle of a frame of descriptors: those after it are there, and mean
+/// nothing.
 #[test]
 fn entries_between_two_runs_are_not_believed() {
     for layout in Layout::WINDOWS {

@@ -1,5 +1,5 @@
-//! Share slices over random states: the guest's data stays, the accounting is exact, bounds hold, and no single failed
-//! call leaves anything half done.
+//! Share slices over random states: the guest's data stays, the accounting is exact, bounds hold, and no
+//! single failed call leaves anything half done.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 use lacuna_core::abi::{Op, Request, State};
@@ -213,7 +213,8 @@ proptest! {
         prop_assert!(statistics.slice_most_pages <= MAX_SLICE_PAGES);
     }
 
-    /// On a quiet guest, a scan and a share give back every free page that nothing holds, in the largest entries.
+    /// On a quiet guest, a scan and a share give back every free page that nothing holds, in the largest
+    /// entries.
     #[test]
     fn a_quiet_guest_gives_back_everything(
         config in config(), actions in prop::collection::vec(action(), 1..80), held in prop::collection::btree_set(0_u64..4096, 0..6),
@@ -240,7 +241,8 @@ proptest! {
         prop_assert_eq!(guest.counters().released, before);
     }
 
-    /// A guest that allocates, writes and frees between any two calls of the engine loses nothing, paused or not.
+    /// A guest that allocates, writes and frees between any two calls of the engine loses nothing, paused or
+    /// not.
     #[test]
     fn a_guest_at_work_between_any_two_calls_loses_nothing(
         layout in prop::sample::select(&Layout::ALL[..]), seed in 1_u64.., neighbour in any::<bool>(),
@@ -260,8 +262,8 @@ fn random(state: &mut u64) -> u64 {
     *state
 }
 
-/// A guest whose program takes one step before each call of the engine: allocate (marks only), write a page of what was
-/// allocated, or free.
+/// A guest whose program takes one step before each call of the engine: allocate (marks only), write a page
+/// of what was allocated, or free.
 fn busy_guest(layout: Layout, seed: u64) -> MockGuest {
     let mut guest = MockGuest::new(&Config {
         layout,
@@ -294,8 +296,8 @@ fn busy_guest(layout: Layout, seed: u64) -> MockGuest {
     guest
 }
 
-/// Share rounds over all of memory on the word of a scan: free pages while the guest stands still, then pages of zeros
-/// while it runs.
+/// Share rounds over all of memory on the word of a scan: free pages while the guest stands still, then pages
+/// of zeros while it runs.
 fn rounds(guest: &mut MockGuest, steps: Steps) -> Result<(), Damage> {
     let profile = guest.profile();
     let mut session = attach(guest, &profile);

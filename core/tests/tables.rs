@@ -1,5 +1,5 @@
-//! What is kept for a guest follows from the memory that it has, wherever that lies: bytes, bounds, and work between two looks
-//! at pending interrupts.
+//! What is kept for a guest follows from the memory that it has, wherever that lies: bytes, bounds, and work
+//! between two looks at pending interrupts.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 use lacuna_core::abi::{CHUNK_GFNS, Op, Request, State, Statistics, chunk_at};
@@ -26,8 +26,8 @@ fn set_profile(session: &mut Session, guest: &mut MockGuest, profile: &Profile) 
     assert_eq!(request.status, 0);
 }
 
-/// Most reads of guest memory in a call that is interrupted as soon as it can be: 4,096 descriptors, each behind page tables of
-/// its own.
+/// Most reads of guest memory in a call that is interrupted as soon as it can be: 4,096 descriptors, each
+/// behind page tables of its own.
 const MOST_READS: u64 = 4096 * 5;
 
 /// Most that one call did, of those that an operation took: pages of tables taken, and reads of guest memory.
@@ -267,7 +267,8 @@ fn a_guest_that_calls_frames_free_far_and_wide_gets_no_more_bits_than_its_share(
     assert_ne!(session.state(), State::Admitted);
 }
 
-/// Each growth fails once. The operation says so, readers are kept out, and done again it comes to the same end.
+/// Each growth fails once. The operation says so, readers are kept out, and done again it comes to the same
+/// end.
 #[test]
 fn a_growth_that_fails_is_told_and_costs_nothing() {
     let whole = |fail: Option<u64>| {

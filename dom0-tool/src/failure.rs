@@ -1,7 +1,7 @@
 //! How an operation fails: what happened, what to do, and of which kind it is.
 //!
-//! Each layer names its own failures: `failures.rs` in `xen/`, `source/`, `os/linux/` and `os/windows/` says what each of
-//! its errors means and what to do about it.
+//! Each layer names its own failures: `failures.rs` in `xen/`, `source/`, `os/linux/` and `os/windows/` says
+//! what each of its errors means and what to do about it.
 
 use std::fmt;
 

@@ -6,7 +6,8 @@
 //! * [`policy`] says what to give back, [`daemon`] is `lacunad`, [`commands`] the command line;
 //! * [`failure`] is how an operation fails, for any caller.
 //!
-//! Whatever comes out of a guest is hostile input: parsers are bounded, and nothing is believed on one source's word.
+//! Whatever comes out of a guest is hostile input: parsers are bounded, and nothing is believed on one
+//! source's word.
 
 pub mod commands;
 pub mod daemon;

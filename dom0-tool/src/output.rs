@@ -35,8 +35,9 @@ fn is_same(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Writes the file at `path` by `write`: beside it first, under another name, and then in its place. If anything goes wrong
-/// the file is as it was before. What is no regular file, such as a pipe or `/dev/stdout`, is written to as it is.
+/// Writes the file at `path` by `write`: beside it first, under another name, and then in its place. If
+/// anything goes wrong the file is as it was before. What is no regular file, such as a pipe or
+/// `/dev/stdout`, is written to as it is.
 ///
 /// # Errors
 /// What `write` returns, or why the file cannot be written.

@@ -102,8 +102,8 @@ fn every_subcommand_has_a_manual_page_and_completions() {
     assert!(String::from_utf8(script).unwrap().contains("dedup"));
 }
 
-/// Every command that asks the hypervisor, on a machine without one: none succeeds, and none fails as if something else were
-/// wrong.
+/// Every command that asks the hypervisor, on a machine without one: none succeeds, and none fails as if
+/// something else were wrong.
 #[test]
 fn without_xen_every_command_about_guests_says_so_with_5() {
     if Path::new("/dev/xen/privcmd").exists() {

@@ -432,7 +432,8 @@ fn below_the_reserve_guests_promise_no_more() {
     assert_eq!(host.0.borrow().guests[&3].zero, 8_000);
 }
 
-/// Families and samples of a text in the format of `OpenMetrics`; fails where it breaks the rules of the format that matter to a reader.
+/// Families and samples of a text in the format of `OpenMetrics`; fails where it breaks the rules of the
+/// format that matter to a reader.
 fn read_metrics(text: &str) -> BTreeMap<String, f64> {
     assert!(text.ends_with("# EOF\n"), "{text}");
     let (mut types, mut helps) = (BTreeMap::new(), BTreeMap::new());

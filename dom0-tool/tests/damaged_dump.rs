@@ -1,5 +1,5 @@
-//! Dumps with a bit that has flipped, and dumps that are cut short: an error that says so, or an answer that is wrong at most
-//! in the block whose descriptor was hit.
+//! Dumps with a bit that has flipped, and dumps that are cut short: an error that says so, or an answer that
+//! is wrong at most in the block whose descriptor was hit.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 // Not all of what other tests need is needed here.
@@ -145,7 +145,8 @@ impl Damaged {
     }
 }
 
-/// `memory` as one segment of an ELF core with the notes of two virtual CPUs, and where it begins in the file.
+/// `memory` as one segment of an ELF core with the notes of two virtual CPUs, and where it begins in the
+/// file.
 fn elf(memory: &[u8]) -> (Vec<u8>, u64) {
     let notes: Vec<u8> = FakeKernel::vcpus()
         .iter()

@@ -161,7 +161,8 @@ fn a_use_of_what_lies_above_is_seen() {
 /// A function: its name, its lines, its parameters.
 type Function = (String, usize, usize);
 
-/// The functions of a file that the formatter has been over: one ends where its indentation has a closing brace again.
+/// The functions of a file that the formatter has been over: one ends where its indentation has a closing
+/// brace again.
 fn functions(text: &str) -> Vec<Function> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();

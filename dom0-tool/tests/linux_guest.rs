@@ -102,7 +102,8 @@ fn a_forged_note_that_comes_first_is_not_believed() {
     let found = find(&mut guest).unwrap();
     assert_eq!(found.note_at.get(), NOTE);
     assert_eq!(found.info.unsigned(Kind::Size, "page"), Ok(64));
-    // Where the image's own pointer cannot be followed, all of memory is searched, and it is not believed either.
+    // Where the image's own pointer cannot be followed, all of memory is searched, and it is not believed
+    // either.
     guest.u64(IMAGE_AT + at::NOTE_POINTER, 0);
     match find(&mut guest) {
         Err(IdentifyError::NoneConfirmed { rejected }) => assert_eq!(rejected.len(), 2),

@@ -1,5 +1,6 @@
-//! Dumps that are whole and yet not plain memory of a plain guest: without registers, of a kernel that is dead, with pages of
-//! zeros or holes left out, of kernels that say less; and what is said of those that cannot be read.
+//! Dumps that are whole and yet not plain memory of a plain guest: without registers, of a kernel that is
+//! dead, with pages of zeros or holes left out, of kernels that say less; and what is said of those that
+//! cannot be read.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 // Not all of what other tests need is needed here.
@@ -126,7 +127,8 @@ fn a_kernel_that_crashed_into_another_is_refused_without_registers() {
     let mut by_note = FakeKernel::new();
     by_note.note(NOTE, &crashed);
     let mut cases = vec![("CRASHTIME", by_note)];
-    // Of kernels whose note says nothing of it: the other's first task, in a frame, across two, and in memory called free.
+    // Of kernels whose note says nothing of it: the other's first task, in a frame, across two, and in memory
+    // called free.
     for name in [ELSEWHERE + 0xb80, ELSEWHERE + 0x1000 - 4, 1024 * 4096 + 0xb80] {
         let mut guest = FakeKernel::new();
         another_first_task(&mut guest, name);
@@ -169,7 +171,8 @@ fn a_core_of_kdumps_is_tied_by_its_instruction_pointers() {
     registers[112 + 16 * 8..][..8].copy_from_slice(&0x40_1234_u64.to_le_bytes());
     let answer = scan(&core(&guest.memory, &cores::note(b"CORE", 1, &registers)), &[]);
     assert_eq!(answer.status, 3, "{}", answer.json);
-    // With the other kernel in it, it is not kdump's, and the instruction may be the other's at the same address.
+    // With the other kernel in it, it is not kdump's, and the instruction may be the other's at the same
+    // address.
     another_first_task(&mut guest, ELSEWHERE + 0xb80);
     registers[112 + 16 * 8..][..8].copy_from_slice(&(IMAGE + 0x1234).to_le_bytes());
     let answer = scan(&core(&guest.memory, &cores::note(b"CORE", 1, &registers)), &[]);
@@ -240,7 +243,8 @@ fn how_large_a_section_is_need_not_be_said() {
     let answer = scan_with(&guest.memory, &layout, &cr3());
     assert_eq!(answer.status, 0, "{}", answer.told());
     assert_eq!(answer.bits.unwrap(), right_bits());
-    // A guest whose memory does not end in its last section has others. 128 MiB of descriptors are not in this one.
+    // A guest whose memory does not end in its last section has others. 128 MiB of descriptors are not in
+    // this one.
     guest.u64(0x61_0000 + 4624, (128 << 8) + 1);
     let answer = scan_with(&guest.memory, &layout, &cr3());
     assert_eq!(answer.status, 3);
@@ -329,7 +333,8 @@ fn a_raw_file_is_read_without_the_holes_that_are_named() {
     assert_eq!(answer.status, 1, "{}", answer.told());
 }
 
-/// A guest whose memory from file byte `START` on lies above 4 GiB, the kernel's note with it: `file` is all of its memory.
+/// A guest whose memory from file byte `START` on lies above 4 GiB, the kernel's note with it: `file` is all
+/// of its memory.
 fn above_4_gib() -> FakeKernel {
     let (above, note) = (4_u64 << 30, 0xf0_0000);
     let mut guest = FakeKernel::new();

@@ -1,8 +1,9 @@
 //! The policy against giving everything back, on a model of a guest whose memory use swings.
 //!
-//! The model is a kernel's page allocator in small: free pages on a stack, so that what was freed last is used first, as
-//! per-processor lists and buddy lists do. A trace says how much the guest has in use at each second, and how many pages it
-//! takes and frees meanwhile. Where it shrinks, some of what it frees is not what it took last: its memory fragments. Each page it takes that lies on a zero frame costs a fault.
+//! The model is a kernel's page allocator in small: free pages on a stack, so that what was freed last is
+//! used first, as per-processor lists and buddy lists do. A trace says how much the guest has in use at each
+//! second, and how many pages it takes and frees meanwhile. Where it shrinks, some of what it frees is not
+//! what it took last: its memory fragments. Each page it takes that lies on a zero frame costs a fault.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -95,7 +96,8 @@ impl Guest {
     }
 }
 
-/// Runs `trace` (second to pages in use and pages taken and freed) for `seconds`, with a round every `interval` seconds.
+/// Runs `trace` (second to pages in use and pages taken and freed) for `seconds`, with a round every
+/// `interval` seconds.
 fn run(
     seconds: u64,
     interval: u64,
@@ -136,7 +138,8 @@ fn run(
         };
         let mut decision = policy.decide(&guest.bitmap(), observed);
         for run in decision.runs {
-            // As the daemon does it: a run is cut where the allowance ends, and what is left of it comes next.
+            // As the daemon does it: a run is cut where the allowance ends, and what is left of it comes
+            // next.
             let mut from = run.from;
             while from < run.to && decision.allowance > 0 {
                 let most = decision.allowance.next_multiple_of(REGION_PAGES);
@@ -153,8 +156,8 @@ fn run(
     }
 }
 
-/// Compares both on a trace of `minutes`, a round a minute: the policy must have `saving` per cent of the saving for `faults` per cent of
-/// the faults.
+/// Compares both on a trace of `minutes`, a round a minute: the policy must have `saving` per cent of the
+/// saving for `faults` per cent of the faults.
 fn compare(name: &str, minutes: u64, saving: u64, faults: u64, trace: impl Fn(u64) -> (usize, usize)) {
     compare_at(INTERVAL, name, minutes, saving, faults, trace);
 }
@@ -224,8 +227,8 @@ fn a_guest_with_a_job_once_an_hour() {
     let busy = |second: u64| part(if second % 3600 < 300 { 6 } else { 2 });
     // A fault a page an hour is worth it: the host has the page for 55 minutes.
     compare("hourly job", 360, 80, 100, |second| (busy(second), 0));
-    // Small change that leaves pages in use all over the memory that the job had, and takes others there all the time, is no
-    // reason to leave that memory to the guest.
+    // Small change that leaves pages in use all over the memory that the job had, and takes others there all
+    // the time, is no reason to leave that memory to the guest.
     compare("hourly job, fragmented", 360, 85, 80, |second| (busy(second), 50));
 }
 

@@ -1,5 +1,6 @@
-//! The stub against header trees made by hand, one for each way in which Linux has marked a free block, and against
-//! trees that must be refused. Needs gcc and ld; real trees are tried when `LACUNA_TEST_HEADERS` names them.
+//! The stub against header trees made by hand, one for each way in which Linux has marked a free block, and
+//! against trees that must be refused. Needs gcc and ld; real trees are tried when `LACUNA_TEST_HEADERS`
+//! names them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::fs;

@@ -1,8 +1,9 @@
-//! The stub against kernel sources that were never configured or built, made by hand in the forms that they had: 2.6.18 (an
-//! architecture's headers of its own, no `bounds.h`), 2.6.32 (`compiler-gcc4.h`, `bounds.c`), 3.10 and later (`uapi`, tables of
-//! system calls, generic headers). Needs gcc and ld.
+//! The stub against kernel sources that were never configured or built, made by hand in the forms that they
+//! had: 2.6.18 (an architecture's headers of its own, no `bounds.h`), 2.6.32 (`compiler-gcc4.h`, `bounds.c`),
+//! 3.10 and later (`uapi`, tables of system calls, generic headers). Needs gcc and ld.
 //!
-//! Real ones were tried by hand as well (`SPECIFICATION.md` says which); they are not part of this repository.
+//! Real ones were tried by hand as well (`SPECIFICATION.md` says which); they are not part of this
+//! repository.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::fs;
@@ -98,7 +99,8 @@ const CHECKS: &str = r"
 #endif
 ";
 
-/// 2.6.18: `asm` is a link that the build makes; compilers after gcc 4 are refused; `MAX_NR_ZONES` is a plain number.
+/// 2.6.18: `asm` is a link that the build makes; compilers after gcc 4 are refused; `MAX_NR_ZONES` is a plain
+/// number.
 fn of_2_6_18() -> Sources {
     let sources = Sources::new("VERSION = 2\nPATCHLEVEL = 6\nSUBLEVEL = 18\nEXTRAVERSION = -made\n");
     sources.put(
@@ -150,7 +152,8 @@ fn sources_of_2_6_18_are_asked_for_both_word_sizes() {
 #[test]
 fn bounds_are_made_of_bounds_c() {
     let sources = Sources::new("VERSION = 2\nPATCHLEVEL = 6\nSUBLEVEL = 32\nEXTRAVERSION =\n");
-    // The kernel's own way of getting numbers out of the compiler (include/linux/kbuild.h, both of its forms).
+    // The kernel's own way of getting numbers out of the compiler (include/linux/kbuild.h, both of its
+    // forms).
     sources.put(
         "kernel/bounds.c",
         "#define __GENERATING_BOUNDS_H\n#include <linux/page-flags.h>\n\

@@ -44,7 +44,8 @@ impl Peers for XenHost {
     }
 
     fn equal(&mut self, gfn: Gfn, partner: Place) -> bool {
-        // SAFETY: invariant; the C side finds the partner by its number, and refuses one that is not of the group.
+        // SAFETY: invariant; the C side finds the partner by its number, and refuses one that is not of the
+        // group.
         unsafe { shim::lacuna_x_equal(self.domain, gfn.get(), partner.domain.get(), partner.gfn.get()) }
     }
 

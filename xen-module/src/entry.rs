@@ -43,7 +43,8 @@ pub unsafe extern "C" fn lacuna_core_init(state: *mut Session) {
 ///
 /// # Safety
 /// `domain` is live, referenced, and not the caller's own; its Lacuna lock is held. `state` was made by
-/// [`lacuna_core_init`]. `request` is hypervisor memory; `buffer` is `buffer_size` bytes of it, or null with 0.
+/// [`lacuna_core_init`]. `request` is hypervisor memory; `buffer` is `buffer_size` bytes of it, or null with
+/// 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lacuna_core_op(
     domain: *mut Domain,
@@ -52,7 +53,8 @@ pub unsafe extern "C" fn lacuna_core_op(
     buffer: *mut u8,
     buffer_size: usize,
 ) -> c_int {
-    // SAFETY: the caller's promises; the Lacuna lock makes these the only references to the session and the request.
+    // SAFETY: the caller's promises; the Lacuna lock makes these the only references to the session and the
+    // request.
     let (session, request) = unsafe { (&mut *state, &mut *request) };
     let buffer = if buffer.is_null() || buffer_size == 0 {
         &mut [][..]
@@ -82,7 +84,8 @@ pub unsafe extern "C" fn lacuna_core_reset(state: *mut Session, _reason: u32) {
 /// Whether a guest that writes to a block of 2 MiB wholly on zero frames should get all of it.
 ///
 /// # Safety
-/// `refill` points to the domain's, all zero to begin with; the domain's p2m lock is held for writing. So for the next two.
+/// `refill` points to the domain's, all zero to begin with; the domain's p2m lock is held for writing. So for
+/// the next two.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lacuna_core_refill_wanted(refill: *const Refill) -> bool {
     // SAFETY: the caller's promise.
@@ -99,7 +102,8 @@ pub unsafe extern "C" fn lacuna_core_refill_block(refill: *mut Refill) {
     unsafe { (*refill).block_given() };
 }
 
-/// The guest got the page `gfn` by a fault. `first`: its block was wholly on zero frames, in one entry, until now.
+/// The guest got the page `gfn` by a fault. `first`: its block was wholly on zero frames, in one entry, until
+/// now.
 ///
 /// # Safety
 /// As for [`lacuna_core_refill_wanted`].

@@ -14,8 +14,9 @@ use crate::shim::{self, Domain};
 ///
 /// # Invariant
 ///
-/// `domain` is a live domain other than the caller's own, held by a reference for as long as this value exists, and the
-/// domain's Lacuna lock is held. [`XenHost::new`]'s caller promises it; every `unsafe` block below leans on it.
+/// `domain` is a live domain other than the caller's own, held by a reference for as long as this value
+/// exists, and the domain's Lacuna lock is held. [`XenHost::new`]'s caller promises it; every `unsafe` block
+/// below leans on it.
 pub(crate) struct XenHost {
     pub(crate) domain: *mut Domain,
     /// The frame read last. Descriptors of neighbours lie side by side, and so do page-table entries.

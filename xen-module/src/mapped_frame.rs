@@ -6,8 +6,8 @@ use lacuna_core::{Gfn, PAGE_SIZE, Predicate, Row};
 
 use crate::shim::{self, Domain};
 
-/// A mapped guest frame. The guest may write to it at any time, so it is only ever read by volatile copies: no
-/// reference to its bytes exists.
+/// A mapped guest frame. The guest may write to it at any time, so it is only ever read by volatile copies:
+/// no reference to its bytes exists.
 pub(crate) struct MappedFrame {
     gfn: Gfn,
     at: *const u8,
@@ -19,7 +19,8 @@ impl MappedFrame {
     pub(crate) fn map(domain: *mut Domain, gfn: Gfn) -> Option<Self> {
         let mut at = ptr::null();
         let mut token = 0;
-        // SAFETY: `domain` is the live domain of the operation (see `XenHost`), and both out-pointers are to locals.
+        // SAFETY: `domain` is the live domain of the operation (see `XenHost`), and both out-pointers are to
+        // locals.
         let result = unsafe { shim::lacuna_x_map(domain, gfn.get(), &raw mut at, &raw mut token) };
         (result == 0 && !at.is_null()).then(|| Self {
             gfn,
@@ -32,7 +33,8 @@ impl MappedFrame {
         self.gfn
     }
 
-    /// The little-endian value of `width` bytes (1, 2, 4 or 8) at `offset`; `None` where that leaves the frame.
+    /// The little-endian value of `width` bytes (1, 2, 4 or 8) at `offset`; `None` where that leaves the
+    /// frame.
     #[expect(
         clippy::cast_ptr_alignment,
         reason = "each width is read at a multiple of itself in a page-aligned frame"
@@ -45,8 +47,9 @@ impl MappedFrame {
         if offset & (usize::from(width).wrapping_sub(1)) != 0 {
             return self.unaligned(offset, width);
         }
-        // SAFETY: the frame is mapped for `PAGE_SIZE` bytes from `at`, page-aligned, until `drop`; `offset + width` lies
-        // within it, and `offset` is a multiple of the width in each arm. Volatile, because the guest may write at once.
+        // SAFETY: the frame is mapped for `PAGE_SIZE` bytes from `at`, page-aligned, until `drop`;
+        // `offset + width` lies within it, and `offset` is a multiple of the width in each arm. Volatile,
+        // because the guest may write at once.
         let value = unsafe {
             let from = self.at.add(offset);
             match width {
@@ -60,7 +63,8 @@ impl MappedFrame {
         Some(value)
     }
 
-    /// As `GuestMemory::failing`; `None` where the row leaves the frame or is not aligned to the width of its values.
+    /// As `GuestMemory::failing`; `None` where the row leaves the frame or is not aligned to the width of its
+    /// values.
     pub(crate) fn failing(&self, row: Row, test: &Predicate) -> Option<u64> {
         let width = usize::from(test.field.width);
         let stride = usize::try_from(row.stride).ok()?;
@@ -72,8 +76,9 @@ impl MappedFrame {
         }
         let first = self.at.wrapping_add(offset);
         let passed_over = match width {
-            // SAFETY: values of the width of the type lie at `first` and `stride` bytes apart, `count` of them; the last ends
-            // within the frame, and all are aligned: both checked above. The frame is mapped until `drop`.
+            // SAFETY: values of the width of the type lie at `first` and `stride` bytes apart, `count` of
+            // them; the last ends within the frame, and all are aligned: both checked above. The frame is
+            // mapped until `drop`.
             1 => unsafe { failing::<u8>(first, stride, count, test) },
             // SAFETY: as above.
             2 => unsafe { failing::<u16>(first, stride, count, test) },
@@ -104,7 +109,8 @@ impl MappedFrame {
         }
         if (offset | into.len()) % 8 == 0 {
             for (index, eight) in into.chunks_exact_mut(8).enumerate() {
-                // SAFETY: as in `value`: `offset + 8 * index + 8` is at most `PAGE_SIZE`, and a multiple of eight.
+                // SAFETY: as in `value`: `offset + 8 * index + 8` is at most `PAGE_SIZE`, and a multiple of
+                // eight.
                 let value = unsafe { self.at.add(offset).cast::<u64>().add(index).read_volatile() };
                 eight.copy_from_slice(&value.to_le_bytes());
             }
@@ -118,7 +124,8 @@ impl MappedFrame {
     }
 }
 
-/// How many of `count` values, `stride` bytes apart from `first` on, fail `test` before the first that passes.
+/// How many of `count` values, `stride` bytes apart from `first` on, fail `test` before the first that
+/// passes.
 ///
 /// # Safety
 ///

@@ -1,5 +1,5 @@
-//! What Xen's C side offers. One line here for each function of `xen/arch/x86/lacuna/core.h`; the wrappers that make them
-//! safe to call are in [`crate::host`].
+//! What Xen's C side offers. One line here for each function of `xen/arch/x86/lacuna/core.h`; the wrappers
+//! that make them safe to call are in [`crate::host`].
 
 use core::ffi::{c_int, c_void};
 
@@ -67,7 +67,8 @@ unsafe extern "C" {
     pub(crate) fn lacuna_x_protect_partner(d: *mut Domain, gfn: u64) -> c_int;
     pub(crate) fn lacuna_x_restore_partner(d: *mut Domain, gfn: u64);
     pub(crate) fn lacuna_x_merge(d: *mut Domain, gfn: u64, partner: u64, most: u32) -> c_int;
-    /// Offered by debug builds of Xen alone: an object with the feature `mutants` does not link into a release.
+    /// Offered by debug builds of Xen alone: an object with the feature `mutants` does not link into a
+    /// release.
     #[cfg(feature = "mutants")]
     pub(crate) fn lacuna_x_mutants_allowed();
 }

@@ -25,8 +25,8 @@ impl Words {
     /// The words at `at`.
     ///
     /// # Safety
-    /// `at` is null, or `length` words of initialised, 8-byte-aligned memory are there that only atomics touch, for as long
-    /// as the result is used.
+    /// `at` is null, or `length` words of initialised, 8-byte-aligned memory are there that only atomics
+    /// touch, for as long as the result is used.
     unsafe fn at(at: *mut u64, length: u64) -> Self {
         match usize::try_from(length) {
             Ok(length) if !at.is_null() => {
@@ -49,10 +49,10 @@ impl Tables for XenHost {
         };
         // SAFETY: invariant; the out-pointer is to a local of the layout that the C side asserts.
         unsafe { shim::lacuna_x_part(self.domain, table as u32, at, &raw mut part) };
-        // SAFETY: the C side keeps the words `first..end` at `words`, in memory that was cleared first and is aligned to a page
-        // at least. No page of a table goes before the domain does, nor while it lives moves; a group's index stays while the
-        // domain is a member, which it ceases to be under the Lacuna lock. The lock is held throughout an operation, and no
-        // part outlives one. All access is by atomics.
+        // SAFETY: the C side keeps the words `first..end` at `words`, in memory that was cleared first and is
+        // aligned to a page at least. No page of a table goes before the domain does, nor while it lives
+        // moves; a group's index stays while the domain is a member, which it ceases to be under the Lacuna
+        // lock. The lock is held throughout an operation, and no part outlives one. All access is by atomics.
         let words = unsafe { Words::at(part.words, part.end.saturating_sub(part.first)) };
         Part {
             first: part.first,
@@ -78,8 +78,9 @@ impl Tables for XenHost {
 
     fn index_size(&mut self) -> IndexSize {
         let mut seed = 0;
-        // SAFETY: invariant; the out-pointer is to a local. Only here may the C side free pages of the domain's own index, when
-        // it uses its group's from now on; no part of it exists between two operations, and this is the first call of one.
+        // SAFETY: invariant; the out-pointer is to a local. Only here may the C side free pages of the
+        // domain's own index, when it uses its group's from now on; no part of it exists between two
+        // operations, and this is the first call of one.
         let words = unsafe { shim::lacuna_x_index(self.domain, &raw mut seed) };
         IndexSize { words, seed }
     }
@@ -98,8 +99,8 @@ impl Tables for XenHost {
         if words.is_null() {
             return None;
         }
-        // SAFETY: the C side keeps a page at `words`, aligned to a page, that stays there until the domain goes. For the rest as
-        // in `part`. Others who map it cannot write to it.
+        // SAFETY: the C side keeps a page at `words`, aligned to a page, that stays there until the domain
+        // goes. For the rest as in `part`. Others who map it cannot write to it.
         Some(unsafe { Words::at(words, PART_WORDS) })
     }
 }

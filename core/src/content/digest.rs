@@ -32,8 +32,8 @@ impl Digest {
     }
 }
 
-/// What hashes begin with: a secret of the hypervisor, so that a guest cannot choose the place of its pages in an index
-/// that others use, nor make two pages collide.
+/// What hashes begin with: a secret of the hypervisor, so that a guest cannot choose the place of its pages
+/// in an index that others use, nor make two pages collide.
 #[derive(Clone, Copy, Debug)]
 pub struct Seed(RapidSecrets);
 
@@ -43,7 +43,8 @@ impl Seed {
         Self(RapidSecrets::seed(random))
     }
 
-    /// Hashes frame `gfn`. It may be written to meanwhile: the hash is then one of no page, and nothing else is wrong.
+    /// Hashes frame `gfn`. It may be written to meanwhile: the hash is then one of no page, and nothing else
+    /// is wrong.
     ///
     /// # Errors
     /// As [`GuestMemory::read`].

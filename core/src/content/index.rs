@@ -1,17 +1,18 @@
 //! Where pages with a given hash were last seen: a table of fixed size.
 //!
-//! Buckets of eight places, a cache line each: nothing is ever moved or rehashed, so an insertion costs the same always. That
-//! is why it is not one of the growing tables (`docs/dependencies.md`). A page of 64 buckets gets its memory when the first
-//! entry goes there ([`crate::Tables`]).
+//! Buckets of eight places, a cache line each: nothing is ever moved or rehashed, so an insertion costs the
+//! same always. That is why it is not one of the growing tables (`docs/dependencies.md`). A page of 64
+//! buckets gets its memory when the first entry goes there ([`crate::Tables`]).
 //!
-//! Every entry is one word that is read and written whole, and everything it says is checked again before it is
-//! acted on. So the members of a trust group use one index without a lock: an entry lost to a race costs a later look.
+//! Every entry is one word that is read and written whole, and everything it says is checked again before it
+//! is acted on. So the members of a trust group use one index without a lock: an entry lost to a race costs a
+//! later look.
 //!
 //! # Eviction
 //!
-//! Each entry has a worth, 0 to 15, which grows each time a page was shared through it. A new page takes an empty place,
-//! else one without worth; where there is none, every entry of the bucket loses one and the newcomer has to
-//! come again in the next round. Entries that pay outlive any number of pages met once.
+//! Each entry has a worth, 0 to 15, which grows each time a page was shared through it. A new page takes an
+//! empty place, else one without worth; where there is none, every entry of the bucket loses one and the
+//! newcomer has to come again in the next round. Entries that pay outlive any number of pages met once.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

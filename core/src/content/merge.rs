@@ -7,7 +7,8 @@ use super::{Peers, Place};
 use crate::steps::{Steps, mutated};
 use crate::{BytesRule, Gfn, Order, Protect, Skip};
 
-/// Puts a page that holds nothing but zeros on a zero frame. The hypervisor looks at its bytes while it is protected.
+/// Puts a page that holds nothing but zeros on a zero frame. The hypervisor looks at its bytes while it is
+/// protected.
 ///
 /// Returns the pages newly shared, 1.
 ///
@@ -55,7 +56,8 @@ fn share_zero_locked<P: Protect>(host: &mut P, gfn: Gfn, steps: Steps) -> Result
 /// Has the page share its partner's frame, if they are equal and that frame has fewer than `most` sharers.
 ///
 /// # Errors
-/// [`Skip`] when either cannot be protected or shared, or they are not equal; no byte of either has changed then.
+/// [`Skip`] when either cannot be protected or shared, or they are not equal; no byte of either has changed
+/// then.
 pub fn merge_protected<P: Peers>(
     host: &mut P,
     gfn: Gfn,

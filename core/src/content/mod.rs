@@ -7,22 +7,23 @@
 //!            no: remember it                          none: remember where it is
 //! ```
 //!
-//! The guest runs all the while. Hash, last round's hash and index only nominate: what they hold may be out of date, be
-//! that of another domain that is gone by now, or be made up by a guest. A page changes hands after every byte of it was
-//! compared with its partner's while neither could be written: both entries were made read-only, the flush of all
-//! processors' translations was acknowledged, and the p2m lock kept write faults waiting. No other proof is needed, so
-//! no profile is either.
+//! The guest runs all the while. Hash, last round's hash and index only nominate: what they hold may be out
+//! of date, be that of another domain that is gone by now, or be made up by a guest. A page changes hands
+//! after every byte of it was compared with its partner's while neither could be written: both entries were
+//! made read-only, the flush of all processors' translations was acknowledged, and the p2m lock kept write
+//! faults waiting. No other proof is needed, so no profile is either.
 //!
 //! # Lock order
 //!
-//! The domain's Lacuna lock (held by the caller) < the p2m locks of the domain and of its partner, the one with the lower
-//! number first < whatever the p2m needs.
+//! The domain's Lacuna lock (held by the caller) < the p2m locks of the domain and of its partner, the one
+//! with the lower number first < whatever the p2m needs.
 //!
 //! # Memory
 //!
-//! Two tables ([`crate::Tables`]): 4 bytes for the hash of the last round of each frame, where the guest has memory; and 8 for
-//! each place of an [`Index`] with at most as many places as the guest has pages (a trust group's index has a fixed size
-//! of its own). Their pages are taken where they are needed, and no more of them than a share of the guest's memory.
+//! Two tables ([`crate::Tables`]): 4 bytes for the hash of the last round of each frame, where the guest has
+//! memory; and 8 for each place of an [`Index`] with at most as many places as the guest has pages (a trust
+//! group's index has a fixed size of its own). Their pages are taken where they are needed, and no more of
+//! them than a share of the guest's memory.
 
 mod digest;
 mod index;
@@ -40,8 +41,9 @@ pub use merge::{merge_protected, share_zero_protected};
 pub use peers::{DomainId, Peers, Place};
 pub use rounds::Rounds;
 
-/// Most frames that share one. Xen finds the sharers of a frame in a list up to this number, and by a table after it
-/// (`RMAP_HEAVY_SHARED_PAGE`, `xen/arch/x86/mm/mem_sharing.c`); the next page with these bytes begins a frame of its own.
+/// Most frames that share one. Xen finds the sharers of a frame in a list up to this number, and by a table
+/// after it (`RMAP_HEAVY_SHARED_PAGE`, `xen/arch/x86/mm/mem_sharing.c`); the next page with these bytes
+/// begins a frame of its own.
 pub const MAX_SHARERS: u32 = 255;
 
 /// What a stretch of the stage did, in pages.

@@ -27,15 +27,15 @@ pub struct Place {
     pub gfn: Gfn,
 }
 
-/// The domain and those with which it may share: itself, and the members of its trust group. What may share with what is
-/// the hypervisor's to decide; a place of another domain gets [`Skip::NoPartner`].
+/// The domain and those with which it may share: itself, and the members of its trust group. What may share
+/// with what is the hypervisor's to decide; a place of another domain gets [`Skip::NoPartner`].
 pub trait Peers: Protect {
     /// The domain.
     fn domain(&mut self) -> DomainId;
     /// What is at `gfn`. A hint.
     fn page_state(&mut self, gfn: Gfn) -> PageState;
-    /// Whether the page has the same bytes as its partner, as far as can be said while either may be written to.
-    /// [`Peers::lock_with`] and protection make the answer final.
+    /// Whether the page has the same bytes as its partner, as far as can be said while either may be written
+    /// to. [`Peers::lock_with`] and protection make the answer final.
     fn equal(&mut self, gfn: Gfn, partner: Place) -> bool;
     /// Takes the p2m locks of this domain and of `partner`.
     ///
@@ -51,8 +51,8 @@ pub trait Peers: Protect {
     fn protect_partner(&mut self, partner: Place) -> Result<(), Skip>;
     /// As [`Protect::restore`] for a page of the partner's. One that is shared by now stays as it is.
     fn restore_partner(&mut self, partner: Place);
-    /// Makes `gfn` another entry for the partner's frame, unless that has `most` already, and queues its own frame for
-    /// [`crate::P2m::release`]. Both are protected and equal.
+    /// Makes `gfn` another entry for the partner's frame, unless that has `most` already, and queues its own
+    /// frame for [`crate::P2m::release`]. Both are protected and equal.
     ///
     /// # Errors
     /// [`Skip`]; no bytes of either have changed then, and the page is still on a frame of its own.

@@ -1,16 +1,16 @@
 //! The hash that each page had in the last round: who changes is not worth a comparison.
 //!
-//! A page that is written between two rounds is likely to be written again, and sharing it would cost a fault and a copy.
-//! Four bytes a frame; two pages that differ have the same number once in four thousand million times, and cost a
-//! comparison then.
+//! A page that is written between two rounds is likely to be written again, and sharing it would cost a fault
+//! and a copy. Four bytes a frame; two pages that differ have the same number once in four thousand million
+//! times, and cost a comparison then.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Digest;
 use crate::Gfn;
 
-/// A borrowed table, or a part of one: the half `gfn % 2` of word `gfn / 2` is that frame's; 0 for one that was not met yet. There is one
-/// writer (the domain's Lacuna lock).
+/// A borrowed table, or a part of one: the half `gfn % 2` of word `gfn / 2` is that frame's; 0 for one that
+/// was not met yet. There is one writer (the domain's Lacuna lock).
 #[derive(Clone, Copy, Debug)]
 pub struct Rounds<'w> {
     /// Number of the first word.
@@ -24,7 +24,8 @@ impl<'w> Rounds<'w> {
         Self { first, words }
     }
 
-    /// Whether the page had this hash in the last round; it has from now on. A frame outside the part never does.
+    /// Whether the page had this hash in the last round; it has from now on. A frame outside the part never
+    /// does.
     pub fn unchanged(&self, gfn: Gfn, digest: Digest) -> bool {
         // The middle of the hash: the index takes its bucket from the one end and its tag from the other.
         let number = (digest.get() >> 20 & 0xffff_ffff).max(1);

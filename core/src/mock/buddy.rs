@@ -123,7 +123,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     proptest! {
-        /// The allocator never hands out a page twice, never loses one, and merges back to what it began with.
+        /// The allocator never hands out a page twice, never loses one, and merges back to what it began
+        /// with.
         #[test]
         fn pages_are_conserved(ops in prop::collection::vec((0_u8..5, any::<bool>(), any::<prop::sample::Index>()), 1..200)) {
             let mut buddy = Buddy::new(0, 64, 4);

@@ -1,7 +1,7 @@
 //! How a mock guest is laid out, and its construction.
 //!
-//! Guest-physical memory, from frame 0: a reserved frame, the kernel's data (frame 16), the memory map (from frame
-//! [`MAP_FIRST`]), the page tables, and the rest, which begins free.
+//! Guest-physical memory, from frame 0: a reserved frame, the kernel's data (frame 16), the memory map (from
+//! frame [`MAP_FIRST`]), the page tables, and the rest, which begins free.
 
 use core::ops::Range;
 use std::collections::BTreeMap;
@@ -19,8 +19,8 @@ use crate::{PAGE_SHIFT, PAGE_SIZE, PagingLevels, VcpuRegisters};
 /// What maps the memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapPages {
-    /// 4 KiB pages, physically in reverse order, so that neighbours in virtual memory are not neighbours in physical
-    /// memory. What is wholly inside the hole is not mapped.
+    /// 4 KiB pages, physically in reverse order, so that neighbours in virtual memory are not neighbours in
+    /// physical memory. What is wholly inside the hole is not mapped.
     Small,
     /// 2 MiB pages, as Linux does (`vmemmap_populate_hugepages`); 4 MiB pages in two-level tables.
     Large,
@@ -50,7 +50,8 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// 32 MiB, two virtual CPUs, Linux 6.12's layout, 4-level page tables, a memory map in 4 KiB pages, no hole.
+    /// 32 MiB, two virtual CPUs, Linux 6.12's layout, 4-level page tables, a memory map in 4 KiB pages, no
+    /// hole.
     fn default() -> Self {
         Self {
             layout: Layout::modern(),

@@ -190,7 +190,8 @@ impl Host for MockGuest {
                 Entry::Ram { frame, .. } | Entry::Shared(frame) => frame as u64,
                 Entry::Hole | Entry::Zero => u64::MAX,
             },
-            // One reference for being allocated, as Xen counts (`PGC_allocated | 1`), and one for each holder.
+            // One reference for being allocated, as Xen counts (`PGC_allocated | 1`), and one for each
+            // holder.
             count_info: self
                 .machine
                 .references(gfn.get())

@@ -1,7 +1,7 @@
 //! Guests and profiles made from arbitrary bytes: the bodies of the fuzz targets.
 //!
-//! Each function takes any input, panics when a promise is broken, and says how far it got. `fuzz/` feeds them from
-//! libFuzzer, `core/tests/hostile.rs` from random bytes.
+//! Each function takes any input, panics when a promise is broken, and says how far it got. `fuzz/` feeds
+//! them from libFuzzer, `core/tests/hostile.rs` from random bytes.
 
 use std::vec;
 use std::vec::Vec;
@@ -13,9 +13,9 @@ use crate::{
     PagingLevels, Profile, Session, Status,
 };
 
-/// Most reads of guest memory that one call of [`Session::operate`] may make, whatever the guest holds: a slice judges
-/// at most 512 pages, or a scan 4,096 descriptors, each of them by a walk of five entries and members of eight bytes, and
-/// where there are sections by two more walks.
+/// Most reads of guest memory that one call of [`Session::operate`] may make, whatever the guest holds: a
+/// slice judges at most 512 pages, or a scan 4,096 descriptors, each of them by a walk of five entries and
+/// members of eight bytes, and where there are sections by two more walks.
 pub const MOST_READS_A_CALL: u64 = 512 * 19 * 36;
 
 /// Bytes taken one after the other; zeros when they run out.
@@ -55,7 +55,8 @@ impl Input<'_> {
     }
 }
 
-/// Decodes any bytes; whatever is accepted keeps every rule and is encoded as it came. Returns whether it was accepted.
+/// Decodes any bytes; whatever is accepted keeps every rule and is encoded as it came. Returns whether it was
+/// accepted.
 ///
 /// # Panics
 /// When one of these is not so.
@@ -90,8 +91,8 @@ pub fn any_profile_body(body: &[u8]) -> bool {
     any_profile(&bytes)
 }
 
-/// A guest that lies in its descriptors, its counters and its page tables, under a profile that is bent as far as the
-/// rules allow, and a toolstack that asks for anything. Returns the operations carried out.
+/// A guest that lies in its descriptors, its counters and its page tables, under a profile that is bent as
+/// far as the rules allow, and a toolstack that asks for anything. Returns the operations carried out.
 ///
 /// # Panics
 /// When the engine panics, works without bound, or leaves a lock, a pause or a frame behind.

@@ -241,8 +241,8 @@ impl MockGuest {
 
     // --- what the guest does ---
 
-    /// Allocates a block of 2^`order` pages on `vcpu`, from the lowest free memory; `None` when there is none. Its
-    /// descriptor is marked first; nothing is written to its pages.
+    /// Allocates a block of 2^`order` pages on `vcpu`, from the lowest free memory; `None` when there is
+    /// none. Its descriptor is marked first; nothing is written to its pages.
     pub fn alloc(&mut self, vcpu: usize, order: u8) -> Option<Gfn> {
         self.alloc_from(vcpu, order, false)
     }
@@ -334,7 +334,8 @@ impl MockGuest {
         self.poke_field(gfn.get(), field, value);
     }
 
-    /// Overwrites any memory of the guest with anything at all. What lies past the end of a frame is left out.
+    /// Overwrites any memory of the guest with anything at all. What lies past the end of a frame is left
+    /// out.
     pub fn overwrite(&mut self, at: GuestPhys, bytes: &[u8]) {
         let room = bytes.len().min(PAGE_SIZE - at.offset());
         self.machine.poke(at.gfn().get(), at.offset(), &bytes[..room]);
@@ -354,8 +355,8 @@ impl MockGuest {
         }
     }
 
-    /// The new kernel, the same one without KASLR, is up: registers and page tables are what they were, the boot value
-    /// is not, and the old memory map lies on in memory as it was.
+    /// The new kernel, the same one without KASLR, is up: registers and page tables are what they were, the
+    /// boot value is not, and the old memory map lies on in memory as it was.
     pub fn kexec_ends(&mut self) {
         let limit = if self.config.levels.is_32_bit() {
             IDT_LIMIT_32
@@ -379,7 +380,8 @@ impl MockGuest {
         }
     }
 
-    /// Takes the section of `gfn` offline, as a kernel does whose memory is pulled out: its map stands as it was.
+    /// Takes the section of `gfn` offline, as a kernel does whose memory is pulled out: its map stands as it
+    /// was.
     pub fn take_section_offline(&mut self, gfn: Gfn) {
         if let Some((offset, word)) = self.place.offline(&self.config, gfn.get()) {
             self.put_word(offset, word);
@@ -400,7 +402,8 @@ impl MockGuest {
 
     // --- what the machine does ---
 
-    /// Takes a reference to the page behind `gfn`, as a grant or a foreign mapping does; `false` for no ordinary page.
+    /// Takes a reference to the page behind `gfn`, as a grant or a foreign mapping does; `false` for no
+    /// ordinary page.
     pub fn hold(&mut self, gfn: Gfn) -> bool {
         self.machine
             .references(gfn.get())
@@ -533,8 +536,8 @@ impl MockGuest {
         self.apply(vcpu, &changes);
     }
 
-    /// What the kernel writes for each change, in the order of Linux' `mm/page_alloc.c`: order first, then the mark, and
-    /// the mark off before anything else.
+    /// What the kernel writes for each change, in the order of Linux' `mm/page_alloc.c`: order first, then
+    /// the mark, and the mark off before anything else.
     fn apply(&mut self, vcpu: Option<usize>, changes: &[Change]) {
         let layout = self.config.layout;
         for change in changes {
@@ -622,7 +625,8 @@ impl MockGuest {
         }
     }
 
-    /// Writes as the guest does, or behind its back (`None`): a guest's write to a page of its own kernel never waits.
+    /// Writes as the guest does, or behind its back (`None`): a guest's write to a page of its own kernel
+    /// never waits.
     fn put(&mut self, vcpu: Option<usize>, frame: u64, offset: usize, bytes: &[u8]) {
         match vcpu {
             Some(vcpu) => {

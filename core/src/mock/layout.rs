@@ -1,4 +1,5 @@
-//! Descriptor layouts as real kernels have them: offsets and marks of several versions of Linux and of Windows.
+//! Descriptor layouts as real kernels have them: offsets and marks of several versions of Linux and of
+//! Windows.
 
 use crate::{Blocks, BytesRule, Field, FreeRule, Order, Predicate};
 
@@ -52,8 +53,8 @@ impl Layout {
         }
     }
 
-    /// Linux 6.11 and later, amd64: 64 bytes, the top byte of `page_type` is compared with 0xf0 (`PGTY_buddy`). Slab
-    /// (0xf5), offline (0xf1) and unaccepted (0xf7) share bits with it.
+    /// Linux 6.11 and later, amd64: 64 bytes, the top byte of `page_type` is compared with 0xf0
+    /// (`PGTY_buddy`). Slab (0xf5), offline (0xf1) and unaccepted (0xf7) share bits with it.
     pub const fn modern() -> Self {
         Self {
             descriptor_bytes: 64,
@@ -72,8 +73,8 @@ impl Layout {
         }
     }
 
-    /// Linux 4.18 to 6.10, amd64: 64 bytes, `(page_type & 0xf0000080) == 0xf0000000`; memory holds 0xffffff7f. The other
-    /// values: untyped, offline (bit 0x100 cleared), mapped once, mapped four times.
+    /// Linux 4.18 to 6.10, amd64: 64 bytes, `(page_type & 0xf0000080) == 0xf0000000`; memory holds
+    /// 0xffffff7f. The other values: untyped, offline (bit 0x100 cleared), mapped once, mapped four times.
     pub const fn older() -> Self {
         Self {
             predicate: Predicate {
@@ -106,8 +107,8 @@ impl Layout {
         }
     }
 
-    /// The same with members that are not aligned to their width, so that they straddle frames themselves. No kernel
-    /// does this; a profile may say so.
+    /// The same with members that are not aligned to their width, so that they straddle frames themselves. No
+    /// kernel does this; a profile may say so.
     pub const fn unaligned() -> Self {
         Self {
             descriptor_bytes: 44,
@@ -143,8 +144,9 @@ impl Layout {
         }
     }
 
-    /// Windows 10 since 1703 and 11, x64: 48 bytes, `PageLocation` in the low bits of the byte at 0x22, `Rom` in the byte
-    /// after it (`tests/windows/data/layouts.tsv`), and a bit at the end that says that there is a page.
+    /// Windows 10 since 1703 and 11, x64: 48 bytes, `PageLocation` in the low bits of the byte at 0x22, `Rom`
+    /// in the byte after it (`tests/windows/data/layouts.tsv`), and a bit at the end that says that there is
+    /// a page.
     pub const fn windows() -> Self {
         Self {
             descriptor_bytes: 48,

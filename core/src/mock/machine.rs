@@ -8,7 +8,8 @@ use std::vec::Vec;
 
 use crate::{BytesRule, Order, PAGE_SIZE, Skip};
 
-/// What a mock neighbour writes into each frame it gets. A guest that ever reads it was let into another's memory.
+/// What a mock neighbour writes into each frame it gets. A guest that ever reads it was let into another's
+/// memory.
 const NEIGHBOUR: u8 = 0xee;
 
 /// Something that must never happen. The mock goes on and remembers it; see [`super::MockGuest::audit`].
@@ -230,7 +231,8 @@ impl Machine {
         }
     }
 
-    /// The guest has a page populated at `gfn` (`XENMEM_populate_physmap`). `false` without memory, or where there is one.
+    /// The guest has a page populated at `gfn` (`XENMEM_populate_physmap`). `false` without memory, or where
+    /// there is one.
     pub(super) fn populate(&mut self, gfn: u64) -> bool {
         if self.entry(gfn) != Entry::Hole {
             return false;
@@ -253,7 +255,8 @@ impl Machine {
         true
     }
 
-    /// The guest gives the page at `gfn` up (`XENMEM_decrease_reservation`). `false` where it has none of its own.
+    /// The guest gives the page at `gfn` up (`XENMEM_decrease_reservation`). `false` where it has none of its
+    /// own.
     pub(super) fn remove(&mut self, gfn: u64) -> bool {
         let Entry::Ram { frame, .. } = self.entry(gfn) else {
             return false;

@@ -1,13 +1,14 @@
-//! A guest in ordinary memory: a kernel with page tables, a memory map, a buddy allocator and zone counters, on a
-//! machine with a p2m, translation caches, references and a host that wants its frames back.
+//! A guest in ordinary memory: a kernel with page tables, a memory map, a buddy allocator and zone counters,
+//! on a machine with a p2m, translation caches, references and a host that wants its frames back.
 //!
 //! It implements [`GuestMemory`](crate::GuestMemory), [`P2m`](crate::P2m), [`Protect`](crate::Protect) and
-//! [`Host`](crate::Host), so every operation of a [`Session`](crate::Session) runs against it. It knows the truth (which
-//! pages are free, what was written where), can fail any single call ([`MockGuest::fail`]), and can run a guest program
-//! between any two calls of the engine ([`MockGuest::set_interlude`]), which is how tests drive races without threads.
+//! [`Host`](crate::Host), so every operation of a [`Session`](crate::Session) runs against it. It knows the
+//! truth (which pages are free, what was written where), can fail any single call ([`MockGuest::fail`]), and
+//! can run a guest program between any two calls of the engine ([`MockGuest::set_interlude`]), which is how
+//! tests drive races without threads.
 //!
-//! What it does *not* do: run two things in the same instant (`core/tests/interleaving` does), or model a processor's
-//! timing. Its clock is made of fixed prices for each call.
+//! What it does *not* do: run two things in the same instant (`core/tests/interleaving` does), or model a
+//! processor's timing. Its clock is made of fixed prices for each call.
 //!
 //! ```
 //! use lacuna_core::mock::{Config, MockGuest};

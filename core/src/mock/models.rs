@@ -1,7 +1,7 @@
 //! Where the mock kernel keeps its descriptors: the memory models, laid out in page tables.
 //!
-//! The descriptors themselves are one dense array in physical memory, whatever the model; models differ in what of it is
-//! mapped where, and in how the kernel finds it.
+//! The descriptors themselves are one dense array in physical memory, whatever the model; models differ in
+//! what of it is mapped where, and in how the kernel finds it.
 
 use core::ops::Range;
 use std::vec::Vec;

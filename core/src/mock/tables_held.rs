@@ -10,8 +10,8 @@ use super::faults::Primitive;
 use crate::abi::CHUNK_GFNS;
 use crate::{IndexSize, MAX_GFNS, PAGE_SIZE, PART_WORDS, Part, Shortage, Table, Tables, most_bytes};
 
-/// Bytes of a node of the tree by which the hypervisor finds pages, and the bits of a page's number that each decides
-/// (`xen/arch/x86/lacuna/tables.c`).
+/// Bytes of a node of the tree by which the hypervisor finds pages, and the bits of a page's number that each
+/// decides (`xen/arch/x86/lacuna/tables.c`).
 const NODE_BYTES: u64 = 512;
 const NODE_BITS: u32 = 6;
 /// Levels of the tree.
@@ -69,7 +69,8 @@ impl MockGuest {
         (self.tables_held.bytes_of(Table::Bitmap), self.tables_held.bytes())
     }
 
-    /// Has a page populated at `gfn`, as a guest may wherever it likes. `false` without memory, or where there is one.
+    /// Has a page populated at `gfn`, as a guest may wherever it likes. `false` without memory, or where
+    /// there is one.
     pub fn populate(&mut self, gfn: u64) -> bool {
         self.machine.populate(gfn)
     }

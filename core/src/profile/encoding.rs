@@ -78,8 +78,8 @@ impl ProfileError {
     }
 }
 
-/// CRC-32C (Castagnoli), reflected, as in RFC 3720 appendix B.4. Bit by bit: a profile is read once, and a table would
-/// cost the hypervisor a kilobyte.
+/// CRC-32C (Castagnoli), reflected, as in RFC 3720 appendix B.4. Bit by bit: a profile is read once, and a
+/// table would cost the hypervisor a kilobyte.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
@@ -158,7 +158,8 @@ fn take_list<'b, T: Deserialize<'b>, const MOST: usize>(
 }
 
 impl Profile {
-    /// A profile that describes nothing: the place that [`Profile::decode_from`] fills. It keeps no [`FieldRule`].
+    /// A profile that describes nothing: the place that [`Profile::decode_from`] fills. It keeps no
+    /// [`FieldRule`].
     pub const fn blank() -> Self {
         Self {
             kernel: Kernel {
@@ -207,8 +208,8 @@ impl Profile {
 
     /// Decodes and checks a profile in place: `self` becomes it, or is unspecified after an error.
     ///
-    /// A profile has some kilobytes and the hypervisor's stack only eight, so members are decoded one by one. The
-    /// encoding is still what serde derives: postcard writes a structure's members one after the other.
+    /// A profile has some kilobytes and the hypervisor's stack only eight, so members are decoded one by one.
+    /// The encoding is still what serde derives: postcard writes a structure's members one after the other.
     ///
     /// # Errors
     /// [`ProfileError`]; after success every [`FieldRule`] is kept.

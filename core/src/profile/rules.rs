@@ -4,7 +4,8 @@ use super::{BytesRule, MemoryMap, Profile, ProfileError, Sections};
 use crate::walk::{ACCESSED_DIRTY, is_present};
 use crate::{Field, Gfn, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE, PagingLevels, Predicate};
 
-/// Largest page descriptor accepted, in bytes. Linux' largest seen is 64; debug options add to it (`mm_types.h`).
+/// Largest page descriptor accepted, in bytes. Linux' largest seen is 64; debug options add to it
+/// (`mm_types.h`).
 const MAX_DESCRIPTOR_BYTES: u16 = 512;
 /// log2 of the largest section, in bytes. Linux has 26 to 30 on x86 (`arch/x86/include/asm/sparsemem.h`).
 const MAX_SECTION_BITS: u8 = 40;
@@ -17,8 +18,8 @@ const PHYSICAL_BITS: u32 = 52;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum FieldRule {
-    /// The page-table root is a physical address (52 bits, 32 for a 32-bit kernel), aligned to a frame, or to 32 bytes with
-    /// PAE.
+    /// The page-table root is a physical address (52 bits, 32 for a 32-bit kernel), aligned to a frame, or to
+    /// 32 bytes with PAE.
     RootAligned = 1,
     /// A descriptor has 8 to 512 bytes, a multiple of 4.
     DescriptorSize = 2,
@@ -28,31 +29,34 @@ pub enum FieldRule {
     FieldPlace = 4,
     /// A predicate's mask is not zero and fits the field.
     PredicateMask = 5,
-    /// A predicate's expected value has bits only inside the mask; the mark's is not zero (a cleared descriptor is not free)
-    /// unless the bytes of each page are looked at.
+    /// A predicate's expected value has bits only inside the mask; the mark's is not zero (a cleared
+    /// descriptor is not free) unless the bytes of each page are looked at.
     PredicateValue = 6,
     /// The largest order is at most 18 and at least 1.
     MaxOrder = 7,
-    /// There are at most [`crate::MAX_ZONES`] zones, and at least one unless the bytes of each page are looked at.
+    /// There are at most [`crate::MAX_ZONES`] zones, and at least one unless the bytes of each page are
+    /// looked at.
     Zones = 8,
-    /// A zone's array lies in the kernel's half, its stride is at most 4096 and its count, of 4 or 8 bytes, lies inside an
-    /// element. All are multiples of the count's size.
+    /// A zone's array lies in the kernel's half, its stride is at most 4096 and its count, of 4 or 8 bytes,
+    /// lies inside an element. All are multiples of the count's size.
     ZonePlace = 9,
-    /// Root slots are a 64-bit kernel's, each in the kernel's half and present, none twice; there is at least one, or an
-    /// anchor. Unless the bytes of each page are looked at, the boot value and the start of the memory map (of the first
-    /// extent, of the table of sections) are reached through a root slot or lie on the page of an anchor.
+    /// Root slots are a 64-bit kernel's, each in the kernel's half and present, none twice; there is at least
+    /// one, or an anchor. Unless the bytes of each page are looked at, the boot value and the start of the
+    /// memory map (of the first extent, of the table of sections) are reached through a root slot or lie on
+    /// the page of an anchor.
     RootSlots = 10,
     /// The guard's addresses lie in the kernel's half.
     GuardAddress = 11,
     /// The guard's IDT limit covers at least the 32 exceptions and at most 256 vectors.
     GuardIdtLimit = 12,
-    /// The guard's boot value has 4 or 8 bytes and is not zero (a value not yet drawn proves nothing). It may be left out
-    /// only where the bytes of each page are looked at.
+    /// The guard's boot value has 4 or 8 bytes and is not zero (a value not yet drawn proves nothing). It may
+    /// be left out only where the bytes of each page are looked at.
     GuardBootValue = 13,
     /// The order's field and another one overlap.
     FieldOverlap = 14,
-    /// Extents are there for the model that has them and for no other; they are in order and do not overlap, are not empty,
-    /// and their arrays lie in the kernel's half at multiples of 4. At most [`crate::MAX_EXTENTS`].
+    /// Extents are there for the model that has them and for no other; they are in order and do not overlap,
+    /// are not empty, and their arrays lie in the kernel's half at multiples of 4. At most
+    /// [`crate::MAX_EXTENTS`].
     Extents = 15,
     /// The members of a sparse memory map fit each other: see [`Sections`].
     Sections = 16,
@@ -60,8 +64,8 @@ pub enum FieldRule {
     Conditions = 17,
     /// A rule without blocks looks at the bytes of each page: no allocator's own mark stands behind it.
     BytesRule = 18,
-    /// The guard compares where the kernel is entered (`LSTAR` on 64 bits; `SYSENTER_EIP` or a gate on 32), and the base of
-    /// the interrupt descriptor table or a gate of it.
+    /// The guard compares where the kernel is entered (`LSTAR` on 64 bits; `SYSENTER_EIP` or a gate on 32),
+    /// and the base of the interrupt descriptor table or a gate of it.
     GuardIdentity = 19,
 }
 
@@ -88,8 +92,8 @@ impl Profile {
         self.check_guard()
     }
 
-    /// Checks what a scan of a stopped guest's memory leans on: every [`FieldRule`] but those of the guard and that there is
-    /// a counter. Only a profile that keeps the others too can be encoded.
+    /// Checks what a scan of a stopped guest's memory leans on: every [`FieldRule`] but those of the guard
+    /// and that there is a counter. Only a profile that keeps the others too can be encoded.
     ///
     /// # Errors
     /// [`ProfileError::Field`] with the first rule broken.
@@ -342,7 +346,8 @@ impl Profile {
         }
     }
 
-    /// What is read through the reference table is the running kernel's only where every virtual CPU reaches it alike.
+    /// What is read through the reference table is the running kernel's only where every virtual CPU reaches
+    /// it alike.
     fn check_reached(&self) -> Result<(), ProfileError> {
         if self.looks_at_bytes() {
             return Ok(());

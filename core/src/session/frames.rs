@@ -1,4 +1,5 @@
-//! Which frames an operation goes through: the range that is asked for, holes to pass over, and what has to be forgotten.
+//! Which frames an operation goes through: the range that is asked for, holes to pass over, and what has to
+//! be forgotten.
 
 use super::{Host, Outcome, Refusal};
 use crate::abi::Request;
@@ -7,10 +8,11 @@ use crate::{Gfn, Status};
 
 /// Parts of the bitmap that are cleared between two looks at pending interrupts: 64 KiB.
 const CLEAR_CHUNK: u32 = 16;
-/// What an earlier profile nominated means nothing under another one: clears the bitmap from frame `cursor` on.
+/// What an earlier profile nominated means nothing under another one: clears the bitmap from frame `cursor`
+/// on.
 ///
-/// Nothing is shared on what a caller makes this pass over: until a profile is admitted nothing is shared, and the scan
-/// that admits it writes every bit.
+/// Nothing is shared on what a caller makes this pass over: until a profile is admitted nothing is shared,
+/// and the scan that admits it writes every bit.
 pub(super) fn forget_nominations<H: Host>(host: &mut H, cursor: &mut u64) -> Outcome {
     let mut cleared = 0;
     while *cursor < MAX_GFNS {
@@ -32,11 +34,11 @@ pub(super) fn forget_nominations<H: Host>(host: &mut H, cursor: &mut u64) -> Out
     Outcome::Finished
 }
 
-/// One past the last frame of the hole in guest-physical memory that begins at `gfn`, where the hypervisor has whole page
-/// tables missing, and `to` at most; `gfn` if there is none.
+/// One past the last frame of the hole in guest-physical memory that begins at `gfn`, where the hypervisor
+/// has whole page tables missing, and `to` at most; `gfn` if there is none.
 ///
-/// Passing over holes by it makes the time that an operation takes follow from the guest's memory and its page tables, both
-/// of which it pays for, and not from its frame numbers.
+/// Passing over holes by it makes the time that an operation takes follow from the guest's memory and its
+/// page tables, both of which it pays for, and not from its frame numbers.
 pub(super) fn hole_end<H: Host>(host: &mut H, gfn: u64, to: u64) -> u64 {
     let info = host.gfn_info(Gfn::new(gfn));
     if info.mfn != u64::MAX || info.order == 0 {

@@ -1,9 +1,10 @@
-//! One domain's session with the engine: its profile, its state and its counters, and the operations of the hypercall.
+//! One domain's session with the engine: its profile, its state and its counters, and the operations of the
+//! hypercall.
 //!
-//! The caller holds the domain's Lacuna lock, so operations on one domain never overlap. Long operations return
-//! [`Outcome::Again`] at every point where the hypervisor wants its processor back; the request then carries the
-//! progress, and the caller may be interrupted, or the domain change, before it comes back. Nothing is assumed across
-//! that gap but what is checked again.
+//! The caller holds the domain's Lacuna lock, so operations on one domain never overlap. Long operations
+//! return [`Outcome::Again`] at every point where the hypervisor wants its processor back; the request then
+//! carries the progress, and the caller may be interrupted, or the domain change, before it comes back.
+//! Nothing is assumed across that gap but what is checked again.
 
 mod content;
 mod frames;
@@ -66,8 +67,8 @@ enum Place {
 /// See the module's header.
 #[derive(Debug)]
 pub struct Session {
-    /// Two places for profiles: the one in use, and the one into which the next is decoded. A profile is too large for
-    /// the hypervisor's stack, and a bad one must not cost the good one.
+    /// Two places for profiles: the one in use, and the one into which the next is decoded. A profile is too
+    /// large for the hypervisor's stack, and a bad one must not cost the good one.
     places: [Profile; 2],
     /// Which place is in use, if any.
     current: Option<Place>,
@@ -121,8 +122,8 @@ impl Session {
         self.state
     }
 
-    /// Carries out `request`, with `buffer` as the hypervisor's copy of the caller's buffer: filled for operations that
-    /// read it, to be filled (and `request.buffer_size` set) by those that write it.
+    /// Carries out `request`, with `buffer` as the hypervisor's copy of the caller's buffer: filled for
+    /// operations that read it, to be filled (and `request.buffer_size` set) by those that write it.
     pub fn operate<H: Host + Peers>(
         &mut self,
         host: &mut H,
@@ -222,7 +223,8 @@ impl Session {
             Some(Place::Second) | None => (first, Place::First),
         };
         spare.decode_from(bytes).map_err(ProfileError::status)?;
-        // Only what can never change under a profile is refused here; log-dirty mode, say, may be off again by then.
+        // Only what can never change under a profile is refused here; log-dirty mode, say, may be off again
+        // by then.
         if let Some((status, value)) = host.blocker() {
             if status != Status::LogDirty {
                 return Err((status, [value, 0, 0, 0]));

@@ -27,9 +27,9 @@ pub(super) struct FullScan {
 impl Session {
     pub(super) fn scan<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
         let (from, end, gfns) = range(host, request)?;
-        // Nobody is to act on, or be told of, the memory map of a kernel that is gone. A scan of all memory asks at its
-        // first call and again at its last: a kernel once replaced does not come back, so the one that runs at both ran
-        // all the while. Calls between need not stop the guest again.
+        // Nobody is to act on, or be told of, the memory map of a kernel that is gone. A scan of all memory
+        // asks at its first call and again at its last: a kernel once replaced does not come back, so the one
+        // that runs at both ran all the while. Calls between need not stop the guest again.
         let goes_on = end == gfns && from != 0 && self.scan.is_some_and(|full| full.total.next == from);
         if !goes_on {
             self.identify(host)?;
@@ -162,7 +162,8 @@ impl Session {
             )),
         };
         if let Some(refusal) = refusal {
-            // The nominations of a profile that is not believed are never acted on: it stays, or falls back to, loaded.
+            // The nominations of a profile that is not believed are never acted on: it stays, or falls back
+            // to, loaded.
             self.state = State::Loaded;
             return Err(refusal);
         }
@@ -171,8 +172,8 @@ impl Session {
     }
 }
 
-/// One step of the scan, in the part of the bitmap that has frame `at`. Memory for the part is taken when a free block is met
-/// and there is none.
+/// One step of the scan, in the part of the bitmap that has frame `at`. Memory for the part is taken when a
+/// free block is met and there is none.
 ///
 /// # Errors
 /// There is none to be had.

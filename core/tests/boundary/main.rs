@@ -1,5 +1,5 @@
-//! C and Rust mean the same by what crosses between them: the patches' headers against this crate's names, numbers and
-//! structures. A name, number or structure that one side has and the other has not fails here.
+//! C and Rust mean the same by what crosses between them: the patches' headers against this crate's names,
+//! numbers and structures. A name, number or structure that one side has and the other has not fails here.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod header;
@@ -62,7 +62,8 @@ fn the_hypercalls_numbers_are_the_cores() {
         &file(PUBLIC_H),
         &["XEN_DOMCTL_LACUNA_", "XEN_LACUNA_", "XEN_DOMCTL_lacuna"],
     );
-    // Not the core's: how much of a buffer the C side copies, and the flags of an operation that it carries out itself.
+    // Not the core's: how much of a buffer the C side copies, and the flags of an operation that it carries
+    // out itself.
     for name in ["BUFFER_MAX", "FRAMES_ZERO", "FRAMES_RAM"] {
         assert!(
             theirs.remove(&format!("XEN_DOMCTL_LACUNA_{name}")).is_some(),

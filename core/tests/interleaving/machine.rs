@@ -23,8 +23,8 @@ pub(crate) enum Program {
     Allocate,
     /// Reads the free page, as a check for poison or a speculation does.
     ReadFree,
-    /// The old kernel empties the IDT; the new one is copied over a page that the old memory map calls free; it draws its
-    /// boot value and sets up the same IDT.
+    /// The old kernel empties the IDT; the new one is copied over a page that the old memory map calls free;
+    /// it draws its boot value and sets up the same IDT.
     Kexec,
     /// The end of a kexec alone: a boot value is drawn, then the page is written.
     BootedAnew,
@@ -36,7 +36,8 @@ pub(crate) enum Program {
 pub(crate) struct Snapshot {
     pub(crate) profile: Profile,
     pub(crate) frames: BTreeMap<u64, Vec<u8>>,
-    /// A free block of one page, and one that covers a 2 MiB region: the page, and where its head's mark lies.
+    /// A free block of one page, and one that covers a 2 MiB region: the page, and where its head's mark
+    /// lies.
     pub(crate) blocks: [(Gfn, Order, u64); 2],
     pub(crate) boot_value_at: u64,
     pub(crate) unmarked: u64,
@@ -192,7 +193,8 @@ impl State {
 pub(crate) struct World {
     pub(crate) snapshot: &'static Snapshot,
     pub(crate) block: (Gfn, Order, u64),
-    /// Every step of every thread is one operation on this, so loom takes all of them to depend on one another.
+    /// Every step of every thread is one operation on this, so loom takes all of them to depend on one
+    /// another.
     pub(crate) steps: AtomicUsize,
     /// Held while an instruction of the guest runs; held by whoever pauses the guest.
     pub(crate) running: Mutex<()>,

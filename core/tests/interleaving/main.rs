@@ -1,20 +1,23 @@
 //! Every interleaving of a guest with the engine's real share code, and proof that each step is needed.
 //!
-//! `loom` runs the threads one at a time and tries every order of their steps up to a number of preemptions (3 unless
-//! `LOOM_MAX_PREEMPTIONS` says otherwise). The engine's thread is [`Slice`] or [`share_zero_protected`] itself;
-//! only the machine below it is a model:
+//! `loom` runs the threads one at a time and tries every order of their steps up to a number of preemptions
+//! (3 unless `LOOM_MAX_PREEMPTIONS` says otherwise). The engine's thread is [`Slice`] or
+//! [`share_zero_protected`] itself; only the machine below it is a model:
 //!
-//! * **the guest** runs instruction by instruction on one virtual CPU. It allocates a page: marks its descriptor, then
-//!   writes, then reads back; or it only reads a free page; or it kexecs. Its translation of the page is cached from
-//!   earlier use and stays until it is flushed, which is the worst that a processor may do.
-//! * **its store buffer** holds what it wrote, in order (x86: total store order), until the virtual CPU leaves the guest,
-//!   acknowledges a flush, or, at any moment, a third thread lets one store out.
-//! * **a write fault** waits for the p2m lock, then takes a cleared page, or makes a read-only entry writable again.
-//! * **the neighbour**, another domain, takes each released frame in the instant of its release and writes to it.
+//! * **the guest** runs instruction by instruction on one virtual CPU. It allocates a page: marks its
+//!   descriptor, then writes, then reads back; or it only reads a free page; or it kexecs. Its translation of
+//!   the page is cached from earlier use and stays until it is flushed, which is the worst that a processor
+//!   may do.
+//! * **its store buffer** holds what it wrote, in order (x86: total store order), until the virtual CPU
+//!   leaves the guest, acknowledges a flush, or, at any moment, a third thread lets one store out.
+//! * **a write fault** waits for the p2m lock, then takes a cleared page, or makes a read-only entry writable
+//!   again.
+//! * **the neighbour**, another domain, takes each released frame in the instant of its release and writes to
+//!   it.
 //! * **a holder** (a grant or foreign mapping) looks the page up under the p2m lock and takes a reference.
 //!
-//! Guest memory that nothing changes meanwhile (page tables, other descriptors) comes from a snapshot of the mock guest and is
-//! no step.
+//! Guest memory that nothing changes meanwhile (page tables, other descriptors) comes from a snapshot of the
+//! mock guest and is no step.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod engine;
@@ -95,8 +98,8 @@ fn explore_protected(
     )
 }
 
-/// Tries every interleaving of a guest, its store buffer and the engine in a world of `make`'s; returns their number and
-/// the first thing that `judge` found wrong.
+/// Tries every interleaving of a guest, its store buffer and the engine in a world of `make`'s; returns their
+/// number and the first thing that `judge` found wrong.
 fn explore_threads<W: 'static>(
     make: impl Fn() -> W + Send + Sync + 'static,
     guest: impl Fn(&W) + Copy + Send + Sync + 'static,

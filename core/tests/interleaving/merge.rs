@@ -1,7 +1,8 @@
 //! The same for two pages that come to share a frame: the engine's thread is [`merge_protected`].
 //!
-//! The guest has two pages, each cached with a writable translation from earlier use. It writes to one of them and reads
-//! both, or somebody takes a reference to one for writing. The neighbour takes each released frame at once.
+//! The guest has two pages, each cached with a writable translation from earlier use. It writes to one of
+//! them and reads both, or somebody takes a reference to one for writing. The neighbour takes each released
+//! frame at once.
 
 use std::sync::Mutex as Cell;
 
@@ -143,7 +144,8 @@ impl World {
         }
     }
 
-    /// The write-fault handler: under the p2m lock, a shared page gets a copy or becomes its last sharer's own.
+    /// The write-fault handler: under the p2m lock, a shared page gets a copy or becomes its last sharer's
+    /// own.
     fn fault(&self, page: usize) {
         let lock = self.p2m_lock.lock().unwrap();
         let found = self.step(|state| state.entries[page]);

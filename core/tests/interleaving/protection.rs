@@ -1,8 +1,9 @@
 //! What the hypervisor writes into an entry that must not be written through (`lacuna_p2m_protected` and
 //! `P2M_NEVER_WRITABLE_TYPES` in `patches/`), and what a processor makes of it.
 //!
-//! Xen's log-dirty type is read-only only where faults tell which pages are written to. Where the processor logs them
-//! (page-modification logging), 4 KiB entries of that type are writable; tracking a guest's video memory switches this on.
+//! Xen's log-dirty type is read-only only where faults tell which pages are written to. Where the processor
+//! logs them (page-modification logging), 4 KiB entries of that type are writable; tracking a guest's video
+//! memory switches this on.
 
 /// How the processor tells which pages a guest has written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
-//! Giving a page, or a whole block, back for a write (`lacuna_unshare()` and `lacuna_refill_block()` in `patches/`): why it is
-//! read-only before it is writable.
+//! Giving a page, or a whole block, back for a write (`lacuna_unshare()` and `lacuna_refill_block()` in
+//! `patches/`): why it is read-only before it is writable.
 //!
-//! One virtual CPU has written and waits while the hypervisor replaces what it wrote to: that is the engine's thread, and C code,
-//! so its steps are modelled. Another writes to the same page, or to another page of the block, which takes a fault only as
-//! long as the entry is read-only, and says so in memory of its own. A third one, which has the zero frame in its TLB, sees
-//! that, and reads the page.
+//! One virtual CPU has written and waits while the hypervisor replaces what it wrote to: that is the engine's
+//! thread, and C code, so its steps are modelled. Another writes to the same page, or to another page of the
+//! block, which takes a fault only as long as the entry is read-only, and says so in memory of its own. A
+//! third one, which has the zero frame in its TLB, sees that, and reads the page.
 
 use loom::sync::{Mutex, MutexGuard};
 

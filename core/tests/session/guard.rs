@@ -140,8 +140,9 @@ fn a_soft_reset_ends_the_session() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// A kexec into the same kernel, without KASLR: registers and page tables come back, the old memory map lies on. What the
-    /// new kernel writes where the old map says *free* must stay, however the operations fall.
+    /// A kexec into the same kernel, without KASLR: registers and page tables come back, the old memory map
+    /// lies on. What the new kernel writes where the old map says *free* must stay, however the operations
+    /// fall.
     #[test]
     fn a_kexec_ends_the_session_and_loses_nothing(
         layout in prop::sample::select(&Layout::ALL[..]),

@@ -221,7 +221,8 @@ fn memory_that_is_unplugged_is_no_longer_free() {
     }
 }
 
-/// A page of the list of zeroed pages that is not zero keeps its data, is counted, and is not looked at again.
+/// A page of the list of zeroed pages that is not zero keeps its data, is counted, and is not looked at
+/// again.
 #[test]
 fn a_windows_guest_that_lies_keeps_its_data() {
     for map_pages in [MapPages::Small, MapPages::Large] {
@@ -264,7 +265,8 @@ fn a_windows_guest_that_lies_keeps_its_data() {
     }
 }
 
-/// Pages that the last complete scan found free, and of those met since `before` the ones that some counter accounts for.
+/// Pages that the last complete scan found free, and of those met since `before` the ones that some counter
+/// accounts for.
 fn found_and_accounted_for(before: &Statistics, now: &Statistics) -> (u64, u64) {
     let sum = |s: &Statistics| {
         s.shared
@@ -280,8 +282,9 @@ fn found_and_accounted_for(before: &Statistics, now: &Statistics) -> (u64, u64) 
     (now.scan_free, sum(now) - sum(before))
 }
 
-/// Nothing that the scan found is forgotten: not the first page of a slice whose time was up when the guard was through
-/// (a busy host, an emulated one), nor that of a region which took all the time and could not be one entry.
+/// Nothing that the scan found is forgotten: not the first page of a slice whose time was up when the guard
+/// was through (a busy host, an emulated one), nor that of a region which took all the time and could not be
+/// one entry.
 #[test]
 fn every_page_found_is_accounted_for_however_slow_the_machine() {
     let windows = Config {
@@ -293,7 +296,8 @@ fn every_page_found_is_accounted_for_however_slow_the_machine() {
         .into_iter()
         .flat_map(|config| [MapPages::Small, MapPages::Large].map(|pages| (config.clone(), pages)))
     {
-        // What a read costs: as always; so that 512 looks take longer than a slice may; so that the guard alone does.
+        // What a read costs: as always; so that 512 looks take longer than a slice may; so that the guard
+        // alone does.
         for price in [20, 5_000, 500_000] {
             let mut guest = MockGuest::new(&Config {
                 map_pages,
@@ -322,8 +326,9 @@ fn every_page_found_is_accounted_for_however_slow_the_machine() {
                     "{price} ns, {config:?}"
                 );
                 before = now;
-                // Some of what was given back is taken again, so that 2 MiB entries fall apart: also one that is free again
-                // as a whole, and is put together from entries that are on zero frames and one that is not.
+                // Some of what was given back is taken again, so that 2 MiB entries fall apart: also one that
+                // is free again as a whole, and is put together from entries that are on zero frames and one
+                // that is not.
                 assert_eq!(guest.store(0, Gfn::new(5120 + 7), 0, &[0]), Access::Done);
                 for _ in 0..5 {
                     let page = guest.alloc(0, 0).unwrap();

@@ -267,7 +267,8 @@ fn verdict(answer: &Explanation) -> String {
     }
 }
 
-/// The verdict in words where pages are free each by itself: Windows, whose profile goes by an entry and its bytes.
+/// The verdict in words where pages are free each by itself: Windows, whose profile goes by an entry and its
+/// bytes.
 fn verdict_by_entries(answer: &Explanation) -> String {
     match (answer.verdict, answer.reason) {
         (0, _) => {

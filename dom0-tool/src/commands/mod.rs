@@ -1,4 +1,5 @@
-//! The command line: each subcommand parses its arguments ([`cli`]), calls an operation, and shows its report (`render`).
+//! The command line: each subcommand parses its arguments ([`cli`]), calls an operation, and shows its report
+//! (`render`).
 
 mod attach;
 pub mod cli;
@@ -30,7 +31,8 @@ use cli::{Cli, Command, ProfileCommand, SymbolsCommand};
 
 /// Exit status of a command that did all that it was asked.
 const DONE: u8 = 0;
-/// Exit status of a scan that found what the guest's counters say, of a kernel that nothing ties to a processor.
+/// Exit status of a scan that found what the guest's counters say, of a kernel that nothing ties to a
+/// processor.
 const UNTIED: u8 = 9;
 
 /// Where text goes while a command runs: nowhere with `--json`.

@@ -1,8 +1,9 @@
 //! How much of a CPU the daemon may use.
 //!
-//! Credit grows with time and is spent by work, as measured by the process' own CPU clock, in which a hypercall counts as
-//! long as it takes. A piece of work begins only while there is credit; it may overdraw, and then nothing begins until
-//! the debt has been waited off. So the share holds in the long run whatever a piece costs.
+//! Credit grows with time and is spent by work, as measured by the process' own CPU clock, in which a
+//! hypercall counts as long as it takes. A piece of work begins only while there is credit; it may overdraw,
+//! and then nothing begins until the debt has been waited off. So the share holds in the long run whatever a
+//! piece costs.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! The daemon's configuration file, TOML. `docs/daemon.md` describes it for operators.
 //!
-//! Nothing unknown is passed over: a misspelt key would otherwise be a setting that silently does nothing. What is wrong is
-//! said with the line, what stands there, and what may stand there.
+//! Nothing unknown is passed over: a misspelt key would otherwise be a setting that silently does nothing.
+//! What is wrong is said with the line, what stands there, and what may stand there.
 
 mod error;
 

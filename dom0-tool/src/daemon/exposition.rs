@@ -1,9 +1,12 @@
-//! The two formats in which metrics are read: `OpenMetrics`, and Prometheus' text format 0.0.4, which is older.
+//! The two formats in which metrics are read: `OpenMetrics`, and Prometheus' text format 0.0.4, which is
+//! older.
 //!
-//! They differ in little. In the older one the definition of a counter has the name that its samples have, with `_total`, and
-//! there is neither a unit nor a mark at the end. `promtool check metrics` reads that one alone.
+//! They differ in little. In the older one the definition of a counter has the name that its samples have,
+//! with `_total`, and there is neither a unit nor a mark at the end. `promtool check metrics` reads that one
+//! alone.
 //!
-//! Sources: <https://prometheus.io/docs/instrumenting/exposition_formats/>, the `OpenMetrics` specification 1.0.
+//! Sources: <https://prometheus.io/docs/instrumenting/exposition_formats/>, the `OpenMetrics` specification
+//! 1.0.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

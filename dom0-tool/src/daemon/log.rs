@@ -1,7 +1,7 @@
 //! The daemon's events: one line each on standard error, for people or as JSON.
 //!
-//! Every event has the field `event`, a name of its own that does not change (`docs/daemon.md` lists them), and fields for
-//! its values.
+//! Every event has the field `event`, a name of its own that does not change (`docs/daemon.md` lists them),
+//! and fields for its values.
 
 use std::io;
 

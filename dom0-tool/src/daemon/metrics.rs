@@ -1,7 +1,7 @@
 //! What the daemon tells, as text in the format of `OpenMetrics`.
 //!
-//! Each metric is one row of a table here: name, unit, kind, definition, and where the value comes from. `docs/daemon.md`
-//! has the same rows; a test holds the two together.
+//! Each metric is one row of a table here: name, unit, kind, definition, and where the value comes from.
+//! `docs/daemon.md` has the same rows; a test holds the two together.
 
 use std::collections::BTreeMap;
 use std::fmt;

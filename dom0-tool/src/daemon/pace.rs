@@ -1,8 +1,9 @@
 //! How often it is worth to look at the contents of all of a guest's pages.
 //!
-//! A look hashes every page that is in use, so it costs CPU time by the size of the guest, whether or not it finds anything;
-//! and a page that is shared and soon written costs a fault and a copy. Where the last look gave little, or the guest has
-//! taken back more since than it gave, twice as many rounds go by before the next one; where it paid, half as many.
+//! A look hashes every page that is in use, so it costs CPU time by the size of the guest, whether or not it
+//! finds anything; and a page that is shared and soon written costs a fault and a copy. Where the last look
+//! gave little, or the guest has taken back more since than it gave, twice as many rounds go by before the
+//! next one; where it paid, half as many.
 
 /// A look that gives back less than this part of the pages it hashed found nothing to speak of.
 const LITTLE: u64 = 1000;

@@ -1,15 +1,16 @@
 //! The host's memory: what is free, what guests may take back, and when to stop promising more.
 //!
-//! Whatever a guest has given back it may take again at any moment. When the host's free memory falls below the reserve,
-//! what guests may take back must not grow any more: it stays where it was at that moment. A guest that has taken pages and
-//! freed them since may give those back again, which is what fills the reserve.
+//! Whatever a guest has given back it may take again at any moment. When the host's free memory falls below
+//! the reserve, what guests may take back must not grow any more: it stays where it was at that moment. A
+//! guest that has taken pages and freed them since may give those back again, which is what fills the
+//! reserve.
 
 use crate::xen::privcmd::HostMemory;
 
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = 256;
-/// The reserve is full again at this much more than its size, as a part of it: without a gap a host at the limit would
-/// report at every look.
+/// The reserve is full again at this much more than its size, as a part of it: without a gap a host at the
+/// limit would report at every look.
 const RECOVERY_PART: u64 = 8;
 
 /// A change that the operator is to be told of.

@@ -1,7 +1,8 @@
 //! Hands the metrics out over HTTP, on a Unix socket or a port of the loopback interface.
 //!
-//! One thread, one connection at a time, a request of bounded size in bounded time: a client can keep others waiting for
-//! a few seconds and do nothing else. It never waits for the hypervisor: it serves the text that was published last.
+//! One thread, one connection at a time, a request of bounded size in bounded time: a client can keep others
+//! waiting for a few seconds and do nothing else. It never waits for the hypervisor: it serves the text that
+//! was published last.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -36,7 +37,8 @@ impl Board {
     }
 }
 
-/// A server in a thread of its own. It stops listening when the process ends; the socket's file goes with this value.
+/// A server in a thread of its own. It stops listening when the process ends; the socket's file goes with
+/// this value.
 #[derive(Debug)]
 pub struct Server {
     socket: Option<PathBuf>,
@@ -84,8 +86,8 @@ impl Drop for Server {
     }
 }
 
-/// Listens on `path`, in place of a socket that a daemon left that was killed: the caller holds the daemon's lock, so
-/// nobody listens on it. What is no socket stays.
+/// Listens on `path`, in place of a socket that a daemon left that was killed: the caller holds the daemon's
+/// lock, so nobody listens on it. What is no socket stays.
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -94,7 +96,8 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    // The owner and, where the operator gives the folder a group, that group: what guests use is not for everybody.
+    // The owner and, where the operator gives the folder a group, that group: what guests use is not for
+    // everybody.
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     Ok(listener)
 }

@@ -1,8 +1,9 @@
 //! Decides what is done next, and does it: one bounded piece of work for one guest at a time.
 //!
-//! Nothing that it remembers matters for safety or is needed after a restart: each piece of work for a guest begins with the
-//! state that the hypervisor reports for it, and the hypervisor refuses what is not safe. A guest without a profile is
-//! attached, one whose kernel has changed is attached anew, one that another daemon attached goes on with a round.
+//! Nothing that it remembers matters for safety or is needed after a restart: each piece of work for a guest
+//! begins with the state that the hypervisor reports for it, and the hypervisor refuses what is not safe. A
+//! guest without a profile is attached, one whose kernel has changed is attached anew, one that another
+//! daemon attached goes on with a round.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -96,7 +97,8 @@ impl<X: Xen> Supervisor<X> {
         })
     }
 
-    /// Does what is most overdue, if anything is and the CPU budget allows it. Returns how long nothing needs doing then.
+    /// Does what is most overdue, if anything is and the CPU budget allows it. Returns how long nothing needs
+    /// doing then.
     pub fn tick(&mut self) -> Duration {
         let now = self.xen.now();
         let before = self.xen.cpu_time();
@@ -173,8 +175,8 @@ impl<X: Xen> Supervisor<X> {
                 }
             }
         }
-        // Reading counters touches no guest: done for those that are otherwise left alone as well, since what they can take
-        // back counts, and metrics are to be fresh.
+        // Reading counters touches no guest: done for those that are otherwise left alone as well, since what
+        // they can take back counts, and metrics are to be fresh.
         for (domain, watched) in &mut self.guests {
             if let Ok(look) = self.xen.look(*domain) {
                 watched.look = Some(look);
@@ -326,7 +328,8 @@ impl<X: Xen> Supervisor<X> {
                 watched.due = now + BUSY_WAIT;
                 return;
             }
-            // One that boots is soon done with it, and is no failure: a guest that was restored waits for nothing.
+            // One that boots is soon done with it, and is no failure: a guest that was restored waits for
+            // nothing.
             Cause::Booting => watched.due = now + self.config.retry_first,
             // A PV guest does not become another kind of guest; that it goes is noticed by the poll.
             Cause::NotHvm => watched.due = now + self.config.retry_longest,

@@ -63,12 +63,12 @@ pub fn attach<O: Observer + ?Sized>(
     attached
 }
 
-/// CPU time within which a guest whose kernel is not to be known is taken to be booting: Debian 13 takes 3 to 10 s on a
-/// processor of this decade, and an idle guest does not reach this for long.
+/// CPU time within which a guest whose kernel is not to be known is taken to be booting: Debian 13 takes 3 to
+/// 10 s on a processor of this decade, and an idle guest does not reach this for long.
 const BOOTING: Duration = Duration::from_secs(30);
 
-/// What to tell instead of `failure` where the guest has run for `ran` only: that its kernel is not to be known, or not
-/// as its profile has it, is what a guest that boots looks like.
+/// What to tell instead of `failure` where the guest has run for `ran` only: that its kernel is not to be
+/// known, or not as its profile has it, is what a guest that boots looks like.
 fn while_booting(failure: Failure, ran: Duration) -> Failure {
     let looks_so = matches!(failure.cause, Cause::UnknownKernel | Cause::Contradiction);
     if !looks_so || ran >= BOOTING {

@@ -160,7 +160,8 @@ impl Live {
         }
     }
 
-    /// Opens the domain's memory, identifies its kernel, and does `work` with both. The memory is closed afterwards.
+    /// Opens the domain's memory, identifies its kernel, and does `work` with both. The memory is closed
+    /// afterwards.
     ///
     /// # Errors
     /// Why no kernel was identified, or what `work` returns.
@@ -178,8 +179,9 @@ impl Live {
 
 /// A scan's figures for people, of a guest with `memory` pages.
 ///
-/// A kernel has descriptors for whole sections (128 MiB on x86, `SECTION_SIZE_BITS`), and calls what is not there in use, or
-/// rather reserved. Pages in use are those that are left of the guest's memory; the rest counts as having no memory.
+/// A kernel has descriptors for whole sections (128 MiB on x86, `SECTION_SIZE_BITS`), and calls what is not
+/// there in use, or rather reserved. Pages in use are those that are left of the guest's memory; the rest
+/// counts as having no memory.
 pub fn of_memory(scanned: Scanned, memory: u64) -> Scanned {
     let in_use = memory
         .saturating_sub(scanned.free + scanned.unknown)
@@ -211,7 +213,8 @@ pub fn with_dumped_kernel<O: Observer + ?Sized, T>(
     outcome.map_err(|failure| of_a_file(failure, dump))
 }
 
-/// A failure with what it means for a file: nothing is tried again with one, but it may lack what a guest has.
+/// A failure with what it means for a file: nothing is tried again with one, but it may lack what a guest
+/// has.
 fn of_a_file(failure: Failure, dump: &Dump) -> Failure {
     let Clues { remedy, absent, .. } = failure.clues;
     let mut failure = failure;

@@ -38,7 +38,8 @@ pub struct Look {
 }
 
 impl Look {
-    /// Pages of the guest on zero frames or on frames shared by content: so many may want a frame of their own again.
+    /// Pages of the guest on zero frames or on frames shared by content: so many may want a frame of their
+    /// own again.
     pub const fn given_back(&self) -> u64 {
         self.statistics
             .zero_gfns
@@ -89,18 +90,21 @@ pub trait Xen {
     /// # Errors
     /// The engine's refusal.
     fn bitmap(&mut self, domain: u16) -> Result<Vec<u8>, Failure>;
-    /// Gives back free pages of frames `from` to before `end` (`None`: all that follow), about `most` at most.
+    /// Gives back free pages of frames `from` to before `end` (`None`: all that follow), about `most` at
+    /// most.
     ///
     /// # Errors
     /// The engine's refusal.
     fn share(&mut self, domain: u16, from: u64, end: Option<u64>, most: u64)
     -> Result<Part<Shared>, Failure>;
-    /// Has a guest share by content with the members of trust group `name`, with nobody else for an empty name.
+    /// Has a guest share by content with the members of trust group `name`, with nobody else for an empty
+    /// name.
     ///
     /// # Errors
     /// The hypervisor's refusal: pages are shared with members of another group.
     fn set_group(&mut self, domain: u16, name: &str) -> Result<(), Failure>;
-    /// Shares pages that hold the same bytes, but for those that the last scan found free: `frames` frames from `from` on.
+    /// Shares pages that hold the same bytes, but for those that the last scan found free: `frames` frames
+    /// from `from` on.
     ///
     /// # Errors
     /// The engine's refusal.

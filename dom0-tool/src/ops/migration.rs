@@ -1,7 +1,8 @@
 //! The files through which this tool and a migrating toolstack tell each other about a guest.
 //!
-//! The sender's and the receiver's helper leave their counters in [`FOLDER`], named by the guest's UUID, which it keeps
-//! across a migration; `lacuna attach` leaves there why it refused a guest, and the sender's log tells it.
+//! The sender's and the receiver's helper leave their counters in [`FOLDER`], named by the guest's UUID,
+//! which it keeps across a migration; `lacuna attach` leaves there why it refused a guest, and the sender's
+//! log tells it.
 
 use std::fs;
 use std::io::{self, ErrorKind};

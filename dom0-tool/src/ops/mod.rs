@@ -1,8 +1,11 @@
-//! What can be done with guests, as functions with options and a report: nothing here parses arguments or prints.
+//! What can be done with guests, as functions with options and a report: nothing here parses arguments or
+//! prints.
 //!
 //! * [`guest`] opens what an operation is about, [`paused`] stops a guest for the length of one;
-//! * [`identify`], [`profile`], [`attach`], [`scan`], [`dedup`], [`estimate`] and [`status`] are the operations on a guest;
-//! * [`symbols`] and [`fetch`] bring what is known of kernels here, [`inspect`] shows what a file of Windows' says;
+//! * [`identify`], [`profile`], [`attach`], [`scan`], [`dedup`], [`estimate`] and [`status`] are the
+//!   operations on a guest;
+//! * [`symbols`] and [`fetch`] bring what is known of kernels here, [`inspect`] shows what a file of Windows'
+//!   says;
 //! * [`host`] is the host and its guests, [`top`] all of them at a moment, [`doctor`] what is wrong there;
 //! * [`migration`] is what this tool and a migrating toolstack leave for each other.
 
@@ -31,8 +34,8 @@ use crate::source::dump::Dump;
 use crate::xen::engine::Scanned;
 use dedup::Round;
 
-/// Is told what an operation has found so far, so that it can be shown while the rest goes on. Each method does nothing
-/// unless it is written.
+/// Is told what an operation has found so far, so that it can be shown while the rest goes on. Each method
+/// does nothing unless it is written.
 pub trait Observer: Progress {
     /// A dump was opened.
     fn dump_opened(&mut self, dump: &Dump) {

@@ -10,8 +10,8 @@ use super::guest::Live;
 use crate::failure::{Class, Failure};
 use crate::xen::privcmd::{Pause, PrivcmdError};
 
-/// Does `work` while the guest is stopped, if `wanted`. The guest goes on afterwards: on success, on failure, and when the
-/// operator interrupts the program, which waits until then.
+/// Does `work` while the guest is stopped, if `wanted`. The guest goes on afterwards: on success, on failure,
+/// and when the operator interrupts the program, which waits until then.
 ///
 /// # Errors
 /// The guest cannot be stopped, or does not go on; or what `work` returns.

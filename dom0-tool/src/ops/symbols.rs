@@ -30,8 +30,8 @@ pub fn fetch<P: Progress + ?Sized>(
     Ok((key, hit))
 }
 
-/// Writes what a PDB says to a small file: that of a PDB, of an executable, or of a path in a symbol store. Returns the
-/// PDB's path in a symbol store.
+/// Writes what a PDB says to a small file: that of a PDB, of an executable, or of a path in a symbol store.
+/// Returns the PDB's path in a symbol store.
 ///
 /// # Errors
 /// There is no such PDB, it is no kernel's, or why the file was not written.
@@ -67,7 +67,8 @@ pub fn export<P: Progress + ?Sized>(
     Ok(key.path())
 }
 
-/// Keeps what [`export`] wrote, or a symbol table of Volatility's, in the folder `layouts`. Returns the file that it is kept in, and the key of the PDB.
+/// Keeps what [`export`] wrote, or a symbol table of Volatility's, in the folder `layouts`. Returns the file
+/// that it is kept in, and the key of the PDB.
 ///
 /// # Errors
 /// It is no such file, or why it was not kept.

@@ -15,7 +15,8 @@ pub struct Sample {
     pub at: Duration,
     /// The host's memory.
     pub memory: HostMemory,
-    /// Guests, and what the hypervisor says of them; PV guests, of which it says nothing here, and those on which another operation runs are left out.
+    /// Guests, and what the hypervisor says of them; PV guests, of which it says nothing here, and those on
+    /// which another operation runs are left out.
     pub guests: Vec<(Seen, Look)>,
 }
 

@@ -1,7 +1,7 @@
 //! The kernels that are known: which one runs in a guest, and the profile of it.
 //!
-//! A [`Kernel`] stands for any of them. [`linux`] and [`windows`] know what is particular to each; callers meet the
-//! difference only where they show it.
+//! A [`Kernel`] stands for any of them. [`linux`] and [`windows`] know what is particular to each; callers
+//! meet the difference only where they show it.
 
 pub mod linux;
 mod sources;
@@ -23,8 +23,8 @@ use windows::shadowed;
 
 pub use sources::{LayoutChoice, Sources, SymbolSources};
 
-/// How long a moment is waited for in which a virtual CPU is in the kernel, where all are in programs on page tables
-/// without it. A program that never waits is interrupted at least 64 times a second (Windows' clock).
+/// How long a moment is waited for in which a virtual CPU is in the kernel, where all are in programs on page
+/// tables without it. A program that never waits is interrupted at least 64 times a second (Windows' clock).
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// Pause between two looks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
@@ -109,8 +109,9 @@ impl Kernel {
     }
 }
 
-/// Identifies the kernel of a guest that runs. `look` stops the guest for a moment and returns its virtual CPUs; it is
-/// called once, and again only while all of them are in programs of Windows. Returns the kernel and what it was identified by.
+/// Identifies the kernel of a guest that runs. `look` stops the guest for a moment and returns its virtual
+/// CPUs; it is called once, and again only while all of them are in programs of Windows. Returns the kernel
+/// and what it was identified by.
 ///
 /// # Errors
 /// Why no kernel was identified, or what `look` returns.
@@ -136,8 +137,9 @@ pub fn identify_running<M: GuestSource, P: Progress + ?Sized>(
 
 /// Identifies the kernel of a guest that stands still, and does `work` with it.
 ///
-/// Where the virtual CPUs' registers do not lead to a Windows kernel, Linux is tried first. If that comes to nothing, and
-/// nothing says that Linux was right, a Windows kernel is searched for in all of memory, and `work` is done with that.
+/// Where the virtual CPUs' registers do not lead to a Windows kernel, Linux is tried first. If that comes to
+/// nothing, and nothing says that Linux was right, a Windows kernel is searched for in all of memory, and
+/// `work` is done with that.
 ///
 /// # Errors
 /// Why no kernel was identified, or what `work` returns.

@@ -1,7 +1,8 @@
 //! A guest's virtual memory, read through its page tables.
 //!
-//! [`KernelView`] is for many reads through tables that have been confirmed, and says why one failed. [`AddressSpace`] reads
-//! once, of tables that may be anything, where what cannot be read is an answer like another.
+//! [`KernelView`] is for many reads through tables that have been confirmed, and says why one failed.
+//! [`AddressSpace`] reads once, of tables that may be anything, where what cannot be read is an answer like
+//! another.
 
 use lacuna_core::{
     GuestMemory, GuestPhys, GuestVirt, Mapping, PAGE_SIZE, PagingLevels, ReadError, WalkError, walk,
@@ -86,7 +87,8 @@ impl AddressSpace {
         self.number(memory, at, 0, bytes).map(GuestVirt::new)
     }
 
-    /// How far to go down from `at` to leave what is known not to be mapped: to the start of the missing span.
+    /// How far to go down from `at` to leave what is known not to be mapped: to the start of the missing
+    /// span.
     pub fn unmapped_below<M: GuestMemory + ?Sized>(self, memory: &mut M, at: GuestVirt) -> Option<GuestVirt> {
         match walk(memory, self.root, self.levels, at) {
             Ok(_) => None,

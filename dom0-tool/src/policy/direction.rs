@@ -1,7 +1,8 @@
 //! From which end of its memory a guest allocates.
 //!
-//! Linux hands out its highest zone first and goes to lower ones when that is used up; within a zone the order follows the
-//! history of its free lists. So it is learnt: where do the regions lie that stop being free, against all regions?
+//! Linux hands out its highest zone first and goes to lower ones when that is used up; within a zone the
+//! order follows the history of its free lists. So it is learnt: where do the regions lie that stop being
+//! free, against all regions?
 
 use super::regions::Regions;
 
@@ -29,8 +30,9 @@ impl Direction {
         self.lean = self.lean * MEMORY + (mean - middle) / middle * (1.0 - MEMORY);
     }
 
-    /// Sorts `ripe` regions (which come lowest first): those that are given back already last, for little is left in them;
-    /// then the oldest first, and of equally old ones those first that lie away from where the guest allocates.
+    /// Sorts `ripe` regions (which come lowest first): those that are given back already last, for little is
+    /// left in them; then the oldest first, and of equally old ones those first that lie away from where the
+    /// guest allocates.
     pub fn sort(&self, ripe: &mut [usize], regions: &Regions) {
         if self.lean < -LEAST_LEAN {
             ripe.reverse();

@@ -1,13 +1,14 @@
 //! How likely free memory is to be taken, by how long it has been free.
 //!
-//! A guest whose use of memory swings takes what it freed some scans ago, and leaves alone what has been free for longer. That
-//! shows in what it keeps as well as in what it gave back, so it costs no fault to learn: for each age, the pages taken at it
-//! against the pages that were free at it. Memory is given back from the age on at which the risk is worth taking.
+//! A guest whose use of memory swings takes what it freed some scans ago, and leaves alone what has been free
+//! for longer. That shows in what it keeps as well as in what it gave back, so it costs no fault to learn:
+//! for each age, the pages taken at it against the pages that were free at it. Memory is given back from the
+//! age on at which the risk is worth taking.
 
 use super::REGION_PAGES;
 
-/// The least age of each group of ages that are looked at together: the longer memory has been free, the fewer pages there are
-/// of one age. At 128 scans memory is as old as it gets.
+/// The least age of each group of ages that are looked at together: the longer memory has been free, the
+/// fewer pages there are of one age. At 128 scans memory is as old as it gets.
 const AGES: [u8; 16] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128];
 /// By this part what was seen is forgotten with each scan: after 128 scans a third is left.
 const FADE: f64 = 1.0 / 128.0;
@@ -34,8 +35,8 @@ impl Hazard {
         }
     }
 
-    /// A region that had been left alone for `age` scans has had `taken` of its pages taken since. What was not free before
-    /// has no age, and small change is younger than its region: neither belongs here.
+    /// A region that had been left alone for `age` scans has had `taken` of its pages taken since. What was
+    /// not free before has no age, and small change is younger than its region: neither belongs here.
     #[allow(clippy::cast_precision_loss)] // 512
     pub fn learn(&mut self, age: u8, taken: u32) {
         let group = AGES.iter().rposition(|least| age >= *least);
@@ -45,8 +46,8 @@ impl Hazard {
         }
     }
 
-    /// The age from which on a page is likely to stay free for `scans` scans: 0 where none is too young, 128 where none was
-    /// seen to be old enough.
+    /// The age from which on a page is likely to stay free for `scans` scans: 0 where none is too young, 128
+    /// where none was seen to be old enough.
     pub fn safe_age(&self, scans: u16) -> u8 {
         let risky = |seen: &Seen| seen.taken * f64::from(scans) > seen.exposed;
         // Each but the oldest, which nothing comes after.
@@ -62,8 +63,8 @@ impl Hazard {
 mod tests {
     use super::Hazard;
 
-    /// `scans` scans of ten regions, two of which are free for 12 scans and then in use for as long; of the others `small` pages are
-    /// taken at each scan.
+    /// `scans` scans of ten regions, two of which are free for 12 scans and then in use for as long; of the
+    /// others `small` pages are taken at each scan.
     fn swings(hazard: &mut Hazard, scans: u32, small: u32) {
         for scan in 0..scans {
             hazard.fade();

@@ -21,7 +21,8 @@ pub struct Headroom {
 impl Headroom {
     /// Learns from two observations, one after the other.
     pub fn learn(&mut self, last: &Observed, now: &Observed) {
-        // What is free by now less what was, and, where the guest took and freed at once, what it took by faults.
+        // What is free by now less what was, and, where the guest took and freed at once, what it took by
+        // faults.
         let net = last.free.saturating_sub(now.free);
         let taken = now.unshared.saturating_sub(last.unshared);
         let faded = self.demand - self.demand / FADE_PART;

@@ -1,26 +1,28 @@
 //! What of a guest's free memory to give back: what will stay free.
 //!
-//! Giving back everything that is free saves most, and costs a write fault for each page that the guest takes again soon
-//! after. The paper left that open (section 6.1.3, figure 9: rarer rounds cost less, but the slowdown does not reach zero).
-//! Here each guest is watched from scan to scan, by regions of 2 MiB:
+//! Giving back everything that is free saves most, and costs a write fault for each page that the guest takes
+//! again soon after. The paper left that open (section 6.1.3, figure 9: rarer rounds cost less, but the
+//! slowdown does not reach zero). Here each guest is watched from scan to scan, by regions of 2 MiB:
 //!
-//! * **order**: only regions of which most is free count. An allocator serves small requests from small blocks in regions that
-//!   are mostly in use; these stay the guest's own, so most of its allocations meet no zero frame at all;
-//! * **age**: no more than small change may have been taken of a region in several scans running, and for longer than the guest
-//!   has been seen to leave memory alone that it then takes ([`hazard`]);
-//! * **refaults**: a region that was taken again soon after it was given back must wait twice as long next time, and longer than
-//!   it was free before: a swing is seen once ([`regions`]);
-//! * **direction**: of regions that may be given back, those go first that lie away from where the guest allocates
-//!   ([`direction`]);
+//! * **order**: only regions of which most is free count. An allocator serves small requests from small
+//!   blocks in regions that are mostly in use; these stay the guest's own, so most of its allocations meet no
+//!   zero frame at all;
+//! * **age**: no more than small change may have been taken of a region in several scans running, and for
+//!   longer than the guest has been seen to leave memory alone that it then takes ([`hazard`]);
+//! * **refaults**: a region that was taken again soon after it was given back must wait twice as long next
+//!   time, and longer than it was free before: a swing is seen once ([`regions`]);
+//! * **direction**: of regions that may be given back, those go first that lie away from where the guest
+//!   allocates ([`direction`]);
 //! * **headroom**: free memory that is not given back, as much as the guest's recent demand ([`headroom`]);
-//! * **cost**: when faults cost the guest more than what the memory was worth, every region waits longer ([`pressure`]).
+//! * **cost**: when faults cost the guest more than what the memory was worth, every region waits longer
+//!   ([`pressure`]).
 //!
-//! Nothing here talks to a hypervisor: [`Policy::decide`] turns the bitmap of a scan into frames to share. What it gets wrong
-//! costs time, never data: the engine asks for every page again.
+//! Nothing here talks to a hypervisor: [`Policy::decide`] turns the bitmap of a scan into frames to share.
+//! What it gets wrong costs time, never data: the engine asks for every page again.
 //!
-//! The engine needs nothing new for it. A share operation takes a range of frames, and the bitmap can be read: one bit a page
-//! once a round, which for a guest of 1 TiB is 32 MiB. Were that to become too much, ages would have to be kept beside the
-//! bitmap in the hypervisor.
+//! The engine needs nothing new for it. A share operation takes a range of frames, and the bitmap can be
+//! read: one bit a page once a round, which for a guest of 1 TiB is 32 MiB. Were that to become too much,
+//! ages would have to be kept beside the bitmap in the hypervisor.
 
 pub mod direction;
 pub mod hazard;
@@ -39,9 +41,11 @@ use regions::Regions;
 /// Pages of a region.
 pub const REGION_PAGES: u64 = 512;
 
-/// For how long the host must have a page for it to be worth a fault, which costs the guest some microseconds.
+/// For how long the host must have a page for it to be worth a fault, which costs the guest some
+/// microseconds.
 pub const WORTH: Duration = Duration::from_secs(60);
-/// For how long memory should be likely to stay free to be given back: five times that, as some is taken sooner all the same.
+/// For how long memory should be likely to stay free to be given back: five times that, as some is taken
+/// sooner all the same.
 pub const LIKELY: Duration = Duration::from_secs(300);
 
 /// What is known of a guest after a scan. Pages are of 4 KiB.
@@ -49,8 +53,8 @@ pub const LIKELY: Duration = Duration::from_secs(300);
 pub struct Observed {
     /// When, since some fixed moment.
     pub at: Duration,
-    /// Pages of memory that the guest has, those on zero frames included. Its frames go further: a PVH guest has some just
-    /// below 4 GiB, however small it is.
+    /// Pages of memory that the guest has, those on zero frames included. Its frames go further: a PVH guest
+    /// has some just below 4 GiB, however small it is.
     pub total: u64,
     /// Pages free by the scan.
     pub free: u64,
@@ -145,7 +149,8 @@ fn scans(time: Duration, interval: Duration) -> u16 {
     u16::try_from(scans).unwrap_or(u16::MAX)
 }
 
-/// Regions in an order, as runs in that order: neighbours that follow one another, in either direction, are one run.
+/// Regions in an order, as runs in that order: neighbours that follow one another, in either direction, are
+/// one run.
 fn runs(regions: &[usize]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for region in regions {

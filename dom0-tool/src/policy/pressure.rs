@@ -1,7 +1,7 @@
 //! Whether giving back is worth what it costs, in all.
 //!
-//! A fault costs the guest time; a page that the host has meanwhile is worth something for as long as it has it. The exchange
-//! rate is a choice: a page that comes back within [`WORTH`] was not worth its fault.
+//! A fault costs the guest time; a page that the host has meanwhile is worth something for as long as it has
+//! it. The exchange rate is a choice: a page that comes back within [`WORTH`] was not worth its fault.
 
 use super::{Observed, WORTH};
 
@@ -26,7 +26,8 @@ impl Pressure {
         // What was given back at the beginning less what came back since, at least, for all of the time.
         let worth = u128::from(last.given_back.min(now.given_back)) * interval.as_millis();
         if cost > worth {
-            // A single fault is no reason to give back nothing for an hour: there must have been something to lose.
+            // A single fault is no reason to give back nothing for an hour: there must have been something to
+            // lose.
             if faults > u128::from(last.given_back / 1024) {
                 self.level = (self.level + 1).min(MOST_LEVEL);
             }

@@ -5,26 +5,28 @@ use super::{REGION_PAGES, Run};
 
 /// Bytes of bitmap of one region.
 const REGION_BYTES: usize = (REGION_PAGES / 8) as usize;
-/// Scans running in which a region must have been left alone, as long as nothing is held against it. One would be whatever
-/// is free at an instant.
+/// Scans running in which a region must have been left alone, as long as nothing is held against it. One
+/// would be whatever is free at an instant.
 pub const LEAST_AGE: u8 = 2;
 /// Most scans that a region is made to wait: at one a minute, two hours.
 const MOST_AGE: u8 = 128;
-/// Giving a region back was right when the host had it for so many times as long as it had to wait, and for as long as the
-/// faults are worth; otherwise it was too early.
+/// Giving a region back was right when the host had it for so many times as long as it had to wait, and for
+/// as long as the faults are worth; otherwise it was too early.
 const FAIR: u16 = 4;
 
-/// Of a region's pages, so many must be free for it to count: five eighths. An allocator serves small requests from small
-/// blocks, in regions that are mostly in use; those stay the guest's own.
+/// Of a region's pages, so many must be free for it to count: five eighths. An allocator serves small
+/// requests from small blocks, in regions that are mostly in use; those stay the guest's own.
 const LEAST_FREE: u64 = REGION_PAGES / 8 * 5;
-/// Of a region's pages, so many may be taken between two scans for it to have been left alone all the same: an eighth. It is
-/// the same few that come and go. Those that lay on zero frames cost a fault each, once; the others stay there.
+/// Of a region's pages, so many may be taken between two scans for it to have been left alone all the same:
+/// an eighth. It is the same few that come and go. Those that lay on zero frames cost a fault each, once; the
+/// others stay there.
 const SMALL_CHANGE: u32 = 64;
 
 /// One region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Region {
-    /// Scans running in which most of it was free and no more than small change was taken, up to [`MOST_AGE`].
+    /// Scans running in which most of it was free and no more than small change was taken, up to
+    /// [`MOST_AGE`].
     age: u8,
     /// Scans for which that must be so.
     need: u8,
@@ -49,13 +51,14 @@ impl Default for Region {
 }
 
 impl Region {
-    /// A scan has shown whether it was left alone but for small change, and whether most of it is free now. A fault is worth a
-    /// page that the host has for `worth` scans.
+    /// A scan has shown whether it was left alone but for small change, and whether most of it is free now. A
+    /// fault is worth a page that the host has for `worth` scans.
     fn learn(&mut self, left_alone: bool, mostly_free: bool, worth: u16) {
         if !left_alone || !mostly_free {
             if self.given_back {
                 self.need = if self.kept < self.long_enough(worth) {
-                    // Longer than it was free this time: where a use comes and goes, that is how long it stays away.
+                    // Longer than it was free this time: where a use comes and goes, that is how long it
+                    // stays away.
                     let outlast = self.age.saturating_add(1);
                     self.need.saturating_mul(2).max(outlast).min(MOST_AGE)
                 } else {
@@ -104,8 +107,9 @@ impl Regions {
         self.each.is_empty()
     }
 
-    /// Learns from the bitmap of a scan. Returns the regions in which something was taken that was free at the scan before.
-    /// A page's fault is worth it when the host had the page for `worth` scans. `hazard` learns what was taken at which age.
+    /// Learns from the bitmap of a scan. Returns the regions in which something was taken that was free at
+    /// the scan before. A page's fault is worth it when the host had the page for `worth` scans. `hazard`
+    /// learns what was taken at which age.
     pub fn learn(&mut self, bitmap: &[u8], worth: u16, hazard: &mut Hazard) -> Vec<usize> {
         let count = bitmap.len() / REGION_BYTES;
         self.each.resize(count, Region::default());
@@ -133,10 +137,10 @@ impl Regions {
         changed
     }
 
-    /// Regions that have been left alone for long enough, with every wait 2^`pressure` times as long, and for `safe_age` scans at
-    /// least. Those that are given back come again after a while: small change is free again, and what was taken and freed
-    /// between two scans, or could not be given back then, is seen in no scan. For what is on zero frames already that costs the
-    /// engine a look.
+    /// Regions that have been left alone for long enough, with every wait 2^`pressure` times as long, and for
+    /// `safe_age` scans at least. Those that are given back come again after a while: small change is free
+    /// again, and what was taken and freed between two scans, or could not be given back then, is seen in no
+    /// scan. For what is on zero frames already that costs the engine a look.
     pub fn ripe(&self, pressure: u32, safe_age: u8) -> Vec<usize> {
         let ripe = |region: &Region| {
             let need = u32::from(region.need.max(safe_age)) << pressure.min(8);
@@ -287,7 +291,8 @@ mod tests {
     #[test]
     fn a_swing_is_outlasted_once_it_was_seen() {
         let (free, used) = (bitmap(&[true]), bitmap(&[false]));
-        // At 20 scans a minute its faults are not worth the 10 scans that the host has it; at a scan a minute they are.
+        // At 20 scans a minute its faults are not worth the 10 scans that the host has it; at a scan a minute
+        // they are.
         for (worth, times) in [(20, 1), (1, 5)] {
             let mut regions = Regions::default();
             let mut given = 0;

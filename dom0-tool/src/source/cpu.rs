@@ -43,7 +43,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Whether it can tell which kernel runs: it is online, has a page table, and paging is not known to be off.
+    /// Whether it can tell which kernel runs: it is online, has a page table, and paging is not known to be
+    /// off.
     pub fn is_paging(&self) -> bool {
         !self.offline && self.cr3.is_some() && self.cr0.is_none_or(|cr0| cr0 & CR0_PG != 0)
     }

@@ -1,7 +1,7 @@
 //! The memory of a live domain, mapped a window at a time.
 //!
-//! A mapping holds a reference on every frame in it, and a frame that something holds cannot be shared: drop this
-//! value before a share round.
+//! A mapping holds a reference on every frame in it, and a frame that something holds cannot be shared: drop
+//! this value before a share round.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -17,8 +17,8 @@ const WINDOW: u64 = 16;
 const WINDOWS: usize = 64;
 /// Frames to a window of a search from end to end.
 const SEARCH_WINDOW: u64 = 1024;
-/// After an empty search window, every so many frames of the next are tried before all of it is mapped. A run of
-/// memory shorter than this that follows a hole of [`SEARCH_WINDOW`] frames can be missed by a search.
+/// After an empty search window, every so many frames of the next are tried before all of it is mapped. A run
+/// of memory shorter than this that follows a hole of [`SEARCH_WINDOW`] frames can be missed by a search.
 const PROBE_STEP: usize = 32;
 
 #[derive(Debug)]

@@ -44,7 +44,8 @@ impl DomainInfo {
     pub const DYING: u32 = 1 << 0;
     /// `XEN_DOMINF_hvm_guest`: HVM or PVH.
     pub const HVM: u32 = 1 << 1;
-    /// `XEN_DOMINF_shutdown`: it has shut down, for the reason in the bits of [`DomainInfo::shutdown_reason`].
+    /// `XEN_DOMINF_shutdown`: it has shut down, for the reason in the bits of
+    /// [`DomainInfo::shutdown_reason`].
     pub const SHUTDOWN: u32 = 1 << 2;
     /// `XEN_DOMINF_paused`: by the toolstack.
     pub const PAUSED: u32 = 1 << 3;
@@ -56,19 +57,20 @@ impl DomainInfo {
         self.cpu_time == 0
     }
 
-    /// Why the domain has shut down (`SHUTDOWN_*` of `public/sched.h`: 0 power off, 1 reboot, 2 suspend, 3 crash, 4 watchdog,
-    /// 5 soft reset); `None` while it has not.
+    /// Why the domain has shut down (`SHUTDOWN_*` of `public/sched.h`: 0 power off, 1 reboot, 2 suspend, 3
+    /// crash, 4 watchdog, 5 soft reset); `None` while it has not.
     pub fn shutdown_reason(&self) -> Option<u8> {
         // XEN_DOMINF_shutdownshift and -mask.
         (self.flags & Self::SHUTDOWN != 0).then(|| self.flags.to_le_bytes()[2])
     }
 
-    /// Reads a `struct xen_domctl_getdomaininfo`; `None` when it is of another domain than the one asked for: older
-    /// interfaces answer for the next domain when there is none.
+    /// Reads a `struct xen_domctl_getdomaininfo`; `None` when it is of another domain than the one asked for:
+    /// older interfaces answer for the next domain when there is none.
     pub(super) fn read(bytes: &[u8], domain: DomainId) -> Option<Self> {
         let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        // domain, pad1, flags, tot_pages, max_pages, four more of 8 bytes, cpu_time, nr_online_vcpus, max_vcpu_id, ssidref, handle.
+        // domain, pad1, flags, tot_pages, max_pages, four more of 8 bytes, cpu_time, nr_online_vcpus,
+        // max_vcpu_id, ssidref, handle.
         (word(0)? & 0xffff == u32::from(domain.get())).then_some(Self {
             flags: word(4)?,
             pages: long(8)?,

@@ -98,10 +98,11 @@ pub enum EngineError {
 
 /// How much one hypercall is to do: some milliseconds' worth.
 ///
-/// Xen interrupts a long one for dom0's events, but dom0's kernel may not run anything else on that processor before it is
-/// over: Linux with `CONFIG_PREEMPTION` is built without `xen_maybe_preempt_hcall` (`drivers/xen/preempt.c`), and where it runs
-/// without full preemption all the same (`CONFIG_PREEMPT_DYNAMIC`, as Debian's 6.12), nothing stands in for it. Seen: 53 ms
-/// for 71,000 pages in one call.
+/// Xen interrupts a long one for dom0's events, but dom0's kernel may not run anything else on that processor
+/// before it is over: Linux with `CONFIG_PREEMPTION` is built without `xen_maybe_preempt_hcall`
+/// (`drivers/xen/preempt.c`), and where it runs without full preemption all the same
+/// (`CONFIG_PREEMPT_DYNAMIC`, as Debian's 6.12), nothing stands in for it. Seen: 53 ms for 71,000 pages in
+/// one call.
 ///
 /// Descriptors looked at by a scan.
 pub const SCAN_PART: u64 = 1 << 16;
@@ -110,7 +111,8 @@ pub const SHARE_PART: u64 = 1 << 13;
 /// Frames that the content stage goes through.
 pub const CONTENT_PART: u64 = 1 << 12;
 
-/// Does an operation over all of a domain's memory by `part`, which is given the frame to begin at, and sums up the figures.
+/// Does an operation over all of a domain's memory by `part`, which is given the frame to begin at, and sums
+/// up the figures.
 fn in_parts<T: Default + AddAssign>(
     mut part: impl FnMut(u64) -> Result<Part<T>, EngineError>,
 ) -> Result<T, EngineError> {
@@ -245,8 +247,8 @@ impl Engine {
         in_parts(|from| self.share_part(from, None, SHARE_PART))
     }
 
-    /// Scans frames from `from` on, about `descriptors` descriptors (not 0). Parts that follow one another from frame 0
-    /// to the end count as one scan, which admits the profile.
+    /// Scans frames from `from` on, about `descriptors` descriptors (not 0). Parts that follow one another
+    /// from frame 0 to the end count as one scan, which admits the profile.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -267,7 +269,8 @@ impl Engine {
         Ok(Part::of(figures, &answer))
     }
 
-    /// Shares nominated pages from frame `from` on, before frame `end` if that is given, about `pages` of them (not 0).
+    /// Shares nominated pages from frame `from` on, before frame `end` if that is given, about `pages` of
+    /// them (not 0).
     ///
     /// # Errors
     /// [`EngineError`].
@@ -289,7 +292,8 @@ impl Engine {
         Ok(Part::of(figures, &answer))
     }
 
-    /// One round of the content stage over all memory, part by part; `leave_free`: but for what the last scan found free.
+    /// One round of the content stage over all memory, part by part; `leave_free`: but for what the last scan
+    /// found free.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -297,7 +301,8 @@ impl Engine {
         in_parts(|from| self.content_part(from, CONTENT_PART, leave_free))
     }
 
-    /// The content stage over `frames` frame numbers (not 0) from `from` on; `leave_free` as in [`Self::content`].
+    /// The content stage over `frames` frame numbers (not 0) from `from` on; `leave_free` as in
+    /// [`Self::content`].
     ///
     /// # Errors
     /// [`EngineError`].
@@ -324,7 +329,8 @@ impl Engine {
         Ok(Part::of(figures, &answer))
     }
 
-    /// Lets the domain share by content with the members of the trust group called `name`; with none for an empty name.
+    /// Lets the domain share by content with the members of the trust group called `name`; with none for an
+    /// empty name.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -389,10 +395,11 @@ impl Engine {
         }
     }
 
-    /// The bitmap of free pages as of the last scan, with how many frames it is for: a bit a frame, lowest first.
+    /// The bitmap of free pages as of the last scan, with how many frames it is for: a bit a frame, lowest
+    /// first.
     ///
-    /// Stretches for which the hypervisor keeps no bits are not asked for. Their zeros are pages that nothing was written to,
-    /// so a guest with a page at a very high frame does not make this program use memory.
+    /// Stretches for which the hypervisor keeps no bits are not asked for. Their zeros are pages that nothing
+    /// was written to, so a guest with a page at a very high frame does not make this program use memory.
     ///
     /// # Errors
     /// [`EngineError`].

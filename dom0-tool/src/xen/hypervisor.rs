@@ -1,9 +1,10 @@
-//! Which hypervisor runs, and whether it is one with Lacuna: asked before anything else, and without any guest.
+//! Which hypervisor runs, and whether it is one with Lacuna: asked before anything else, and without any
+//! guest.
 //!
-//! A Xen with Lacuna has the capability `lacuna-N`, N being the version of the hypercall, among those that `xl info` shows
-//! (the patch "x86/lacuna: show that it is there"). One that was built before that patch has not. So what counts
-//! is the hypercall itself, made for the domain that asks: that is always refused, in one way by Lacuna and in another by a Xen
-//! that does not know it.
+//! A Xen with Lacuna has the capability `lacuna-N`, N being the version of the hypercall, among those that
+//! `xl info` shows (the patch "x86/lacuna: show that it is there"). One that was built before that patch has
+//! not. So what counts is the hypercall itself, made for the domain that asks: that is always refused, in one
+//! way by Lacuna and in another by a Xen that does not know it.
 //!
 //! Source: Linux `Documentation/ABI/stable/sysfs-hypervisor-xen`; Xen's `docs/man/xl.1.pod.in`, "info".
 
@@ -70,7 +71,8 @@ fn judge(refusal: Option<EngineError>, described: &Described) -> Result<(), Engi
     match (refusal, described.lacuna) {
         (Some(EngineError::NotThere), _) => Err(EngineError::NotThere),
         (_, Some(version)) if version != VERSION => Err(EngineError::Offers { version }),
-        // Nobody else is refused because of itself. What a policy forbids here it may allow for guests: they tell.
+        // Nobody else is refused because of itself. What a policy forbids here it may allow for guests: they
+        // tell.
         _ => Ok(()),
     }
 }

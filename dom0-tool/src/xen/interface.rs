@@ -1,9 +1,9 @@
 //! The versions of Xen's interfaces for toolstacks, which change from release to release.
 //!
-//! A domctl and a sysctl begin with a number that Xen compares with its own, and Xen refuses with `EACCES` whatever has
-//! another one. The number stands for the structures of all operations. Those that are used here have not changed between
-//! the versions below, except where a function of [`DomctlVersion`] says so, so one build of the tool serves all of them: it
-//! asks which one Xen takes, by an operation that changes nothing.
+//! A domctl and a sysctl begin with a number that Xen compares with its own, and Xen refuses with `EACCES`
+//! whatever has another one. The number stands for the structures of all operations. Those that are used here
+//! have not changed between the versions below, except where a function of [`DomctlVersion`] says so, so one
+//! build of the tool serves all of them: it asks which one Xen takes, by an operation that changes nothing.
 //!
 //! Sources: `xen/include/public/{domctl,sysctl}.h` of Xen 4.17, 4.18, 4.19, 4.20 and 4.21.
 
@@ -25,8 +25,8 @@ impl DomctlVersion {
         self.0
     }
 
-    /// Where the architecture's part of `struct xen_domctl_createdomain` begins: from 0x17 on there is a word for altp2m
-    /// before it.
+    /// Where the architecture's part of `struct xen_domctl_createdomain` begins: from 0x17 on there is a word
+    /// for altp2m before it.
     pub(super) fn created_architecture_at(self) -> usize {
         if self.0 >= 0x17 { 60 } else { 56 }
     }
@@ -46,11 +46,12 @@ impl SysctlVersion {
     }
 }
 
-/// The first of `versions` that Xen does not refuse, as `attempt` finds by making a call with it; and what the call returned.
+/// The first of `versions` that Xen does not refuse, as `attempt` finds by making a call with it; and what
+/// the call returned.
 ///
 /// # Errors
-/// [`PrivcmdError::NoVersion`] when Xen refuses each of them. Another error of the call is the call's own: Xen looks at the
-/// version before it looks at anything else.
+/// [`PrivcmdError::NoVersion`] when Xen refuses each of them. Another error of the call is the call's own:
+/// Xen looks at the version before it looks at anything else.
 pub(super) fn accepted<V: Copy, T>(
     interface: &'static str,
     versions: &[V],
@@ -132,7 +133,8 @@ mod tests {
         assert!(error.to_string().contains("0x17, 0x16, 0x15"), "{error}");
     }
 
-    /// What a wrong place would do: Xen 4.17 would take the flags for those of the member after it, and refuse.
+    /// What a wrong place would do: Xen 4.17 would take the flags for those of the member after it, and
+    /// refuse.
     #[test]
     fn a_new_domain_has_its_architecture_where_each_version_expects_it() {
         let at = DomctlVersion::KNOWN.map(DomctlVersion::created_architecture_at);

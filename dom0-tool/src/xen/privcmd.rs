@@ -1,11 +1,12 @@
 //! The Linux driver `/dev/xen/privcmd`: hypercalls and mappings of other domains' memory.
 //!
-//! This is the only file of the tool with `unsafe` in it. What it offers is safe: each hypercall is one function that
-//! builds its own argument, so no caller can hand the hypervisor an address, and guest memory is only ever copied, by
-//! volatile reads, since the guest may change it at any moment.
+//! This is the only file of the tool with `unsafe` in it. What it offers is safe: each hypercall is one
+//! function that builds its own argument, so no caller can hand the hypervisor an address, and guest memory
+//! is only ever copied, by volatile reads, since the guest may change it at any moment.
 //!
-//! Sources: Linux `include/uapi/xen/privcmd.h`; Xen `xen/include/public/{domctl,memory,xen}.h`. The hypervisor checks the
-//! versions of domctl and sysctl, so another Xen refuses instead of misunderstanding; see `interface.rs`.
+//! Sources: Linux `include/uapi/xen/privcmd.h`; Xen `xen/include/public/{domctl,memory,xen}.h`. The
+//! hypervisor checks the versions of domctl and sysctl, so another Xen refuses instead of misunderstanding;
+//! see `interface.rs`.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -122,7 +123,8 @@ impl Privcmd {
     ///
     /// # Errors
     /// [`PrivcmdError::Open`]: not a Xen Dom0, the module `xen_privcmd` is not loaded, or not root.
-    /// [`PrivcmdError::NoVersion`]: a Xen that this tool does not know, or one that takes no domctl from this domain.
+    /// [`PrivcmdError::NoVersion`]: a Xen that this tool does not know, or one that takes no domctl from this
+    /// domain.
     pub fn open() -> Result<Self, PrivcmdError> {
         let open = |device: &'static str| {
             OpenOptions::new()
@@ -155,8 +157,8 @@ impl Privcmd {
         self.domctl
     }
 
-    /// The Lacuna operation `request` on `domain`, with `payload` as its buffer in both directions. On return the
-    /// request holds what the hypervisor wrote back, also after an error of the hypervisor.
+    /// The Lacuna operation `request` on `domain`, with `payload` as its buffer in both directions. On return
+    /// the request holds what the hypervisor wrote back, also after an error of the hypervisor.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -211,8 +213,9 @@ impl Privcmd {
             self.sysctl.set(Some(version));
             returned?
         };
-        // struct xen_sysctl_physinfo, after the head of 8: ten members of 4 bytes, then total_pages, free_pages,
-        // scrub_pages, outstanding_pages. Xen counts frames to be scrubbed among the free ones as well.
+        // struct xen_sysctl_physinfo, after the head of 8: ten members of 4 bytes, then total_pages,
+        // free_pages, scrub_pages, outstanding_pages. Xen counts frames to be scrubbed among the free ones as
+        // well.
         let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| bytes[8 + at + index]));
         Ok(HostMemory {
             total: long(40),
@@ -252,7 +255,8 @@ impl Privcmd {
         Ok(Gfn::new(u64::from(highest)))
     }
 
-    /// A place for the argument of [`Self::sharing_op`]. Making one takes two system calls: whoever makes many calls keeps it.
+    /// A place for the argument of [`Self::sharing_op`]. Making one takes two system calls: whoever makes
+    /// many calls keeps it.
     pub(super) fn sharing_buffer(&self) -> Result<HypercallBuffer, PrivcmdError> {
         HypercallBuffer::new(&self.buffers, SHARING_OP_BYTES).map_err(|cause| PrivcmdError::Call {
             call: "a buffer for XENMEM_sharing_op",
@@ -260,7 +264,8 @@ impl Privcmd {
         })
     }
 
-    /// One `struct xen_mem_sharing_op`, which holds no address, from `buffer` and back into `argument` when Xen did it.
+    /// One `struct xen_mem_sharing_op`, which holds no address, from `buffer` and back into `argument` when
+    /// Xen did it.
     pub(super) fn sharing_op(
         &self,
         buffer: &HypercallBuffer,
@@ -274,8 +279,9 @@ impl Privcmd {
         Ok(())
     }
 
-    /// One hypercall whose argument is `argument`, which may hold, at `handle_at`, the guest handle of `payload`.
-    /// With `command` not 0 it goes first and the argument second, as `memory_op` and `hvm_op` want it.
+    /// One hypercall whose argument is `argument`, which may hold, at `handle_at`, the guest handle of
+    /// `payload`. With `command` not 0 it goes first and the argument second, as `memory_op` and `hvm_op`
+    /// want it.
     pub(super) fn hypercall(
         &self,
         call: &'static str,
@@ -337,7 +343,8 @@ impl Privcmd {
         self.raise(number, arguments)
     }
 
-    /// Hypercall `number`. The addresses among its arguments are those of a buffer that the caller keeps until then.
+    /// Hypercall `number`. The addresses among its arguments are those of a buffer that the caller keeps
+    /// until then.
     fn raise(&self, number: u64, arg: [u64; 5]) -> io::Result<u32> {
         #[repr(C)]
         struct Hypercall {
@@ -346,8 +353,8 @@ impl Privcmd {
         }
         let mut request = Hypercall { op: number, arg };
         // SAFETY: the ioctl reads a struct privcmd_hypercall, which `request` is (48 bytes, repr(C)), and the
-        // hypervisor reads and writes at the handles in it, all of which lie in the caller's buffer, alive until after the call:
-        // each caller in this file sizes argument and payload for its own operation.
+        // hypervisor reads and writes at the handles in it, all of which lie in the caller's buffer, alive
+        // until after the call: each caller in this file sizes argument and payload for its own operation.
         let returned = unsafe {
             libc::ioctl(
                 self.calls.as_raw_fd(),
@@ -358,7 +365,8 @@ impl Privcmd {
         u32::try_from(returned).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Maps frames of `domain` for reading. Frames that are not there are left out, see [`ForeignFrames::copy`].
+    /// Maps frames of `domain` for reading. Frames that are not there are left out, see
+    /// [`ForeignFrames::copy`].
     ///
     /// # Errors
     /// [`PrivcmdError::Call`] when the mapping as a whole fails.
@@ -408,8 +416,9 @@ impl Privcmd {
             frames: frames.as_ptr(),
             errors: errors.as_mut_ptr(),
         };
-        // SAFETY: the ioctl reads a struct privcmd_mmapbatch_v2, which `batch` is (32 bytes, repr(C)), reads `count`
-        // numbers at `frames`, writes as many at `errors`, both of that length and alive, and fills the mapping.
+        // SAFETY: the ioctl reads a struct privcmd_mmapbatch_v2, which `batch` is (32 bytes, repr(C)), reads
+        // `count` numbers at `frames`, writes as many at `errors`, both of that length and alive, and fills
+        // the mapping.
         let returned = unsafe {
             libc::ioctl(
                 self.calls.as_raw_fd(),
@@ -447,7 +456,8 @@ fn domctl(version: DomctlVersion, number: u32, domain: DomainId) -> [u8; DOMCTL_
     bytes
 }
 
-/// Memory that the hypervisor can reach during a hypercall: it stays in place and is never swapped or copied on write.
+/// Memory that the hypervisor can reach during a hypercall: it stays in place and is never swapped or copied
+/// on write.
 #[derive(Debug)]
 pub(super) struct HypercallBuffer {
     address: usize,
@@ -530,8 +540,8 @@ impl ForeignFrames {
         self.present.get(index).copied().unwrap_or(false)
     }
 
-    /// Copies `into.len()` bytes from byte `offset` of frame `index` on. False, with `into` unchanged, when the frame
-    /// is not there or the range leaves it. An aligned 1, 2, 4 or 8 bytes are read in one access.
+    /// Copies `into.len()` bytes from byte `offset` of frame `index` on. False, with `into` unchanged, when
+    /// the frame is not there or the range leaves it. An aligned 1, 2, 4 or 8 bytes are read in one access.
     #[must_use]
     #[allow(clippy::cast_ptr_alignment)] // the width is chosen by the address's alignment
     pub fn copy(&self, index: usize, offset: usize, into: &mut [u8]) -> bool {
@@ -555,8 +565,8 @@ impl ForeignFrames {
             let here = (offset + done).trailing_zeros().min(3);
             // The largest power of two that is aligned and still wanted.
             let width = 1 << here.min(usize::ilog2(left).min(3));
-            // SAFETY: `width` bytes from here lie in the mapped range and are aligned to `width`, since the frame is
-            // aligned to 4096; volatile, because the guest may write there at any moment.
+            // SAFETY: `width` bytes from here lie in the mapped range and are aligned to `width`, since the
+            // frame is aligned to 4096; volatile, because the guest may write there at any moment.
             unsafe {
                 let at = from.add(done);
                 let chunk = &mut into[done..done + width];

@@ -1,7 +1,8 @@
-//! What the lab does to domains so that the engine has something to refuse: states that a toolstack brings about on other
-//! occasions, or would not bring about at all. The product's commands use none of it.
+//! What the lab does to domains so that the engine has something to refuse: states that a toolstack brings
+//! about on other occasions, or would not bring about at all. The product's commands use none of it.
 //!
-//! Sources: `xen/include/public/{domctl,memory,hvm/hvm_op,hvm/dm_op,arch-x86/xen,arch-x86/xen-mca}.h` of Xen 4.17 and 4.20.
+//! Sources: `xen/include/public/{domctl,memory,hvm/hvm_op,hvm/dm_op,arch-x86/xen,arch-x86/xen-mca}.h` of Xen
+//! 4.17 and 4.20.
 
 use lacuna_core::Gfn;
 
@@ -73,8 +74,8 @@ pub enum EmptyDomain {
 }
 
 impl Privcmd {
-    /// Makes a domain with nothing in it: one virtual CPU allowed and none there, no memory, unknown to the toolstack. Whoever
-    /// makes it ends it with [`Privcmd::destroy`].
+    /// Makes a domain with nothing in it: one virtual CPU allowed and none there, no memory, unknown to the
+    /// toolstack. Whoever makes it ends it with [`Privcmd::destroy`].
     ///
     /// # Errors
     /// [`PrivcmdError::Call`]; `EINVAL` when the host lacks what `kind` takes.
@@ -85,9 +86,10 @@ impl Privcmd {
             EmptyDomain::Pv => (0, 0),
         };
         let mut bytes = self.domctl(DOMCTL_CREATE, DomainId::ZERO);
-        // struct xen_domctl_createdomain: ssidref, handle (16 bytes), flags, iommu_opts, max_vcpus, max_evtchn_port,
-        // max_grant_frames and max_maptrack_frames (-1: Xen's default), grant_opts, altp2m_opts (not in each version),
-        // vmtrace_size, cpupool_id, and the architecture's emulation_flags and misc_flags.
+        // struct xen_domctl_createdomain: ssidref, handle (16 bytes), flags, iommu_opts, max_vcpus,
+        // max_evtchn_port, max_grant_frames and max_maptrack_frames (-1: Xen's default), grant_opts,
+        // altp2m_opts (not in each version), vmtrace_size, cpupool_id, and the architecture's emulation_flags
+        // and misc_flags.
         let mut set = |at: usize, value: u32| {
             bytes[UNION + at..UNION + at + 4].copy_from_slice(&value.to_le_bytes());
         };
@@ -116,9 +118,9 @@ impl Privcmd {
             .map(|_| ())
     }
 
-    /// Lets a domain that has shut itself down go on behind its hypercall, as if that had done nothing. The lab takes
-    /// the toolstack's soft reset out of a kexec this way: libxl offers one to HVM guests only, and destroys a PVH
-    /// guest that asks for it.
+    /// Lets a domain that has shut itself down go on behind its hypercall, as if that had done nothing. The
+    /// lab takes the toolstack's soft reset out of a kexec this way: libxl offers one to HVM guests only, and
+    /// destroys a PVH guest that asks for it.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -148,7 +150,8 @@ impl Privcmd {
     /// # Errors
     /// [`PrivcmdError::Call`].
     pub fn enable_altp2m(&self, domain: DomainId) -> Result<(), PrivcmdError> {
-        // struct xen_hvm_altp2m_op: version, cmd, domain, padding, and a union of 64 bytes whose first is the state.
+        // struct xen_hvm_altp2m_op: version, cmd, domain, padding, and a union of 64 bytes whose first is the
+        // state.
         let mut bytes = [0; 80];
         bytes[..4].copy_from_slice(&1_u32.to_le_bytes());
         bytes[4..8].copy_from_slice(&ALTP2M_SET_DOMAIN_STATE.to_le_bytes());
@@ -158,7 +161,8 @@ impl Privcmd {
             .map(|_| ())
     }
 
-    /// Has Xen track which of `pages` pages of `domain` from `first` on are written to, as device models do with video memory.
+    /// Has Xen track which of `pages` pages of `domain` from `first` on are written to, as device models do
+    /// with video memory.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -172,13 +176,14 @@ impl Privcmd {
         self.dm_op("XEN_DMOP_track_dirty_vram", domain, &bytes, &bitmap)
     }
 
-    /// Has Xen take `pages` pages of `domain` from `first` on for written to by a device model: in log-dirty mode those which
-    /// share a frame get one each, or stay as they are.
+    /// Has Xen take `pages` pages of `domain` from `first` on for written to by a device model: in log-dirty
+    /// mode those which share a frame get one each, or stay as they are.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
     pub fn tell_modified(&self, domain: DomainId, first: Gfn, pages: u32) -> Result<(), PrivcmdError> {
-        // struct xen_dm_op: op, padding, and here the number of extents, and what Xen keeps there between two parts of it.
+        // struct xen_dm_op: op, padding, and here the number of extents, and what Xen keeps there between two
+        // parts of it.
         let mut bytes = [0; 16];
         bytes[..4].copy_from_slice(&MODIFIED_MEMORY.to_le_bytes());
         bytes[8..12].copy_from_slice(&1_u32.to_le_bytes());
@@ -193,7 +198,8 @@ impl Privcmd {
     /// # Errors
     /// [`PrivcmdError::Call`].
     pub fn fail_memory(&self, mfn: u64) -> Result<(), PrivcmdError> {
-        // struct xen_mc: command, version, and here processor, flags, count, padding, and pairs of MSR and value.
+        // struct xen_mc: command, version, and here processor, flags, count, padding, and pairs of MSR and
+        // value.
         let mut bytes = [0; MC_BYTES];
         let mut head = |fields: &[u32]| {
             for (place, field) in bytes.chunks_exact_mut(4).zip(fields) {
@@ -219,11 +225,12 @@ impl Privcmd {
             .map(|_| ())
     }
 
-    /// Has Xen keep memory for `domain` until it has `pages` pages of 4 KiB, those that it owns among them; 0 gives a claim up.
+    /// Has Xen keep memory for `domain` until it has `pages` pages of 4 KiB, those that it owns among them; 0
+    /// gives a claim up.
     ///
     /// # Errors
-    /// [`PrivcmdError::Call`]; `ENOMEM` when that much is not free, or claimed by another domain; `EINVAL` for a second claim, for no more
-    /// than the domain owns, and for more than it may own.
+    /// [`PrivcmdError::Call`]; `ENOMEM` when that much is not free, or claimed by another domain; `EINVAL`
+    /// for a second claim, for no more than the domain owns, and for more than it may own.
     pub fn claim_pages(&self, domain: DomainId, pages: u64) -> Result<(), PrivcmdError> {
         let mut bytes = reservation(domain, pages, 0);
         let call = "XENMEM_claim_pages";
@@ -246,8 +253,8 @@ impl Privcmd {
     }
 }
 
-/// `struct xen_memory_reservation` of `extents` extents of 2 to the `order` pages each: the handle of their addresses, which is left
-/// null, their number, their order, flags, and the domain.
+/// `struct xen_memory_reservation` of `extents` extents of 2 to the `order` pages each: the handle of their
+/// addresses, which is left null, their number, their order, flags, and the domain.
 fn reservation(domain: DomainId, extents: u64, order: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[8..16].copy_from_slice(&extents.to_le_bytes());

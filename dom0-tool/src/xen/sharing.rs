@@ -1,11 +1,11 @@
 //! Xen's own memory sharing, as a program in Dom0 can use it: two hypercalls a page.
 //!
-//! The product does not work this way: its stages share inside the hypervisor. The lab's baseline does, which is the
-//! engine that the paper describes (section 4), and to measure against.
+//! The product does not work this way: its stages share inside the hypervisor. The lab's baseline does, which
+//! is the engine that the paper describes (section 4), and to measure against.
 //!
-//! *Nominate* makes a page read-only and gives it a handle; the handle lives until the guest writes to the page. *Share*
-//! puts one nominated page onto the frame of another, and fails when either handle is not that page's any more. It does
-//! not compare them.
+//! *Nominate* makes a page read-only and gives it a handle; the handle lives until the guest writes to the
+//! page. *Share* puts one nominated page onto the frame of another, and fails when either handle is not that
+//! page's any more. It does not compare them.
 //!
 //! Sources: Xen `xen/include/public/memory.h` (`struct xen_mem_sharing_op`), `xen/arch/x86/mm/mem_sharing.c`.
 
@@ -21,7 +21,8 @@ const SHARE: u8 = 2;
 const ADD: u8 = 6;
 /// Where the union begins: after op and domain.
 const UNION: usize = 8;
-/// `XENMEM_SHARING_OP_S_HANDLE_INVALID` and `XENMEM_SHARING_OP_C_HANDLE_INVALID`, as the error numbers that they become.
+/// `XENMEM_SHARING_OP_S_HANDLE_INVALID` and `XENMEM_SHARING_OP_C_HANDLE_INVALID`, as the error numbers that
+/// they become.
 const SOURCE_INVALID: i32 = 10;
 const CLIENT_INVALID: i32 = 9;
 
@@ -69,7 +70,8 @@ impl Sharing {
     /// Makes page `gfn` read-only and ready to be shared; a page that is so already answers with its handle.
     ///
     /// # Errors
-    /// [`PrivcmdError::Call`]: something holds the page, it is no ordinary memory, or Xen has no memory for it.
+    /// [`PrivcmdError::Call`]: something holds the page, it is no ordinary memory, or Xen has no memory for
+    /// it.
     pub fn nominate(&self, gfn: Gfn) -> Result<Nominated, PrivcmdError> {
         let mut bytes = nominate(self.domain, gfn);
         self.privcmd

@@ -1,7 +1,7 @@
 //! A small client of xenstore, enough to list domains and their names.
 //!
-//! The protocol is Xen's `docs/misc/xenstore.txt` and `xen/include/public/io/xs_wire.h`: a 16-byte header (type, request
-//! number, transaction, length) and a payload of at most 4096 bytes, in both directions.
+//! The protocol is Xen's `docs/misc/xenstore.txt` and `xen/include/public/io/xs_wire.h`: a 16-byte header
+//! (type, request number, transaction, length) and a payload of at most 4096 bytes, in both directions.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};

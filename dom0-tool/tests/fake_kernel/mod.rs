@@ -1,5 +1,6 @@
-//! A Linux guest made by hand: 16 MiB of memory with page tables, a kernel image, a symbol table, a VMCOREINFO note, a
-//! memory map and zone counters, all in the places and encodings of a 6.12 kernel on x86-64.
+//! A Linux guest made by hand: 16 MiB of memory with page tables, a kernel image, a symbol table, a
+//! VMCOREINFO note, a memory map and zone counters, all in the places and encodings of a 6.12 kernel on
+//! x86-64.
 //!
 //! Every place is a constant, so a test can damage exactly what it is about.
 
@@ -174,7 +175,8 @@ impl FakeKernel {
         for (index, (name, offset)) in symbols.iter().enumerate() {
             names.push(u8::try_from(name.len()).unwrap());
             names.extend_from_slice(name.as_bytes());
-            // Backwards from the base, minus one: what CONFIG_KALLSYMS_ABSOLUTE_PERCPU makes of a text symbol.
+            // Backwards from the base, minus one: what CONFIG_KALLSYMS_ABSOLUTE_PERCPU makes of a text
+            // symbol.
             let encoded = -1 - i32::try_from(*offset).unwrap();
             self.write(IMAGE_AT + at::OFFSETS + index as u64 * 4, &encoded.to_le_bytes());
         }

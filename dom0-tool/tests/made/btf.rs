@@ -3,7 +3,8 @@
 //! Part of the unit tests of `linux::btf` and of the seeds in `tests/hostile`.
 #![allow(clippy::unwrap_used)]
 
-/// `struct page { long flags; union { struct { int a; int _mapcount; }; long private; }; int array[7]; }` and an enumerator.
+/// `struct page { long flags; union { struct { int a; int _mapcount; }; long private; }; int array[7]; }` and
+/// an enumerator.
 pub(crate) fn sample() -> Vec<u8> {
     let mut strings = vec![0];
     let mut name = |text: &str| {

@@ -11,7 +11,8 @@ fn put(bytes: &mut Vec<u8>, at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
-/// An ELF core: header, program headers, notes, then one page for each of `pages`, whose first bytes are their number.
+/// An ELF core: header, program headers, notes, then one page for each of `pages`, whose first bytes are
+/// their number.
 pub(crate) fn elf(wide: bool, pages: &[u64], notes: &[u8], extended: bool) -> Vec<u8> {
     let word = |value: u64| {
         if wide {
@@ -82,7 +83,8 @@ pub(crate) struct Segment {
     pub(crate) bytes: Vec<u8>,
     /// Bytes of memory.
     pub(crate) length: u64,
-    /// Whether it has a place in the file, even if no byte there: QEMU gives none to what its filter leaves out.
+    /// Whether it has a place in the file, even if no byte there: QEMU gives none to what its filter leaves
+    /// out.
     pub(crate) is_placed: bool,
 }
 
@@ -98,7 +100,8 @@ impl Segment {
     }
 }
 
-/// `memory` in segments that leave out runs of at least `least` pages of zeros: in each, what is in the file comes first.
+/// `memory` in segments that leave out runs of at least `least` pages of zeros: in each, what is in the file
+/// comes first.
 pub(crate) fn without_zeros(memory: &[u8], least: usize) -> Vec<Segment> {
     let pages: Vec<&[u8]> = memory.chunks(4096).collect();
     let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);

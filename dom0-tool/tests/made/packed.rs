@@ -1,5 +1,5 @@
-//! Dumps in which memory lies packed, made by hand: kdump-compressed as makedumpfile and QEMU write it, flattened files, LiME's and
-//! AVML's.
+//! Dumps in which memory lies packed, made by hand: kdump-compressed as makedumpfile and QEMU write it,
+//! flattened files, LiME's and AVML's.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write;
@@ -136,7 +136,8 @@ impl<'d> Kdump<'d> {
     }
 }
 
-/// A file, flattened in records of `length` bytes, of which the first is put down last, as makedumpfile does with its header.
+/// A file, flattened in records of `length` bytes, of which the first is put down last, as makedumpfile does
+/// with its header.
 pub(crate) fn flattened(file: &[u8], length: usize) -> Vec<u8> {
     let mut bytes = b"makedumpfile\0\0\0\0".to_vec();
     bytes.extend(1_u64.to_be_bytes());

@@ -50,7 +50,8 @@ fn facts_are_exported_and_imported_and_damaged_ones_refused() {
     assert_eq!(import(&at("nothing.json")).0, 4);
 }
 
-/// A symbol table as Volatility 3 keeps it, of a kernel with `layout`, whose variables are where a made guest has them.
+/// A symbol table as Volatility 3 keeps it, of a kernel with `layout`, whose variables are where a made guest
+/// has them.
 fn isf(layout: &Layout, partition: bool) -> Value {
     let number = |bytes: u32| match bytes {
         1 => "unsigned char",

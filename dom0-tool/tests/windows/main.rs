@@ -1,4 +1,5 @@
-//! Windows: files and memory images in the layouts of real kernels, made by `lacuna-windows-fixtures`, read by `lacuna`.
+//! Windows: files and memory images in the layouts of real kernels, made by `lacuna-windows-fixtures`, read
+//! by `lacuna`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod carried;

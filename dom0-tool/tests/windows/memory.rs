@@ -1,4 +1,5 @@
-//! Memory images of guests: the kernel is found, whatever else lies about, and not one page is wrongly called free.
+//! Memory images of guests: the kernel is found, whatever else lies about, and not one page is wrongly called
+//! free.
 
 use std::path::{Path, PathBuf};
 
@@ -324,8 +325,9 @@ fn the_partitions_count_makes_windows_10_and_11_exact() {
     }
 }
 
-/// What a large page that is zeroed looks like is known of no kernel: one entry or 512 on the list, counted as one page, as
-/// 512, or elsewhere. Where both say the same, the bytes decide; where they differ, nothing is called free.
+/// What a large page that is zeroed looks like is known of no kernel: one entry or 512 on the list, counted
+/// as one page, as 512, or elsewhere. Where both say the same, the bytes decide; where they differ, nothing
+/// is called free.
 #[test]
 fn however_large_pages_are_listed_and_counted_none_is_wrong() {
     let mut guest = Guest::new(layout("win10_x64_19041"), GUID);

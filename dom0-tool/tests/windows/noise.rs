@@ -37,8 +37,8 @@ fn top_entry(paging: Paging, cr3: u64, at: u64) -> (usize, usize, usize) {
     (index(cr3) + slot * size, slot, size)
 }
 
-/// Sows `count` words that look like the top-level entry that leads to the kernel: at places of the kernel's half of
-/// what would be a table, or, with `in_place`, where that entry is in the true table.
+/// Sows `count` words that look like the top-level entry that leads to the kernel: at places of the kernel's
+/// half of what would be a table, or, with `in_place`, where that entry is in the true table.
 fn sow(made: &mut Made, paging: Paging, count: usize, in_place: bool) {
     let (entry_at, slot, size) = top_entry(paging, made.cr3, made.base);
     let entry = get(&made.memory, entry_at, size);
@@ -136,8 +136,8 @@ fn of_several_ways_none_is_confirmed_unless_the_tables_tell() {
     }
 }
 
-/// A guest with a second kernel that has tables of its own, as one that ran before leaves them. Returns its top-level table
-/// and its address, too.
+/// A guest with a second kernel that has tables of its own, as one that ran before leaves them. Returns its
+/// top-level table and its address, too.
 fn with_stale_kernel() -> (Made, u64, u64) {
     let mut guest = Guest::new(layout("xp_sp3_x86"), GUID);
     guest.copy = true;

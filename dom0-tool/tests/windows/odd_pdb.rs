@@ -56,8 +56,8 @@ fn blocks_of_every_size_are_read_whichever_map_of_free_blocks_is_in_use() {
 
 #[test]
 fn a_directory_over_many_blocks_is_read() {
-    // 10 MiB in blocks of 512 bytes: a directory of 161 blocks, whose numbers fill two blocks; and more than twenty
-    // intervals with maps of free blocks in them.
+    // 10 MiB in blocks of 512 bytes: a directory of 161 blocks, whose numbers fill two blocks; and more than
+    // twenty intervals with maps of free blocks in them.
     let pdb = good();
     let mut streams = pdb.streams();
     streams[0] = Some(vec![0xa5; 10 << 20]);

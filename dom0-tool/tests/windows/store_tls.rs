@@ -51,7 +51,8 @@ impl Authority {
     }
 }
 
-/// Asks a server with this certificate, trusting `trusted`; returns the exit status, the answer as text, and whether the file came.
+/// Asks a server with this certificate, trusting `trusted`; returns the exit status, the answer as text, and
+/// whether the file came.
 fn ask(certificate: Arc<ServerConfig>, trusted: &str) -> (i32, String, bool) {
     let pdb = right();
     let body = pdb.clone();

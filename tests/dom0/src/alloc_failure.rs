@@ -1,5 +1,5 @@
-//! Has allocations of the hypervisor fail on purpose, and learns which were (`tests/lab/xen/alloc-failure.patch`, in the
-//! mutant hypervisor only).
+//! Has allocations of the hypervisor fail on purpose, and learns which were
+//! (`tests/lab/xen/alloc-failure.patch`, in the mutant hypervisor only).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,8 +100,8 @@ impl Failures {
         Ok(report)
     }
 
-    /// Tells the lab every site that failed, and fails unless each function of `expected` is among them, with at least so
-    /// many places in it.
+    /// Tells the lab every site that failed, and fails unless each function of `expected` is among them, with
+    /// at least so many places in it.
     pub(crate) fn tell(&self, host: &mut Host, expected: &[(&str, usize)]) -> Result<()> {
         let mut of: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         let mut lines = BTreeSet::new();

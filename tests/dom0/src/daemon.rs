@@ -123,8 +123,8 @@ impl Drop for Daemon {
 }
 
 impl Metrics {
-    /// Reads text in the format of `OpenMetrics`, as strictly as what the daemon writes allows: each sample belongs to a family with a type
-    /// and a definition, none comes twice, and the text is whole.
+    /// Reads text in the format of `OpenMetrics`, as strictly as what the daemon writes allows: each sample
+    /// belongs to a family with a type and a definition, none comes twice, and the text is whole.
     fn read(text: &str) -> Result<Self> {
         let wrong = |what: &str, line: &str| differs("the daemon's metrics", what, line);
         let mut kinds = BTreeMap::new();

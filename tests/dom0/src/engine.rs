@@ -11,8 +11,8 @@ use lacuna_core::abi::{Op, Request, SHARE_MUTATION_SHIFT, VERSION};
 
 use crate::failure::{Failure, Result, differs, equal};
 
-/// A step that a share round can be made to leave out, by the mutant hypervisor only; the numbers are those of
-/// `lacuna_core::Mutation` in a request's flags (`steps` in `core/src/session/mod.rs`).
+/// A step that a share round can be made to leave out, by the mutant hypervisor only; the numbers are those
+/// of `lacuna_core::Mutation` in a request's flags (`steps` in `core/src/session/mod.rs`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LeftOut {
     /// C: the scan is trusted.

@@ -104,8 +104,9 @@ impl Plan {
 
     /// The guest's configuration for xl.
     fn configuration(&self) -> String {
-        // Native time-stamps: emulating them costs an exit each, and the emulator has no other clock to offer.
-        // Errors only on the console (loglevel=4): the agent's lines should stay whole, and it reads the log itself.
+        // Native time-stamps: emulating them costs an exit each, and the emulator has no other clock to
+        // offer. Errors only on the console (loglevel=4): the agent's lines should stay whole, and it reads
+        // the log itself.
         format!(
             "name=\"{}\"\n{}\n{}\nkernel=\"/guests/{}/vmlinuz\"\nramdisk=\"/guests/{}\"\n\
              extra=\"console=hvc0 loglevel=4 panic=1 {}\"\nmemory={}\nmaxmem={}\nvcpus={}\ntsc_mode=\"native\"\n\
@@ -211,7 +212,8 @@ impl Guest {
         })
     }
 
-    /// Talks with the guest over the serial port that the device model serves at the socket `path`, from now on.
+    /// Talks with the guest over the serial port that the device model serves at the socket `path`, from now
+    /// on.
     pub(crate) fn connect_serial(&mut self, path: &Path) -> Result<()> {
         let stream = wait_until("the guest's serial port is there", SERIAL_LIMIT, || {
             Ok(UnixStream::connect(path).ok())
@@ -232,8 +234,8 @@ impl Guest {
             self.pending.clear();
             return;
         }
-        // xenconsoled names the log when the domain is made, and xl gives it its own name only on arrival. Each later
-        // migration adds to the same file.
+        // xenconsoled names the log when the domain is made, and xl gives it its own name only on arrival.
+        // Each later migration adds to the same file.
         let log = PathBuf::from(CONSOLES).join(format!("guest-{}--incoming.log", self.name));
         if self.log != log {
             self.log = log;
@@ -299,7 +301,8 @@ impl Guest {
         self.grown(&sent, mib, limit)
     }
 
-    /// Waits for the answer to a [`Task::Grow`] of `mib` MiB, which the guest must have got whole and all zero.
+    /// Waits for the answer to a [`Task::Grow`] of `mib` MiB, which the guest must have got whole and all
+    /// zero.
     pub(crate) fn grown(&mut self, sent: &Sent, mib: u32, limit: Duration) -> Result<()> {
         let wanted = u64::from(mib) * PAGES_PER_MIB;
         match self.answer(sent, limit)? {
@@ -312,8 +315,8 @@ impl Guest {
         }
     }
 
-    /// Ends the guest's work, which must not have met a corrupt word, and returns the blocks that it went through and the
-    /// pages that it checked.
+    /// Ends the guest's work, which must not have met a corrupt word, and returns the blocks that it went
+    /// through and the pages that it checked.
     pub(crate) fn end_work(&mut self, limit: Duration) -> Result<(u64, u64)> {
         self.work_counters(Task::WorkStop, limit)
     }
@@ -403,7 +406,8 @@ impl Guest {
         ))
     }
 
-    /// Fails when the domain is gone, or has shut down for another reason than to be moved: nobody will answer then.
+    /// Fails when the domain is gone, or has shut down for another reason than to be moved: nobody will
+    /// answer then.
     pub(crate) fn check_running(&self, privcmd: &Privcmd) -> Result<()> {
         /// `SHUTDOWN_suspend` of Xen's `public/sched.h`.
         const SUSPENDED: u8 = 2;
@@ -428,7 +432,8 @@ impl Guest {
         }
     }
 
-    /// Waits for the report that answers order `id`. What the agent says on its own is a failure unless awaited (id 0).
+    /// Waits for the report that answers order `id`. What the agent says on its own is a failure unless
+    /// awaited (id 0).
     fn next_report(&mut self, id: u32, limit: Duration, what: &str) -> Result<Report> {
         let mut lines = std::collections::VecDeque::new();
         let privcmd = Privcmd::open().map_err(|error| differs(what, "Xen to ask", &error.to_string()))?;

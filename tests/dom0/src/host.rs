@@ -18,13 +18,15 @@ use crate::tool::{self, Answer};
 /// How often something awaited is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Memory that Xen takes for a neighbour beside what it is given, in MiB: its page tables and its paging pool.
+/// Memory that Xen takes for a neighbour beside what it is given, in MiB: its page tables and its paging
+/// pool.
 const NEIGHBOUR_OVERHEAD_MIB: u64 = 24;
 
 /// What guests that take memory back leave to others, in MiB (`FLOOR_PAGES` in `patches/`).
 pub(crate) const FLOOR_MIB: u64 = 8;
 
-/// What the host may lack when guests are gone, in MiB: Xen's own pools keep what they have grown to, and `xl info` rounds.
+/// What the host may lack when guests are gone, in MiB: Xen's own pools keep what they have grown to, and
+/// `xl info` rounds.
 const SLACK_MIB: u64 = 2;
 
 /// The host, as a scenario sees it.
@@ -59,7 +61,8 @@ impl<'a> Host<'a> {
         run(&mut xen("sbin/xl", arguments))
     }
 
-    /// Creates a paused guest, `neighbour`, that takes all but `left` of the `free` MiB that the host has free.
+    /// Creates a paused guest, `neighbour`, that takes all but `left` of the `free` MiB that the host has
+    /// free.
     pub(crate) fn crowd(&mut self, free: u64, left: u64) -> Result<()> {
         let neighbour = Plan {
             mib: u32::try_from(free.saturating_sub(left + NEIGHBOUR_OVERHEAD_MIB)).unwrap_or(u32::MAX),

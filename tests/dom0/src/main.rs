@@ -1,4 +1,5 @@
-//! The first process of the lab's dom0: brings Xen's services up, runs the scenarios it is ordered to, tells the lab.
+//! The first process of the lab's dom0: brings Xen's services up, runs the scenarios it is ordered to, tells
+//! the lab.
 
 mod account;
 mod alloc_failure;

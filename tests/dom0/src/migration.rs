@@ -1,5 +1,5 @@
-//! Moves a guest: xl on both ends, a tap on the line between them, and a look at both sides while the guest stands
-//! still on both.
+//! Moves a guest: xl on both ends, a tap on the line between them, and a look at both sides while the guest
+//! stands still on both.
 
 mod memory;
 

@@ -1,8 +1,8 @@
 //! The other of two hosts: the line between them, and what each can ask of the other.
 //!
-//! A host whose kernel was given `lab.address=A` brings up its network card and serves whoever connects, a request for each
-//! connection: `receive` hands the connection to `xl migrate-receive`, `send NAME` has the guest sent back to the asker,
-//! `free` tells the host's free memory.
+//! A host whose kernel was given `lab.address=A` brings up its network card and serves whoever connects, a
+//! request for each connection: `receive` hands the connection to `xl migrate-receive`, `send NAME` has the
+//! guest sent back to the asker, `free` tells the host's free memory.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};

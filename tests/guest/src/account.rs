@@ -1,7 +1,7 @@
 //! Keeps the account of free pages up to date (see [`lacuna_guest::truth`] for its layout).
 //!
-//! Capturing must not change what is captured: all memory is allocated and locked beforehand, the file stays open, and
-//! the kernel copies into memory that is already there.
+//! Capturing must not change what is captured: all memory is allocated and locked beforehand, the file stays
+//! open, and the kernel copies into memory that is already there.
 
 use std::fs::File;
 use std::io;
@@ -41,7 +41,8 @@ impl Account {
         let flags = File::open("/proc/kpageflags")?;
         let pages = count_pages(&flags)?;
         let words = total_pages(pages) * PAGE_WORDS;
-        // One page more than needed, as a vector begins anywhere; `first` is the first word on a page boundary.
+        // One page more than needed, as a vector begins anywhere; `first` is the first word on a page
+        // boundary.
         let memory: Vec<AtomicU64> = (0..words + PAGE_WORDS).map(|_| AtomicU64::new(0)).collect();
         let first = (PAGE_SIZE - memory.as_ptr() as usize % PAGE_SIZE) % PAGE_SIZE / size_of::<u64>();
         let mut capture = Capture {
@@ -126,7 +127,8 @@ impl Capture {
         Ok(())
     }
 
-    /// Captures into `slot`, leaving its sequence number odd. Returns whether the other slot's capture was the same.
+    /// Captures into `slot`, leaving its sequence number odd. Returns whether the other slot's capture was
+    /// the same.
     fn capture(&mut self, slot: usize) -> io::Result<bool> {
         let base = WORD_SLOT[slot];
         let other_sequence = self

@@ -10,8 +10,8 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 /// What the kernel made its console; there even where nothing fills `/dev`.
 const CONSOLE: &str = "/dev/console";
 
-/// The device of the last `console=` on the kernel's command line, which is the one that `/dev/console` stands for. It can
-/// be made raw; the other cannot.
+/// The device of the last `console=` on the kernel's command line, which is the one that `/dev/console`
+/// stands for. It can be made raw; the other cannot.
 fn named(command_line: &str) -> Option<String> {
     let mut words = command_line.split_whitespace().rev();
     let console = words.find_map(|word| word.strip_prefix("console="))?;
@@ -56,8 +56,8 @@ impl Console {
         let Ok(text) = serde_json::to_string(&Reply { id, report }) else {
             return;
         };
-        // One write: it is the most that keeps the kernel's own lines out of the middle of this one. The leading line
-        // end ends whatever the kernel may have left unfinished.
+        // One write: it is the most that keeps the kernel's own lines out of the middle of this one. The
+        // leading line end ends whatever the kernel may have left unfinished.
         let line = format!("\r\n{MARK}{text}\r\n");
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         // dom0 waits with a time limit; a console that takes nothing cannot be told about it.

@@ -1,5 +1,5 @@
-//! What the agent fills free memory with: words of which each follows from the one before, so that a page that nobody has
-//! written since is known by its content alone.
+//! What the agent fills free memory with: words of which each follows from the one before, so that a page
+//! that nobody has written since is known by its content alone.
 
 use crate::truth::PAGE_SIZE;
 
@@ -17,8 +17,8 @@ impl Random {
     }
 }
 
-/// Whether `page` holds what it was filled with. The first two words may be the allocator's, where a page begins what was
-/// allocated; the page in which it ends, one in a thousand, is not recognised.
+/// Whether `page` holds what it was filled with. The first two words may be the allocator's, where a page
+/// begins what was allocated; the page in which it ends, one in a thousand, is not recognised.
 pub fn is_filled(page: &[u8; PAGE_SIZE]) -> bool {
     let mut words = page.chunks_exact(8).skip(2).map(|word| {
         let mut bytes = [0; 8];

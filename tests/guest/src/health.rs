@@ -8,8 +8,8 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::numbers;
 
-/// What a kernel says when its memory is not what it left there (`mm/page_alloc.c`, `mm/page_poison.c`, `mm/slub.c`,
-/// `lib/bug.c`, `kernel/watchdog.c`).
+/// What a kernel says when its memory is not what it left there (`mm/page_alloc.c`, `mm/page_poison.c`,
+/// `mm/slub.c`, `lib/bug.c`, `kernel/watchdog.c`).
 const TROUBLE: &[&str] = &[
     "Oops",
     "BUG:",

@@ -1,7 +1,9 @@
-//! What the agent inside a guest and the driver in dom0 say to each other, and the layout of the truth they share.
+//! What the agent inside a guest and the driver in dom0 say to each other, and the layout of the truth they
+//! share.
 //!
-//! Orders go in as lines of JSON on the guest's console; replies come out as lines that start with [`MARK`], between
-//! whatever else the kernel writes there. The Windows-like guest (`tests/windows/kernel`) speaks the same.
+//! Orders go in as lines of JSON on the guest's console; replies come out as lines that start with [`MARK`],
+//! between whatever else the kernel writes there. The Windows-like guest (`tests/windows/kernel`) speaks the
+//! same.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +26,8 @@ pub struct Order {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Task {
-    /// Write random words to nearly all free memory, then free it: free pages are then not zero, and known (see
-    /// [`filling`]).
+    /// Write random words to nearly all free memory, then free it: free pages are then not zero, and known
+    /// (see [`filling`]).
     Fill,
     /// Start capturing which pages are free. Reply: [`Report::Truth`].
     TruthStart,
@@ -40,8 +42,8 @@ pub enum Task {
         /// Makes the written data this run's own.
         seed: u64,
     },
-    /// The same with one thread, which rests after each block: a guest that is mostly idle. The same seed makes the same large
-    /// blocks, in the same order.
+    /// The same with one thread, which rests after each block: a guest that is mostly idle. The same seed
+    /// makes the same large blocks, in the same order.
     WorkPaced {
         /// How much memory it uses at most, in MiB.
         mib: u32,
@@ -61,8 +63,8 @@ pub enum Task {
     },
     /// Free what [`Task::Grow`] took.
     Shrink,
-    /// Write pages with known contents and keep them: `kinds` times `copies` that are equal kind by kind, in turn, and
-    /// `unique` that are like no other. The same numbers make the same pages in every guest. Reply:
+    /// Write pages with known contents and keep them: `kinds` times `copies` that are equal kind by kind, in
+    /// turn, and `unique` that are like no other. The same numbers make the same pages in every guest. Reply:
     /// [`Report::Truth`] with the frame of each page.
     PatternMake {
         /// How many different contents have copies.
@@ -85,19 +87,20 @@ pub enum Task {
     ChurnStart,
     /// Stop that, and look at all of them. Reply: [`Report::Checked`], with the pages written.
     ChurnStop,
-    /// Replace the kernel by the one in the image, with KASLR off, by kexec. Reply: [`Report::Done`], before the jump;
-    /// the new kernel's agent says [`Report::Ready`] again.
+    /// Replace the kernel by the one in the image, with KASLR off, by kexec. Reply: [`Report::Done`], before
+    /// the jump; the new kernel's agent says [`Report::Ready`] again.
     Kexec,
-    /// Put pages that are not zero where only zeroed ones belong: half of them on the list, half as if just taken off it.
-    /// The Windows-like guest only.
+    /// Put pages that are not zero where only zeroed ones belong: half of them on the list, half as if just
+    /// taken off it. The Windows-like guest only.
     Lie {
         /// How many.
         pages: u32,
     },
     /// Look whether those pages still hold what was written to them. Reply: [`Report::Lies`].
     LiesCheck,
-    /// Take pages off the zeroed list, in place of those taken before, and leave them as they are; or, with more than one
-    /// of `copies`, make so many of them equal at a time. Reply: [`Report::Taken`]. The Windows-like guest only.
+    /// Take pages off the zeroed list, in place of those taken before, and leave them as they are; or, with
+    /// more than one of `copies`, make so many of them equal at a time. Reply: [`Report::Taken`]. The
+    /// Windows-like guest only.
     TakePages {
         /// How many.
         pages: u32,

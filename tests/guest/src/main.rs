@@ -24,8 +24,8 @@ use crate::memory::Held;
 use crate::pattern::{Churn, Pattern};
 use crate::workload::Workload;
 
-/// glibc's setting for "give every block of this size or more back to the kernel at once". Left alone it grows with use,
-/// and freed memory would stay with the agent.
+/// glibc's setting for "give every block of this size or more back to the kernel at once". Left alone it
+/// grows with use, and freed memory would stay with the agent.
 const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "65536");
 
 /// The answer to orders about pages with known contents when there are none.

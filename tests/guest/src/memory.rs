@@ -22,7 +22,8 @@ impl Held {
         let mut words = vec![0_u64; ((mib as usize) << 20) / size_of::<u64>()];
         let (mut pages, mut dirty) = (0, 0);
         for (number, page) in words.chunks_mut(PAGE_WORDS).enumerate() {
-            // Writing first: reading an untouched page shows the kernel's own zero page, not memory handed out.
+            // Writing first: reading an untouched page shows the kernel's own zero page, not memory handed
+            // out.
             page[0] = number as u64 | 1 << 63;
             pages += 1;
             dirty += u64::from(page[1..].iter().any(|word| *word != 0));

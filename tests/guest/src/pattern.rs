@@ -15,7 +15,8 @@ use lacuna_guest::truth::{PAGE_SIZE, PAGE_WORDS};
 /// Bits 0 to 54 of an entry of `/proc/pid/pagemap` are the page frame
 /// (`Documentation/admin-guide/mm/pagemap.rst`).
 const PAGEMAP_FRAME: u64 = (1 << 55) - 1;
-/// Between two writes of the churn: pages then stay as they are for a round or two of the engine, and change after that.
+/// Between two writes of the churn: pages then stay as they are for a round or two of the engine, and change
+/// after that.
 const CHURN_PAUSE: Duration = Duration::from_micros(500);
 
 /// The pages, page-aligned, and which kind each is of by now.
@@ -36,8 +37,8 @@ fn word(seed: u64, kind: u64, index: usize) -> u64 {
 }
 
 impl Pattern {
-    /// Allocates and writes `kinds` times `copies` pages, kind after kind in turn, and `unique` pages of a kind of their own
-    /// each. Pages of one kind and seed are equal, in other guests too.
+    /// Allocates and writes `kinds` times `copies` pages, kind after kind in turn, and `unique` pages of a
+    /// kind of their own each. Pages of one kind and seed are equal, in other guests too.
     pub(crate) fn make(kinds: u32, copies: u32, unique: u32, seed: u64) -> Self {
         let (kinds, copies) = (u64::from(kinds), u64::from(copies));
         let unique = kinds..kinds + u64::from(unique);
@@ -115,7 +116,8 @@ impl Pattern {
     }
 }
 
-/// A thread that goes on writing pages: some kind that has copies, again and again, and checks what was there.
+/// A thread that goes on writing pages: some kind that has copies, again and again, and checks what was
+/// there.
 pub(crate) struct Churn {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(Pattern, u64, u64)>,

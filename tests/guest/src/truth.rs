@@ -1,13 +1,15 @@
-//! The memory in which a guest keeps its own account of which pages are free, laid out so that dom0 can read it out of
-//! the paused guest at any instant.
+//! The memory in which a guest keeps its own account of which pages are free, laid out so that dom0 can read
+//! it out of the paused guest at any instant.
 //!
-//! The account is `/proc/kpageflags`, bit 10 (`KPF_BUDDY` in `include/uapi/linux/kernel-page-flags.h`). Since 4.10 or
-//! earlier `stable_page_flags()` in `fs/proc/page.c` sets it for every page of a free block, not only for its head: a
-//! page with no references for which `is_free_buddy_page()` holds counts as well (read in 6.1 and 6.12). So one bit per
-//! page is the whole truth, and block orders need not be guessed; `/proc/buddyinfo` gives the same total independently.
+//! The account is `/proc/kpageflags`, bit 10 (`KPF_BUDDY` in `include/uapi/linux/kernel-page-flags.h`). Since
+//! 4.10 or earlier `stable_page_flags()` in `fs/proc/page.c` sets it for every page of a free block, not only
+//! for its head: a page with no references for which `is_free_buddy_page()` holds counts as well (read in 6.1
+//! and 6.12). So one bit per page is the whole truth, and block orders need not be guessed; `/proc/buddyinfo`
+//! gives the same total independently.
 //!
-//! Captures alternate between two slots. A slot's sequence number is odd while it is being written, so at least one
-//! slot is whole at any instant after the first capture. All numbers are 64-bit words in the guest's byte order.
+//! Captures alternate between two slots. A slot's sequence number is odd while it is being written, so at
+//! least one slot is whole at any instant after the first capture. All numbers are 64-bit words in the
+//! guest's byte order.
 
 /// Bytes in a page, in every guest the lab has.
 pub const PAGE_SIZE: usize = 4096;
@@ -23,7 +25,8 @@ pub const WORD_PAGES: usize = 1;
 /// First page: word at which each slot's own words begin.
 pub const WORD_SLOT: [usize; 2] = [8, 16];
 
-/// In a slot: the sequence number, odd while the slot is being written; the larger even one is the later capture.
+/// In a slot: the sequence number, odd while the slot is being written; the larger even one is the later
+/// capture.
 pub const SLOT_SEQUENCE: usize = 0;
 /// In a slot: how many pages are free in it.
 pub const SLOT_FREE: usize = 1;

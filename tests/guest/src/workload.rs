@@ -1,10 +1,10 @@
 //! Threads that allocate, write, check and free at full speed, so that pages change hands all the time.
 //!
-//! Anonymous memory and page cache (files in tmpfs) take turns. Every word written is a function of the seed, the
-//! block's generation and the word's place, so a word from elsewhere or lost is seen.
+//! Anonymous memory and page cache (files in tmpfs) take turns. Every word written is a function of the seed,
+//! the block's generation and the word's place, so a word from elsewhere or lost is seen.
 //!
-//! Most blocks live for as long as a queue of them is: moments. Some small ones are kept for up to a minute: what a
-//! migration drops in its middle is then still needed at its end.
+//! Most blocks live for as long as a queue of them is: moments. Some small ones are kept for up to a minute:
+//! what a migration drops in its middle is then still needed at its end.
 
 use std::fs::{self, File};
 use std::io;
@@ -52,7 +52,8 @@ impl Workload {
     pub(crate) fn start(threads: u32, mib: u32, seed: u64, rest: Duration, console: &Arc<Console>) -> Self {
         let counters = Arc::new(Counters::default());
         let threads = threads.max(1);
-        // Each thread has a queue of blocks beside the small ones that it keeps; blocks average half of the largest.
+        // Each thread has a queue of blocks beside the small ones that it keeps; blocks average half of the
+        // largest.
         let kept = KEPT_BLOCKS as u64 * KEPT_PAGES / 2;
         let queue = (u64::from(mib) * 256 / u64::from(threads)).saturating_sub(kept);
         let depth = queue / BLOCK_PAGES * 2;
@@ -109,7 +110,8 @@ impl Workload {
 
 struct Worker {
     random: Random,
-    /// For the small blocks that are kept: which one is due depends on the time, and the others are not to depend on that.
+    /// For the small blocks that are kept: which one is due depends on the time, and the others are not to
+    /// depend on that.
     kept_random: Random,
     depth: usize,
     number: u32,

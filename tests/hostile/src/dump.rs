@@ -17,7 +17,8 @@ mod packed;
 /// Frames looked at in one dump.
 const FRAMES: usize = 1000;
 
-/// Any bytes as a dump, of whichever format they begin like: what it says it holds can be walked, and lies where it says.
+/// Any bytes as a dump, of whichever format they begin like: what it says it holds can be walked, and lies
+/// where it says.
 pub(crate) fn dump(bytes: &[u8]) -> bool {
     let Ok(mut file) = tempfile::NamedTempFile::new() else {
         return false;

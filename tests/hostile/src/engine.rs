@@ -1,4 +1,5 @@
-//! The engine in the hypervisor: profiles from the toolstack, and guests that lie. The bodies are the core's own.
+//! The engine in the hypervisor: profiles from the toolstack, and guests that lie. The bodies are the core's
+//! own.
 
 use lacuna_core::MAX_PROFILE_BYTES;
 use lacuna_core::mock;

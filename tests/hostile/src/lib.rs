@@ -1,11 +1,11 @@
 //! Hostile input: what a fuzz target does with any bytes, and good inputs for each to begin with.
 //!
-//! [`TARGETS`] is the one list of them. `fuzz/` feeds their bodies from libFuzzer, guided by coverage. The test of this
-//! package feeds them on any toolchain: the seeds, each of them cut short, and seeded changes of them. The program
-//! `seeds` writes the seeds as files, for libFuzzer to begin with.
+//! [`TARGETS`] is the one list of them. `fuzz/` feeds their bodies from libFuzzer, guided by coverage. The
+//! test of this package feeds them on any toolchain: the seeds, each of them cut short, and seeded changes of
+//! them. The program `seeds` writes the seeds as files, for libFuzzer to begin with.
 //!
-//! A body takes any bytes, panics when a promise is broken, and says whether the input was accepted: an input that is always
-//! refused at the door tries nothing behind it, so each target has seeds that are not.
+//! A body takes any bytes, panics when a promise is broken, and says whether the input was accepted: an input
+//! that is always refused at the door tries nothing behind it, so each target has seeds that are not.
 
 mod dump;
 mod engine;

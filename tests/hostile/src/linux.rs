@@ -1,4 +1,5 @@
-//! What is read of a Linux kernel: its note, its types, its symbols, the stub's greeting, and the whole of a guest.
+//! What is read of a Linux kernel: its note, its types, its symbols, the stub's greeting, and the whole of a
+//! guest.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -64,8 +65,8 @@ pub(crate) fn btf_seeds() -> Vec<Vec<u8>> {
     vec![made_btf::sample()]
 }
 
-/// Any bytes as the beginning of a System.map, which goes on with as many symbols as one has at least: what is believed fits
-/// the running kernel.
+/// Any bytes as the beginning of a System.map, which goes on with as many symbols as one has at least: what
+/// is believed fits the running kernel.
 pub(crate) fn system_map(bytes: &[u8]) -> bool {
     let note = b"SYMBOL(_stext)=ffffffff91000000\nSYMBOL(init_uts_ns)=ffffffff92000000\n";
     let (Ok(info), Ok(file)) = (VmcoreInfo::parse_text(note), tempfile::NamedTempFile::new()) else {
@@ -144,8 +145,8 @@ const PLACES: [(u64, u64); 7] = [
     (VMEMMAP_AT, FRAMES * 64),
 ];
 
-/// A guest whose memory is changed in places that matter, four bytes for each change: which place, where in it, and
-/// what is put there. From identification to the scan.
+/// A guest whose memory is changed in places that matter, four bytes for each change: which place, where in
+/// it, and what is put there. From identification to the scan.
 pub(crate) fn guest(bytes: &[u8]) -> bool {
     let mut guest = FakeKernel::new();
     for change in bytes.chunks_exact(4).take(64) {

@@ -37,8 +37,8 @@ impl Mutations {
         usize::try_from(self.number() >> 33).unwrap_or(0) % limit.max(1)
     }
 
-    /// One of `seeds` with one to six changes: a bit, a byte, a number at the edge of its width, bytes taken from elsewhere, put
-    /// in or taken out, or the end cut off.
+    /// One of `seeds` with one to six changes: a bit, a byte, a number at the edge of its width, bytes taken
+    /// from elsewhere, put in or taken out, or the end cut off.
     pub fn next(&mut self, seeds: &[Vec<u8>]) -> Vec<u8> {
         let mut bytes = seeds[self.below(seeds.len())].clone();
         for _ in 0..=self.below(6) {

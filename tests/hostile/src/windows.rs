@@ -18,7 +18,8 @@ fn executable() -> Pe {
     }
 }
 
-/// Any bytes as an executable, and patched into one that is well-formed: offset and value, three bytes at a time.
+/// Any bytes as an executable, and patched into one that is well-formed: offset and value, three bytes at a
+/// time.
 pub(crate) fn pe(bytes: &[u8]) -> bool {
     let whole = lacuna::os::windows::pe::read_file(bytes).is_ok();
     let mut image = executable().mapped();
@@ -34,8 +35,8 @@ pub(crate) fn pe_seeds() -> Vec<Vec<u8>> {
     vec![executable().file(), executable().mapped(), b"\0\0M".to_vec()]
 }
 
-/// Any bytes as a PDB, and, after a first byte that chooses one, as a stream of a PDB that is well-formed: the
-/// container's own checks stop most of what a fuzzer makes up.
+/// Any bytes as a PDB, and, after a first byte that chooses one, as a stream of a PDB that is well-formed:
+/// the container's own checks stop most of what a fuzzer makes up.
 pub(crate) fn pdb(bytes: &[u8]) -> bool {
     let whole = lacuna::os::windows::pdb::read(Cursor::new(bytes)).is_ok();
     let Some((which, bytes)) = bytes.split_first() else {

@@ -1,4 +1,5 @@
-//! Every fuzz target on its seeds, on each of them cut short, and on changes of them that are the same in every run.
+//! Every fuzz target on its seeds, on each of them cut short, and on changes of them that are the same in
+//! every run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::fs;

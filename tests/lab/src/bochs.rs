@@ -1,7 +1,7 @@
 //! The machine with Intel's nested paging (EPT): Bochs, which emulates VMX where QEMU does not.
 //!
-//! One processor, about a hundredth of a real one's speed. Bochs boots nothing but a disk, so Xen, dom0's kernel and its
-//! file system go onto a CD.
+//! One processor, about a hundredth of a real one's speed. Bochs boots nothing but a disk, so Xen, dom0's
+//! kernel and its file system go onto a CD.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,8 +31,8 @@ const PACKAGES: &[&str] = &[
     "mtools",
 ];
 
-/// Emulated instructions in an emulated second: generous, so that time limits inside the machine mean what they mean on
-/// a fast one.
+/// Emulated instructions in an emulated second: generous, so that time limits inside the machine mean what
+/// they mean on a fast one.
 const INSTRUCTIONS_PER_SECOND: &str = "200000000";
 
 /// A machine that is ready to be started.
@@ -90,8 +90,8 @@ impl Disc {
         Ok(Self { image })
     }
 
-    /// The command that runs the machine: the first serial port into `console`, the second to the local TCP `port`.
-    /// Its configuration and its own log go into `logs`.
+    /// The command that runs the machine: the first serial port into `console`, the second to the local TCP
+    /// `port`. Its configuration and its own log go into `logs`.
     pub(crate) fn machine(
         &self,
         sysroot: &Sysroot,
@@ -100,8 +100,9 @@ impl Disc {
         logs: &Path,
     ) -> Result<Command> {
         let settings = logs.join("bochsrc");
-        // All the memory that Bochs can hold; beyond it would swap to a file. SeaBIOS and not Bochs' own BIOS, with which GRUB crashes (Bochs 3.0). Haswell is its first processor with all
-        // of EPT. The display is a VNC server that does not wait for anyone.
+        // All the memory that Bochs can hold; beyond it would swap to a file. SeaBIOS and not Bochs' own
+        // BIOS, with which GRUB crashes (Bochs 3.0). Haswell is its first processor with all of EPT. The
+        // display is a VNC server that does not wait for anyone.
         let text = format!(
             "memory: guest=2048, host=2048\n\
              romimage: file=/usr/share/seabios/bios.bin\n\
@@ -133,10 +134,11 @@ impl Disc {
     }
 }
 
-/// GRUB's menu: one entry, at once. Xen offers altp2m only where its command line says so; a scenario has it refused.
+/// GRUB's menu: one entry, at once. Xen offers altp2m only where its command line says so; a scenario has it
+/// refused.
 fn menu() -> String {
-    // GRUB takes the first word after the file as part of the command line; `placeholder` stands for the program's name.
-    // apicv=0: docs/lab.md, "What the emulator does wrong".
+    // GRUB takes the first word after the file as part of the command line; `placeholder` stands for the
+    // program's name. apicv=0: docs/lab.md, "What the emulator does wrong".
     format!(
         "set timeout=0\n\
          terminal_output console\n\

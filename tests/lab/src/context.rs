@@ -33,7 +33,8 @@ pub(crate) struct Context {
     pub(crate) cache: PathBuf,
     /// What the user asks for.
     pub(crate) options: Options,
-    /// Locked until the run ends, see [`Context::open`]: two labs must neither build in one tree nor emulate on the same two cores.
+    /// Locked until the run ends, see [`Context::open`]: two labs must neither build in one tree nor emulate
+    /// on the same two cores.
     lock: File,
 }
 
@@ -120,8 +121,8 @@ impl Context {
 
     /// Does `work` unless it was done before with the same `key`.
     ///
-    /// The stamp is taken away first and written last, so a failed or interrupted step runs again. `work` must either
-    /// build aside and rename ([`Staged`]) or be able to go on from whatever it left.
+    /// The stamp is taken away first and written last, so a failed or interrupted step runs again. `work`
+    /// must either build aside and rename ([`Staged`]) or be able to go on from whatever it left.
     pub(crate) fn step(
         &self,
         name: &str,

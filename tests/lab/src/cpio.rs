@@ -1,4 +1,5 @@
-//! Writes initial file systems: the "newc" archive of `Documentation/driver-api/early-userspace/buffer-format.rst`.
+//! Writes initial file systems: the "newc" archive of
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

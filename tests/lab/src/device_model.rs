@@ -15,8 +15,8 @@ use crate::sysroot::Sysroot;
 use crate::xen::Tools;
 use crate::xen::series::Series;
 
-/// The series of Xen whose libraries Debian 13's QEMU is linked with, and whose hvmloader Debian 13 has. With another one
-/// there is no HVM guest in the lab.
+/// The series of Xen whose libraries Debian 13's QEMU is linked with, and whose hvmloader Debian 13 has. With
+/// another one there is no HVM guest in the lab.
 pub(crate) const SERIES: Series = Series::V4_20;
 
 /// Installed in the sysroot, which has QEMU's own ROMs already.

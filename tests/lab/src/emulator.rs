@@ -29,8 +29,8 @@ const WORDS: &str = "emulator.log";
 /// Lines of Xen's console that go into an error.
 const CONSOLE_TAIL: usize = 12;
 
-/// A processor whose nested paging QEMU emulates. Without `-monitor` Xen's idle loop faults, with `rdtscp` Xen's
-/// intercept of it fails on a wrong instruction length (QEMU 10.0).
+/// A processor whose nested paging QEMU emulates. Without `-monitor` Xen's idle loop faults, with `rdtscp`
+/// Xen's intercept of it fails on a wrong instruction length (QEMU 10.0).
 const PROCESSOR: &str = "EPYC,-xsave,-monitor,-rdtscp";
 
 /// Xen's command line. One processor for dom0, and a simple scheduler: two emulated ones are all there are.
@@ -54,8 +54,8 @@ pub(crate) struct Machine {
 enum Clock {
     /// The time of the machine that emulates; two processors run side by side.
     Time,
-    /// The instructions executed, one a nanosecond: figures do not depend on how fast or busy the emulating machine is.
-    /// One processor, so that only the work measured counts.
+    /// The instructions executed, one a nanosecond: figures do not depend on how fast or busy the emulating
+    /// machine is. One processor, so that only the work measured counts.
     Instructions,
 }
 
@@ -186,7 +186,8 @@ pub(crate) struct Emulator {
 }
 
 impl Emulator {
-    /// Boots and waits until dom0 takes orders. `logs` is made anew; Xen's console goes to `console.log` in it.
+    /// Boots and waits until dom0 takes orders. `logs` is made anew; Xen's console goes to `console.log` in
+    /// it.
     pub(crate) fn boot(
         sysroot: &Sysroot,
         xen: &Hypervisor,
@@ -314,7 +315,8 @@ impl Emulator {
         writeln!(self.orders, "{line}").on("send an order to dom0 for", &self.logs)
     }
 
-    /// Waits for dom0's next event; `what` names the awaited in the error when `deadline` passes or the machine ends.
+    /// Waits for dom0's next event; `what` names the awaited in the error when `deadline` passes or the
+    /// machine ends.
     pub(crate) fn next_event(&mut self, deadline: Instant, what: &str) -> Result<Event> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -353,7 +355,8 @@ impl Emulator {
 
     /// Switches the machine off, by force when it does not go off by itself.
     pub(crate) fn off(mut self) {
-        // A machine that is gone already, or does not go, is no failure of the scenarios that ran on it; dropping ends it.
+        // A machine that is gone already, or does not go, is no failure of the scenarios that ran on it;
+        // dropping ends it.
         if self.order(&Order::PowerOff).is_err() {
             return;
         }
@@ -381,13 +384,15 @@ impl Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        // Ends what runs inside as well: see the sysroot's namespaces. Both fail only when it has ended already.
+        // Ends what runs inside as well: see the sysroot's namespaces. Both fail only when it has ended
+        // already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Makes the directory for a machine's logs anew, and opens those of the emulator: the console's path, its own words.
+/// Makes the directory for a machine's logs anew, and opens those of the emulator: the console's path, its
+/// own words.
 fn fresh(logs: &Path) -> Result<(PathBuf, fs::File)> {
     crate::context::remove(logs)?;
     fs::create_dir_all(logs).on("create", logs)?;

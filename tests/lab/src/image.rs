@@ -37,15 +37,17 @@ const XEN_PROGRAMS: &[&str] = &[
 const CHECKER: &str = "usr/local/lib/xen/bin/verify-stream-v2";
 const CHECKER_MODULES: &[&str] = &["__init__.py", "util.py", "migration"];
 
-/// The directory of the library of a receiver without Lacuna, which is found there by a search path of its own.
+/// The directory of the library of a receiver without Lacuna, which is found there by a search path of its
+/// own.
 const STOCK_LIBRARIES: &str = "usr/local/lib/stock";
 
-/// Lists the files of the smallest Python that Debian has, in the version that the sysroot has. The packages' own list
-/// leaves out what Python makes when it runs.
+/// Lists the files of the smallest Python that Debian has, in the version that the sysroot has. The packages'
+/// own list leaves out what Python makes when it runs.
 const PYTHON_FILES: &str = "version=$(basename $(readlink -f /usr/bin/python3)) && \
     dpkg-query --listfiles lib$version-minimal $version-minimal | grep -E \"^/usr/(bin|lib)/$version(/|\\$)\"";
 
-/// Loaded by name at run time, so no program's list of libraries has it: without it `pthread_cancel` aborts xl.
+/// Loaded by name at run time, so no program's list of libraries has it: without it `pthread_cancel` aborts
+/// xl.
 const LOADED_BY_NAME: &str = "usr/lib/x86_64-linux-gnu/libgcc_s.so.1";
 
 /// Debian's kexec, in the sysroot and in the guests that use it.
@@ -83,8 +85,8 @@ impl Images {
     }
 }
 
-/// Writes dom0's image, with one guest's kernel inside it, which is dom0's own, and that kernel's `layout`: its name in dom0,
-/// and where it comes from.
+/// Writes dom0's image, with one guest's kernel inside it, which is dom0's own, and that kernel's `layout`:
+/// its name in dom0, and where it comes from.
 pub(crate) fn base(
     context: &Context,
     sysroot: &Sysroot,
@@ -221,8 +223,8 @@ pub(crate) fn step_name(series: Series, name: &str) -> String {
     format!("images/{}/{name}", series.name())
 }
 
-/// The same images with the driver of the emulator's network card: an archive behind the other, which the kernel unpacks
-/// over it.
+/// The same images with the driver of the emulator's network card: an archive behind the other, which the
+/// kernel unpacks over it.
 pub(crate) fn with_network(
     context: &Context,
     sysroot: &Sysroot,
@@ -248,7 +250,8 @@ pub(crate) fn with_network(
     })
 }
 
-/// Xen's checker of migration streams, as `/usr/local/lib/xen/bin/verify-stream-v2`, with the Python that runs it.
+/// Xen's checker of migration streams, as `/usr/local/lib/xen/bin/verify-stream-v2`, with the Python that
+/// runs it.
 fn checker(context: &Context, sysroot: &Sysroot, tools: &Tools, archive: &mut Archive) -> Result<()> {
     let log = context.step_log("images");
     let listing = output(sysroot.command("/", &["sh", "-c", PYTHON_FILES]), &log)?;
@@ -316,7 +319,8 @@ pub(crate) fn start_guest(path: &Path, agent: &Path) -> Result<Archive> {
     Ok(archive)
 }
 
-/// The libraries that a program needs: their paths in dom0, and the files. As the sysroot's own loader finds them.
+/// The libraries that a program needs: their paths in dom0, and the files. As the sysroot's own loader finds
+/// them.
 pub(crate) fn libraries_of(
     context: &Context,
     sysroot: &Sysroot,
@@ -338,7 +342,8 @@ pub(crate) fn libraries_of(
                 seen: line.trim().to_owned(),
             });
         }
-        // `name => /path (address)`, or `/path (address)` for the loader itself; the kernel's vdso has no path.
+        // `name => /path (address)`, or `/path (address)` for the loader itself; the kernel's vdso has no
+        // path.
         let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) else {
             continue;
         };

@@ -1,7 +1,8 @@
 //! Debian's stock kernels for guests and dom0, with the headers that guests' profiles are built from.
 //!
-//! Which versions there are is what the archive's index lists now; the newest that is served whole is taken. Its packages
-//! are only unpacked: neither the machine's package sources nor the sysroot's are changed, and nothing is installed.
+//! Which versions there are is what the archive's index lists now; the newest that is served whole is taken.
+//! Its packages are only unpacked: neither the machine's package sources nor the sysroot's are changed, and
+//! nothing is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,8 @@ pub(crate) struct Kernel {
     pub(crate) series: &'static str,
     /// The release as `uname -r` tells it.
     pub(crate) release: String,
-    /// The directory that stands for `/`: `boot/`, `usr/src/linux-headers-*`, and the modules of Xen's drivers.
+    /// The directory that stands for `/`: `boot/`, `usr/src/linux-headers-*`, and the modules of Xen's
+    /// drivers.
     pub(crate) root: PathBuf,
 }
 
@@ -135,8 +137,8 @@ pub(crate) fn kernel(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Re
     })
 }
 
-/// Fetches and unpacks, of the packages of dom0's kernel, the drivers of the disks that QEMU emulates, with what they need;
-/// returns where they are, and the release.
+/// Fetches and unpacks, of the packages of dom0's kernel, the drivers of the disks that QEMU emulates, with
+/// what they need; returns where they are, and the release.
 pub(crate) fn with_disks(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Result<(PathBuf, String)> {
     let name = format!("kernel/{}-disks", wanted.series);
     let root = context.cached("kernels").join(format!("{}-disks", wanted.series));
@@ -167,8 +169,8 @@ pub(crate) struct Packages<'a> {
 }
 
 impl Packages<'_> {
-    /// Downloads the newest that is served and unpacks it below `root`; returns its release, as `uname -r` tells it. What is
-    /// there already is kept.
+    /// Downloads the newest that is served and unpacks it below `root`; returns its release, as `uname -r`
+    /// tells it. What is there already is kept.
     pub(crate) fn unpacked(
         &self,
         context: &Context,

@@ -21,7 +21,8 @@ impl Key {
 pub(crate) struct KeyBuilder(blake3::Hasher);
 
 impl KeyBuilder {
-    /// Starts with the step's name and the revision of the code that does it: raise it when that code changes its effect.
+    /// Starts with the step's name and the revision of the code that does it: raise it when that code changes
+    /// its effect.
     pub(crate) fn new(step: &str, revision: u32) -> Self {
         Self(blake3::Hasher::new()).text(step).text(&revision.to_string())
     }

@@ -1,5 +1,5 @@
-//! The guests' kernels as `lacuna` knows them: layouts made from their headers where there is a compiler, for use in dom0,
-//! where there is none.
+//! The guests' kernels as `lacuna` knows them: layouts made from their headers where there is a compiler, for
+//! use in dom0, where there is none.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,8 @@ use crate::sysroot::Sysroot;
 /// Where `lacuna` looks for layouts by itself (`DEFAULT_FOLDER` in its `os/linux/layout.rs`).
 const FOLDER: &str = "var/lib/lacuna/layouts";
 
-/// Has `lacuna` make the layout of the kernel `release` from its `headers`, and returns where `lacuna` in dom0 looks for it, and the file.
+/// Has `lacuna` make the layout of the kernel `release` from its `headers`, and returns where `lacuna` in
+/// dom0 looks for it, and the file.
 pub(crate) fn layout(
     context: &Context,
     sysroot: &Sysroot,

@@ -36,8 +36,8 @@ impl Outcome {
         self.figures.iter().cloned().collect()
     }
 
-    /// Ends a command that ran one scenario for its figures: writes them to `file`, with how it ended, and fails when the
-    /// scenario did.
+    /// Ends a command that ran one scenario for its figures: writes them to `file`, with how it ended, and
+    /// fails when the scenario did.
     pub(crate) fn report(&self, mut figures: Map<String, Value>, file: Option<&Path>) -> Result<()> {
         if let Some(path) = file {
             figures.insert("scenario".to_owned(), json!(self.name));
@@ -56,7 +56,8 @@ impl Outcome {
     }
 }
 
-/// Makes what `extent` says and runs the scenario called `name` for its figures, with what it was made of beside them.
+/// Makes what `extent` says and runs the scenario called `name` for its figures, with what it was made of
+/// beside them.
 pub(crate) fn measure(context: &Context, name: &str, extent: Extent) -> Result<Outcome> {
     let missing = || Error::NoScenario {
         filter: name.to_owned(),
@@ -74,8 +75,8 @@ pub(crate) fn measure(context: &Context, name: &str, extent: Extent) -> Result<O
     Ok(outcome)
 }
 
-/// Runs `scenarios`, in order, and returns an outcome for each. One that fails because the emulator lost a guest runs again
-/// on a new machine, see [`shows_a_lost_guest`].
+/// Runs `scenarios`, in order, and returns an outcome for each. One that fails because the emulator lost a
+/// guest runs again on a new machine, see [`shows_a_lost_guest`].
 pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Vec<Outcome> {
     let mut machine = None;
     let outcomes = scenarios
@@ -94,7 +95,8 @@ pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Vec<Out
                 if let Some((_, running)) = machine.take() {
                     running.off();
                 }
-                // Kept for whoever looks for the emulator's mistake; only what one looks at is lost when that fails.
+                // Kept for whoever looks for the emulator's mistake; only what one looks at is lost when that
+                // fails.
                 let kept = here.with_extension(format!("lost-{rerun}"));
                 let _ = crate::context::remove(&kept);
                 let _ = fs::rename(&here, &kept);
@@ -114,8 +116,8 @@ pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Vec<Out
     outcomes
 }
 
-/// Runs `scenario` on `machine`, or on a new one where there is none or another one is needed; leaves there what the next one
-/// may use. Tells as well whether the emulator lost a guest meanwhile.
+/// Runs `scenario` on `machine`, or on a new one where there is none or another one is needed; leaves there
+/// what the next one may use. Tells as well whether the emulator lost a guest meanwhile.
 fn attempt(
     stage: &Stage,
     machine: &mut Option<(Boot, Emulator)>,
@@ -163,9 +165,10 @@ fn attempt(
     (outcome, guest_lost)
 }
 
-/// Whether Xen's console tells of a guest that the emulated processor has lost: one with Xen's own code segment and instruction
-/// pointer as its state, where no guest can get, whatever is done to its memory; or one that died because the processor could
-/// not read gate 8 of its interrupt table, where Linux has that table, after it had not been able to read the gate before.
+/// Whether Xen's console tells of a guest that the emulated processor has lost: one with Xen's own code
+/// segment and instruction pointer as its state, where no guest can get, whatever is done to its memory; or
+/// one that died because the processor could not read gate 8 of its interrupt table, where Linux has that
+/// table, after it had not been able to read the gate before.
 fn shows_a_lost_guest(console: &str) -> bool {
     const TRIPLE: &str = "Triple fault - invoking HVM shutdown";
     /// Lines of Xen's dump of a virtual CPU.
@@ -247,7 +250,8 @@ pub(crate) struct Ended {
     pub(crate) failure: Option<String>,
 }
 
-/// Shows what dom0 tells, and puts what belongs into a log there; figures are the caller's. The end, if this is it.
+/// Shows what dom0 tells, and puts what belongs into a log there; figures are the caller's. The end, if this
+/// is it.
 pub(crate) fn follow(event: Event, logs: &Path, progress: &Progress) -> Result<Option<Ended>> {
     let failure = match event {
         Event::Note { text } => {

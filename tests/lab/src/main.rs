@@ -114,7 +114,8 @@ enum Task {
         #[arg(long, value_name = "FILE")]
         picture: Option<PathBuf>,
     },
-    /// Try a guest of yours: identify, attach, scan, rounds while it works, save, migrate, with a table at the end
+    /// Try a guest of yours: identify, attach, scan, rounds while it works, save, migrate, with a table at
+    /// the end
     Try {
         #[command(flatten)]
         options: Box<trial::Options>,
@@ -123,11 +124,13 @@ enum Task {
     Matrix {
         /// Only the cases with one of these in their name
         filters: Vec<String>,
-        /// Put what came of these cases into the table in docs/support-matrix.md; other cases keep what it says of them
+        /// Put what came of these cases into the table in docs/support-matrix.md; other cases keep what it
+        /// says of them
         #[arg(long)]
         table: bool,
     },
-    /// Count instructions and hold the counts against the stored bounds; or measure scans of dumps, rounds or migrations
+    /// Count instructions and hold the counts against the stored bounds; or measure scans of dumps, rounds or
+    /// migrations
     Bench {
         /// What to measure
         #[arg(default_value = "core")]
@@ -136,7 +139,8 @@ enum Task {
         #[arg(long)]
         json: Option<PathBuf>,
     },
-    /// Look at the machine, the archive and the cache, in half a minute, before anything is downloaded or built
+    /// Look at the machine, the archive and the cache, in half a minute, before anything is downloaded or
+    /// built
     Doctor {
         /// Print the checks as JSON
         #[arg(long)]
@@ -154,7 +158,8 @@ enum Task {
 /// What is asked about the patches.
 #[derive(Subcommand)]
 enum PatchTask {
-    /// Try every patch on the source given, or else on each series that can be had: clean, with offset, or not, hunk by hunk
+    /// Try every patch on the source given, or else on each series that can be had: clean, with offset, or
+    /// not, hunk by hunk
     Check {
         /// Print the report as JSON
         #[arg(long)]

@@ -1,5 +1,6 @@
-//! dom0's image with guests of other kinds than those of the quick runs: a kernel of before 6.0, whose VMCOREINFO does not
-//! say where its symbol table is, and a 32-bit one, whose table holds no data; and with a device model for HVM guests.
+//! dom0's image with guests of other kinds than those of the quick runs: a kernel of before 6.0, whose
+//! VMCOREINFO does not say where its symbol table is, and a 32-bit one, whose table holds no data; and with a
+//! device model for HVM guests.
 
 use crate::context::{Context, Staged};
 use crate::cpio::Archive;

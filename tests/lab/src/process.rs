@@ -45,7 +45,8 @@ impl Halt {
         }
     }
 
-    /// Takes `name` off the list of what is left, and shows the rest when the part took long enough to be waited for.
+    /// Takes `name` off the list of what is left, and shows the rest when the part took long enough to be
+    /// waited for.
     fn done(&self, name: &str, took: Duration) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.retain(|part| *part != name);
@@ -54,7 +55,8 @@ impl Halt {
         }
     }
 
-    /// Runs the part called `name` on the calling thread. When it fails, programs that other parts run are ended.
+    /// Runs the part called `name` on the calling thread. When it fails, programs that other parts run are
+    /// ended.
     pub(crate) fn guard<T>(&self, name: &str, part: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = HALTED.replace(Some(Arc::clone(&self.flag)));
         let started = Instant::now();
@@ -110,7 +112,8 @@ pub(crate) fn run_logged(mut command: Command, log: &Path, progress: &Progress) 
             break status;
         }
         if halted() {
-            // What it runs dies with it: programs in the sysroot have a namespace of their own, and cargo ends its compilers.
+            // What it runs dies with it: programs in the sysroot have a namespace of their own, and cargo
+            // ends its compilers.
             child.kill().on("end", program(&command))?;
             child.wait().on("wait for", program(&command))?;
             return Err(Error::Ended);
@@ -162,8 +165,8 @@ pub(crate) fn start(command: &mut Command) -> Result<Child> {
     })
 }
 
-/// The last `count` lines of the file at `path` from its byte `begin` on; empty when it cannot be read, as it only
-/// decorates a message.
+/// The last `count` lines of the file at `path` from its byte `begin` on; empty when it cannot be read, as it
+/// only decorates a message.
 pub(crate) fn last_lines(path: &Path, begin: u64, count: usize) -> String {
     let Ok(mut file) = File::open(path) else {
         return String::new();

@@ -12,7 +12,8 @@ use crate::progress::Progress;
 use crate::setup::Stage;
 use crate::variant::PRODUCT;
 
-/// The hypervisor's files: the one for GRUB, the one for UEFI firmware, and the one with symbols for crash analysis.
+/// The hypervisor's files: the one for GRUB, the one for UEFI firmware, and the one with symbols for crash
+/// analysis.
 const HYPERVISOR: &[&str] = &["xen.gz", "xen.efi", "xen-syms"];
 
 /// Writes the product into `out`, with `debs` as Debian packages, too.

@@ -47,7 +47,8 @@ fn target(context: &Context) -> PathBuf {
     context.repository.join("target")
 }
 
-/// Builds the product as a real host installs it, and returns where its command is; the daemon lies beside it.
+/// Builds the product as a real host installs it, and returns where its command is; the daemon lies beside
+/// it.
 pub(crate) fn product(context: &Context) -> Result<PathBuf> {
     let progress = Progress::begin("product");
     let mut product = cargo(context, "release");
@@ -57,9 +58,11 @@ pub(crate) fn product(context: &Context) -> Result<PathBuf> {
     Ok(target(context).join("release/lacuna"))
 }
 
-/// Builds the product's command for use in the lab, and returns where it is. cargo itself knows what is up to date.
+/// Builds the product's command for use in the lab, and returns where it is. cargo itself knows what is up to
+/// date.
 ///
-/// The daemon and dom0's driver are built along: they are made of the same crates, which are so compiled once.
+/// The daemon and dom0's driver are built along: they are made of the same crates, which are so compiled
+/// once.
 pub(crate) fn command(context: &Context) -> Result<PathBuf> {
     let progress = Progress::begin("programs");
     let mut programs = cargo(context, PROFILE);
@@ -105,7 +108,8 @@ pub(crate) fn agent_i386(context: &Context) -> Result<PathBuf> {
     agent_with_own_libc(context, "i386", TARGET_I386)
 }
 
-/// Builds the agent of 64-bit guests whose kernel may be older than the machine's C library allows, and returns where it is.
+/// Builds the agent of 64-bit guests whose kernel may be older than the machine's C library allows, and
+/// returns where it is.
 pub(crate) fn agent_of_old_kernels(context: &Context) -> Result<PathBuf> {
     agent_with_own_libc(context, "old", TARGET_OLD)
 }

@@ -1,4 +1,5 @@
-//! Signs of life while something takes longer than a few seconds: a spinner on a terminal, plain lines elsewhere.
+//! Signs of life while something takes longer than a few seconds: a spinner on a terminal, plain lines
+//! elsewhere.
 
 use std::cell::Cell;
 use std::io::IsTerminal;

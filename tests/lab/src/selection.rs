@@ -14,8 +14,8 @@ impl<'a> Selection<'a> {
         Self { filters, full }
     }
 
-    /// Whether a test of the host called `name` runs; `part` says that it is a part of another one, and runs only where
-    /// Linux guests are asked for by themselves.
+    /// Whether a test of the host called `name` runs; `part` says that it is a part of another one, and runs
+    /// only where Linux guests are asked for by themselves.
     pub(crate) fn host(&self, name: &str, part: bool) -> bool {
         if self.filters.is_empty() {
             return !part;
@@ -30,7 +30,8 @@ impl<'a> Selection<'a> {
         self.filters.is_empty() || self.filters.iter().any(|filter| means(filter, name))
     }
 
-    /// Whether `scenario` runs. Naming a long one in full is asking for it, and so is asking for Linux guests.
+    /// Whether `scenario` runs. Naming a long one in full is asking for it, and so is asking for Linux
+    /// guests.
     pub(crate) fn scenario(&self, scenario: &Scenario) -> bool {
         let long = self.full || !scenario.full_only;
         if self.filters.is_empty() {
@@ -50,8 +51,8 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// Whether `filter` stands for the test called `name`. A scenario's whole name means that one, though others' names may begin
-/// with it.
+/// Whether `filter` stands for the test called `name`. A scenario's whole name means that one, though others'
+/// names may begin with it.
 fn means(filter: &str, name: &str) -> bool {
     if SCENARIOS.iter().any(|scenario| scenario.name == filter) {
         name == filter

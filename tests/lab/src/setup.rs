@@ -1,4 +1,5 @@
-//! Everything a run needs, made in an order that keeps two processors busy; what is there and up to date is kept.
+//! Everything a run needs, made in an order that keeps two processors busy; what is there and up to date is
+//! kept.
 //!
 //! ```text
 //!  host's cargo ─ programs ──────────────────────────┐

@@ -182,8 +182,9 @@ type Skipped = (String, String);
 /// Scenarios that run on one series of Xen.
 type Pass = (Series, Vec<Scenario>);
 
-/// Says what runs on which series of Xen: all on the one that the user asks for, or else on the newest that can be had; and,
-/// in a plain run, the core of it on each other one. What cannot run for want of a source goes into `skipped`.
+/// Says what runs on which series of Xen: all on the one that the user asks for, or else on the newest that
+/// can be had; and, in a plain run, the core of it on each other one. What cannot run for want of a source
+/// goes into `skipped`.
 fn passes(
     context: &Context,
     plain: bool,
@@ -220,7 +221,8 @@ fn passes(
     Ok(passes)
 }
 
-/// Runs one of the host's own tests on the terminal: its output is its report. `known` are the names of all tests.
+/// Runs one of the host's own tests on the terminal: its output is its report. `known` are the names of all
+/// tests.
 fn host(context: &Context, name: &str, test: HostTest, known: &[String]) -> Result<Outcome> {
     let started = Instant::now();
     let seen = match test {

@@ -1,7 +1,8 @@
 //! The Debian 13 tree in which Xen is built and QEMU runs, and the way to run a program inside it.
 //!
-//! Programs run in mount and process namespaces of their own: nothing stays mounted and nothing goes on running when the
-//! lab ends, however it ends. The cache and the checkout appear inside at the paths they have outside.
+//! Programs run in mount and process namespaces of their own: nothing stays mounted and nothing goes on
+//! running when the lab ends, however it ends. The cache and the checkout appear inside at the paths they
+//! have outside.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -139,8 +140,8 @@ impl Sysroot {
         Ok(sysroot)
     }
 
-    /// The same tree, in which files and directories of the machine are seen as well, each at its own place. A directory
-    /// hides what the tree has there.
+    /// The same tree, in which files and directories of the machine are seen as well, each at its own place.
+    /// A directory hides what the tree has there.
     pub(crate) fn seeing(&self, others: impl IntoIterator<Item = PathBuf>) -> Self {
         let mut wider = self.clone();
         wider.others.extend(others);
@@ -179,12 +180,14 @@ impl Sysroot {
         command
     }
 
-    /// Brings the tree's own index of packages up to date: the archive may have moved since the tree was made.
+    /// Brings the tree's own index of packages up to date: the archive may have moved since the tree was
+    /// made.
     pub(crate) fn refresh(&self, log: &Path, progress: &Progress) -> Result<()> {
         run_logged(self.command("/", &["apt-get", "update"]), log, progress)
     }
 
-    /// Copies what belongs to the machine and may change under a finished tree: name resolution, certificates.
+    /// Copies what belongs to the machine and may change under a finished tree: name resolution,
+    /// certificates.
     fn follow_machine(&self) -> Result<()> {
         for file in [
             "etc/resolv.conf",
@@ -208,7 +211,8 @@ impl Sysroot {
     }
 }
 
-/// The Debian archive that this machine is set up to use, as apt tells it; other suites of it are there as well.
+/// The Debian archive that this machine is set up to use, as apt tells it; other suites of it are there as
+/// well.
 pub(crate) fn archive_uri(context: &Context) -> Result<String> {
     Ok(archive_uris(context)?.0)
 }

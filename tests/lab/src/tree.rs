@@ -1,4 +1,5 @@
-//! Brings a build tree in line with a source tree and leaves alone what did not change, so that make rebuilds little.
+//! Brings a build tree in line with a source tree and leaves alone what did not change, so that make rebuilds
+//! little.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,9 +12,11 @@ use crate::key::files_below;
 /// The list, inside the build tree, of the files that came from the source tree last time.
 const MANIFEST: &str = ".lab-manifest";
 
-/// Makes `build` hold the files of `source`: copies those whose content differs, removes those that went away.
+/// Makes `build` hold the files of `source`: copies those whose content differs, removes those that went
+/// away.
 ///
-/// Files with equal content keep their modification time. Whatever else is in `build`, such as objects, stays.
+/// Files with equal content keep their modification time. Whatever else is in `build`, such as objects,
+/// stays.
 pub(crate) fn mirror(source: &Path, build: &Path) -> Result<()> {
     fs::create_dir_all(build).on("create", build)?;
     let manifest = build.join(MANIFEST);

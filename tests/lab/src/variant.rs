@@ -1,4 +1,5 @@
-//! The kinds of hypervisor the lab builds. Each has a build tree of its own, so that none spoils another's objects.
+//! The kinds of hypervisor the lab builds. Each has a build tree of its own, so that none spoils another's
+//! objects.
 
 use crate::module::Kind;
 
@@ -65,8 +66,8 @@ pub(crate) const RELEASE: Variant = Variant {
     module: Kind::Release,
 };
 
-/// A debug build, which checks its assertions and can have allocations fail, with the module that can leave a step of a
-/// share slice out.
+/// A debug build, which checks its assertions and can have allocations fail, with the module that can leave a
+/// step of a share slice out.
 pub(crate) const MUTANTS: Variant = Variant {
     name: "mutants",
     config: &[

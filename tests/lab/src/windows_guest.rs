@@ -1,4 +1,5 @@
-//! The Windows-like guest: its kernel, built in the sysroot, what it boots from, and the symbol store with its PDBs.
+//! The Windows-like guest: its kernel, built in the sysroot, what it boots from, and the symbol store with
+//! its PDBs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,14 +22,15 @@ const KERNEL: &str = "guests/windows/vmlinuz";
 /// The symbol store in dom0.
 const SYMBOLS: &str = "guests/symbols";
 
-/// The guests: name of the initial file system, the layout, and whether the kernel counts its zeroed pages where a symbol
-/// leads. The second kind keeps its lists in partitions, as Windows does since version 10.
+/// The guests: name of the initial file system, the layout, and whether the kernel counts its zeroed pages
+/// where a symbol leads. The second kind keeps its lists in partitions, as Windows does since version 10.
 const GUESTS: &[(&str, &str, bool)] = &[
     ("windows-7", "win7_sp1_x64", true),
     ("windows-10", "win10_x64_19041", false),
 ];
 
-/// How the kernel is compiled: for no operating system, without registers that nobody saves, at the address that it runs at.
+/// How the kernel is compiled: for no operating system, without registers that nobody saves, at the address
+/// that it runs at.
 const COMPILER: &[&str] = &[
     "gcc",
     "-std=gnu11",

@@ -4,16 +4,19 @@
 
 use std::time::Duration;
 
-/// The hypervisor and machine a scenario needs. Scenarios with the same boot run one after another in one emulation.
+/// The hypervisor and machine a scenario needs. Scenarios with the same boot run one after another in one
+/// emulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Boot {
     /// The release hypervisor.
     Release,
-    /// The same, with guests of other kinds at hand: kernels of before 6.0, 32-bit ones, and a device model for HVM guests.
+    /// The same, with guests of other kinds at hand: kernels of before 6.0, 32-bit ones, and a device model
+    /// for HVM guests.
     OtherGuests,
     /// The debug build whose share rounds can leave a step out.
     Mutants,
-    /// The release hypervisor on Intel's nested paging, EPT, which only Bochs emulates: one processor, and slow.
+    /// The release hypervisor on Intel's nested paging, EPT, which only Bochs emulates: one processor, and
+    /// slow.
     Ept,
     /// The same machine with the debug build whose share rounds can leave a step out.
     EptMutants,
@@ -25,7 +28,8 @@ pub enum Boot {
     PvhDom0,
     /// The release hypervisor on two machines with a network between them; the scenario runs on the first.
     Pair,
-    /// The release hypervisor on a machine whose clock counts instructions: one is one nanosecond, to host and guest.
+    /// The release hypervisor on a machine whose clock counts instructions: one is one nanosecond, to host
+    /// and guest.
     Counted,
 }
 
@@ -54,8 +58,8 @@ pub const GMD: &str = "gmd/baseline";
 /// The scenario that needs a device model.
 pub const HVM: &str = "hvm/device-model";
 
-/// The scenarios that a plain test run repeats on each further series of Xen that can be had: the main job, under load; a
-/// migration; equal pages; a host without memory.
+/// The scenarios that a plain test run repeats on each further series of Xen that can be had: the main job,
+/// under load; a migration; equal pages; a host without memory.
 pub const CORE: &[&str] = &[
     DEMO,
     "reclaim/race",

@@ -1,6 +1,7 @@
 //! The lines between the lab and the driver in dom0: JSON, one object a line, over dom0's second serial port.
 //!
-//! The first port is Xen's console, onto which Xen, dom0's kernel and QEMU write in the middle of each other's lines.
+//! The first port is Xen's console, onto which Xen, dom0's kernel and QEMU write in the middle of each
+//! other's lines.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,7 +15,8 @@ pub enum Order {
         /// Its name in the catalogue.
         scenario: String,
     },
-    /// Try a guest that is not the lab's; the end is [`Event::Passed`] or [`Event::Failed`] with [`TRIAL`] for a name.
+    /// Try a guest that is not the lab's; the end is [`Event::Passed`] or [`Event::Failed`] with [`TRIAL`]
+    /// for a name.
     Try {
         /// The guest, and what is done with it.
         trial: Trial,

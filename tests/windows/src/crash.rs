@@ -36,7 +36,8 @@ pub fn bitmap_64(made: &Made) -> Vec<u8> {
     file
 }
 
-/// A dump of 64 bits with a list of ranges: of kind 8 or 9 (`.dump /k` and `/ka` of the debugger) or 10 (`/f`).
+/// A dump of 64 bits with a list of ranges: of kind 8 or 9 (`.dump /k` and `/ka` of the debugger) or 10
+/// (`/f`).
 pub fn ranges_64(made: &Made, kind: u64) -> Vec<u8> {
     let mut file = header_64(made, kind);
     let length = 16 * made.runs.len();
@@ -62,7 +63,8 @@ pub fn ranges_64(made: &Made, kind: u64) -> Vec<u8> {
     file
 }
 
-/// A kernel's dump as Windows wrote it before Windows 8: `SUMMARY_DUMP`, of which there are two sizes. `file` is a full dump.
+/// A kernel's dump as Windows wrote it before Windows 8: `SUMMARY_DUMP`, of which there are two sizes. `file`
+/// is a full dump.
 pub fn summary(made: &Made, file: &[u8]) -> Vec<u8> {
     let (header, kind, bits_at) = if file.starts_with(b"PAGEDU64") {
         (0x2000, 0xf98, 0x28)

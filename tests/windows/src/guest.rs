@@ -1,5 +1,5 @@
-//! The memory of a Windows-like guest that stands still: page tables, the kernel's image, its variables, and a page-frame
-//! database in a chosen layout, with every trap that real ones have.
+//! The memory of a Windows-like guest that stands still: page tables, the kernel's image, its variables, and
+//! a page-frame database in a chosen layout, with every trap that real ones have.
 
 use crate::layouts::{Bits, Layout};
 use crate::pdb::Pdb;
@@ -13,7 +13,8 @@ pub(crate) const PFN_DATABASE: u32 = 0x10;
 pub(crate) const MEMORY_BLOCK: u32 = 0x20;
 pub(crate) const ZEROED_LIST: u32 = 0x40;
 const DEBUGGER_BLOCK: u32 = 0x400;
-/// Where the head of the zeroed list lies in `_MI_PARTITION`, and the partition in `.data`, with a guest that has one.
+/// Where the head of the zeroed list lies in `_MI_PARTITION`, and the partition in `.data`, with a guest that
+/// has one.
 const ZEROED_IN_PARTITION: u32 = 2176 + 64;
 pub(crate) const PARTITION: u32 = 0x800;
 pub(crate) const PARTITION_ZEROED: u32 = PARTITION + ZEROED_IN_PARTITION;
@@ -78,7 +79,8 @@ pub struct Guest {
     pub exports_present: bool,
     /// Whether there is a debugger's block, and the PDB names only it.
     pub by_debugger_block: bool,
-    /// Whether the lists are those of the system's partition, as since Windows 10: then `MmZeroedPageListHead` is no name.
+    /// Whether the lists are those of the system's partition, as since Windows 10: then
+    /// `MmZeroedPageListHead` is no name.
     pub partition: bool,
     /// Whether nothing leads to the number of zeroed pages.
     pub uncounted: bool,
@@ -86,8 +88,8 @@ pub struct Guest {
     pub total: Option<u64>,
     /// Whether a copy of the image is mapped elsewhere in the kernel's half, its variables never written.
     pub copy: bool,
-    /// Whether images that call themselves kernels lie in memory that no table maps: one without a debug record, and one
-    /// as it is on disk, with it.
+    /// Whether images that call themselves kernels lie in memory that no table maps: one without a debug
+    /// record, and one as it is on disk, with it.
     pub decoys: bool,
 }
 
@@ -201,7 +203,8 @@ impl Guest {
         pdb.to_bytes()
     }
 
-    /// `_MI_PARTITION`, as far as it leads to the number of zeroed pages: through a type that is announced first.
+    /// `_MI_PARTITION`, as far as it leads to the number of zeroed pages: through a type that is announced
+    /// first.
     fn write_partition(&self, types: &mut Types) {
         let word = if self.wide() { UQUAD } else { ULONG };
         let announced = types.forward("_MI_PARTITION_PAGE_LISTS");

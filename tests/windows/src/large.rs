@@ -28,8 +28,8 @@ pub fn large(layout: &Layout, type_bytes: usize) -> Vec<u8> {
     pdb.to_bytes()
 }
 
-/// Types as they come together in a kernel: a structure that points to itself, with bit fields, a union and an array, and an
-/// enumeration. `number` makes the names different.
+/// Types as they come together in a kernel: a structure that points to itself, with bit fields, a union and
+/// an array, and an enumeration. `number` makes the names different.
 fn family(types: &mut Types, number: u32) {
     let name = format!("_OF_NO_CONCERN_{number}");
     let announced = types.forward(&name);

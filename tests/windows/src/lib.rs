@@ -1,4 +1,5 @@
-//! Files and memory in the shapes of Windows kernels, made from facts, so that no file of Microsoft's is needed.
+//! Files and memory in the shapes of Windows kernels, made from facts, so that no file of Microsoft's is
+//! needed.
 //!
 //! * [`layouts`]: how 48 kernels lay `_MMPFN` out, and the keys of 1,894 kernels' PDBs;
 //! * [`types`], [`msf`], [`pdb`]: writers for PDBs, old and new;

@@ -1,5 +1,5 @@
-//! What the lab's Windows-like guest boots from: a description of the layout that it is to keep its memory in, and the
-//! image of the kernel that it maps (`kernel/package.h`).
+//! What the lab's Windows-like guest boots from: a description of the layout that it is to keep its memory
+//! in, and the image of the kernel that it maps (`kernel/package.h`).
 
 use crate::guest::{ENTRY, Guest, MEMORY_BLOCK, PARTITION_ZEROED, PFN_DATABASE, ZEROED_LIST};
 use crate::layouts::{Bits, Layout};
@@ -32,8 +32,9 @@ enum Member {
 }
 
 impl Live {
-    /// A guest with `layout`, which has to be one of 64 bits. `counted` says whether `MmZeroedPageListHead` is the list's
-    /// head: Windows 10 keeps its lists in partitions, to which `MiSystemPartition` and the PDB's types lead.
+    /// A guest with `layout`, which has to be one of 64 bits. `counted` says whether `MmZeroedPageListHead`
+    /// is the list's head: Windows 10 keeps its lists in partitions, to which `MiSystemPartition` and the
+    /// PDB's types lead.
     ///
     /// # Panics
     /// For a layout of 32 bits: the guest's kernel runs in long mode.

@@ -72,7 +72,8 @@ impl Pdb {
         }
     }
 
-    /// The same as Windows XP's tools wrote it: small blocks, the old version of types, no identifiers, no machine.
+    /// The same as Windows XP's tools wrote it: small blocks, the old version of types, no identifiers, no
+    /// machine.
     #[must_use]
     pub fn of_old(mut self) -> Self {
         self.block_size = 1024;
@@ -151,8 +152,8 @@ impl Pdb {
             optional[4] = OMAP_FROM;
             optional[10] = ORIGINAL;
         }
-        // Modules, contributions, section map, files, type servers, one index; then the optional header and no
-        // edit-and-continue data.
+        // Modules, contributions, section map, files, type servers, one index; then the optional header and
+        // no edit-and-continue data.
         for number in [0, 0, 0, 0, 0, 0, count(2 * optional.len()), 0] {
             push_u32(&mut bytes, number);
         }

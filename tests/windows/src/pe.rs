@@ -72,8 +72,8 @@ impl Pe {
         file_of(&self.mapped())
     }
 
-    /// As the linker wrote it, with `others` in the debug directory before the record: `VC_FEATURE`, `POGO`, `REPRO` and
-    /// the like, and older records.
+    /// As the linker wrote it, with `others` in the debug directory before the record: `VC_FEATURE`, `POGO`,
+    /// `REPRO` and the like, and older records.
     pub fn file_among(&self, others: &[OtherEntry]) -> Vec<u8> {
         let mut image = self.mapped();
         let directories = 0x80 + 24 + if self.machine == AMD64 { 112 } else { 96 };

@@ -15,7 +15,8 @@ pub const PVOID32: u32 = 0x0403;
 /// Pointer of 64 bits.
 pub const PVOID64: u32 = 0x0603;
 
-/// `LF_STRUCTURE`, `LF_UNION`, and the wide records of Visual Studio 2019 for the same (`LF_STRUCTURE2`, `LF_UNION2`).
+/// `LF_STRUCTURE`, `LF_UNION`, and the wide records of Visual Studio 2019 for the same (`LF_STRUCTURE2`,
+/// `LF_UNION2`).
 pub const STRUCTURE: u16 = 0x1505;
 /// A union.
 pub const UNION: u16 = 0x1506;

@@ -31,17 +31,18 @@ pub struct Guest {
 /// A dump, and what completes its registers.
 #[derive(Debug, Args)]
 pub struct DumpSource {
-    /// Read guest memory from a file: an ELF or a Xen core, a kdump-compressed dump, LiME's, AVML's, a Windows crash dump, or raw
-    /// (byte N is guest-physical byte N)
+    /// Read guest memory from a file: an ELF or a Xen core, a kdump-compressed dump, LiME's, AVML's, a
+    /// Windows crash dump, or raw (byte N is guest-physical byte N)
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
-    /// A hole of guest-physical memory that a raw file leaves out, hexadecimal; may be given several times. Files that hold
-    /// a machine's own memory (.vmem, Firecracker's snapshots, QEMU's memory-backend-file) leave out the hole below 4 GiB,
-    /// which is looked for when this is not given
+    /// A hole of guest-physical memory that a raw file leaves out, hexadecimal; may be given several times.
+    /// Files that hold a machine's own memory (.vmem, Firecracker's snapshots, QEMU's memory-backend-file)
+    /// leave out the hole below 4 GiB, which is looked for when this is not given
     #[arg(long = "hole", value_name = "START:END", requires = "dump", conflicts_with = "domain",
         value_parser = parse_hole)]
     pub holes: Vec<Range<u64>>,
-    /// The file's format [default: by its beginning; raw where registers are given and it begins as no dump that can be read]
+    /// The file's format [default: by its beginning; raw where registers are given and it begins as no dump
+    /// that can be read]
     #[arg(
         long,
         value_name = "FORMAT",

@@ -52,7 +52,8 @@ pub struct LayoutSource {
     /// The guest kernel's System.map, a second source for symbols
     #[arg(long, value_name = "FILE")]
     pub system_map: Option<PathBuf>,
-    /// The guest kernel's configuration: held against what its memory shows, and used with sources that have none
+    /// The guest kernel's configuration: held against what its memory shows, and used with sources that have
+    /// none
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The compiler for headers [default: the first of these that is installed]
@@ -78,8 +79,8 @@ pub struct SymbolSource {
     /// A Windows kernel's PDB
     #[arg(long, value_name = "FILE")]
     pub pdb: Option<PathBuf>,
-    /// Where to look for PDBs: folders and servers, as in `srv*CACHE*URL;FOLDER` [default: `$_NT_SYMBOL_PATH`, then
-    /// Microsoft's public server behind a cache of ours]
+    /// Where to look for PDBs: folders and servers, as in `srv*CACHE*URL;FOLDER` [default:
+    /// `$_NT_SYMBOL_PATH`, then Microsoft's public server behind a cache of ours]
     #[arg(long, value_name = "PATH")]
     pub symbols: Option<String>,
     /// Ask no server, only folders

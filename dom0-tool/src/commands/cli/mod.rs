@@ -48,25 +48,27 @@ pub enum Command {
     Profile(ProfileCommand),
     /// Profile a guest and hand the profile to the hypervisor
     ///
-    /// Identifies the guest's kernel, finds or makes its layout, builds the profile of this boot, gives it to the
-    /// hypervisor, and scans once, so that the hypervisor can hold the scan against the guest's own counters. Nothing
-    /// is shared yet.
+    /// Identifies the guest's kernel, finds or makes its layout, builds the profile of this boot, gives it to
+    /// the hypervisor, and scans once, so that the hypervisor can hold the scan against the guest's own
+    /// counters. Nothing is shared yet.
     Attach(Attach),
     /// Take a guest's profile away
     ///
-    /// Pages that were given back stay on zero frames: they are zero, and the guest gets a fresh page when it writes.
+    /// Pages that were given back stay on zero frames: they are zero, and the guest gets a fresh page when it
+    /// writes.
     Detach(OneDomain),
     /// Look for a guest's free pages
     Scan(Scan),
     /// Give a guest's pages back to the host: those that it holds free, those that are equal, or both
     ///
-    /// The free stage (intro) scans, and puts what is free on zero frames. The content stage (dedup) hashes every page
-    /// that it has not shared yet, puts zero pages on zero frames and equal pages on one frame; it needs no profile, and
-    /// two rounds, as it leaves alone what has changed since the last one.
+    /// The free stage (intro) scans, and puts what is free on zero frames. The content stage (dedup) hashes
+    /// every page that it has not shared yet, puts zero pages on zero frames and equal pages on one frame; it
+    /// needs no profile, and two rounds, as it leaves alone what has changed since the last one.
     Dedup(Dedup),
     /// Tell beforehand what a migration of a guest would send and leave behind
     ///
-    /// Counts what the first iteration would find now. A guest that writes meanwhile has pages sent again in later ones.
+    /// Counts what the first iteration would find now. A guest that writes meanwhile has pages sent again in
+    /// later ones.
     Estimate(Estimate),
     /// Show what the engine knows and has done for a guest; without a guest, what all of them could take back
     Status(Status),
@@ -74,16 +76,17 @@ pub enum Command {
     Top(Top),
     /// Look the host over: what is wrong with it, and what to do
     ///
-    /// Looks at the hypervisor and its version, the libraries that xl and libvirt load, the host's memory against the
-    /// reserve, the daemon, and what stands against Lacuna for each guest. Changes nothing. Exit status: 0 all is well,
-    /// 3 something could be better, else that of what keeps Lacuna from working.
+    /// Looks at the hypervisor and its version, the libraries that xl and libvirt load, the host's memory
+    /// against the reserve, the daemon, and what stands against Lacuna for each guest. Changes nothing. Exit
+    /// status: 0 all is well, 3 something could be better, else that of what keeps Lacuna from working.
     Doctor,
     /// Explain one page of a guest
     Explain(Explain),
     /// Show what a Windows kernel's executable or PDB says
     ///
-    /// Of an executable: which PDB belongs to it, and under which path symbol stores keep that. Of a PDB: which build
-    /// it belongs to, how an entry of the page-frame database is laid out, and where the kernel's variables are.
+    /// Of an executable: which PDB belongs to it, and under which path symbol stores keep that. Of a PDB:
+    /// which build it belongs to, how an entry of the page-frame database is laid out, and where the kernel's
+    /// variables are.
     Inspect(Inspect),
     /// Find PDBs in symbol stores
     #[command(subcommand)]
@@ -155,8 +158,8 @@ pub struct Dedup {
     /// What to look for
     #[arg(long, value_enum, default_value_t = Mode::Intro)]
     pub mode: Mode,
-    /// Let the guest share pages by content with the members of this group, and them with it, from now on. Guests can then
-    /// find out, by the time that a write takes, what others of the group have in memory
+    /// Let the guest share pages by content with the members of this group, and them with it, from now on.
+    /// Guests can then find out, by the time that a write takes, what others of the group have in memory
     #[arg(long, value_name = "NAME", conflicts_with = "no_trust_group", value_parser = parse_group)]
     pub trust_group: Option<String>,
     /// Let the guest share pages with no other guest
@@ -205,7 +208,8 @@ pub struct Status {
 /// `lacuna top`.
 #[derive(Debug, Args)]
 pub struct Top {
-    /// Look twice, an interval apart, print, and end; without it, go on until interrupted (with --json, a line each time)
+    /// Look twice, an interval apart, print, and end; without it, go on until interrupted (with --json, a
+    /// line each time)
     #[arg(long)]
     pub once: bool,
     /// Seconds between two looks

@@ -19,14 +19,14 @@ use crate::os::linux::packages::DEFAULT_CACHE;
 pub enum ProfileCommand {
     /// Build a profile of a guest, or, with --headers alone, a layout of a kernel
     ///
-    /// A layout is what of a kernel does not change from boot to boot. It can be made on any machine that has the
-    /// kernel's headers, gcc and ld; Dom0 needs none of them then.
+    /// A layout is what of a kernel does not change from boot to boot. It can be made on any machine that has
+    /// the kernel's headers, gcc and ld; Dom0 needs none of them then.
     Build(ProfileBuild),
     /// Fetch the headers of a guest's kernel, so that `build` and `attach` find them
     ///
-    /// The package comes through apt, from the archives that this machine uses or, if they do not have it, from the other
-    /// releases of Debian's archive. It is unpacked into a cache and not installed: nothing on this machine changes. Where
-    /// apt cannot help, what to fetch by hand is told.
+    /// The package comes through apt, from the archives that this machine uses or, if they do not have it,
+    /// from the other releases of Debian's archive. It is unpacked into a cache and not installed: nothing on
+    /// this machine changes. Where apt cannot help, what to fetch by hand is told.
     Fetch(ProfileFetch),
     /// Show a profile or a layout: a file, or what a domain has
     Show(ProfileShow),
@@ -77,13 +77,15 @@ pub struct ProfileFetch {
     /// What the kernel is built for [default: by the name of the release, else amd64]
     #[arg(long, value_enum, requires = "release")]
     pub arch: Option<GuestArch>,
-    /// The release of the guest's distribution, for example bookworm [default: this machine's, then every one of Debian's]
+    /// The release of the guest's distribution, for example bookworm [default: this machine's, then every one
+    /// of Debian's]
     #[arg(long, value_name = "NAME", value_parser = parse_word)]
     pub suite: Option<String>,
     /// The distribution's archive, as in apt's sources [default: this machine's]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_word)]
     pub mirror: Option<String>,
-    /// The keys that the archive's lists are signed with, as in apt's signed-by [default: Debian's and Ubuntu's, where they are]
+    /// The keys that the archive's lists are signed with, as in apt's signed-by [default: Debian's and
+    /// Ubuntu's, where they are]
     #[arg(long, value_name = "FILE")]
     pub keyring: Option<PathBuf>,
     /// Folder to keep headers in
@@ -107,7 +109,8 @@ pub struct ProfileExport {
 /// `lacuna profile import`.
 #[derive(Debug, Args)]
 pub struct ProfileImport {
-    /// A file that `lacuna profile export` wrote, or a Windows kernel's symbol table of Volatility 3 (ISF; also .xz, .gz)
+    /// A file that `lacuna profile export` wrote, or a Windows kernel's symbol table of Volatility 3 (ISF;
+    /// also .xz, .gz)
     pub file: PathBuf,
     /// Folder to keep it in, where later commands look
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]

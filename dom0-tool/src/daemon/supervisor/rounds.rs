@@ -15,7 +15,8 @@ use crate::policy::{Observed, REGION_PAGES, Run};
 
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = 256;
-/// A round that gave back as many pages is told of without being asked for: small change comes and goes each round.
+/// A round that gave back as many pages is told of without being asked for: small change comes and goes each
+/// round.
 const WORTH_TELLING: u64 = PAGES_PER_MIB;
 /// Runs of frames shared in one piece of work: each stops the guest at least once.
 const RUNS_AT_ONCE: u32 = 64;
@@ -35,7 +36,8 @@ impl<X: Xen> Supervisor<X> {
         };
         let part = match outcome {
             Err(failure) if failure.cause == Cause::CountsDisagree => {
-                // A guest that allocates fast between two readings of its counters is outside the tolerance now and then.
+                // A guest that allocates fast between two readings of its counters is outside the tolerance
+                // now and then.
                 watched.disagreeing += 1;
                 watched.deeds.disagreements += 1;
                 watched.work = Work::Look;
@@ -151,7 +153,8 @@ impl<X: Xen> Supervisor<X> {
         Ok(())
     }
 
-    /// The round's free pages are given back: goes on with the contents of the others where that is wanted and due.
+    /// The round's free pages are given back: goes on with the contents of the others where that is wanted
+    /// and due.
     fn after_free(&mut self, domain: u16, now: Duration) {
         if let Some(watched) = self.guests.get_mut(&domain)
             && watched.treatment.mode.has_content()
@@ -212,8 +215,9 @@ impl<X: Xen> Supervisor<X> {
         Ok(())
     }
 
-    /// Has the guest share with the members of the group that the configuration names, and with nobody else. False where the
-    /// hypervisor refuses that: then nothing is shared by content, since it would be with guests that are not meant.
+    /// Has the guest share with the members of the group that the configuration names, and with nobody else.
+    /// False where the hypervisor refuses that: then nothing is shared by content, since it would be with
+    /// guests that are not meant.
     fn joins_group(&mut self, domain: u16) -> Result<bool, Failure> {
         let Some(group) = self
             .guests

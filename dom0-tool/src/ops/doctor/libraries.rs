@@ -1,10 +1,11 @@
 //! Which libxenguest a toolstack loads, and whether it is the one that leaves free pages out of a migration.
 //!
-//! A library of the distribution's beside ours works in all respects but one: a save sends every page, and a restore takes
-//! memory for every page, without a word. So what the dynamic loader finds for each program is looked up, as `ldd` does it, and
-//! what running programs have loaded is read from `/proc/PID/maps`.
+//! A library of the distribution's beside ours works in all respects but one: a save sends every page, and a
+//! restore takes memory for every page, without a word. So what the dynamic loader finds for each program is
+//! looked up, as `ldd` does it, and what running programs have loaded is read from `/proc/PID/maps`.
 //!
-//! Ours imports `xc_lacuna` from libxenctrl, and no other does: the name is in its string table (`docs/patches.md`).
+//! Ours imports `xc_lacuna` from libxenctrl, and no other does: the name is in its string table
+//! (`docs/patches.md`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -199,7 +200,8 @@ fn mapped(maps: &str) -> Option<String> {
     })
 }
 
-/// The files that the dynamic loader finds for `file`, as `ldd` has it say: the loader ends before the program begins.
+/// The files that the dynamic loader finds for `file`, as `ldd` has it say: the loader ends before the
+/// program begins.
 fn loads(file: &Path) -> Vec<PathBuf> {
     for loader in ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-x86-64.so.2"] {
         let output = Command::new(loader)

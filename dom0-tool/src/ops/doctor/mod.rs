@@ -1,7 +1,9 @@
-//! Looks a host over: what of Lacuna is there, whether its parts belong together, and what stands against it for each guest.
+//! Looks a host over: what of Lacuna is there, whether its parts belong together, and what stands against it
+//! for each guest.
 //!
-//! Each finding is a [`Check`]. `libraries` looks at what `xl` and libvirt load, `guests` at the domains; the rest is here.
-//! Nothing is changed. A guest is stopped for the moment that reading its registers takes, if it has no profile yet.
+//! Each finding is a [`Check`]. `libraries` looks at what `xl` and libvirt load, `guests` at the domains; the
+//! rest is here. Nothing is changed. A guest is stopped for the moment that reading its registers takes, if
+//! it has no profile yet.
 
 mod guests;
 mod libraries;
@@ -93,8 +95,8 @@ impl Check {
     }
 }
 
-/// The exit status that `checks` amount to: that of the first failure that keeps Lacuna from working, 1 where one does that
-/// has no class of its own, 3 where there are warnings, 0 where all is well.
+/// The exit status that `checks` amount to: that of the first failure that keeps Lacuna from working, 1 where
+/// one does that has no class of its own, 3 where there are warnings, 0 where all is well.
 pub fn exit_status(checks: &[Check]) -> u8 {
     let bad = checks.iter().find(|check| check.verdict == Verdict::Bad);
     match bad {

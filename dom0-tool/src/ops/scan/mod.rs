@@ -26,10 +26,10 @@ use crate::xen::engine::{EngineError, Scanned};
 
 pub use verdict::Verdict;
 
-/// Scans tried before a disagreement is believed. A guest that allocates gigabytes between two readings of its counters is
-/// outside the tolerance once, hardly three times; one that was stopped between taking a block off its list and
-/// counting that, for which a stopped guest gets no tolerance, is elsewhere at the next try; and one that has nothing free for an
-/// instant, of which nothing can be told, has something then.
+/// Scans tried before a disagreement is believed. A guest that allocates gigabytes between two readings of
+/// its counters is outside the tolerance once, hardly three times; one that was stopped between taking a
+/// block off its list and counting that, for which a stopped guest gets no tolerance, is elsewhere at the
+/// next try; and one that has nothing free for an instant, of which nothing can be told, has something then.
 const TRIES: u32 = 3;
 /// Between two of them.
 const UNTIL_NEXT_TRY: Duration = Duration::from_millis(100);

@@ -17,8 +17,8 @@ pub enum Verdict {
     Close,
     /// It names no count.
     Unconfirmed,
-    /// What was found agrees with the guest's counters, exactly or closely, but nothing ties the kernel that keeps them to a
-    /// processor: it may be dead, and another run in its place.
+    /// What was found agrees with the guest's counters, exactly or closely, but nothing ties the kernel that
+    /// keeps them to a processor: it may be dead, and another run in its place.
     Untied,
 }
 
@@ -52,9 +52,9 @@ pub(super) fn judge(
     }
 }
 
-/// Exact where both are the same, close where they differ by no more than one block for each virtual CPU that may have been
-/// stopped between taking a block off its list and counting it. A page that cannot be told is no such difference: then
-/// something of the dump is missing.
+/// Exact where both are the same, close where they differ by no more than one block for each virtual CPU that
+/// may have been stopped between taking a block off its list and counting it. A page that cannot be told is
+/// no such difference: then something of the dump is missing.
 fn judge_linux(built: &Built, scanned: &OfflineScan, cpus: usize) -> Result<Verdict, Failure> {
     let (found, counted) = (scanned.free(), built.counted.pages);
     if found == counted && found > 0 {
@@ -75,9 +75,10 @@ fn judge_linux(built: &Built, scanned: &OfflineScan, cpus: usize) -> Result<Verd
     ))
 }
 
-/// Exact where the guest counts as many zeroed pages as were found; close where what it counts lies between those and what
-/// the entries alone say, or a little beside, and all but a few of the pages that it counts are zero; unconfirmed where it names
-/// no count, and all but a few of the pages that the entries name are zero: what the hypervisor wants, too.
+/// Exact where the guest counts as many zeroed pages as were found; close where what it counts lies between
+/// those and what the entries alone say, or a little beside, and all but a few of the pages that it counts
+/// are zero; unconfirmed where it names no count, and all but a few of the pages that the entries name are
+/// zero: what the hypervisor wants, too.
 fn judge_windows(scanned: &OfflineScan) -> Result<Verdict, Failure> {
     let (found, named) = (scanned.free(), scanned.step.free);
     let all_but_few = |pages: u64| pages - pages / 16;

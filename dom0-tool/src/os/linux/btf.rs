@@ -1,15 +1,16 @@
 //! BTF: the types of a kernel as the kernel carries them in its own memory (`Documentation/bpf/btf.rst`).
 //!
-//! Kernels built with `CONFIG_DEBUG_INFO_BTF` hold 4 to 6 MB of it in their read-only data. This reads sizes, offsets,
-//! array lengths and enumerators of what is asked for, and nothing else. The blob is found inside the kernel's image, which
-//! user memory is not mapped into; its contents are bounded-checked like everything that comes out of a guest: each loop
-//! ends with the blob, and nesting is followed `MAX_DEPTH` deep.
+//! Kernels built with `CONFIG_DEBUG_INFO_BTF` hold 4 to 6 MB of it in their read-only data. This reads sizes,
+//! offsets, array lengths and enumerators of what is asked for, and nothing else. The blob is found inside
+//! the kernel's image, which user memory is not mapped into; its contents are bounded-checked like everything
+//! that comes out of a guest: each loop ends with the blob, and nesting is followed `MAX_DEPTH` deep.
 
 use std::collections::BTreeMap;
 
 use thiserror::Error;
 
-/// `BTF_MAGIC` (`include/uapi/linux/btf.h`), version 1, no flags, header of 24 bytes: how every blob so far begins.
+/// `BTF_MAGIC` (`include/uapi/linux/btf.h`), version 1, no flags, header of 24 bytes: how every blob so far
+/// begins.
 pub const BEGINNING: [u8; 8] = [0x9f, 0xeb, 1, 0, 24, 0, 0, 0];
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 24;

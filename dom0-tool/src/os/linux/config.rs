@@ -1,4 +1,5 @@
-//! A kernel's configuration file (`.config`, `/boot/config-RELEASE`): one more witness of what the guest's memory shows.
+//! A kernel's configuration file (`.config`, `/boot/config-RELEASE`): one more witness of what the guest's
+//! memory shows.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

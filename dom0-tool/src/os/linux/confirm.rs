@@ -13,9 +13,11 @@ use crate::source::Cpu;
 
 /// How far from `_stext` the system call's entry may be. Debian's text has 14 to 20 MiB.
 const TEXT_BYTES: u64 = 64 << 20;
-/// `CPU_ENTRY_AREA_PGD` (`arch/x86/include/asm/pgtable_64_types.h`): the top-level slot of the read-only IDT, since 4.15.
+/// `CPU_ENTRY_AREA_PGD` (`arch/x86/include/asm/pgtable_64_types.h`): the top-level slot of the read-only IDT,
+/// since 4.15.
 const CPU_ENTRY_AREA: std::ops::Range<u64> = 0xffff_fe00_0000_0000..0xffff_fe80_0000_0000;
-/// The fixed mappings at the end of the address space, which held the IDT before; until 3.9 it lay in the image.
+/// The fixed mappings at the end of the address space, which held the IDT before; until 3.9 it lay in the
+/// image.
 const FIXMAP: std::ops::Range<u64> = 0xffff_ffff_ff00_0000..0xffff_ffff_ffe0_0000;
 /// `__NEW_UTS_LEN + 1`: bytes of a name in `struct new_utsname` (`include/uapi/linux/utsname.h`).
 const UTS_FIELD: usize = 65;
@@ -31,10 +33,12 @@ pub(super) enum Confirmation {
     Symbol,
 }
 
-/// Most symbol tables and images read for notes: copies of one name the same ones, and each reading takes a while.
+/// Most symbol tables and images read for notes: copies of one name the same ones, and each reading takes a
+/// while.
 const MAX_READINGS: usize = 16;
 
-/// What is costly to find out and the same for many notes: copies of one name the same symbol table and the same image.
+/// What is costly to find out and the same for many notes: copies of one name the same symbol table and the
+/// same image.
 #[derive(Default)]
 pub(super) struct KnownSymbols {
     tables: Vec<KnownTable>,
@@ -205,8 +209,8 @@ pub(super) fn confirm<M: GuestMemory>(
     ))
 }
 
-/// The kernel's own page tables: every virtual CPU's map the top-level table that the note names where it says, and so
-/// does that table itself.
+/// The kernel's own page tables: every virtual CPU's map the top-level table that the note names where it
+/// says, and so does that table itself.
 fn confirm_page_tables<M: GuestMemory>(
     memory: &mut M,
     info: &VmcoreInfo,
@@ -442,7 +446,8 @@ fn confirm_registers(
     Ok(())
 }
 
-/// Holds the symbol table against the registers and the note. True when the kernel's own pointer confirms the note.
+/// Holds the symbol table against the registers and the note. True when the kernel's own pointer confirms the
+/// note.
 fn confirm_by_symbols<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     symbols: &Symbols,

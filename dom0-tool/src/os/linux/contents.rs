@@ -1,11 +1,12 @@
 //! What the kernel expects to find in a page that it takes from its free list.
 //!
-//! Three boot options decide (`mm/page_alloc.c`, `mm/mm_init.c`, `mm/page_poison.c`; `init_mem_debugging_and_hardening`):
-//! `page_poison=1` fills free pages with a pattern and checks it, so a page that reads as zero would be reported as
-//! corruption: such a guest is refused. `init_on_free=1` clears pages when they are freed and relies on it: zeros are
-//! right. Otherwise the contents do not matter. The switches are read from the kernel itself and not from its
-//! command line, which can be set at build time and overridden. Where no symbol says where they are, the free pages
-//! themselves tell: a poisoning kernel leaves none of them without its pattern, a clearing one none that is not zero.
+//! Three boot options decide (`mm/page_alloc.c`, `mm/mm_init.c`, `mm/page_poison.c`;
+//! `init_mem_debugging_and_hardening`): `page_poison=1` fills free pages with a pattern and checks it, so a
+//! page that reads as zero would be reported as corruption: such a guest is refused. `init_on_free=1` clears
+//! pages when they are freed and relies on it: zeros are right. Otherwise the contents do not matter. The
+//! switches are read from the kernel itself and not from its command line, which can be set at build time and
+//! overridden. Where no symbol says where they are, the free pages themselves tell: a poisoning kernel leaves
+//! none of them without its pattern, a clearing one none that is not zero.
 
 use lacuna_core::{Contents, FreeCheck, Gfn, GuestMemory, GuestVirt, PAGE_SIZE, Profile, Verdict};
 use thiserror::Error;
@@ -50,10 +51,11 @@ pub enum ContentsError {
 pub struct FreeContents {
     /// What free pages must read as.
     pub contents: Contents,
-    /// The kernel's switch for `init_on_free`: how often it was enabled; `None` when it has none, or its place is not known.
+    /// The kernel's switch for `init_on_free`: how often it was enabled; `None` when it has none, or its
+    /// place is not known.
     pub init_on_free: Option<u32>,
-    /// Whether it is known that the kernel does not poison: its switch was found, it is known to have none, or
-    /// [`by_free_pages`] tells.
+    /// Whether it is known that the kernel does not poison: its switch was found, it is known to have none,
+    /// or [`by_free_pages`] tells.
     pub switch_known: bool,
     /// Whether `contents` is what the kernel expects, and not only what is assumed.
     pub contents_known: bool,
@@ -78,7 +80,8 @@ pub fn free_contents<M: GuestMemory>(
     };
     // With the headers' word for it, a kernel without the option has no switch.
     let mut seen = facts.sources().contains(&Source::Stub) && facts.find("CONFIG_PAGE_POISONING")?.is_none();
-    // The static key and the plain flag from which it is set (since 5.11, commit 8f424750baaa); the flag of before.
+    // The static key and the plain flag from which it is set (since 5.11, commit 8f424750baaa); the flag of
+    // before.
     if let Some(key) = symbols.find("_page_poisoning_enabled") {
         seen = true;
         let value = static_key(view, facts, key)?;
@@ -129,10 +132,11 @@ const MOST_LOOKED_AT: u64 = 256;
 /// With fewer free pages than this nothing is concluded.
 const FEWEST: u64 = 16;
 
-/// What the bytes of free pages below `end` say: that the kernel does not poison them, and what it expects of them. `None`
-/// where they do not tell. A page that was taken while it was looked at is not counted.
+/// What the bytes of free pages below `end` say: that the kernel does not poison them, and what it expects of
+/// them. `None` where they do not tell. A page that was taken while it was looked at is not counted.
 ///
-/// Old kernels do not poison what was free at boot, so that one page with the pattern is enough to leave it undecided.
+/// Old kernels do not poison what was free at boot, so that one page with the pattern is enough to leave it
+/// undecided.
 ///
 /// # Errors
 /// [`ContentsError::Pattern`], a refusal, when most of them hold nothing else.
@@ -168,7 +172,8 @@ pub fn by_free_pages<M: GuestMemory>(
     }
     Ok(
         (looked_at >= FEWEST && poisoned == 0).then_some(if zero == looked_at {
-            // It may be chance, as in a guest that has just booted; that they must be zero is the safe thing to say.
+            // It may be chance, as in a guest that has just booted; that they must be zero is the safe thing
+            // to say.
             Contents::Zero
         } else {
             Contents::DontCare
@@ -187,8 +192,8 @@ fn static_key<M: GuestMemory>(
     Ok(view.u32(GuestVirt::new(key.get().wrapping_add(offset)))?)
 }
 
-/// Looks at the bytes of some free pages for the pattern of a poisoning kernel: what shows it whatever its switches are
-/// called. `free` yields first frames of free pages; the interiors of blocks are as good as any.
+/// Looks at the bytes of some free pages for the pattern of a poisoning kernel: what shows it whatever its
+/// switches are called. `free` yields first frames of free pages; the interiors of blocks are as good as any.
 ///
 /// # Errors
 /// [`ContentsError::Pattern`] when most of them hold nothing else.

@@ -1,7 +1,8 @@
 //! What is known of a kernel's structures, number by number, each with the source that says so.
 //!
-//! Where two sources speak of the same number they must agree: [`Facts::get`] refuses otherwise, with both values. Names are
-//! C expressions, the same as in a [`Layout`]'s facts, so that sources can be shown side by side.
+//! Where two sources speak of the same number they must agree: [`Facts::get`] refuses otherwise, with both
+//! values. Names are C expressions, the same as in a [`Layout`]'s facts, so that sources can be shown side by
+//! side.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -234,7 +235,8 @@ impl Facts {
             "SECTION_SIZE_BITS",
             info.unsigned(Kind::Number, "SECTION_SIZE_BITS").ok(),
         ));
-        // struct free_area is the lists, of two pointers each, and the count behind them (include/linux/mmzone.h).
+        // struct free_area is the lists, of two pointers each, and the count behind them
+        // (include/linux/mmzone.h).
         if let (Ok(at), Ok(lists)) = (
             info.unsigned(Kind::Offset, "free_area.free_list"),
             info.unsigned(Kind::Length, "free_area.free_list"),

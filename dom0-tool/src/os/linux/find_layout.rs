@@ -11,7 +11,8 @@ use crate::failure::{Cause, Class, Failure};
 use crate::os::{LayoutChoice, Sources};
 use crate::progress::{Progress, Remark, Step};
 
-/// The layout that `sources` want for `kernel`. With [`LayoutChoice::Auto`] that is none where none is to be had.
+/// The layout that `sources` want for `kernel`. With [`LayoutChoice::Auto`] that is none where none is to be
+/// had.
 ///
 /// # Errors
 /// Why the layout that is wanted cannot be had.

@@ -1,9 +1,10 @@
 //! The kernel's first task, found by what it holds.
 //!
-//! A profile is tied to a boot by `init_task.stack_canary`. Where the kernel's symbol table does not give the address of
-//! `init_task`, because it holds functions only (no `CONFIG_KALLSYMS_ALL`: Debian's i386 kernels) or because VMCOREINFO
-//! does not say where it is (before 6.0), the task is told by its members: it is its own parent and its own thread group's
-//! leader (`init/init_task.c`), at an address in the kernel's image, and it is called `swapper`.
+//! A profile is tied to a boot by `init_task.stack_canary`. Where the kernel's symbol table does not give the
+//! address of `init_task`, because it holds functions only (no `CONFIG_KALLSYMS_ALL`: Debian's i386 kernels)
+//! or because VMCOREINFO does not say where it is (before 6.0), the task is told by its members: it is its
+//! own parent and its own thread group's leader (`init/init_task.c`), at an address in the kernel's image,
+//! and it is called `swapper`.
 
 use lacuna_core::{GuestMemory, GuestVirt, PAGE_SIZE};
 
@@ -16,11 +17,12 @@ const NAMES: [&[u8]; 2] = [b"swapper\0", b"swapper/0\0"];
 /// `TASK_COMM_LEN` (`include/linux/sched.h`).
 const NAME_BYTES: usize = 16;
 
-/// The address of `init_task` in the image around `text`, the kernel's `_stext`; `None` where the sources do not tell the
-/// members, or none or several of the image's words could be it.
+/// The address of `init_task` in the image around `text`, the kernel's `_stext`; `None` where the sources do
+/// not tell the members, or none or several of the image's words could be it.
 ///
-/// A process can write into pages of the image that the kernel has freed (its `__init` sections) where page-table isolation
-/// is off. It can make up a second first task there, which leaves the guest without a profile; it cannot hide the real one.
+/// A process can write into pages of the image that the kernel has freed (its `__init` sections) where
+/// page-table isolation is off. It can make up a second first task there, which leaves the guest without a
+/// profile; it cannot hide the real one.
 ///
 /// # Errors
 /// [`FactError`] when sources differ.
@@ -69,7 +71,8 @@ pub(super) fn find_first_task<M: GuestMemory>(
     Ok(found)
 }
 
-/// Whether the structure at `task`, which leads its own thread group, is its own parent and is called as the first task is.
+/// Whether the structure at `task`, which leads its own thread group, is its own parent and is called as the
+/// first task is.
 fn is_first<M: GuestMemory>(view: &mut KernelView<'_, M>, task: u64, parent: u64, name: u64) -> bool {
     let member = |offset: u64| GuestVirt::new(task.wrapping_add(offset));
     let mut called = [0; NAME_BYTES];

@@ -1,8 +1,9 @@
 //! What marks a free page, learnt from the kernel's own lists of free blocks.
 //!
-//! `zone.free_area[order].free_list[type]` links the first pages of free blocks by `page.lru` (since 5.18 `buddy_list`, at the
-//! same place). Whatever a kernel calls its mark, the pages on these lists hold it. It is asked where no source of layout says:
-//! BTF before 6.12 has the structures and not the mark, which was a macro.
+//! `zone.free_area[order].free_list[type]` links the first pages of free blocks by `page.lru` (since 5.18
+//! `buddy_list`, at the same place). Whatever a kernel calls its mark, the pages on these lists hold it. It
+//! is asked where no source of layout says: BTF before 6.12 has the structures and not the mark, which was a
+//! macro.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +18,8 @@ const PAGES_A_ZONE: usize = 256;
 /// Most lists of one order (`MIGRATE_TYPES` is 7 at most so far).
 const MOST_LISTS: u64 = 16;
 
-/// The four bytes of `_mapcount` that all pages on the free lists hold; `None` where lists are empty or cannot be followed, or
-/// pages differ.
+/// The four bytes of `_mapcount` that all pages on the free lists hold; `None` where lists are empty or
+/// cannot be followed, or pages differ.
 pub(super) fn value_on_free_lists<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     facts: &Facts,

@@ -1,12 +1,13 @@
 //! Which Linux kernel runs in a guest.
 //!
-//! The kernel describes itself in a VMCOREINFO note. Any process in the guest can write a page that looks like one, so a
-//! note is an allegation, and is confirmed from what a process cannot write: the control registers of the virtual CPUs, the
-//! page tables they lead to, and the kernel's image. The image's pointer to the note has the last word: a 64-bit kernel's
-//! image is looked through for it first; where that finds nothing, all of memory is searched for notes and each is
-//! confirmed. Without registers, page tables come from the note itself and have to map the kernel that it describes, and two
-//! notes that both stand up to that are told to be undecidable. A kernel that is dead stands up to it as well as one that
-//! runs, so such a kernel is searched for signs of another ([`super::other_kernels`]), and called tied to nothing.
+//! The kernel describes itself in a VMCOREINFO note. Any process in the guest can write a page that looks
+//! like one, so a note is an allegation, and is confirmed from what a process cannot write: the control
+//! registers of the virtual CPUs, the page tables they lead to, and the kernel's image. The image's pointer
+//! to the note has the last word: a 64-bit kernel's image is looked through for it first; where that finds
+//! nothing, all of memory is searched for notes and each is confirmed. Without registers, page tables come
+//! from the note itself and have to map the kernel that it describes, and two notes that both stand up to
+//! that are told to be undecidable. A kernel that is dead stands up to it as well as one that runs, so such a
+//! kernel is searched for signs of another ([`super::other_kernels`]), and called tied to nothing.
 
 use std::fmt::Write as _;
 
@@ -23,8 +24,8 @@ use crate::os::view::{AddressSpace, ViewError};
 use crate::source::Cpu;
 use crate::source::GuestSource;
 
-/// Most allegations looked into, each of which can cost the reading of a symbol table. A guest can make as many as it
-/// has pages; an ordinary one has one, and one more for each kernel before a kexec.
+/// Most allegations looked into, each of which can cost the reading of a symbol table. A guest can make as
+/// many as it has pages; an ordinary one has one, and one more for each kernel before a kexec.
 const MAX_ALLEGATIONS: usize = 200;
 
 /// Symbols that later steps need. Looked up here in one pass, since the table is long.

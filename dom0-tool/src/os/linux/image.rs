@@ -1,14 +1,16 @@
 //! The kernel's image in its own address space, and what in it points at a VMCOREINFO note.
 //!
-//! User memory is not mapped into the image (but for pages of `__init` sections that the kernel has freed, where page-table
-//! isolation is off), so a word in it that leads to a note is the kernel's word for that note.
+//! User memory is not mapped into the image (but for pages of `__init` sections that the kernel has freed,
+//! where page-table isolation is off), so a word in it that leads to a note is the kernel's word for that
+//! note.
 
 use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, PAGE_SHIFT, PAGE_SIZE, PagingLevels, WalkError, walk};
 
 use super::vmcoreinfo::VmcoreInfo;
 use crate::os::view::{AddressSpace, KernelView};
 
-/// `__START_KERNEL_map` (`arch/x86/include/asm/page_64_types.h`): where the image of a 64-bit kernel is linked to.
+/// `__START_KERNEL_map` (`arch/x86/include/asm/page_64_types.h`): where the image of a 64-bit kernel is
+/// linked to.
 pub const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 /// Size of the area that holds the image, at most (`KERNEL_IMAGE_SIZE` with KASLR); modules begin above it.
 pub const KERNEL_MAP_BYTES: u64 = 1 << 30;
@@ -16,8 +18,8 @@ pub const KERNEL_MAP_BYTES: u64 = 1 << 30;
 const IMAGE_BYTES_32: u64 = 64 << 20;
 /// Most notes that an image is taken to point at. An honest one has one.
 const MAX_NOTES: usize = 16;
-/// Most runs of mapped memory that are looked at: an image has a dozen, one mapped in pages with every other one missing
-/// 131,072.
+/// Most runs of mapped memory that are looked at: an image has a dozen, one mapped in pages with every other
+/// one missing 131,072.
 const MAX_RUNS: usize = 1 << 17;
 
 /// A piece of virtual memory that is mapped in one go.
@@ -88,16 +90,18 @@ pub fn area(levels: PagingLevels, stext: GuestVirt) -> (GuestVirt, u64) {
 /// How well an image vouches for a note, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Evidence {
-    /// The note lies in the image: the kernel's did so until 4.12, and pages of a process can where `__init` memory was freed.
+    /// The note lies in the image: the kernel's did so until 4.12, and pages of a process can where `__init`
+    /// memory was freed.
     Inside,
     /// A word of the image leads to it. A word may do so by chance: it is an address like many.
     Word,
-    /// So do the words around it: beside `vmcoreinfo_note` lie `vmcoreinfo_size`, which is the size of this note's text, and
-    /// `vmcoreinfo_data`, which leads to another copy of the text.
+    /// So do the words around it: beside `vmcoreinfo_note` lie `vmcoreinfo_size`, which is the size of this
+    /// note's text, and `vmcoreinfo_data`, which leads to another copy of the text.
     Neighbours,
 }
 
-/// How far from `vmcoreinfo_note` its neighbours may be (`kernel/vmcore_info.c` defines them one after the other).
+/// How far from `vmcoreinfo_note` its neighbours may be (`kernel/vmcore_info.c` defines them one after the
+/// other).
 const NEIGHBOURHOOD: u64 = 128;
 
 /// The notes that the image vouches for.
@@ -195,7 +199,8 @@ fn has_neighbours<M: GuestMemory + ?Sized>(
     size && copy
 }
 
-/// Words that can point at the first byte of a page outside the image: the note is one of `alloc_pages_exact()`.
+/// Words that can point at the first byte of a page outside the image: the note is one of
+/// `alloc_pages_exact()`.
 fn gather(bytes: &[u8], width: usize, at: u64, pointers: &mut Vec<(u64, GuestVirt)>) {
     if width == 8 {
         for (index, word) in (0..).zip(bytes.chunks_exact(8)) {

@@ -1,8 +1,8 @@
 //! The kernel's own symbol table, read out of its memory.
 //!
-//! Kernels from 6.0 on give the addresses of the tables in VMCOREINFO (commit 5fd8fea935a1). The tables hold every
-//! name, compressed: 256 tokens, and per symbol a length and that many token numbers; the expanded name begins with
-//! the symbol's type letter (`scripts/kallsyms.c`, `kernel/kallsyms.c`).
+//! Kernels from 6.0 on give the addresses of the tables in VMCOREINFO (commit 5fd8fea935a1). The tables hold
+//! every name, compressed: 256 tokens, and per symbol a length and that many token numbers; the expanded name
+//! begins with the symbol's type letter (`scripts/kallsyms.c`, `kernel/kallsyms.c`).
 //!
 //! Invariant: every loop is bounded by a constant of this file, whatever the tables hold.
 
@@ -14,7 +14,8 @@ use thiserror::Error;
 use super::vmcoreinfo::{VmcoreInfo, VmcoreInfoError};
 use crate::os::view::{KernelView, ViewError};
 
-/// Most symbols accepted. Debian's 6.12 has about 165,000 built in, a kernel with everything built in 400,000.
+/// Most symbols accepted. Debian's 6.12 has about 165,000 built in, a kernel with everything built in
+/// 400,000.
 const MAX_SYMBOLS: u32 = 1 << 20;
 /// Longest name accepted, in bytes (`KSYM_NAME_LEN` is 512 since 6.1).
 const MAX_NAME: usize = 1024;
@@ -52,8 +53,8 @@ pub enum KallsymsError {
 /// How the 32-bit entries of `kallsyms_offsets` become addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {
-    /// Up to 6.14 on x86 SMP (`CONFIG_KALLSYMS_ABSOLUTE_PERCPU`): a negative entry counts back from the base, others
-    /// are per-cpu offsets.
+    /// Up to 6.14 on x86 SMP (`CONFIG_KALLSYMS_ABSOLUTE_PERCPU`): a negative entry counts back from the base,
+    /// others are per-cpu offsets.
     AbsolutePercpu,
     /// Otherwise: unsigned offsets from the base.
     Relative,
@@ -117,7 +118,8 @@ impl Symbols {
 /// Looks up `wanted` in the kernel's symbol table, and confirms the table against VMCOREINFO.
 ///
 /// # Errors
-/// [`KallsymsError`]. A wanted name that is not in the table is no error: [`Symbols::find`] then gives `None`.
+/// [`KallsymsError`]. A wanted name that is not in the table is no error: [`Symbols::find`] then gives
+/// `None`.
 pub fn look_up<M: GuestMemory + ?Sized>(
     view: &mut KernelView<'_, M>,
     info: &VmcoreInfo,
@@ -134,8 +136,8 @@ pub fn look_up<M: GuestMemory + ?Sized>(
         table("kallsyms_token_index")?,
     )?;
 
-    // Those that VMCOREINFO gives too, to confirm the table by. mem_section and vmemmap are left out: VMCOREINFO gives
-    // their values and not their addresses.
+    // Those that VMCOREINFO gives too, to confirm the table by. mem_section and vmemmap are left out:
+    // VMCOREINFO gives their values and not their addresses.
     let witnesses: Vec<(&str, GuestVirt)> = info
         .symbols()
         .filter(|(name, _)| {

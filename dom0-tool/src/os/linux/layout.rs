@@ -1,8 +1,8 @@
 //! The layout: what of a kernel build does not change from boot to boot.
 //!
-//! A layout comes from the kernel's headers and can be made on any machine that has them and a compiler; Dom0 often
-//! has neither. It is kept as a JSON file, `RELEASE.layout.json`, described in `docs/profile.md`. A profile is a layout
-//! plus the addresses and the random values of one boot.
+//! A layout comes from the kernel's headers and can be made on any machine that has them and a compiler; Dom0
+//! often has neither. It is kept as a JSON file, `RELEASE.layout.json`, described in `docs/profile.md`. A
+//! profile is a layout plus the addresses and the random values of one boot.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -172,7 +172,8 @@ impl Layout {
         self.facts.get(name).map(|known| known.value)
     }
 
-    /// The first 16 bytes of the BLAKE3 hash over everything that bears on a profile: not over where it was made.
+    /// The first 16 bytes of the BLAKE3 hash over everything that bears on a profile: not over where it was
+    /// made.
     pub fn id(&self) -> [u8; 16] {
         let mut bare = self.clone();
         bare.headers.clear();

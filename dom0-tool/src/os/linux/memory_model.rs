@@ -1,10 +1,12 @@
-//! Where the memory map lies: the memory models of Linux (`include/asm-generic/memory_model.h`, `include/linux/mmzone.h`).
+//! Where the memory map lies: the memory models of Linux (`include/asm-generic/memory_model.h`,
+//! `include/linux/mmzone.h`).
 //!
-//! * SPARSEMEM keeps a `struct mem_section` for each 128 MiB or so, whose `section_mem_map` says where that section's
-//!   descriptors are, encoded as if the array began with frame 0. With `CONFIG_SPARSEMEM_VMEMMAP` all of them lie in one
-//!   virtual array, so each section says the same; its start is also a variable of the kernel (`vmemmap_base`) and in
-//!   VMCOREINFO from 6.12 on (`SYMBOL(vmemmap)`). All that are to be had must agree. A kernel without `VMEMMAP` that
-//!   randomises its memory has the variable as well, and makes nothing of it: its descriptors lie in the linear map.
+//! * SPARSEMEM keeps a `struct mem_section` for each 128 MiB or so, whose `section_mem_map` says where that
+//!   section's descriptors are, encoded as if the array began with frame 0. With `CONFIG_SPARSEMEM_VMEMMAP`
+//!   all of them lie in one virtual array, so each section says the same; its start is also a variable of the
+//!   kernel (`vmemmap_base`) and in VMCOREINFO from 6.12 on (`SYMBOL(vmemmap)`). All that are to be had must
+//!   agree. A kernel without `VMEMMAP` that randomises its memory has the variable as well, and makes nothing
+//!   of it: its descriptors lie in the linear map.
 //! * FLATMEM has one array, `mem_map`; DISCONTIGMEM one for each node, `node_mem_map`.
 
 use lacuna_core::{Extent, Gfn, GuestMemory, GuestVirt, MAX_EXTENTS, MemoryMap, Sections};
@@ -190,7 +192,8 @@ fn discontiguous<M: GuestMemory>(
     })
 }
 
-/// A node's first frame, and how many it spans. `node_mem_map` is the first one's descriptor (`alloc_node_mem_map()`).
+/// A node's first frame, and how many it spans. `node_mem_map` is the first one's descriptor
+/// (`alloc_node_mem_map()`).
 fn span<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     facts: &Facts,
@@ -303,8 +306,8 @@ fn sparse<M: GuestMemory>(
 const MOST_TRANSLATED: usize = 64;
 
 /// Whether descriptors of sections lie in the linear map of all memory, as a section's array of its own does
-/// (`sparse_mem_map_populate()` without `VMEMMAP`), but for some of memory that was plugged in (`kvmalloc_node()`). `group`
-/// lies there: groups of sections are allocated.
+/// (`sparse_mem_map_populate()` without `VMEMMAP`), but for some of memory that was plugged in
+/// (`kvmalloc_node()`). `group` lies there: groups of sections are allocated.
 fn lie_in_linear_map<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     facts: &Facts,

@@ -1,8 +1,9 @@
 //! Whether anything ties a kernel to a processor, and signs that another kernel runs in its place.
 //!
-//! What a kernel left in memory agrees with itself for ever: note, page tables, memory map and counters of one that has
-//! crashed into a crash kernel, or was replaced by kexec, are as good as they were. Only a register says which kernel runs.
-//! Where a dump has none, memory is searched for another kernel. That none is found proves nothing: the caller says so.
+//! What a kernel left in memory agrees with itself for ever: note, page tables, memory map and counters of
+//! one that has crashed into a crash kernel, or was replaced by kexec, are as good as they were. Only a
+//! register says which kernel runs. Where a dump has none, memory is searched for another kernel. That none
+//! is found proves nothing: the caller says so.
 
 use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE};
 use memchr::memmem::Finder;
@@ -11,14 +12,16 @@ use super::identify::Identified;
 use crate::os::view::{AddressSpace, KernelView};
 use crate::source::{Cpu, GuestSource};
 
-/// How far from `_stext` an instruction pointer is taken to be in the kernel's text. Debian's has 14 to 20 MiB.
+/// How far from `_stext` an instruction pointer is taken to be in the kernel's text. Debian's has 14 to 20
+/// MiB.
 const TEXT_BYTES: u64 = 64 << 20;
 /// What the first task is called once the scheduler is up (`init_idle()`, since 3.3).
 const FIRST_TASK: &[u8] = b"swapper/0\0";
-/// How far `comm` can lie behind `parent` in `struct task_struct`. In Debian's kernels it is 500 to 700 bytes.
+/// How far `comm` can lie behind `parent` in `struct task_struct`. In Debian's kernels it is 500 to 700
+/// bytes.
 const BEFORE_NAME: usize = 2048;
-/// Words from `real_parent`, which `parent` follows, to `group_leader`: two lists and, up to 2.6.32, debugging members lie
-/// between them (`include/linux/sched.h`).
+/// Words from `real_parent`, which `parent` follows, to `group_leader`: two lists and, up to 2.6.32,
+/// debugging members lie between them (`include/linux/sched.h`).
 const TO_LEADER: usize = 16;
 /// How far `comm` can lie from the beginning of `struct task_struct`.
 const TASK_BYTES: u64 = 16 << 10;
@@ -37,8 +40,8 @@ pub enum Tie {
 }
 
 impl Tie {
-    /// By the virtual CPUs of a dump, for a kernel whose text begins at `text`, and that the page tables of those with
-    /// paging on map.
+    /// By the virtual CPUs of a dump, for a kernel whose text begins at `text`, and that the page tables of
+    /// those with paging on map.
     pub(super) fn of(cpus: &[Cpu], text: GuestVirt) -> Self {
         if cpus.iter().any(Cpu::is_paging) {
             return Self::PageTables;
@@ -64,8 +67,8 @@ impl Tie {
     }
 }
 
-/// Signs that another kernel than `kernel`, which no page table of a processor's leads to, may be the one that runs.
-/// `progress` is told the frame reached and the last one.
+/// Signs that another kernel than `kernel`, which no page table of a processor's leads to, may be the one
+/// that runs. `progress` is told the frame reached and the last one.
 pub(super) fn signs_of_another<M: GuestSource>(
     memory: &mut M,
     kernel: &Identified,
@@ -105,7 +108,8 @@ fn is_set<M: GuestMemory>(view: &mut KernelView<'_, M>, kernel: &Identified, sym
     at.is_some_and(|at| view.read(at, &mut value).is_ok()) && value == [1]
 }
 
-/// The memory that is kept for a crash kernel: `start` and `end` of `crashk_res`, where the kernel's symbols tell it.
+/// The memory that is kept for a crash kernel: `start` and `end` of `crashk_res`, where the kernel's symbols
+/// tell it.
 fn crash_area<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     kernel: &Identified,
@@ -161,7 +165,8 @@ fn other_first_tasks<M: GuestSource>(
     found
 }
 
-/// Whether the name at `name` is that of a first task, and the tables at `space` lead elsewhere for that task.
+/// Whether the name at `name` is that of a first task, and the tables at `space` lead elsewhere for that
+/// task.
 fn is_of_another<M: GuestSource>(memory: &mut M, space: AddressSpace, name: GuestPhys) -> bool {
     let mut before = vec![0; BEFORE_NAME];
     let Some(from) = name.get().checked_sub(BEFORE_NAME as u64) else {
@@ -184,8 +189,8 @@ fn is_of_another<M: GuestSource>(memory: &mut M, space: AddressSpace, name: Gues
     })
 }
 
-/// The first task, in whose `struct task_struct` the bytes `before` lie before its name: it is its own parent twice over,
-/// and its own thread group's leader (`init/init_task.c`).
+/// The first task, in whose `struct task_struct` the bytes `before` lie before its name: it is its own parent
+/// twice over, and its own thread group's leader (`init/init_task.c`).
 fn task_named(before: &[u8], width: usize) -> Option<GuestVirt> {
     let words: Vec<u64> = before
         .chunks_exact(width)

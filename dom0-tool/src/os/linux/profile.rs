@@ -1,4 +1,5 @@
-//! Making a profile: the sources' facts, this boot's addresses and what ties them together, each held against another.
+//! Making a profile: the sources' facts, this boot's addresses and what ties them together, each held against
+//! another.
 
 use std::path::Path;
 
@@ -261,7 +262,8 @@ fn ask_free_pages<M: GuestMemory>(
 ) -> Result<(), ContentsError> {
     let told = match last_frame.map(|last| by_free_pages(memory, profile, Gfn::new(last))) {
         Some(Ok(told)) => told,
-        // The kernel is known not to poison: then it is a process that filled these pages, and nobody cleared them.
+        // The kernel is known not to poison: then it is a process that filled these pages, and nobody cleared
+        // them.
         Some(Err(ContentsError::Pattern { .. })) if contents.switch_known => Some(Contents::DontCare),
         Some(Err(error)) => return Err(error),
         None => None,

@@ -1,5 +1,5 @@
-//! The table of memory sections (SPARSEMEM, `include/linux/mmzone.h`): where it lies, which sections have descriptors, and how
-//! large one is.
+//! The table of memory sections (SPARSEMEM, `include/linux/mmzone.h`): where it lies, which sections have
+//! descriptors, and how large one is.
 
 use lacuna_core::{GuestMemory, GuestVirt, PagingLevels, Sections};
 
@@ -22,11 +22,12 @@ const PRESENT_WITH_MAP: u64 = 3;
 const IS_ONLINE: u64 = 4;
 /// `SECTION_TAINT_ZONE_DEVICE`, bit 4 since 5.16; before, no flag and always clear: memory of devices.
 const ZONE_DEVICE: u64 = 16;
-/// Bits of `section_mem_map` that can hold flags: 6 at most so far; the arrays are aligned to at least a cache line.
+/// Bits of `section_mem_map` that can hold flags: 6 at most so far; the arrays are aligned to at least a
+/// cache line.
 pub(super) const FLAG_BITS: u64 = 0x3f;
 
-/// How large a section can be, in bits of its bytes, where no source says (`arch/x86/include/asm/sparsemem.h`): before 5.9
-/// VMCOREINFO does not. With PAE it was 30 in early ones.
+/// How large a section can be, in bits of its bytes, where no source says
+/// (`arch/x86/include/asm/sparsemem.h`): before 5.9 VMCOREINFO does not. With PAE it was 30 in early ones.
 const fn usual_section_bits(levels: PagingLevels) -> &'static [u64] {
     match levels {
         PagingLevels::Four | PagingLevels::Five => &[27],
@@ -35,8 +36,8 @@ const fn usual_section_bits(levels: PagingLevels) -> &'static [u64] {
     }
 }
 
-/// How large a section is: by a source, or as kernels of this architecture have it, if `last`, the last that has descriptors,
-/// is then the section in which the guest's memory ends.
+/// How large a section is: by a source, or as kernels of this architecture have it, if `last`, the last that
+/// has descriptors, is then the section in which the guest's memory ends.
 fn section_bits<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     kernel: &Identified,
@@ -104,8 +105,8 @@ pub(super) fn read_sections<M: GuestMemory>(
     if !(word..=128).contains(&size) || member.checked_add(word).is_none_or(|end| end > size) {
         return Err(impossible("sizeof(struct mem_section)", size));
     }
-    // With SPARSEMEM_EXTREME, which every x86-64 kernel has, this is where the root pointers are; SPARSEMEM_STATIC, which
-    // every 32-bit one has, has the sections themselves there, one to a root.
+    // With SPARSEMEM_EXTREME, which every x86-64 kernel has, this is where the root pointers are;
+    // SPARSEMEM_STATIC, which every 32-bit one has, has the sections themselves there, one to a root.
     let table = kernel.info.symbol("mem_section")?;
     let per_root = if levels.is_32_bit() { 0 } else { ROOT_BYTES / size };
     let count = roots * per_root.max(1);
@@ -156,7 +157,8 @@ struct Row {
 /// Number and `section_mem_map` of every section that has descriptors.
 type Present = Vec<(u64, u64)>;
 
-/// Every section that has descriptors, whether they are marked as online, and where the first group of sections lies.
+/// Every section that has descriptors, whether they are marked as online, and where the first group of
+/// sections lies.
 fn present_sections<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     row: &Row,

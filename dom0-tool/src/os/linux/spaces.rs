@@ -13,7 +13,8 @@ const EFER_LMA: u64 = 1 << 10;
 const CR3_ADDRESS_PAE: u64 = 0xffff_ffe0;
 /// Address bits of CR3 (Intel SDM volume 3, 4.5).
 pub(super) const CR3_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// Bit of CR3 that tells the user from the kernel table under page-table isolation (`PTI_PGTABLE_SWITCH_BIT`).
+/// Bit of CR3 that tells the user from the kernel table under page-table isolation
+/// (`PTI_PGTABLE_SWITCH_BIT`).
 const PTI_SWITCH: u64 = 1 << 12;
 
 /// The forms that a virtual CPU's page tables can have, by what is known of it.
@@ -47,7 +48,8 @@ pub(super) fn table_of(cr3: u64, levels: PagingLevels) -> u64 {
     }
 }
 
-/// The tables that a virtual CPU may be using: its own, and the kernel's of the pair under page-table isolation.
+/// The tables that a virtual CPU may be using: its own, and the kernel's of the pair under page-table
+/// isolation.
 pub(super) fn tables_of(cr3: u64, levels: PagingLevels) -> [AddressSpace; 2] {
     let table = table_of(cr3, levels);
     [table & !PTI_SWITCH, table].map(|table| AddressSpace {

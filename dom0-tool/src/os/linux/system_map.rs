@@ -1,7 +1,8 @@
 //! System.map: the addresses that the linker gave the kernel's symbols, as a file beside the kernel.
 //!
-//! It serves kernels that do not say where their own symbol table is (before 6.0), and is a second source for those that
-//! do. Distributions differ: Debian's package installs a one-line stub and keeps the real file in the debug package.
+//! It serves kernels that do not say where their own symbol table is (before 6.0), and is a second source for
+//! those that do. Distributions differ: Debian's package installs a one-line stub and keeps the real file in
+//! the debug package.
 
 use std::fs;
 use std::io;
@@ -61,7 +62,8 @@ pub enum SystemMapError {
     },
 }
 
-/// Reads `wanted` from `file`, moved by as much as KASLR has moved `_stext`, and confirms it against VMCOREINFO.
+/// Reads `wanted` from `file`, moved by as much as KASLR has moved `_stext`, and confirms it against
+/// VMCOREINFO.
 ///
 /// # Errors
 /// [`SystemMapError`].

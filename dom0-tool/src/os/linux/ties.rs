@@ -18,7 +18,8 @@ const ACCESSED_DIRTY: u64 = 0x60;
 const LSTAR_MISSING: &str = "the registers lack LSTAR";
 /// By the headers' word: nothing tells this boot from another, so such a guest is left alone while it runs.
 const NO_STACK_PROTECTOR: &str = "the kernel is built without a stack protector: no random value ties a profile to this boot, and a kexec would go unnoticed";
-/// Boot value of a profile that is only looked at: no kernel's, so that no guest is ever taken for the one described.
+/// Boot value of a profile that is only looked at: no kernel's, so that no guest is ever taken for the one
+/// described.
 const NO_BOOT_VALUE: u64 = 1;
 
 /// The virtual CPUs that run, and where each enters the kernel.
@@ -41,7 +42,8 @@ impl Registers {
         let running = || cpus.iter().filter(|cpu| cpu.is_paging());
         let vcpus: Vec<VcpuRegisters> = running().map(Cpu::registers).collect();
         let first = vcpus.first().copied().unwrap_or_default();
-        // A file of registers may lack LSTAR; the symbol then stands in for it, so that the rest can be checked.
+        // A file of registers may lack LSTAR; the symbol then stands in for it, so that the rest can be
+        // checked.
         let mut lstar = first.lstar;
         if !levels.is_32_bit() && lstar == 0 {
             unusable.get_or_insert(LSTAR_MISSING);
@@ -73,8 +75,8 @@ impl Registers {
         self.are_complete && unusable.is_none_or(|missing| missing == LSTAR_MISSING)
     }
 
-    /// The guard of a profile, without anchors. Where it is only looked at, the first byte of the kernel's text, which no
-    /// register holds, stands in place of what is missing.
+    /// The guard of a profile, without anchors. Where it is only looked at, the first byte of the kernel's
+    /// text, which no register holds, stands in place of what is missing.
     pub(super) fn guard(
         &self,
         levels: PagingLevels,
@@ -120,7 +122,8 @@ impl Registers {
     }
 }
 
-/// A value that the kernel drew at random at boot; or one that no kernel draws, at `anchor`, and what is missing.
+/// A value that the kernel drew at random at boot; or one that no kernel draws, at `anchor`, and what is
+/// missing.
 pub(super) fn boot_value_or_none<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     symbols: Option<&Symbols>,

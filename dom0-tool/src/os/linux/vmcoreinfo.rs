@@ -1,11 +1,12 @@
 //! VMCOREINFO: what a Linux kernel says of itself, for crash tools.
 //!
 //! At boot the kernel fills an ELF note with its release, sizes, offsets and a few symbols
-//! (`kernel/vmcore_info.c`, before 6.9 `kernel/crash_core.c`; `arch/x86/kernel/vmcore_info_64.c`). The note begins at
-//! a page boundary and may lie anywhere in memory.
+//! (`kernel/vmcore_info.c`, before 6.9 `kernel/crash_core.c`; `arch/x86/kernel/vmcore_info_64.c`). The note
+//! begins at a page boundary and may lie anywhere in memory.
 //!
-//! Any process in the guest can write a page that looks just like it. What this parser returns is therefore an
-//! *allegation*: `identify` holds it against what user memory cannot forge before anything is done with it.
+//! Any process in the guest can write a page that looks just like it. What this parser returns is therefore
+//! an *allegation*: `identify` holds it against what user memory cannot forge before anything is done with
+//! it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -199,8 +200,8 @@ impl VmcoreInfo {
             .ok_or_else(|| VmcoreInfoError::Missing("OSRELEASE".into()))
     }
 
-    /// The processor that the kernel is for, where a line tells that it is none of x86 (`arch/*/kernel/vmcore_info.c`,
-    /// `crash_core.c`, `machine_kexec.c`).
+    /// The processor that the kernel is for, where a line tells that it is none of x86
+    /// (`arch/*/kernel/vmcore_info.c`, `crash_core.c`, `machine_kexec.c`).
     pub fn other_processor(&self) -> Option<&'static str> {
         let has = |kind, name: &str| self.find(kind, name).is_some();
         let number = |name| has(Kind::Number, name);

@@ -156,8 +156,8 @@ pub fn find_nodes<M: GuestMemory>(
     Ok(nodes)
 }
 
-/// One past the last frame that any node spans: where the guest's memory ends by its own account. `None` where no source
-/// says where nodes have that.
+/// One past the last frame that any node spans: where the guest's memory ends by its own account. `None`
+/// where no source says where nodes have that.
 ///
 /// # Errors
 /// [`ZonesError`].

@@ -1,5 +1,5 @@
-//! Symbol tables of Volatility 3's (ISF, its `doc/source/symbol-tables.rst` and `framework/schemas`): what people have of a
-//! kernel's PDB on hosts that reach no server.
+//! Symbol tables of Volatility 3's (ISF, its `doc/source/symbol-tables.rst` and `framework/schemas`): what
+//! people have of a kernel's PDB on hosts that reach no server.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;

@@ -1,11 +1,13 @@
 //! Finds the kernel of a Windows guest in its memory.
 //!
-//! With registers: from where the processor enters the kernel (LSTAR, the handlers of exceptions, the instruction
-//! pointer) down through the vCPU's own page tables to the image that address lies in. User memory cannot forge that.
-//! Without: by [`super::ways`], from every page that looks like an image up through every page table that leads to
-//! it; then several may remain, and [`super::search`] has to tell which one runs.
+//! With registers: from where the processor enters the kernel (LSTAR, the handlers of exceptions, the
+//! instruction pointer) down through the vCPU's own page tables to the image that address lies in. User
+//! memory cannot forge that. Without: by [`super::ways`], from every page that looks like an image up through
+//! every page table that leads to it; then several may remain, and [`super::search`] has to tell which one
+//! runs.
 //!
-//! A PE without a debug record is never the kernel, whatever it calls itself: the kernel's own record is not pageable.
+//! A PE without a debug record is never the kernel, whatever it calls itself: the kernel's own record is not
+//! pageable.
 
 use std::fmt::Write as _;
 
@@ -21,8 +23,8 @@ use crate::source::GuestSource;
 
 /// How far below an address of the kernel its image may begin. Windows 11's has 17 MiB.
 const MAX_IMAGE: u64 = 64 << 20;
-/// Exceptions whose handlers are looked at: all that Intel defines and Windows handles in the kernel itself. The first is
-/// the page fault.
+/// Exceptions whose handlers are looked at: all that Intel defines and Windows handles in the kernel itself.
+/// The first is the page fault.
 const VECTORS: [u64; 9] = [14, 0, 1, 3, 4, 5, 6, 7, 13];
 /// Address bits of CR3.
 const CR3_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -33,8 +35,8 @@ const CR4_LA57: u64 = 1 << 12;
 const EFER_LMA: u64 = 1 << 10;
 /// What an address is that the processor was at.
 const INSTRUCTION: &str = "the instruction pointer";
-/// PDBs of kernels since Windows XP: one or several processors, with and without PAE, and for page tables of five levels
-/// (Windows 11 and Server 2022 have a kernel of its own for those).
+/// PDBs of kernels since Windows XP: one or several processors, with and without PAE, and for page tables of
+/// five levels (Windows 11 and Server 2022 have a kernel of its own for those).
 pub const KERNEL_PDBS: [&str; 5] = [
     "ntoskrnl.pdb",
     "ntkrnlmp.pdb",
@@ -136,8 +138,8 @@ fn list(candidates: &[Candidate]) -> String {
     text
 }
 
-/// Follows the virtual CPUs' registers. `None` when they lead to no image: there are none, or this is no Windows, or
-/// every CPU was stopped in user mode on page tables without the kernel (KVA shadow).
+/// Follows the virtual CPUs' registers. `None` when they lead to no image: there are none, or this is no
+/// Windows, or every CPU was stopped in user mode on page tables without the kernel (KVA shadow).
 ///
 /// # Errors
 /// [`LocateError::Disagree`].
@@ -258,7 +260,8 @@ fn entries<M: GuestMemory>(memory: &mut M, space: AddressSpace, cpu: &Cpu) -> Ve
     found
 }
 
-/// Whether Windows keeps an address for its kernel: the upper half, on 32 bits too (the upper quarter with `/3GB`).
+/// Whether Windows keeps an address for its kernel: the upper half, on 32 bits too (the upper quarter with
+/// `/3GB`).
 pub(super) fn in_kernel(levels: PagingLevels, address: GuestVirt) -> bool {
     let address = address.get();
     levels.in_kernel_half(address) && (!levels.is_32_bit() || address >= 0x8000_0000)
@@ -282,8 +285,8 @@ pub fn gate<M: GuestMemory>(
     ))
 }
 
-/// The image that `address` lies in: the nearest below it that is whole enough, large enough to reach it, of the right
-/// machine, and has a debug record.
+/// The image that `address` lies in: the nearest below it that is whole enough, large enough to reach it, of
+/// the right machine, and has a debug record.
 fn image_around<M: GuestMemory>(
     memory: &mut M,
     space: AddressSpace,

@@ -1,7 +1,8 @@
 //! Windows guests: which kernel runs, what its symbols say, and which pages are free.
 //!
 //! * [`pe`] reads the executable's headers, from a file or from a guest's memory;
-//! * [`locate`] finds the kernel in a guest's memory, through its page tables; [`search`] in all of it, by [`ways`] and [`tables`];
+//! * [`locate`] finds the kernel in a guest's memory, through its page tables; [`search`] in all of it, by
+//!   [`ways`] and [`tables`];
 //! * [`shadowed`] tells when another moment is worth waiting for;
 //! * [`symbol_key`] names a PDB as symbol stores do;
 //! * [`pdb`] reads what a PDB says about the page-frame database;

@@ -1,7 +1,7 @@
 //! An image as far as one page table, one large page or its neighbours in physical memory show it.
 //!
-//! Most words that look like entries to an image's first page are none. What follows tells: the entries behind a true one map the
-//! rest of the image, in which the kernel's debug record is.
+//! Most words that look like entries to an image's first page are none. What follows tells: the entries
+//! behind a true one map the rest of the image, in which the kernel's debug record is.
 
 use lacuna_core::{GuestMemory, GuestPhys, PAGE_SIZE};
 
@@ -36,7 +36,8 @@ impl<'m, M: GuestMemory + ?Sized, F: Fn(u64) -> Place> Nearby<'m, M, F> {
         }
     }
 
-    /// Whether this can be a kernel for one of `machines`: it is one, or what would tell lies outside of what is looked at.
+    /// Whether this can be a kernel for one of `machines`: it is one, or what would tell lies outside of what
+    /// is looked at.
     pub(super) fn can_be_kernel(mut self, machines: &[Machine]) -> bool {
         match PeImage::read(&mut self) {
             Ok(image) => {

@@ -1,7 +1,8 @@
 //! A kernel's executable: its headers, its debug record (RSDS or NB10) and the name it exports.
 //!
-//! The same code reads a file and an image that lies in a guest's memory: both are an [`ImageSource`], which answers
-//! for addresses relative to the image's base. Everything read is an allegation; each count and length has a bound.
+//! The same code reads a file and an image that lies in a guest's memory: both are an [`ImageSource`], which
+//! answers for addresses relative to the image's base. Everything read is an allegation; each count and
+//! length has a bound.
 
 use object::LittleEndian as LE;
 use object::pe;
@@ -11,7 +12,8 @@ use thiserror::Error;
 
 use super::symbol_key::{Guid, NameError, PdbName, Signature, SymbolKey};
 
-/// Most bytes between the start of the image and its PE header. Microsoft's linker leaves some 200 for the DOS stub.
+/// Most bytes between the start of the image and its PE header. Microsoft's linker leaves some 200 for the
+/// DOS stub.
 const MAX_HEADER_OFFSET: u32 = 0x1000;
 /// Most sections. Windows' loader takes 96 (`IMAGE_FILE_HEADER`, PE format); kernels have 20 to 35.
 const MAX_SECTIONS: u16 = 96;
@@ -284,7 +286,8 @@ fn read_sections(source: &mut impl ImageSource, at: u32, count: u16) -> Result<V
         .collect()
 }
 
-/// The first RSDS or NB10 record of the debug directory that is whole; where there is none, what is wrong with the first.
+/// The first RSDS or NB10 record of the debug directory that is whole; where there is none, what is wrong
+/// with the first.
 fn debug_record(
     source: &mut impl ImageSource,
     directory: pe::ImageDataDirectory,
@@ -468,7 +471,8 @@ impl ImageSource for FileImage<'_> {
     }
 }
 
-/// Reads the image in `bytes`: as the linker wrote it, or, when that shows no debug record, as a loader laid it out.
+/// Reads the image in `bytes`: as the linker wrote it, or, when that shows no debug record, as a loader laid
+/// it out.
 ///
 /// # Errors
 /// [`PeError`].

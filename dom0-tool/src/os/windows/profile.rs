@@ -1,9 +1,10 @@
-//! The profile of one boot of a Windows guest: the kernel that was found, and what its PDB says, put together.
+//! The profile of one boot of a Windows guest: the kernel that was found, and what its PDB says, put
+//! together.
 //!
-//! A page is free when its entry in the page-frame database says so and the page's bytes are zero. The entry alone is
-//! not enough: a page that was just taken off a list, an entry of firmware memory that was never filled in, and a ROM page
-//! all read location 0. So: inside a run of `MmPhysicalMemoryBlock`, no reference, not ROM, present and not locked where
-//! the type knows of that, and zero.
+//! A page is free when its entry in the page-frame database says so and the page's bytes are zero. The entry
+//! alone is not enough: a page that was just taken off a list, an entry of firmware memory that was never
+//! filled in, and a ROM page all read location 0. So: inside a run of `MmPhysicalMemoryBlock`, no reference,
+//! not ROM, present and not locked where the type knows of that, and zero.
 
 use std::collections::BTreeMap;
 
@@ -20,8 +21,8 @@ use super::ties::ties;
 
 /// Most runs accepted. Machines have 2 to 20; a descriptor of more is not believed.
 const MAX_RUNS: u64 = 4096;
-/// Offsets in the debugger's block, `KDDEBUGGER_DATA64` (`wdbgexts.h`): tag, size, the kernel's base, `&MmPfnDatabase`,
-/// `&MmZeroedPageListHead`, `&MmPhysicalMemoryBlock`.
+/// Offsets in the debugger's block, `KDDEBUGGER_DATA64` (`wdbgexts.h`): tag, size, the kernel's base,
+/// `&MmPfnDatabase`, `&MmZeroedPageListHead`, `&MmPhysicalMemoryBlock`.
 const KDBG_TAG: u64 = 0x10;
 const KDBG_SIZE: u64 = 0x14;
 const KDBG_KERNEL: u64 = 0x18;
@@ -154,7 +155,8 @@ pub fn resolve<M: GuestMemory>(
         one_of("MmPfnDatabase", KDBG_PFN_DATABASE)?.ok_or(ProfileError::Unknown("MmPfnDatabase"))?;
     let zeroed_list = one_of("MmZeroedPageListHead", KDBG_ZEROED_LIST)?;
     let block_at = one_of("MmPhysicalMemoryBlock", KDBG_MEMORY_BLOCK)?;
-    // Since Windows 10 the lists are the partition's; the old name, where it is still there, is that of a list without use.
+    // Since Windows 10 the lists are the partition's; the old name, where it is still there, is that of a
+    // list without use.
     let in_partition = at(PARTITION)
         .zip(facts.zeroed_total)
         .and_then(|(partition, offset)| partition.checked_add(offset));
@@ -221,7 +223,8 @@ pub fn is_mapped<M: GuestMemory>(
     Ok(())
 }
 
-/// The pointers of the debugger's block at `at`, by offset, if it is there. Kernels since Windows 8 keep it encoded.
+/// The pointers of the debugger's block at `at`, by offset, if it is there. Kernels since Windows 8 keep it
+/// encoded.
 fn debugger_block<M: GuestMemory>(
     memory: &mut M,
     kernel: &Located,
@@ -255,8 +258,8 @@ fn debugger_block<M: GuestMemory>(
     Some(pointers)
 }
 
-/// `PHYSICAL_MEMORY_DESCRIPTOR`, to which the variable at `at` points: a count, a number of pages, and runs. Page
-/// numbers have the size of a pointer, with PAE too.
+/// `PHYSICAL_MEMORY_DESCRIPTOR`, to which the variable at `at` points: a count, a number of pages, and runs.
+/// Page numbers have the size of a pointer, with PAE too.
 fn memory_block<M: GuestMemory>(
     memory: &mut M,
     kernel: &Located,

@@ -1,8 +1,9 @@
 //! Searches all memory of a guest for its Windows kernel, and says which of several runs.
 //!
-//! An address is told only where the guest's own structures leave one way to it. The virtual CPUs' CR3 is asked first, then the
-//! kernel's own variables, by its PDB, then the tables themselves: Windows' map themselves, and words that look like
-//! entries do not. Where several ways are left, none is taken, and all are named.
+//! An address is told only where the guest's own structures leave one way to it. The virtual CPUs' CR3 is
+//! asked first, then the kernel's own variables, by its PDB, then the tables themselves: Windows' map
+//! themselves, and words that look like entries do not. Where several ways are left, none is taken, and all
+//! are named.
 
 use std::collections::HashMap;
 
@@ -51,8 +52,8 @@ pub fn search<M: GuestSource, P: Progress + ?Sized>(
     }
 }
 
-/// Where the CR3 of a virtual CPU leads along some of the ways, those alone. A program's own tables lead along none where the
-/// kernel shadows it.
+/// Where the CR3 of a virtual CPU leads along some of the ways, those alone. A program's own tables lead
+/// along none where the kernel shadows it.
 fn of_the_cpus<M: GuestSource>(
     memory: &mut M,
     cpus: &[Cpu],
@@ -84,8 +85,8 @@ fn of_the_cpus<M: GuestSource>(
     chosen
 }
 
-/// The ways along which the kernel's own structures are in order, by its PDB. Without the PDB, the only one, or the only one
-/// whose tables map themselves. More than one are none.
+/// The ways along which the kernel's own structures are in order, by its PDB. Without the PDB, the only one,
+/// or the only one whose tables map themselves. More than one are none.
 fn by_own_structures<M: GuestSource, P: Progress + ?Sized>(
     memory: &mut M,
     sources: &Sources,
@@ -144,7 +145,8 @@ fn the_only_one(untold: &mut Vec<(Way, String)>) -> Option<Way> {
     Some(way)
 }
 
-/// Whether the kernel's variables are in order through one of the tables that lead along a way; that one is kept.
+/// Whether the kernel's variables are in order through one of the tables that lead along a way; that one is
+/// kept.
 fn in_order<M: GuestSource>(memory: &mut M, way: &mut Way, facts: &PdbFacts) -> Result<(), String> {
     let mut first = None;
     for root in way.roots.clone() {

@@ -1,9 +1,10 @@
-//! Virtual CPUs that were stopped in a program of Windows, on page tables that have next to nothing of the kernel.
+//! Virtual CPUs that were stopped in a program of Windows, on page tables that have next to nothing of the
+//! kernel.
 //!
-//! Kernels with KVA shadow (against Meltdown) give programs tables of their own: they map where the processor enters the
-//! kernel, and not the image around it. [`super::locate`] then finds nothing, and another moment has to be waited for. That
-//! it is worth waiting tells a page that Windows maps into each program; a program under Wine has one like it, so this
-//! is a hint and no more: nothing is believed because of it.
+//! Kernels with KVA shadow (against Meltdown) give programs tables of their own: they map where the processor
+//! enters the kernel, and not the image around it. [`super::locate`] then finds nothing, and another moment
+//! has to be waited for. That it is worth waiting tells a page that Windows maps into each program; a program
+//! under Wine has one like it, so this is a hint and no more: nothing is believed because of it.
 
 use lacuna_core::{GuestMemory, GuestPhys, GuestVirt};
 

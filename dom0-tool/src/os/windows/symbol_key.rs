@@ -84,13 +84,14 @@ pub enum NameError {
     Unfit(String),
 }
 
-/// The name of a PDB file, fit to be a part of a path: no separator, no control character, neither `.` nor `..`.
+/// The name of a PDB file, fit to be a part of a path: no separator, no control character, neither `.` nor
+/// `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PdbName(String);
 
 impl PdbName {
-    /// The file's name in `path`, which an executable's debug record holds: often a full path of the machine that
-    /// built it.
+    /// The file's name in `path`, which an executable's debug record holds: often a full path of the machine
+    /// that built it.
     ///
     /// # Errors
     /// [`NameError`]: the record is an allegation, and the name becomes a part of paths and of a URL.
@@ -138,7 +139,8 @@ pub struct SymbolKey {
 }
 
 impl SymbolKey {
-    /// The middle folder: signature in capitals, age in lower case without leading zeroes, as symbol servers want it.
+    /// The middle folder: signature in capitals, age in lower case without leading zeroes, as symbol servers
+    /// want it.
     pub fn id(&self) -> String {
         match self.signature {
             Signature::Guid(guid) => format!("{guid}{:x}", self.age),

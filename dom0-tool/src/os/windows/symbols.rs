@@ -14,8 +14,8 @@ use crate::failure::{Class, Failure};
 use crate::os::{Sources, SymbolSources};
 use crate::progress::{Progress, Remark, Step};
 
-/// What the PDB of `kernel` says: the file that was named, facts that were imported, or a symbol store. With `quietly`
-/// no server is asked.
+/// What the PDB of `kernel` says: the file that was named, facts that were imported, or a symbol store. With
+/// `quietly` no server is asked.
 ///
 /// # Errors
 /// Why nothing is known.

@@ -1,12 +1,14 @@
 //! From pages to the virtual addresses at which page tables map them, without registers.
 //!
-//! Memory is gone through once for each level of page table: first for entries that lead to the pages in question, then
-//! for entries that lead to the tables those were found in, and so on up. What comes out is every chain that could be a
-//! path of a page walk; each is then walked downwards, since most pages that look like tables are not.
+//! Memory is gone through once for each level of page table: first for entries that lead to the pages in
+//! question, then for entries that lead to the tables those were found in, and so on up. What comes out is
+//! every chain that could be a path of a page walk; each is then walked downwards, since most pages that look
+//! like tables are not.
 //!
-//! Words that look like entries are everywhere. The first entry of a chain is therefore followed only if what it and its
-//! neighbours map is a kernel as far as they show it (`nearby`). What is left is followed to the last: a bound on it would
-//! bound the answer away. Where there is more than `MAX_PATHS` of it, there is no answer.
+//! Words that look like entries are everywhere. The first entry of a chain is therefore followed only if what
+//! it and its neighbours map is a kernel as far as they show it (`nearby`). What is left is followed to the
+//! last: a bound on it would bound the answer away. Where there is more than `MAX_PATHS` of it, there is no
+//! answer.
 //!
 //! Works for 2 levels, PAE, 4 and 5 levels, and needs no table that maps itself.
 
@@ -21,8 +23,8 @@ use super::pe::{FileImage, FileLayout, Machine, PeImage};
 use crate::os::view::AddressSpace;
 use crate::source::GuestSource;
 
-/// Most entries followed at one level. A hostile guest can fill its memory with what looks like entries, and then is told
-/// apart by registers only.
+/// Most entries followed at one level. A hostile guest can fill its memory with what looks like entries, and
+/// then is told apart by registers only.
 pub(super) const MAX_PATHS: usize = 1 << 20;
 const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
@@ -138,7 +140,8 @@ impl Targets {
     }
 }
 
-/// An entry that leads to a table or a page: where it stands, and what of the virtual address it and those below it fix.
+/// An entry that leads to a table or a page: where it stands, and what of the virtual address it and those
+/// below it fix.
 #[derive(Clone, Copy, Debug)]
 struct Path {
     image: Gfn,
@@ -211,7 +214,8 @@ const SHORT: [Level; 2] = [
     },
 ];
 
-/// Every way from a top-level table to one of `images` in the kernel's half, each walked and found to lead there.
+/// Every way from a top-level table to one of `images` in the kernel's half, each walked and found to lead
+/// there.
 pub fn reach<M: GuestSource>(
     memory: &mut M,
     images: &[(Gfn, Machine)],
@@ -227,7 +231,8 @@ pub fn reach<M: GuestSource>(
         paths = climb(memory, *level, images, (&paths, &mut ways.is_cut), progress);
         for path in &paths {
             let (low, levels) = match index {
-                // The third level has four entries with PAE. Such a table can lie anywhere, aligned to 32 bytes.
+                // The third level has four entries with PAE. Such a table can lie anywhere, aligned to 32
+                // bytes.
                 2 => (
                     path.low & ((1 << 30) - 1) | (path.offset / 8 % 4) << 30,
                     PagingLevels::Pae,
@@ -281,7 +286,8 @@ fn try_root<M: GuestSource>(
     if !in_kernel(levels, base) || !seen.insert((root, base.get(), levels as u8)) {
         return None;
     }
-    // A table that maps itself can be walked one time more than it has levels. That is another name for the same way.
+    // A table that maps itself can be walked one time more than it has levels. That is another name for the
+    // same way.
     let top = memory.read_value(GuestPhys::new(path.table * page + path.offset), entry);
     if top.is_ok_and(|top| (top & ADDRESS) == root & ADDRESS) {
         return None;
@@ -293,7 +299,8 @@ fn try_root<M: GuestSource>(
     })
 }
 
-/// The paths so far by the frame that the next entry has to lead to: a table, or, at the first level, an image.
+/// The paths so far by the frame that the next entry has to lead to: a table, or, at the first level, an
+/// image.
 fn by_target(is_first: bool, images: &[(Gfn, Machine)], below: &[Path]) -> BTreeMap<u64, Vec<Path>> {
     let mut by_table: BTreeMap<u64, Vec<Path>> = BTreeMap::new();
     if is_first {
@@ -355,8 +362,8 @@ fn number(entry: &[u8]) -> u64 {
     u64::from_le_bytes(value)
 }
 
-/// One level up: entries that lead to a table of `below`, and entries that map a page of this level's own size with one
-/// of `images` in it. Sets the flag beside `below` when there are more than are followed.
+/// One level up: entries that lead to a table of `below`, and entries that map a page of this level's own
+/// size with one of `images` in it. Sets the flag beside `below` when there are more than are followed.
 fn climb<M: GuestSource>(
     memory: &mut M,
     level: Level,

@@ -6,13 +6,14 @@ use super::locate::{Located, gate};
 
 /// The exception whose handler ties a profile to its kernel.
 const PAGE_FAULT: u8 = 14;
-/// `KUSER_SHARED_DATA.Cookie` (`ntddk.h`, since Windows Vista), drawn at random at each boot; the structure is mapped at
-/// these addresses in every kernel.
+/// `KUSER_SHARED_DATA.Cookie` (`ntddk.h`, since Windows Vista), drawn at random at each boot; the structure
+/// is mapped at these addresses in every kernel.
 const SHARED_DATA_COOKIE: u64 = 0x330;
 const SHARED_DATA_64: u64 = 0xffff_f780_0000_0000;
 const SHARED_DATA_32: u64 = 0xffdf_0000;
 
-/// What ties the profile to this boot: where the processor enters the kernel, where that lies, and a random number.
+/// What ties the profile to this boot: where the processor enters the kernel, where that lies, and a random
+/// number.
 pub(super) fn ties<M: GuestMemory>(memory: &mut M, kernel: &Located, vcpus: &[VcpuRegisters]) -> Guard {
     let space = kernel.space;
     let first = vcpus.iter().find(|cpu| cpu.flags & VcpuRegisters::ONLINE != 0);
@@ -26,7 +27,8 @@ pub(super) fn ties<M: GuestMemory>(memory: &mut M, kernel: &Located, vcpus: &[Vc
             vector: PAGE_FAULT,
             handler,
         });
-    // Only what is mapped while a user program runs, too, where the kernel keeps a second set of tables for that.
+    // Only what is mapped while a user program runs, too, where the kernel keeps a second set of tables for
+    // that.
     let mut anchors = heapless::Vec::new();
     for at in [lstar, sysenter_eip, gate.map_or(0, |gate| gate.handler.get())] {
         let page = GuestVirt::new(at & !0xfff);

@@ -145,8 +145,8 @@ impl Way {
     }
 }
 
-/// Whether a top-level table is mapped by itself, as the tables of Windows are: one of its entries leads to itself, or, with PAE,
-/// four entries in a row lead to its four tables.
+/// Whether a top-level table is mapped by itself, as the tables of Windows are: one of its entries leads to
+/// itself, or, with PAE, four entries in a row lead to its four tables.
 fn maps_itself<M: GuestMemory>(memory: &mut M, space: AddressSpace) -> bool {
     let root = space.root;
     match space.levels {

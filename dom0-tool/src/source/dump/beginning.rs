@@ -83,8 +83,8 @@ pub(super) fn parts(file: &ReadFile, reading: Reading) -> Result<(Format, Parts)
     }
 }
 
-/// Whether a file begins as an ELF core does: by class, byte order and type, which some leave 0. Other ELF files are programs, and
-/// memory can begin as one.
+/// Whether a file begins as an ELF core does: by class, byte order and type, which some leave 0. Other ELF
+/// files are programs, and memory can begin as one.
 fn is_core(file: &ReadFile) -> bool {
     let mut head = [0; 18];
     let length = usize::try_from(file.length())

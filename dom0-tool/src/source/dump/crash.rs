@@ -1,9 +1,9 @@
-//! Windows crash dumps: full ones, of 32 and 64 bits, those with a bitmap of pages (kernel, live and automatic dumps), and those of the
-//! debugger's newer form, with a list of ranges (`.dump /k`, `/ka`, `/f`).
+//! Windows crash dumps: full ones, of 32 and 64 bits, those with a bitmap of pages (kernel, live and
+//! automatic dumps), and those of the debugger's newer form, with a list of ranges (`.dump /k`, `/ka`, `/f`).
 //!
-//! The header's layout is that of `DUMP_HEADER64` and `DUMP_HEADER32`, as `kdmp-parser` and the debuggers read it; the tests
-//! hold this reader against `kdmp-parser`. That crate itself keeps an entry for every page and follows the guest's lists of
-//! modules, both without a bound that the file does not set.
+//! The header's layout is that of `DUMP_HEADER64` and `DUMP_HEADER32`, as `kdmp-parser` and the debuggers
+//! read it; the tests hold this reader against `kdmp-parser`. That crate itself keeps an entry for every page
+//! and follows the guest's lists of modules, both without a bound that the file does not set.
 
 use super::extents::Extent;
 use super::file::ReadFile;
@@ -94,8 +94,8 @@ pub(super) fn read(file: &ReadFile, wide: bool) -> Result<Parts, DumpError> {
     let cr3 = number(form.directory, form.pointer)?;
     let hint = number(form.modules, form.pointer)?;
     let known = |value: u64| Some(value).filter(|value| *value != 0 && *value & 0xffff_ffff != UNUSED);
-    // The list of loaded modules is a variable of the kernel's: its address lies in the image, as an instruction
-    // pointer would. The one that the header has may lie in a driver.
+    // The list of loaded modules is a variable of the kernel's: its address lies in the image, as an
+    // instruction pointer would. The one that the header has may lie in a driver.
     let mut cpu = Cpu {
         cr3: known(cr3),
         rip: known(hint),
@@ -156,8 +156,9 @@ struct Summary {
     first: u64,
 }
 
-/// A bit for each page of memory; those that are set lie in the file, one after the other. Windows 8 and later write one header, those
-/// before another, of which there are two sizes (`SUMMARY_DUMP`); the bits have to be as many as the header says.
+/// A bit for each page of memory; those that are set lie in the file, one after the other. Windows 8 and
+/// later write one header, those before another, of which there are two sizes (`SUMMARY_DUMP`); the bits have
+/// to be as many as the header says.
 fn bitmap(
     file: &ReadFile,
     form: &Form,

@@ -1,7 +1,8 @@
 //! ELF cores: QEMU's `dump-guest-memory`, with or without `-p`, and `/proc/vmcore`.
 //!
-//! Segments are taken by physical address. Headers of both word sizes, little-endian, also with more program headers than
-//! 16 bits count (`PN_XNUM`: the number is then in the first section header, System V ABI, `elf(5)`).
+//! Segments are taken by physical address. Headers of both word sizes, little-endian, also with more program
+//! headers than 16 bits count (`PN_XNUM`: the number is then in the first section header, System V ABI,
+//! `elf(5)`).
 
 use super::extents::Extent;
 use super::file::ReadFile;
@@ -87,7 +88,8 @@ impl Elf {
                 remedy: "name a dump of a guest's memory; `dump-guest-memory FILE` in QEMU's monitor writes one",
             });
         }
-        // After e_entry: e_phoff, e_shoff, e_flags, e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx.
+        // After e_entry: e_phoff, e_shoff, e_flags, e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum,
+        // e_shstrndx.
         let (segments_at, sections_at, rest) = if wide {
             (header.word(32), header.word(40), 52)
         } else {
@@ -192,7 +194,8 @@ fn segments(
     Ok(entries.map(segment).collect())
 }
 
-/// Sections are wanted of Xen cores only: a table that is damaged is left out, for an ELF core does not need it.
+/// Sections are wanted of Xen cores only: a table that is damaged is left out, for an ELF core does not need
+/// it.
 fn sections(file: &ReadFile, wide: bool, at: u64, entry_bytes: u64, count: u64, names: u64) -> Vec<Section> {
     let Ok(table) = file.bytes("table of section headers", at, count.saturating_mul(entry_bytes)) else {
         return Vec::new();
@@ -237,8 +240,9 @@ fn sections(file: &ReadFile, wide: bool, at: u64, entry_bytes: u64, count: u64, 
     found
 }
 
-/// What of a segment's memory has no byte in the file, and reads as zero (System V ABI): pages of zeros, and pages that a
-/// filter left out (`makedumpfile -E`). What QEMU's own filter leaves out has no place in the file, and nobody says what is in it.
+/// What of a segment's memory has no byte in the file, and reads as zero (System V ABI): pages of zeros, and
+/// pages that a filter left out (`makedumpfile -E`). What QEMU's own filter leaves out has no place in the
+/// file, and nobody says what is in it.
 fn left_out(segment: &Segment) -> Option<Extent> {
     let has_place = segment.offset != u64::MAX && segment.offset != u64::from(u32::MAX);
     let bytes = segment.memory_bytes.checked_sub(segment.file_bytes)?;
@@ -265,7 +269,8 @@ pub(super) fn read(file: &ReadFile, elf: &Elf) -> Result<Parts, DumpError> {
             .saturating_sub(segment.offset)
             .min(segment.file_bytes);
         cut = cut.saturating_add(segment.file_bytes - there);
-        // A physical address that wraps belongs to a mapping without one (/proc/vmcore's kernel text has -1 there).
+        // A physical address that wraps belongs to a mapping without one (/proc/vmcore's kernel text has -1
+        // there).
         if there > 0 && segment.physical.checked_add(there).is_some() {
             parts.extents.push(Extent {
                 start: segment.physical,

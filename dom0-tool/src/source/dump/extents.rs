@@ -26,8 +26,8 @@ pub(super) struct Extents {
 }
 
 impl Extents {
-    /// Sorts `extents`. Where two overlap, as a core with virtual mappings has them, the one that begins first counts, and
-    /// of the other what reaches beyond it.
+    /// Sorts `extents`. Where two overlap, as a core with virtual mappings has them, the one that begins
+    /// first counts, and of the other what reaches beyond it.
     pub(super) fn new(mut extents: Vec<Extent>) -> Self {
         extents.sort_by_key(|extent| (extent.start, std::cmp::Reverse(extent.bytes)));
         let mut sorted: Vec<Extent> = Vec::with_capacity(extents.len());

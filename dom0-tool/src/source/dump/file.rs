@@ -1,7 +1,8 @@
 //! A file that is read in blocks, a few of which are kept.
 //!
-//! It is not mapped: a mapped file that is cut short while it is read ends the process (SIGBUS), and all that was touched of
-//! it counts as the process' memory. Here a cut is noticed and told, and some megabytes are held.
+//! It is not mapped: a mapped file that is cut short while it is read ends the process (SIGBUS), and all that
+//! was touched of it counts as the process' memory. Here a cut is noticed and told, and some megabytes are
+//! held.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -88,8 +89,8 @@ impl ReadFile {
         self.length
     }
 
-    /// Tells what has gone wrong since the file was opened: it was cut short, or the disk failed. What was read as absent
-    /// because of that proves nothing.
+    /// Tells what has gone wrong since the file was opened: it was cut short, or the disk failed. What was
+    /// read as absent because of that proves nothing.
     ///
     /// # Errors
     /// [`DumpError::Io`], [`DumpError::CutWhileRead`].
@@ -107,7 +108,8 @@ impl ReadFile {
         }
     }
 
-    /// Copies bytes from `offset` on. False where the file does not have them all; `into` may be partly filled then.
+    /// Copies bytes from `offset` on. False where the file does not have them all; `into` may be partly
+    /// filled then.
     #[inline]
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> bool {
         let end = offset.checked_add(into.len() as u64);

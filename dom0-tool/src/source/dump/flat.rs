@@ -1,5 +1,6 @@
-//! Flattened files, as `makedumpfile -F` and QEMU's `dump-guest-memory -z` write them to what cannot be sought in: each record says
-//! where its bytes belong (makedumpfile, `makedumpfile.h`, `struct makedumpfile_header` and `makedumpfile_data_header`).
+//! Flattened files, as `makedumpfile -F` and QEMU's `dump-guest-memory -z` write them to what cannot be
+//! sought in: each record says where its bytes belong (makedumpfile, `makedumpfile.h`,
+//! `struct makedumpfile_header` and `makedumpfile_data_header`).
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -34,8 +35,8 @@ pub(super) struct Flat {
 }
 
 impl Flat {
-    /// Goes through the records of a file of `length` bytes. `None` for a version or a type that is not known, and where records lie
-    /// absurdly far apart.
+    /// Goes through the records of a file of `length` bytes. `None` for a version or a type that is not
+    /// known, and where records lie absurdly far apart.
     pub(super) fn read(length: u64, mut read: impl FnMut(u64, &mut [u8]) -> bool) -> Option<Self> {
         let mut numbers = [0; 16];
         // Type and version.
@@ -93,7 +94,8 @@ impl Flat {
         self.is_whole
     }
 
-    /// Where the byte `at` is in the file, `None` in a hole, which reads as zero; and how many follow it there.
+    /// Where the byte `at` is in the file, `None` in a hole, which reads as zero; and how many follow it
+    /// there.
     pub(super) fn find(&self, at: u64) -> (Option<u64>, u64) {
         let inside = |piece: &Piece| {
             let distance = at.wrapping_sub(piece.start);

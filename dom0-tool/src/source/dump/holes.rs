@@ -1,9 +1,10 @@
 //! The layout of a raw file: where guest-physical memory has holes that the file has not.
 //!
-//! QEMU's `pmemsave` writes a byte for each guest-physical byte. Files that hold a machine's memory itself (`.vmem`,
-//! Firecracker's and cloud-hypervisor's snapshots, QEMU's `memory-backend-file`, `format=raw` of `lime`) leave out the hole below
-//! 4 GiB, and what lies above it comes right behind what lies below it. Nothing in such a file says so. The guest does:
-//! its kernel says where its note is, and where its memory ends.
+//! QEMU's `pmemsave` writes a byte for each guest-physical byte. Files that hold a machine's memory itself
+//! (`.vmem`, Firecracker's and cloud-hypervisor's snapshots, QEMU's `memory-backend-file`, `format=raw` of
+//! `lime`) leave out the hole below 4 GiB, and what lies above it comes right behind what lies below it.
+//! Nothing in such a file says so. The guest does: its kernel says where its note is, and where its memory
+//! ends.
 
 use std::ops::Range;
 
@@ -15,11 +16,11 @@ use crate::failure::Clues;
 
 /// Where the hole that devices have ends.
 const END: u64 = 1 << 32;
-/// Where it begins, on machines that are known: QEMU's pc (and `.vmem` files, cloud-hypervisor), Firecracker, QEMU's q35,
-/// and what QEMU's `max-ram-below-4g` is set to.
+/// Where it begins, on machines that are known: QEMU's pc (and `.vmem` files, cloud-hypervisor), Firecracker,
+/// QEMU's q35, and what QEMU's `max-ram-below-4g` is set to.
 const STARTS: [u64; 5] = [0xc000_0000, 0xd000_0000, 0x8000_0000, 0xe000_0000, 0xb000_0000];
-/// What a hole's beginning is a multiple of, at least: that of any machine is one of 128 MiB. A note that a process wrote gives a
-/// hole, too, where the kernel's own is missing, and hardly such a one.
+/// What a hole's beginning is a multiple of, at least: that of any machine is one of 128 MiB. A note that a
+/// process wrote gives a hole, too, where the kernel's own is missing, and hardly such a one.
 const ALIGNMENT: u64 = 4 << 20;
 /// Most holes accepted.
 const MOST: usize = 64;
@@ -74,8 +75,8 @@ impl Dump {
         Ok(())
     }
 
-    /// Takes a raw file for one that leaves out the next hole that it may have, by what `clues` say of reading it without one.
-    /// Where there is none left, the file is as it was first.
+    /// Takes a raw file for one that leaves out the next hole that it may have, by what `clues` say of
+    /// reading it without one. Where there is none left, the file is as it was first.
     pub(super) fn try_next_hole(&mut self, clues: &Clues) -> Option<Range<u64>> {
         if self.format != Format::Raw || self.holes.are_named {
             return None;
@@ -139,11 +140,12 @@ fn remark(hole: &Range<u64>) -> String {
     )
 }
 
-/// Holes below 4 GiB that a file of `length` bytes may leave out, by what reading it without a hole came to: the likeliest
-/// last.
+/// Holes below 4 GiB that a file of `length` bytes may leave out, by what reading it without a hole came to:
+/// the likeliest last.
 fn likely(length: u64, clues: &Clues, beyond: Option<u64>) -> Vec<Range<u64>> {
-    // The kernel's own pointer to its note gives the hole's size, whatever that is. Where its memory ends does, too, but a file
-    // that is cut short looks the same, so that it counts only for a hole that machines have.
+    // The kernel's own pointer to its note gives the hole's size, whatever that is. Where its memory ends
+    // does, too, but a file that is cut short looks the same, so that it counts only for a hole that machines
+    // have.
     let starts = match (clues.displaced, beyond) {
         (Some(bytes), _) => END.checked_sub(bytes).into_iter().collect(),
         (None, Some(bytes)) => STARTS.into_iter().filter(|start| END - start == bytes).collect(),

@@ -1,8 +1,9 @@
 //! kdump-compressed dumps: `makedumpfile`'s own form, which kdump leaves on every distribution, and QEMU's
 //! `dump-guest-memory -z`, `-l` and `-s`.
 //!
-//! The layout is that of makedumpfile's `diskdump_mod.h` and QEMU's `include/sysemu/dump.h`: a header and a second one of a
-//! block each or more, two bitmaps (pages that there are, pages that are in the file), a description of each page, pages.
+//! The layout is that of makedumpfile's `diskdump_mod.h` and QEMU's `include/sysemu/dump.h`: a header and a
+//! second one of a block each or more, two bitmaps (pages that there are, pages that are in the file), a
+//! description of each page, pages.
 
 use super::elf::Fields;
 use super::extents::Extent;

@@ -1,5 +1,5 @@
-//! LiME's dumps (its documentation, chapter "Format") and AVML's, which are the same with the ranges packed (its source, module `image`): a header before each range of
-//! memory, with its first and its last byte.
+//! LiME's dumps (its documentation, chapter "Format") and AVML's, which are the same with the ranges packed
+//! (its source, module `image`): a header before each range of memory, with its first and its last byte.
 
 use super::extents::Extent;
 use super::file::ReadFile;
@@ -11,7 +11,8 @@ pub(super) const LIME: &[u8] = b"EMiL";
 pub(super) const AVML: &[u8] = b"AVML";
 /// Bytes of a header: magic, version, first byte, last byte, nothing.
 const HEADER: u64 = 32;
-/// Types of chunks (Snappy's `framing_format.txt`, 4): packed, as it is, the first that a reader may pass over, the stream's beginning.
+/// Types of chunks (Snappy's `framing_format.txt`, 4): packed, as it is, the first that a reader may pass
+/// over, the stream's beginning.
 const PACKED: u8 = 0;
 const PLAIN: u8 = 1;
 const MAY_PASS: u8 = 0x80;
@@ -109,8 +110,8 @@ fn file_is_mixed(file: &ReadFile) -> Result<bool, DumpError> {
     Ok(!range(file, 0)?.is_packed)
 }
 
-/// Takes the chunks of a range of `bytes` bytes, whose stream is at `at` and whose unpacked bytes follow `before` others. Returns
-/// where the stream ends, and how many bytes of the range are there.
+/// Takes the chunks of a range of `bytes` bytes, whose stream is at `at` and whose unpacked bytes follow
+/// `before` others. Returns where the stream ends, and how many bytes of the range are there.
 fn stream(
     file: &ReadFile,
     at: u64,

@@ -1,12 +1,13 @@
 //! Guest memory in a file: raw, an ELF core (QEMU's `dump-guest-memory`, `/proc/vmcore`), a Xen core
-//! (`xl dump-core`), a kdump-compressed dump (flattened, too), a dump of LiME's or AVML's, or a Windows crash dump.
+//! (`xl dump-core`), a kdump-compressed dump (flattened, too), a dump of LiME's or AVML's, or a Windows crash
+//! dump.
 //!
-//! The file is read in blocks, not as a whole: what a command touches is what it costs. Nothing in it is trusted: a table that runs
-//! past the file's end is an error, a segment that does is cut there and said to be, and each loop is bounded by the size
-//! of the file.
+//! The file is read in blocks, not as a whole: what a command touches is what it costs. Nothing in it is
+//! trusted: a table that runs past the file's end is an error, a segment that does is cut there and said to
+//! be, and each loop is bounded by the size of the file.
 //!
-//! [`Dump`] is [`GuestMemory`] and [`GuestSource`]; [`Dump::cpus`] holds what the file says of the virtual CPUs, which
-//! [`Dump::add_registers`] and [`Dump::override_registers`] complete.
+//! [`Dump`] is [`GuestMemory`] and [`GuestSource`]; [`Dump::cpus`] holds what the file says of the virtual
+//! CPUs, which [`Dump::add_registers`] and [`Dump::override_registers`] complete.
 
 mod beginning;
 mod content;
@@ -173,8 +174,8 @@ pub enum DumpError {
 pub struct Reading {
     /// In this format, however it begins.
     pub format: Option<Format>,
-    /// Registers are given beside it, as one does for raw memory. That may begin as anything: the first page of a small virtual
-    /// machine holds the header of its kernel.
+    /// Registers are given beside it, as one does for raw memory. That may begin as anything: the first page
+    /// of a small virtual machine holds the header of its kernel.
     pub has_registers: bool,
 }
 
@@ -189,7 +190,8 @@ pub struct Dump {
     end: Gfn,
     /// What the file says of each virtual CPU, in its order.
     pub cpus: Vec<Cpu>,
-    /// Text of a VMCOREINFO note in the file's own headers: as the dumper was told, so an allegation like any other.
+    /// Text of a VMCOREINFO note in the file's own headers: as the dumper was told, so an allegation like any
+    /// other.
     pub vmcoreinfo: Option<Vec<u8>>,
     /// What is odd about the file, for people.
     pub remarks: Vec<String>,
@@ -212,8 +214,8 @@ struct Parts {
     pieces: Option<Pieces>,
 }
 
-/// How far apart a guest's memory is taken to lie: within [`FAR`] bytes and [`SPREAD`] times the file's own. A header that says
-/// otherwise is damaged, and believing it would cost a bitmap of petabytes.
+/// How far apart a guest's memory is taken to lie: within [`FAR`] bytes and [`SPREAD`] times the file's own.
+/// A header that says otherwise is damaged, and believing it would cost a bitmap of petabytes.
 const SPREAD: u64 = 1024;
 const FAR: u64 = 64 << 30;
 
@@ -278,9 +280,9 @@ impl Dump {
         self.format
     }
 
-    /// Whether the file ends before guest memory does: by its own headers, or, where frames of the file are frames of
-    /// memory, by the guest's word for its last one. Of a core of Xen's only the headers tell: frames that a guest has ballooned
-    /// away are not in it.
+    /// Whether the file ends before guest memory does: by its own headers, or, where frames of the file are
+    /// frames of memory, by the guest's word for its last one. Of a core of Xen's only the headers tell:
+    /// frames that a guest has ballooned away are not in it.
     ///
     /// # Errors
     /// [`DumpError::CutShort`].
@@ -298,8 +300,8 @@ impl Dump {
         }
     }
 
-    /// Tells what has gone wrong with the file since it was opened. What was read as absent because of that proves nothing,
-    /// so this is asked before anything is made of what was read.
+    /// Tells what has gone wrong with the file since it was opened. What was read as absent because of that
+    /// proves nothing, so this is asked before anything is made of what was read.
     ///
     /// # Errors
     /// [`DumpError::CutWhileRead`], [`DumpError::Io`].
@@ -318,7 +320,8 @@ impl Dump {
         all.map(|extent| extent.bytes).sum()
     }
 
-    /// Copies what is in the file from guest-physical byte `at` on, and zeros where the file says that there are none.
+    /// Copies what is in the file from guest-physical byte `at` on, and zeros where the file says that there
+    /// are none.
     fn piece(&mut self, at: u64, into: &mut [u8]) -> Option<usize> {
         let (offset, room) = match self.extents.find(at) {
             Some((offset, room)) => (Some(offset), room),
@@ -391,8 +394,8 @@ impl GuestMemory for Dump {
         Ok(())
     }
 
-    /// What the file has no byte of proves nothing where a page's own bytes must be zero: a filter leaves out pages that are
-    /// not, too (`makedumpfile -d 16`).
+    /// What the file has no byte of proves nothing where a page's own bytes must be zero: a filter leaves out
+    /// pages that are not, too (`makedumpfile -d 16`).
     fn is_zero(&mut self, gfn: Gfn) -> Result<bool, ReadError> {
         let absent = ReadError::Absent(gfn);
         let base = gfn.base().ok_or(absent)?;

@@ -1,4 +1,5 @@
-//! Files that people have and that hold guest memory in no form that is read in place, or none at all: by how they begin.
+//! Files that people have and that hold guest memory in no form that is read in place, or none at all: by how
+//! they begin.
 
 use super::DumpError;
 use super::file::ReadFile;

@@ -42,8 +42,8 @@ pub(super) fn all(bytes: &[u8]) -> impl Iterator<Item = Note<'_>> {
     })
 }
 
-/// A virtual CPU as QEMU notes it. The note has no EFER and no LSTAR; whether 64-bit mode is active shows in the file's
-/// machine.
+/// A virtual CPU as QEMU notes it. The note has no EFER and no LSTAR; whether 64-bit mode is active shows in
+/// the file's machine.
 pub(super) fn qemu_cpu(body: &[u8], long_mode: bool) -> Option<Cpu> {
     if body.len() < QEMU_STATE {
         return None;
@@ -53,7 +53,8 @@ pub(super) fn qemu_cpu(body: &[u8], long_mode: bool) -> Option<Cpu> {
         wide: true,
     };
     let word = |at| Some(state.number(at, 8));
-    // Segments of 24 bytes from 152 on: selector, limit, flags, padding, base; cs ds es fs gs ss ldt tr gdt idt; then cr0..4.
+    // Segments of 24 bytes from 152 on: selector, limit, flags, padding, base; cs ds es fs gs ss ldt tr gdt
+    // idt; then cr0..4.
     Some(Cpu {
         cr0: word(392),
         cr3: word(416),

@@ -12,7 +12,8 @@ pub(super) const PAGE: usize = 4096;
 pub(super) const MAX_CHUNK: u64 = 1 << 16;
 /// Unpacked pieces kept, each number in one place.
 const KEPT: usize = 512;
-/// Bytes of the description of a page (makedumpfile, `diskdump_mod.h`, `page_desc_t`): offset, size, flags, page flags.
+/// Bytes of the description of a page (makedumpfile, `diskdump_mod.h`, `page_desc_t`): offset, size, flags,
+/// page flags.
 pub(super) const DESCRIPTION: u64 = 24;
 /// `DUMP_DH_COMPRESSED_*`.
 const ZLIB: u64 = 1;

@@ -1,5 +1,5 @@
-//! Files of registers: JSON as `docs/profile.md` describes it, or the text that QEMU's monitor prints for `info registers`
-//! (one virtual CPU) and `info registers -a` (all, each after a line `CPU#N`).
+//! Files of registers: JSON as `docs/profile.md` describes it, or the text that QEMU's monitor prints for
+//! `info registers` (one virtual CPU) and `info registers -a` (all, each after a line `CPU#N`).
 
 use std::io::Read;
 use std::path::Path;
@@ -14,7 +14,8 @@ pub const MAX_CPUS: usize = 4096;
 /// Largest registers file read, in bytes: some 3 KiB a CPU.
 const MAX_FILE: u64 = 32 << 20;
 
-/// One virtual CPU as a JSON file holds it. Numbers are JSON strings in hexadecimal, since JSON numbers lose bits.
+/// One virtual CPU as a JSON file holds it. Numbers are JSON strings in hexadecimal, since JSON numbers lose
+/// bits.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct InFile {
@@ -113,7 +114,8 @@ fn from_json(cpu: &InFile) -> Cpu {
     }
 }
 
-/// `NAME=value` and, for tables and segments, `NAME = selector base limit ...` (QEMU `target/i386/cpu-dump.c`).
+/// `NAME=value` and, for tables and segments, `NAME = selector base limit ...` (QEMU
+/// `target/i386/cpu-dump.c`).
 fn from_monitor(text: &str) -> Vec<Cpu> {
     let mut cpus: Vec<Cpu> = Vec::new();
     let mut current = Cpu::default();

@@ -1,9 +1,10 @@
 //! Xen cores: `xl dump-core` (Xen's `docs/misc/dump-core-format.txt`, `xen/include/public/arch-x86/xen.h`).
 //!
 //! Pages lie one after the other in `.xen_pages`; `.xen_pfn` gives the number of each. `.xen_prstatus` has a
-//! `vcpu_guest_context` for each virtual CPU. Of an HVM or PVH guest that holds CR0, CR3 and CR4 and no IDT, EFER or
-//! LSTAR (`xen/arch/x86/domctl.c`, `arch_get_info_guest`). Cores of PV guests have `.xen_p2m`: their page tables hold machine
-//! addresses, and such guests have no memory of their own to give back; they are refused.
+//! `vcpu_guest_context` for each virtual CPU. Of an HVM or PVH guest that holds CR0, CR3 and CR4 and no IDT,
+//! EFER or LSTAR (`xen/arch/x86/domctl.c`, `arch_get_info_guest`). Cores of PV guests have `.xen_p2m`: their
+//! page tables hold machine addresses, and such guests have no memory of their own to give back; they are
+//! refused.
 
 use lacuna_core::PAGE_SIZE;
 
@@ -123,7 +124,8 @@ fn read_cpus(file: &ReadFile, elf: &Elf, parts: &mut Parts) -> Result<(), DumpEr
 /// A virtual CPU's context. Zero is "not said": the control registers of a CPU that runs are not.
 fn cpu(context: &[u8], wide: bool) -> Cpu {
     let context = Fields { bytes: context, wide };
-    // After the FPU's 512 bytes and `flags`: user_regs, trap_ctxt[256], LDT, GDT, the kernel's stack, then ctrlreg[8].
+    // After the FPU's 512 bytes and `flags`: user_regs, trap_ctxt[256], LDT, GDT, the kernel's stack, then
+    // ctrlreg[8].
     let (control, width, rip, rsp, segments) = if wide {
         (4984, 8, 520 + 16 * 8, 520 + 19 * 8, 5144)
     } else {

@@ -90,7 +90,8 @@ impl Gmd {
         Ok(())
     }
 
-    /// Those of `clients` that hold the same bytes as `source`. Nobody writes to a page without ending its nomination.
+    /// Those of `clients` that hold the same bytes as `source`. Nobody writes to a page without ending its
+    /// nomination.
     fn equal(
         &self,
         source: Nominated,

@@ -12,8 +12,8 @@ use crate::failure::Result;
 /// Pages of zeros that are tried, one after another, until Xen lets one be nominated.
 const CANDIDATES: usize = 64;
 
-/// The pages on the frame of zeros, of which any can stand for it. Xen knows a frame by a page that is on it, and a
-/// guest that writes to that page takes it off.
+/// The pages on the frame of zeros, of which any can stand for it. Xen knows a frame by a page that is on it,
+/// and a guest that writes to that page takes it off.
 struct Zeros(Vec<Nominated>);
 
 impl Gmd {
@@ -45,7 +45,8 @@ impl Gmd {
         Ok(second)
     }
 
-    /// Puts `page` onto the frame of zeros; false when the guest has written to it, or to all that stood for that frame.
+    /// Puts `page` onto the frame of zeros; false when the guest has written to it, or to all that stood for
+    /// that frame.
     fn put(&self, page: Nominated, zeros: &mut Zeros, round: &mut Round) -> Result<bool> {
         while let Some(source) = zeros.0.last().copied() {
             round.calls += 1;
@@ -70,8 +71,8 @@ impl Gmd {
         Ok(false)
     }
 
-    /// Nominates a page of zeros among those that are not free. It is looked at again after that, when nobody can write to
-    /// it without ending the nomination.
+    /// Nominates a page of zeros among those that are not free. It is looked at again after that, when nobody
+    /// can write to it without ending the nomination.
     fn page_of_zeros(&mut self, free: &Free, round: &mut Round) -> Result<Zeros> {
         if let Some(gfn) = self.zeros
             && let Some(page) = self.nominate_zero(gfn, round)?

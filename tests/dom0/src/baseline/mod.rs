@@ -1,20 +1,21 @@
-//! The paper's own engine (section 4), to measure against: a program in dom0 that looks at the guest's memory through
-//! mappings and shares page by page, with two hypercalls for each.
+//! The paper's own engine (section 4), to measure against: a program in dom0 that looks at the guest's memory
+//! through mappings and shares page by page, with two hypercalls for each.
 //!
-//! It is a measuring stick and no part of the product. What the product has for the same purpose it uses, so that the two
-//! differ in design alone: the profile, the free check and the hash are those of `lacuna-core`, the mappings those of
-//! `lacuna::xen`. It is better off than the paper's in two ways: a free block's head speaks for the block, where the
-//! paper's asked the guest's code for every page, and one buffer serves all hypercalls.
+//! It is a measuring stick and no part of the product. What the product has for the same purpose it uses, so
+//! that the two differ in design alone: the profile, the free check and the hash are those of `lacuna-core`,
+//! the mappings those of `lacuna::xen`. It is better off than the paper's in two ways: a free block's head
+//! speaks for the block, where the paper's asked the guest's code for every page, and one buffer serves all
+//! hypercalls.
 //!
 //! # A round
 //!
-//! *Introspection*: look which pages are free, nominate them (which makes them read-only), look again, and share those
-//! that were free both times with a page of zeros, without a comparison. A guest takes a page off its free lists before it
-//! writes to it: a write before the second look is seen by it, and one after it ends the nomination, so that sharing
-//! fails.
+//! *Introspection*: look which pages are free, nominate them (which makes them read-only), look again, and
+//! share those that were free both times with a page of zeros, without a comparison. A guest takes a page off
+//! its free lists before it writes to it: a write before the second look is seen by it, and one after it ends
+//! the nomination, so that sharing fails.
 //!
-//! *De-duplication*: hash every other page; nominate those with equal hashes; compare them byte by byte; share the equal
-//! ones.
+//! *De-duplication*: hash every other page; nominate those with equal hashes; compare them byte by byte;
+//! share the equal ones.
 //!
 //! No mapping may be held meanwhile: what dom0 has mapped, Xen does not let be nominated.
 
@@ -143,7 +144,8 @@ impl Gmd {
         let end = memory.end();
         let words = (0..end.get().div_ceil(64)).map(|_| AtomicU64::new(0));
         let free = Free(words.collect());
-        // The guest runs, and a copy of its descriptors is as good as a look at them: of the moment when it was made.
+        // The guest runs, and a copy of its descriptors is as good as a look at them: of the moment when it
+        // was made.
         let mut copies = FrameCopies::new(memory);
         scan_offline(&mut copies, &self.profile, &free.bitmap(), end, |_| ())
             .map_err(|error| unusable(&format!("{error:?}")))?;

@@ -24,7 +24,8 @@ pub(crate) struct Differences {
     pub(crate) skipped: u64,
     /// Of those, the ones that the receiver has and that are not zero there.
     pub(crate) not_zero: Vec<u64>,
-    /// Of the skipped, those that hold something at the sender that somebody wrote: nothing anyone needs, if they are free.
+    /// Of the skipped, those that hold something at the sender that somebody wrote: nothing anyone needs, if
+    /// they are free.
     pub(crate) dropped: Vec<u64>,
     /// Likewise, but still what free memory was filled with: nobody has written them since.
     pub(crate) filled: Vec<u64>,

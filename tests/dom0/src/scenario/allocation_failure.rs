@@ -1,9 +1,9 @@
-//! Allocations of the hypervisor fail on purpose: each that an operation of Lacuna makes, and many of those that guests
-//! need which take back memory.
+//! Allocations of the hypervisor fail on purpose: each that an operation of Lacuna makes, and many of those
+//! that guests need which take back memory.
 //!
-//! A site is an operation with a chain of callers of an allocator. Each site is made to fail by itself, at its first
-//! allocation and at later ones (a `vmalloc()` half way has more to undo), and then once more: what the first failure has
-//! cost the second must not cost again, or it has leaked.
+//! A site is an operation with a chain of callers of an allocator. Each site is made to fail by itself, at
+//! its first allocation and at later ones (a `vmalloc()` half way has more to undo), and then once more: what
+//! the first failure has cost the second must not cost again, or it has leaked.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ use crate::tool::Answer;
 const NTHS: [u64; 3] = [1, 2, 5];
 /// Sites of a command, at most: it would never end otherwise.
 const MOST_SITES: u64 = 100;
-/// Pages by which the host's free memory may differ between two failures at the same site: what Xen's allocator of small
-/// blocks keeps for next time, and what other work in dom0 needs meanwhile.
+/// Pages by which the host's free memory may differ between two failures at the same site: what Xen's
+/// allocator of small blocks keeps for next time, and what other work in dom0 needs meanwhile.
 const SLACK_PAGES: u64 = 2;
 /// Equal pages: so many contents, so many pages of each, and pages like no other.
 const KINDS: u32 = 32;
@@ -37,8 +37,8 @@ const THREE: &str = "three";
 const OWN_INDEX: [&str; 4] = ["dedup", THREE, "--mode", "dedup"];
 /// `lacuna`'s exit status for what is neither a refusal nor a mistake of the caller.
 const FAILED: i32 = 1;
-/// Of the allocations made for guests, one in so many fails while a guest takes so many MiB again. A failed one is
-/// tried again after 20 ms.
+/// Of the allocations made for guests, one in so many fails while a guest takes so many MiB again. A failed
+/// one is tried again after 20 ms.
 const ROUNDS: [(u64, u32); 3] = [(2, 16), (3, 24), (7, 64)];
 /// The same while the guest works, and how much it works with, in MiB.
 const WORK_FAILS: u64 = 5;
@@ -55,11 +55,12 @@ const WANTED_MIB: u32 = 96;
 const STARVED: Duration = Duration::from_secs(8);
 /// How long waiting may take.
 const HOST_LIMIT: Duration = Duration::from_secs(240);
-/// What a Linux guest says when it was kept waiting (`kernel/watchdog.c`, `kernel/rcu/tree_stall.h`): true, and no harm.
+/// What a Linux guest says when it was kept waiting (`kernel/watchdog.c`, `kernel/rcu/tree_stall.h`): true,
+/// and no harm.
 const KEPT_WAITING: &[&str] = &["soft lockup", "rcu"];
 
-/// Functions in which allocations, or calls that lead to them, must have failed, and how many of these at least. Which functions are
-/// inlined is up to the compiler.
+/// Functions in which allocations, or calls that lead to them, must have failed, and how many of these at
+/// least. Which functions are inlined is up to the compiler.
 const EXPECTED: &[(&str, usize)] = &[
     // The domain's state, the core's, and the buffer: get_state() and do_op() are inlined.
     ("lacuna_domctl", 3),
@@ -157,7 +158,8 @@ fn operations(host: &mut Host, failures: &mut Failures, guest: &mut Guest) -> Re
     intact(guest, "after the operations that failed")
 }
 
-/// Runs `command` again and again, each time with another site failing, until it has none left and so succeeds.
+/// Runs `command` again and again, each time with another site failing, until it has none left and so
+/// succeeds.
 fn sweep(
     host: &mut Host,
     failures: &mut Failures,
@@ -213,14 +215,16 @@ fn own_index(host: &mut Host, failures: &mut Failures) -> Result<()> {
     three.destroy(host).map(drop)
 }
 
-/// The same of guests of which nothing is shared so far, each with another site failing: superpages are broken up once.
+/// The same of guests of which nothing is shared so far, each with another site failing: superpages are
+/// broken up once.
 fn new_guests(host: &mut Host, failures: &mut Failures) -> Result<()> {
     host.note("each allocation of the content stage fails in a new guest")?;
     failures.forget()?;
     let mut sites = 0_u64;
     loop {
         let three = three(host)?;
-        // Without an index the command fails, and changes nothing. The first one that has it shares all that is equal.
+        // Without an index the command fails, and changes nothing. The first one that has it shares all that
+        // is equal.
         let failed = loop {
             let (failed, answer) = once(host, failures, &OWN_INDEX, Fail::NewSite, 1)?;
             if answer.status == 0 {
@@ -251,8 +255,8 @@ fn three(host: &mut Host) -> Result<Guest> {
     Ok(three)
 }
 
-/// The content stage while the guest writes pages that are equal to others: each round has some to merge, and so all that
-/// merging allocates can fail.
+/// The content stage while the guest writes pages that are equal to others: each round has some to merge, and
+/// so all that merging allocates can fail.
 fn content_of_a_writer(host: &mut Host, failures: &mut Failures, guest: &mut Guest) -> Result<()> {
     host.note("each allocation of the content stage fails while the guest writes")?;
     let command = ["dedup", guest.name, "--mode", "dedup", "--rounds", "1"];
@@ -266,8 +270,8 @@ fn content_of_a_writer(host: &mut Host, failures: &mut Failures, guest: &mut Gue
     host.figure("pages_written", end_churn(guest)?)
 }
 
-/// Runs `command` once, with one allocation failing: it says so and fails, or does with less. Returns whether there was an
-/// allocation to fail, and the answer.
+/// Runs `command` once, with one allocation failing: it says so and fails, or does with less. Returns whether
+/// there was an allocation to fail, and the answer.
 fn once(
     host: &mut Host,
     failures: &mut Failures,
@@ -301,7 +305,8 @@ struct Held {
 impl Held {
     fn of(failures: &mut Failures, guest: &Guest, command: &[&str]) -> Result<Self> {
         let direct = Direct::open(guest.domain)?;
-        // Asking makes what Xen keeps for the domain, which is for `status` to do: it comes first, and shares nothing.
+        // Asking makes what Xen keeps for the domain, which is for `status` to do: it comes first, and shares
+        // nothing.
         let sharing = if command[0] == "status" {
             0
         } else {
@@ -315,8 +320,8 @@ impl Held {
         })
     }
 
-    /// Pages that are gone, neither free nor the guest's; fails if they are too many. Where pages have begun to share frames,
-    /// these frames are nobody's.
+    /// Pages that are gone, neither free nor the guest's; fails if they are too many. Where pages have begun
+    /// to share frames, these frames are nobody's.
     fn lost(&self, after: &Self, command: &[&str]) -> Result<u64> {
         let lost = (self.free + self.guest).saturating_sub(after.free + after.guest);
         if after.sharing > self.sharing {
@@ -332,8 +337,8 @@ impl Held {
     }
 }
 
-/// Fails unless the counters of the paused guest agree with one another, and its pages with those that it was given: `had`,
-/// where that is known. Returns what it has.
+/// Fails unless the counters of the paused guest agree with one another, and its pages with those that it was
+/// given: `had`, where that is known. Returns what it has.
 fn consistent(host: &mut Host, guest: &Guest, had: Option<u64>) -> Result<u64> {
     guest.pause(host)?;
     let status = host.lacuna(&["status", guest.name])?;

@@ -12,8 +12,8 @@ use crate::host::{Host, free_mib, settled_free_mib};
 /// How long the agent may take to fill the guest's memory.
 const FILL_LIMIT: Duration = Duration::from_secs(120);
 
-/// Pages that the kernel may take for answering `/proc/buddyinfo` and the like, and for refilling its per-processor
-/// lists (`high_min` of a pageset is a few hundred on guests of this size).
+/// Pages that the kernel may take for answering `/proc/buddyinfo` and the like, and for refilling its
+/// per-processor lists (`high_min` of a pageset is a few hundred on guests of this size).
 const ASKING_PAGES: u64 = 512;
 
 pub(crate) fn xl_6_12(host: &mut Host) -> Result<()> {
@@ -32,8 +32,8 @@ pub(crate) fn account_6_1(host: &mut Host) -> Result<()> {
     account(host, "6.1")
 }
 
-/// The guest's account of its free pages, which other scenarios take for the truth, adds up to what the kernel counts
-/// by another way: the block counts of `/proc/buddyinfo`.
+/// The guest's account of its free pages, which other scenarios take for the truth, adds up to what the
+/// kernel counts by another way: the block counts of `/proc/buddyinfo`.
 fn account(host: &mut Host, series: &'static str) -> Result<()> {
     let mut guest = host.create(&Plan::stock("account", series))?;
     guest.order(Task::Fill, FILL_LIMIT)?;
@@ -48,7 +48,8 @@ fn account(host: &mut Host, series: &'static str) -> Result<()> {
     host.figure("guest_pages", after.pages)?;
     host.figure("free_truth", after.free)?;
     host.figure("free_buddyinfo", buddy_pages)?;
-    // Asking for the count takes pages itself, so it lies between two stills, give or take what was freed between.
+    // Asking for the count takes pages itself, so it lies between two stills, give or take what was freed
+    // between.
     let slack = before.free.abs_diff(after.free) + ASKING_PAGES;
     ensure(
         buddy_pages.abs_diff(after.free) <= slack,
@@ -107,7 +108,8 @@ fn boots_and_goes(host: &mut Host, series: &'static str) -> Result<()> {
     )
 }
 
-/// Dom0 can read the hypervisor's own symbols, and none is longer than the hypervisor has room for: it prints them in call traces, too.
+/// Dom0 can read the hypervisor's own symbols, and none is longer than the hypervisor has room for: it prints
+/// them in call traces, too.
 pub(crate) fn symbols(host: &mut Host) -> Result<()> {
     // `KSYM_NAME_LEN` (xen/include/xen/symbols.h).
     const LONGEST: usize = 127;

@@ -1,4 +1,5 @@
-//! Memory that Xen keeps for a domain which is being built (a claim) is not for guests that take back what they were given back.
+//! Memory that Xen keeps for a domain which is being built (a claim) is not for guests that take back what
+//! they were given back.
 
 use std::time::{Duration, Instant};
 
@@ -30,8 +31,9 @@ const BLOCK_PAGES: u64 = 512;
 /// `ENOMEM` (`xen/include/public/errno.h`).
 const ENOMEM: i32 = 12;
 
-/// A guest whose memory was given back takes it again while nearly all of the host's is claimed: it waits, the claim stays whole and is of
-/// use to its domain, and the guest goes on unharmed when the claim is given up. What guests were given back cannot be claimed a second time.
+/// A guest whose memory was given back takes it again while nearly all of the host's is claimed: it waits,
+/// the claim stays whole and is of use to its domain, and the guest goes on unharmed when the claim is given
+/// up. What guests were given back cannot be claimed a second time.
 pub(crate) fn claims(host: &mut Host) -> Result<()> {
     let empty = settled_free_mib()?;
     let mut guest = host.create(&Plan {

@@ -13,7 +13,8 @@ use crate::host::{Host, settled_free_mib};
 
 /// How long the agent may take for what touches all of the guest's memory.
 pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(180);
-/// Contents that have copies, and how many pages have each: 16 MiB together. Fewer copies than a frame may have sharers.
+/// Contents that have copies, and how many pages have each: 16 MiB together. Fewer copies than a frame may
+/// have sharers.
 pub(super) const KINDS: u32 = 32;
 pub(super) const COPIES: u32 = 128;
 /// Pages that are like no other.
@@ -25,8 +26,8 @@ const P2M_RAM_RW: u32 = 0;
 pub(super) const P2M_RAM_SHARED: u32 = 12;
 /// Rounds while a guest goes on writing.
 const RACE_ROUNDS: u64 = 25;
-/// What the stage may keep: 12 bytes for each of the guest's pages, and Xen about 160 for each page that shares a frame
-/// (a reverse map's node, and what a shared frame has), with what its allocator wastes.
+/// What the stage may keep: 12 bytes for each of the guest's pages, and Xen about 160 for each page that
+/// shares a frame (a reverse map's node, and what a shared frame has), with what its allocator wastes.
 const STAGE_BYTES_PER_PAGE: u64 = 12;
 const XEN_BYTES_PER_SHARER: u64 = 256;
 
@@ -172,8 +173,8 @@ pub(super) fn rounds(host: &mut Host, guest: &Guest, count: u64) -> Result<u64> 
     answer.number("merged")
 }
 
-/// A guest without any profile: all of its known duplicates are found and nothing else of what is known, the host has the
-/// memory, and the guest reads what it wrote before and after it writes again.
+/// A guest without any profile: all of its known duplicates are found and nothing else of what is known, the
+/// host has the memory, and the guest reads what it wrote before and after it writes again.
 pub(crate) fn duplicates(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan::stock("content", "6.12"))?;
     // Free pages are then like no other, and what is found is the agent's.
@@ -240,7 +241,8 @@ pub(crate) fn duplicates(host: &mut Host) -> Result<()> {
     host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Free pages by the profile, equal ones among the rest, in one command; and the guest takes its free memory back.
+/// Free pages by the profile, equal ones among the rest, in one command; and the guest takes its free memory
+/// back.
 pub(crate) fn both(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan::stock("both", "6.12"))?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
@@ -283,8 +285,9 @@ pub(crate) fn race(host: &mut Host) -> Result<()> {
     nothing_is_lost(host, guest)
 }
 
-/// The same with a guest whose video memory is tracked, on a hypervisor that does then what page-modification logging does on
-/// Intel's processors: entries of the log-dirty type are writable. What a page is protected by must not be of that type.
+/// The same with a guest whose video memory is tracked, on a hypervisor that does then what page-modification
+/// logging does on Intel's processors: entries of the log-dirty type are writable. What a page is protected
+/// by must not be of that type.
 pub(crate) fn race_logging(host: &mut Host) -> Result<()> {
     let guest = host.create(&CHURN)?;
     // Any page will do: it is the tracking that matters.
@@ -330,8 +333,9 @@ fn nothing_is_lost(host: &mut Host, mut guest: Guest) -> Result<()> {
     guest.check_health()
 }
 
-/// Three guests with the same contents, two of them in one trust group: these share, the third shares with nobody but
-/// itself. A guest cannot leave a group in which it shares; a group's frames outlive the guest that brought them.
+/// Three guests with the same contents, two of them in one trust group: these share, the third shares with
+/// nobody but itself. A guest cannot leave a group in which it shares; a group's frames outlive the guest
+/// that brought them.
 pub(crate) fn groups(host: &mut Host) -> Result<()> {
     let plan = |name| Plan {
         mib: 320,

@@ -1,7 +1,8 @@
 //! Guests that give memory up through their balloon while pages of theirs share frames.
 //!
-//! `xl mem-set` lowers what the domain may own at once, to less than it does own, and only then does the guest begin to give
-//! up. Until it has, each of its writes to a shared page needs a page that is beyond the limit.
+//! `xl mem-set` lowers what the domain may own at once, to less than it does own, and only then does the
+//! guest begin to give up. Until it has, each of its writes to a shared page needs a page that is beyond the
+//! limit.
 
 use std::time::Duration;
 
@@ -22,10 +23,12 @@ const BALLOON_LIMIT: Duration = Duration::from_secs(120);
 const BESIDE_MIB: u64 = 2;
 /// Equal pages that become free pages which share frames, of each content: 128 MiB.
 const FREED_COPIES: u32 = 1024;
-/// A kernel that gives up what its free pages hold as it is, so that the balloon hands over pages which still share frames.
+/// A kernel that gives up what its free pages hold as it is, so that the balloon hands over pages which still
+/// share frames.
 pub(super) const UNTOUCHED: &str = "init_on_alloc=0 xen_scrub_pages=0";
 
-/// A guest that writes its shared pages while its balloon grows, and one whose balloon takes pages that share frames.
+/// A guest that writes its shared pages while its balloon grows, and one whose balloon takes pages that share
+/// frames.
 pub(crate) fn balloon(host: &mut Host) -> Result<()> {
     let empty = settled_free_mib()?;
     writes_meanwhile(host)?;

@@ -1,4 +1,5 @@
-//! The daemon with the mode `free+content`: equal pages are shared with nobody at the keyboard, within trust groups.
+//! The daemon with the mode `free+content`: equal pages are shared with nobody at the keyboard, within trust
+//! groups.
 
 use std::time::Duration;
 
@@ -22,8 +23,9 @@ const CONFIGURATION: &str = "[daemon]\npoll_seconds = 1\ncpu_percent = 80\nretry
     interval_seconds = 2.0\n[host]\nreserve_mib = 16\n[domain.one]\ntrust_group = \"tenant-a\"\n[domain.two]\n\
     trust_group = \"tenant-a\"\n[domain.four]\nmode = \"free\"\n";
 
-/// Four guests with the same known contents and one daemon: the members of the group end on the same frames, the third guest
-/// on its own, and the fourth keeps a frame for each page. Free pages are given back beside it. Nobody reads wrong data.
+/// Four guests with the same known contents and one daemon: the members of the group end on the same frames,
+/// the third guest on its own, and the fourth keeps a frame for each page. Free pages are given back beside
+/// it. Nobody reads wrong data.
 pub(crate) fn unattended(host: &mut Host) -> Result<()> {
     let mut guests = Vec::new();
     for name in ["one", "two", "three", "four"] {

@@ -35,9 +35,9 @@ const KILLED_AFTER: [Duration; 6] = [
 /// What a round may give back beyond its allowance: a slice, the least that the engine does.
 const SLICE_MIB: f64 = 16.0;
 
-/// A guest starts beside a running daemon and is given back, but for its headroom; the daemon is killed and started again,
-/// and goes on without attaching anew; the guest goes, another one of its name comes, and daemons are killed at many moments
-/// while it works.
+/// A guest starts beside a running daemon and is given back, but for its headroom; the daemon is killed and
+/// started again, and goes on without attaching anew; the guest goes, another one of its name comes, and
+/// daemons are killed at many moments while it works.
 pub(crate) fn unattended(host: &mut Host) -> Result<()> {
     let mut daemon = Daemon::start(CONFIGURATION)?;
     let plan = |name| Plan {

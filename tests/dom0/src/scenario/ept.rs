@@ -1,4 +1,5 @@
-//! The main job on Intel's nested paging, whose page tables, flushes and faults are other code in Xen than AMD's.
+//! The main job on Intel's nested paging, whose page tables, flushes and faults are other code in Xen than
+//! AMD's.
 
 use std::time::Duration;
 
@@ -59,8 +60,8 @@ pub(crate) fn ept(host: &mut Host) -> Result<()> {
     )
 }
 
-/// Equal pages are found and shared, also while the guest goes on writing them, and they move to another domain, with EPT's
-/// own way to track writes.
+/// Equal pages are found and shared, also while the guest goes on writing them, and they move to another
+/// domain, with EPT's own way to track writes.
 pub(crate) fn content(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan {
         mib: CONTENT_MIB,

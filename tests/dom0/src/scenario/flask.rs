@@ -1,4 +1,5 @@
-//! Under mandatory access control: the policy lets dom0 use Lacuna on a guest whose label allows it, and on no other.
+//! Under mandatory access control: the policy lets dom0 use Lacuna on a guest whose label allows it, and on
+//! no other.
 
 use std::time::Duration;
 
@@ -33,9 +34,9 @@ fn protected() -> Plan {
     }
 }
 
-/// A guest with the label of an ordinary guest gives its free memory back. On one with a label whose domains dom0 may
-/// create and save, but not reclaim (Xen's `prot_domU_t`, which has `migrate_domain_out` and no `reclaim_domain`), dom0 may
-/// ask, and change nothing.
+/// A guest with the label of an ordinary guest gives its free memory back. On one with a label whose domains
+/// dom0 may create and save, but not reclaim (Xen's `prot_domU_t`, which has `migrate_domain_out` and no
+/// `reclaim_domain`), dom0 may ask, and change nothing.
 pub(crate) fn labelled(host: &mut Host) -> Result<()> {
     let plan = Plan {
         configuration: ORDINARY,
@@ -58,8 +59,8 @@ pub(crate) fn labelled(host: &mut Host) -> Result<()> {
     refused_while_stopped(host, &protected(), &DENIED)
 }
 
-/// Equal pages: of an ordinary guest, in a trust group, they come to share frames. Of a protected guest dom0 may share none,
-/// nor put it into a group.
+/// Equal pages: of an ordinary guest, in a trust group, they come to share frames. Of a protected guest dom0
+/// may share none, nor put it into a group.
 pub(crate) fn content(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan {
         mib: 256,

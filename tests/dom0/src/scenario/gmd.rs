@@ -1,11 +1,12 @@
-//! Rounds of Intro, Dedup and `IntroDedup` against a user-level engine's, in one run on the same guest; and that engine,
-//! held against the guest's own truth first: a measuring stick that cheats measures nothing.
+//! Rounds of Intro, Dedup and `IntroDedup` against a user-level engine's, in one run on the same guest; and
+//! that engine, held against the guest's own truth first: a measuring stick that cheats measures nothing.
 //!
-//! Intro is compared twice. *fresh*: two guests as they boot, alike, with memory in entries of 2 MiB, each for one side. And
-//! like the other modes on one guest, whose memory the baseline has split into single pages by then, for good.
+//! Intro is compared twice. *fresh*: two guests as they boot, alike, with memory in entries of 2 MiB, each
+//! for one side. And like the other modes on one guest, whose memory the baseline has split into single pages
+//! by then, for good.
 //!
-//! The machine's clock counts instructions and there is one processor, so a round's time is all that the machine did
-//! meanwhile, and does not depend on how busy the emulating machine is.
+//! The machine's clock counts instructions and there is one processor, so a round's time is all that the
+//! machine did meanwhile, and does not depend on how busy the emulating machine is.
 
 use std::time::{Duration, Instant};
 
@@ -36,18 +37,20 @@ const BUSY_ROUNDS: u32 = 3;
 const BUSY_MIB: u32 = 100;
 /// What the baseline must share of what is free.
 const SHARED_PER_MILLE: u64 = 990;
-/// Two rounds are alike when their pages are, to this many in a thousand: what a guest has free differs by as much from one
-/// moment to another.
+/// Two rounds are alike when their pages are, to this many in a thousand: what a guest has free differs by as
+/// much from one moment to another.
 const ALIKE_PER_MILLE: u64 = 950;
-/// What Xen may keep of the memory that the baseline saves: a node of the reverse map and a part of the paging pool for
-/// each page. In thousandths.
+/// What Xen may keep of the memory that the baseline saves: a node of the reverse map and a part of the
+/// paging pool for each page. In thousandths.
 const KEPT_PER_MILLE: u64 = 30;
-/// By how much Intro must be faster than the baseline on a fresh guest, by the issue that this scenario is for.
+/// By how much Intro must be faster than the baseline on a fresh guest, by the issue that this scenario is
+/// for.
 const FASTER: u64 = 10;
-/// By how much on one whose memory is split: 6.8 to 9.2 were measured, probably by how much of what it had free lay in whole
-/// regions.
+/// By how much on one whose memory is split: 6.8 to 9.2 were measured, probably by how much of what it had
+/// free lay in whole regions.
 const FASTER_SPLIT: u64 = 6;
-/// Rounds of the content stage until it has shared what it found: the first one learns which pages hold still.
+/// Rounds of the content stage until it has shared what it found: the first one learns which pages hold
+/// still.
 const CONTENT_ROUNDS: u32 = 2;
 
 /// What a side's rounds took, and came to.
@@ -102,7 +105,8 @@ fn filled(host: &mut Host, name: &'static str) -> Result<Guest> {
     Ok(guest)
 }
 
-/// Fails unless Lacuna's round took at most one instruction in `times` of the baseline's, page for page alike.
+/// Fails unless Lacuna's round took at most one instruction in `times` of the baseline's, page for page
+/// alike.
 fn faster(name: &str, baseline: &Taken, lacuna: &Taken, times: u64) -> Result<()> {
     ensure(
         lacuna.pages * 1000 >= baseline.pages * ALIKE_PER_MILLE,
@@ -124,8 +128,8 @@ fn faster(name: &str, baseline: &Taken, lacuna: &Taken, times: u64) -> Result<()
     )
 }
 
-/// The baseline on a guest that stands still: what it shares was free, nearly all that was free is shared, the host has the
-/// memory, and the guest finds it zero.
+/// The baseline on a guest that stands still: what it shares was free, nearly all that was free is shared,
+/// the host has the memory, and the guest finds it zero.
 fn truth(host: &mut Host, guest: &mut Guest, gmd: &mut Gmd) -> Result<Taken> {
     let account = guest.start_account()?;
     account.wait_still(STILL, AGENT_LIMIT)?;
@@ -199,7 +203,8 @@ fn paused_round(gmd: &mut Gmd, account: &Account) -> Result<Looked> {
     })
 }
 
-/// The baseline while the guest allocates, writes, checks and frees: its second look is what keeps the guest's data.
+/// The baseline while the guest allocates, writes, checks and frees: its second look is what keeps the
+/// guest's data.
 fn busy(host: &mut Host, guest: &mut Guest, gmd: &mut Gmd) -> Result<()> {
     host.note(&format!(
         "{BUSY_ROUNDS} rounds of the baseline while the guest works"
@@ -236,8 +241,8 @@ fn busy(host: &mut Host, guest: &mut Guest, gmd: &mut Gmd) -> Result<()> {
     ensure(pages > 0, "pages that the guest checked", "some", "none")
 }
 
-/// One mode: the baseline's round and Lacuna's, each on a guest with all of its memory its own and the same pages equal; and
-/// after each another round, which finds nothing new.
+/// One mode: the baseline's round and Lacuna's, each on a guest with all of its memory its own and the same
+/// pages equal; and after each another round, which finds nothing new.
 fn compare(host: &mut Host, guest: &mut Guest, gmd: &mut Gmd, engine: &Engine, mode: Mode) -> Result<()> {
     let name = match mode {
         Mode::Intro => "intro",
@@ -268,8 +273,8 @@ fn compare(host: &mut Host, guest: &mut Guest, gmd: &mut Gmd, engine: &Engine, m
     Ok(())
 }
 
-/// Gives the guest pages with known contents, and random ones to its free pages: writing takes all of them off what they
-/// shared.
+/// Gives the guest pages with known contents, and random ones to its free pages: writing takes all of them
+/// off what they shared.
 fn fresh(guest: &mut Guest) -> Result<Known> {
     let known = Known::make(guest, KINDS, COPIES, UNIQUE)?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
@@ -300,7 +305,8 @@ fn baseline_rounds(gmd: &mut Gmd, mode: Mode) -> Result<(Taken, Round)> {
     Ok((taken, round))
 }
 
-/// What `lacuna dedup` does, without the start of a program: `rounds` of them where equal pages are looked for.
+/// What `lacuna dedup` does, without the start of a program: `rounds` of them where equal pages are looked
+/// for.
 fn lacuna_rounds(engine: &Engine, mode: Mode, rounds: u32) -> Result<Taken> {
     let started = Instant::now();
     let (calls, pages) = engine_rounds(engine, mode, rounds).map_err(|error| refused(&error))?;

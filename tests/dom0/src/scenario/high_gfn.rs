@@ -1,4 +1,5 @@
-//! Memory at the far end of what can be addressed: what the hypervisor keeps for a guest follows from what it has.
+//! Memory at the far end of what can be addressed: what the hypervisor keeps for a guest follows from what it
+//! has.
 
 use lacuna_core::{Gfn, MAX_GFNS};
 
@@ -13,17 +14,19 @@ const GUEST_MIB: u32 = 256;
 const MORE_MIB: u32 = 16;
 /// The last 2 MiB block that a bitmap can have bits for.
 const FAR: Gfn = Gfn::new(MAX_GFNS - 512);
-/// What one block may cost, wherever it is: a page of hashes, pages of the index that its 512 pages meet, and their nodes.
+/// What one block may cost, wherever it is: a page of hashes, pages of the index that its 512 pages meet, and
+/// their nodes.
 const MOST_FOR_A_BLOCK: u64 = 320 << 10;
-/// Per mille of the guest's memory that the free stage and both stages may take, beside what a domain costs that was ever asked
-/// about (`metadata_bytes` counts it).
+/// Per mille of the guest's memory that the free stage and both stages may take, beside what a domain costs
+/// that was ever asked about (`metadata_bytes` counts it).
 const FREE_SHARE: u64 = 1;
 const WHOLE_SHARE: u64 = 4;
 const FIXED: u64 = 64 << 10;
 /// MiB by which the host's free memory may differ for reasons of its own.
 const SLACK_MIB: u64 = 2;
 
-/// A block at the highest frames: scanned, shared and compared without more memory than a block anywhere costs.
+/// A block at the highest frames: scanned, shared and compared without more memory than a block anywhere
+/// costs.
 pub(crate) fn far_block(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan {
         mib: GUEST_MIB,

@@ -13,8 +13,8 @@ use crate::host::Host;
 /// `lacuna`'s exit status for "refused as unsafe".
 const REFUSED: i32 = 3;
 
-/// Profiles with every bit flipped, cut at every length, too long: the hypervisor refuses each with a code that the tool
-/// knows, lives, and keeps the good one.
+/// Profiles with every bit flipped, cut at every length, too long: the hypervisor refuses each with a code
+/// that the tool knows, lives, and keeps the good one.
 pub(crate) fn damaged_profiles(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan::stock("hostile", "6.12"))?;
     host.lacuna(&["attach", guest.name])?;

@@ -28,8 +28,8 @@ const OTHER: Plan = Plan {
     ..SEVEN
 };
 
-/// Errors in a frame shared by content, then in a zero frame. Nothing is put on zero frames any more from there on, on this host,
-/// so this comes last.
+/// Errors in a frame shared by content, then in a zero frame. Nothing is put on zero frames any more from
+/// there on, on this host, so this comes last.
 pub(crate) fn shared_frames(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&SEVEN)?;
     let mut other = host.create(&OTHER)?;

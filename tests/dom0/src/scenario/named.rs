@@ -1,5 +1,6 @@
-//! Pages that a guest names to Xen, or gives up, while they are on zero frames or share one with an equal page: the guest does
-//! not know, and must fare as with any other page. The Windows-like guest makes the hypercalls, for it is its own master.
+//! Pages that a guest names to Xen, or gives up, while they are on zero frames or share one with an equal
+//! page: the guest does not know, and must fare as with any other page. The Windows-like guest makes the
+//! hypercalls, for it is its own master.
 
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use crate::host::{Host, settled_free_mib, xen_release};
 
 /// How long the guest may take for an order.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Pages that go in each way: with two to a frame, the frames of one way are more than the host's free memory may lack.
+/// Pages that go in each way: with two to a frame, the frames of one way are more than the host's free memory
+/// may lack.
 const PAGES_PER_WAY: u32 = 1600;
 /// Xen's error for an operation that it does not know (`public/errno.h`).
 const ENOSYS: u64 = 38;
@@ -103,7 +105,8 @@ pub(crate) fn equal_pages(host: &mut Host) -> Result<()> {
     named(host, On::Shared)
 }
 
-/// Has a guest hand pages which are there to every interface: each works, and has got a page of the guest's own.
+/// Has a guest hand pages which are there to every interface: each works, and has got a page of the guest's
+/// own.
 fn named(host: &mut Host, on: On) -> Result<()> {
     let mut guest = host.create(&SEVEN)?;
     let pages = u32::try_from(Interface::ALL.len()).unwrap_or(u32::MAX) * on.copies();
@@ -141,8 +144,8 @@ fn named(host: &mut Host, on: On) -> Result<()> {
     guest.check_health()
 }
 
-/// Pages leave a guest in every way that there is for them: they are counted no more, and nothing of them is left when the
-/// guest is gone.
+/// Pages leave a guest in every way that there is for them: they are counted no more, and nothing of them is
+/// left when the guest is gone.
 pub(crate) fn given_up(host: &mut Host) -> Result<()> {
     let before = settled_free_mib()?;
     for on in [On::Zero, On::Shared] {
@@ -161,7 +164,8 @@ pub(crate) fn given_up(host: &mut Host) -> Result<()> {
 /// Has the guest give up [`PAGES_PER_WAY`] of the pages that it took.
 fn give_up(host: &mut Host, guest: &mut Guest, on: On, from: u32, way: Way) -> Result<()> {
     let pages = u64::from(PAGES_PER_WAY);
-    // Xen has no exchange for guests whose memory it translates (`steal_page()`). It unshares what it looks at before it says so.
+    // Xen has no exchange for guests whose memory it translates (`steal_page()`). It unshares what it looks
+    // at before it says so.
     let taken = if way == Way::Exchange { 0 } else { pages };
     let there = host.lacuna(&["status", guest.name])?.number(on.counter())?;
     let task = Task::GiveUp {
@@ -186,7 +190,8 @@ fn give_up(host: &mut Host, guest: &mut Guest, on: On, from: u32, way: Way) -> R
     )
 }
 
-/// Pages that a toolstack shared by Xen's own hypercalls, more than the guest may own: unshared, they do not exceed its limit.
+/// Pages that a toolstack shared by Xen's own hypercalls, more than the guest may own: unshared, they do not
+/// exceed its limit.
 pub(crate) fn stock_limits(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&SEVEN)?;
     // Two, so that they are not zero.

@@ -28,11 +28,13 @@ const GROWN_MIB: u32 = 144;
 const DOM0_MIB: [u64; 2] = [1500, 1420];
 /// Bytes of a MiB.
 const MIB: f64 = 1_048_576.0;
-/// What a Linux guest says when it was kept waiting (`kernel/watchdog.c`, `kernel/rcu/tree_stall.h`): true, and no harm.
+/// What a Linux guest says when it was kept waiting (`kernel/watchdog.c`, `kernel/rcu/tree_stall.h`): true,
+/// and no harm.
 const KEPT_WAITING: &[&str] = &["soft lockup", "rcu"];
 
-/// The daemon's configuration, with what it does for the guest `late`. The neighbour never runs, so has no kernel to be found:
-/// looking for one in all of its memory again and again would keep the daemon from the others.
+/// The daemon's configuration, with what it does for the guest `late`. The neighbour never runs, so has no
+/// kernel to be found: looking for one in all of its memory again and again would keep the daemon from the
+/// others.
 fn configuration(late: &str) -> String {
     format!(
         "[daemon]\npoll_seconds = 1\ncpu_percent = 80\nretry_first_seconds = 1\nretry_longest_seconds = 5\n\
@@ -42,8 +44,9 @@ fn configuration(late: &str) -> String {
     )
 }
 
-/// Guests are given back by the daemon; a neighbour takes what that freed; then all guests use their memory at once. None
-/// dies, none reads wrong data, the daemon stops sharing and says so, and all go on as memory is added.
+/// Guests are given back by the daemon; a neighbour takes what that freed; then all guests use their memory
+/// at once. None dies, none reads wrong data, the daemon stops sharing and says so, and all go on as memory
+/// is added.
 pub(crate) fn all_at_once(host: &mut Host) -> Result<()> {
     let names = ["one", "two", "three", "late"];
     let mut guests = Vec::new();
@@ -155,7 +158,8 @@ fn stops_sharing(host: &mut Host, daemon: &mut Daemon, late: &Guest, promised: f
     )
 }
 
-/// Waits until every guest waits for memory, leaves them so for a while, and looks that host and daemon still answer.
+/// Waits until every guest waits for memory, leaves them so for a while, and looks that host and daemon still
+/// answer.
 fn starve(host: &mut Host, daemon: &mut Daemon, guests: [&Guest; 3]) -> Result<()> {
     wait_until("every guest waits for memory", HOST_LIMIT, || {
         for guest in guests {
@@ -236,7 +240,8 @@ fn held(host: &mut Host, name: &str) -> Result<u64> {
     )
 }
 
-/// Waits until the daemon's metrics are such that `holds`, and returns them. What is not told yet holds nothing.
+/// Waits until the daemon's metrics are such that `holds`, and returns them. What is not told yet holds
+/// nothing.
 fn wait_for(
     daemon: &mut Daemon,
     what: &str,

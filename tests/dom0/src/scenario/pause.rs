@@ -1,5 +1,5 @@
-//! How long a share round stops the guest, and dom0's other work, on a machine whose clock counts instructions and that has
-//! one processor for both.
+//! How long a share round stops the guest, and dom0's other work, on a machine whose clock counts
+//! instructions and that has one processor for both.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,14 +15,14 @@ use crate::host::Host;
 
 /// How long the agent may take for what touches all of the guest's memory.
 const AGENT_LIMIT: Duration = Duration::from_secs(300);
-/// What a slice may take beyond [`MAX_SLICE_NS`]: it looks at its clock between two pages or regions, and the flush and
-/// the way out come after the last look.
+/// What a slice may take beyond [`MAX_SLICE_NS`]: it looks at its clock between two pages or regions, and the
+/// flush and the way out come after the last look.
 const LAST_LOOK_NS: u64 = 500_000;
 
 /// How often another thread of dom0 wants to run while the round goes on.
 const BEAT: Duration = Duration::from_millis(1);
-/// How much longer it may have to wait than while a command runs that asks Xen for a few numbers: five ticks of dom0's
-/// kernel, which are 4 ms each.
+/// How much longer it may have to wait than while a command runs that asks Xen for a few numbers: five ticks
+/// of dom0's kernel, which are 4 ms each.
 const BEAT_LIMIT: Duration = Duration::from_millis(20);
 
 /// A thread that does nothing but look at the clock, and so shows for how long dom0 does nothing else.

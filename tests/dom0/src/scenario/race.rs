@@ -1,5 +1,5 @@
-//! A guest that allocates, writes, checks and frees on two vCPUs without pause goes through share rounds; and the same
-//! with a step of the round left out, which must be seen.
+//! A guest that allocates, writes, checks and frees on two vCPUs without pause goes through share rounds; and
+//! the same with a step of the round left out, which must be seen.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,8 @@ fn busy_guest(host: &mut Host, mib: u32) -> Result<Guest> {
     Ok(guest)
 }
 
-/// Starts the workload on two vCPUs, with at most `mib` MiB; each number makes its data differ from the last one's.
+/// Starts the workload on two vCPUs, with at most `mib` MiB; each number makes its data differ from the last
+/// one's.
 pub(super) fn work(guest: &mut Guest, mib: u32, number: u64) -> Result<()> {
     let task = Task::WorkStart {
         threads: 2,
@@ -57,8 +58,8 @@ pub(crate) fn complete(host: &mut Host) -> Result<()> {
     nothing_is_lost(host, guest, 1)
 }
 
-/// Share rounds with a guest that has a profile and a workload, in `parts`, each a run of the product's command; how far it
-/// has come is told after each.
+/// Share rounds with a guest that has a profile and a workload, in `parts`, each a run of the product's
+/// command; how far it has come is told after each.
 pub(super) fn nothing_is_lost(host: &mut Host, mut guest: Guest, parts: u64) -> Result<()> {
     let rounds = ROUNDS / parts;
     let (mut shared, mut rejected) = (0, 0);
@@ -125,9 +126,10 @@ pub(super) fn data_is_lost(host: &mut Host, guest: Guest) -> Result<()> {
         .ok_or_else(|| differs("share rounds without the re-check", "lost data", "none lost"))
 }
 
-/// The flush left out: what is seen is told. Nothing is expected to be: Xen's own p2m code flushes whatever replaces a
-/// present entry, on NPT as it writes the entry (`hap.c`, `hap_write_p2m_entry_post`), on EPT before the p2m lock is dropped
-/// (`mm-locks.h`, `p2m_unlock`). The engine's flush says what it relies on, should that change.
+/// The flush left out: what is seen is told. Nothing is expected to be: Xen's own p2m code flushes whatever
+/// replaces a present entry, on NPT as it writes the entry (`hap.c`, `hap_write_p2m_entry_post`), on EPT
+/// before the p2m lock is dropped (`mm-locks.h`, `p2m_unlock`). The engine's flush says what it relies on,
+/// should that change.
 pub(crate) fn without_flush(host: &mut Host) -> Result<()> {
     flush_left_out(host, MIB)
 }
@@ -145,8 +147,8 @@ fn flush_left_out(host: &mut Host, mib: u32) -> Result<()> {
 
 /// Runs rounds with `step` left out until the guest is harmed, and says how it was.
 ///
-/// The workload checks a block when it frees it, a hundred blocks later: it is stopped every few rounds, which makes it
-/// check all that it holds.
+/// The workload checks a block when it frees it, a hundred blocks later: it is stopped every few rounds,
+/// which makes it check all that it holds.
 fn harm_without(host: &mut Host, mut guest: Guest, step: LeftOut) -> Result<Option<String>> {
     let direct = Direct::open(guest.domain)?;
     let mut shared = 0;
@@ -155,7 +157,8 @@ fn harm_without(host: &mut Host, mut guest: Guest, step: LeftOut) -> Result<Opti
             work(&mut guest, WORK_MIB, batch)?;
         }
         for _ in 0..MUTANT_ROUNDS {
-            // A guest that crashed, or runs wild, may fail the guard or its own counters: that is harm as well.
+            // A guest that crashed, or runs wild, may fail the guard or its own counters: that is harm as
+            // well.
             if let Err(error) = direct.engine.scan() {
                 return Ok(Some(format!("batch {batch}: the scan: {error}")));
             }

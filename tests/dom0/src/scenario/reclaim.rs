@@ -16,8 +16,8 @@ use crate::host::{Host, settled_free_mib};
 const AGENT_LIMIT: Duration = Duration::from_secs(180);
 /// The memory of the guest whose account is compared, in MiB.
 const PLAN_MIB: u32 = 640;
-/// Captures in a row that must agree before the guest counts as still: with less, a page on its way would be blamed on
-/// the scan.
+/// Captures in a row that must agree before the guest counts as still: with less, a page on its way would be
+/// blamed on the scan.
 const STILL: u64 = 8;
 /// How often a pause may fall between a change of the guest's free pages and its account of them.
 const CAPTURE_TRIES: u32 = 4;
@@ -59,8 +59,8 @@ const fn plan(series: &'static str) -> Plan {
     }
 }
 
-/// A still guest: the scan agrees with the guest's own account page for page, the free pages come back to the host, and
-/// the guest gets zeroed memory when it wants it again.
+/// A still guest: the scan agrees with the guest's own account page for page, the free pages come back to the
+/// host, and the guest gets zeroed memory when it wants it again.
 fn truth(host: &mut Host, plan: &Plan) -> Result<()> {
     let mut guest = host.create(plan)?;
     host.note("filling the guest's free memory, so that free pages are not zero")?;
@@ -112,8 +112,9 @@ pub(super) fn compare(host: &mut Host, guest: &Guest, account: &Account, limit: 
         let scanned = host.lacuna(&["scan", guest.name, "--bitmap", BITMAP])?;
         let capture = account.read()?;
         guest.unpause(host)?;
-        // The kernel frees some of its memory late, all at once, and may have done so between its last account and the
-        // pause. Its own counters, which change with its lists, tell that the account is out of date.
+        // The kernel frees some of its memory late, all at once, and may have done so between its last
+        // account and the pause. Its own counters, which change with its lists, tell that the account is out
+        // of date.
         if capture.free == scanned.number("guest_free_after")? || tries == CAPTURE_TRIES {
             break (scanned, capture);
         }
@@ -165,7 +166,8 @@ pub(super) fn give_back(host: &mut Host, guest: &Guest, free: u64) -> Result<()>
     )
 }
 
-/// Lets the guest allocate half of what was free and looks that all of it is zero; returns the pages it got back.
+/// Lets the guest allocate half of what was free and looks that all of it is zero; returns the pages it got
+/// back.
 pub(super) fn use_memory(host: &mut Host, guest: &mut Guest, free: u64) -> Result<u64> {
     let before = host.lacuna(&["status", guest.name])?.number("unshared")?;
     let mib = u32::try_from(free / 2 / PAGES_PER_MIB).unwrap_or(u32::MAX);
@@ -175,11 +177,11 @@ pub(super) fn use_memory(host: &mut Host, guest: &mut Guest, free: u64) -> Resul
     Ok(after - before)
 }
 
-/// Destroying a guest whose memory is on zero frames takes no longer than destroying the same guest without, and sharing
-/// costs next to nothing in metadata.
+/// Destroying a guest whose memory is on zero frames takes no longer than destroying the same guest without,
+/// and sharing costs next to nothing in metadata.
 pub(crate) fn destroy(host: &mut Host) -> Result<()> {
-    // Times on a busy machine differ severalfold from run to run; taking each page apart, as stock sharing does, takes
-    // minutes. The figures tell the ratio of this run.
+    // Times on a busy machine differ severalfold from run to run; taking each page apart, as stock sharing
+    // does, takes minutes. The figures tell the ratio of this run.
     const SLACK_PER_CENT: u128 = 300;
     const SLACK_MS: u128 = 2000;
     let plan = |name| Plan {

@@ -1,5 +1,5 @@
-//! A guest that takes much of its memory again gets it back by blocks of 2 MiB once its faults have run through some, not a
-//! page a fault.
+//! A guest that takes much of its memory again gets it back by blocks of 2 MiB once its faults have run
+//! through some, not a page a fault.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ const TAKEN_MIB: u32 = 192;
 const WORK_MIB: u32 = 192;
 /// Pages of a block.
 const BLOCK_PAGES: u64 = 512;
-/// Pages for each fault, at least. It is more where the guest runs through one block after the other; its kernel takes blocks for things of
-/// its own as well.
+/// Pages for each fault, at least. It is more where the guest runs through one block after the other; its
+/// kernel takes blocks for things of its own as well.
 const PAGES_A_FAULT: u64 = 2;
 /// Rounds beside the work.
 const ROUNDS: &str = "30";
@@ -58,7 +58,8 @@ impl Taken {
     }
 }
 
-/// All of it: taking memory once, taking it again after it was given back again, and work on two virtual CPUs.
+/// All of it: taking memory once, taking it again after it was given back again, and work on two virtual
+/// CPUs.
 pub(crate) fn blocks(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan {
         mib: GUEST_MIB,

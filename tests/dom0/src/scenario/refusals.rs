@@ -39,13 +39,15 @@ const fn unsafe_for(figure: &'static str, words: &'static str) -> Refusal {
     }
 }
 
-/// What a plain host can be brought to: a guest with populate-on-demand memory, and one whose writes are tracked.
+/// What a plain host can be brought to: a guest with populate-on-demand memory, and one whose writes are
+/// tracked.
 pub(crate) fn plain_host(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan::stock("normal", "6.12"))?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
     host.lacuna(&["attach", guest.name])?;
 
-    // Tracked from now on, as by a migration: scanned all the same (a migration wants to know), and not shared.
+    // Tracked from now on, as by a migration: scanned all the same (a migration wants to know), and not
+    // shared.
     let direct = Direct::open(guest.domain)?;
     direct.set_log_dirty(LogDirty::On)?;
     host.lacuna(&["scan", guest.name])?;

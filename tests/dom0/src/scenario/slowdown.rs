@@ -1,9 +1,10 @@
-//! The other half of Figure 9: what giving memory back costs the guest's own work, on a machine whose clock counts instructions.
+//! The other half of Figure 9: what giving memory back costs the guest's own work, on a machine whose clock
+//! counts instructions.
 //!
-//! The guest's work is paced and mostly rests, as an emulator that counts is slow; what it costs is measured as the time its
-//! virtual CPU runs, which has Xen's part of each fault in it, and the time a slice keeps it from running. What that comes to
-//! beyond the same work without sharing is time that a guest with more to do would lack: a second of it in a hundred is a
-//! slowdown of 1 %.
+//! The guest's work is paced and mostly rests, as an emulator that counts is slow; what it costs is measured
+//! as the time its virtual CPU runs, which has Xen's part of each fault in it, and the time a slice keeps it
+//! from running. What that comes to beyond the same work without sharing is time that a guest with more to do
+//! would lack: a second of it in a hundred is a slowdown of 1 %.
 
 use lacuna_guest::Task;
 
@@ -18,7 +19,8 @@ const WORK_MIB: u32 = 24;
 const SWING_MIB: u32 = 48;
 /// Rest after each block of work, in ms: the guest is idle for three quarters of the time.
 const REST_MS: u32 = 25;
-/// The work: each measurement is of the same blocks, as their sizes and kinds differ more than what is sought.
+/// The work: each measurement is of the same blocks, as their sizes and kinds differ more than what is
+/// sought.
 const WORK: Task = Task::WorkPaced {
     mib: WORK_MIB,
     seed: 0x1ac4_000a,
@@ -38,17 +40,19 @@ const SETTLED: GiveBack = GiveBack {
     extent: "settled",
     learnt: 3,
 };
-/// Swings before a measurement in which the work, begun anew, finds its memory and the policy gets over that: with rounds 3 s
-/// apart it leaves memory that was taken after a minute to the guest for as long. And swings measured.
+/// Swings before a measurement in which the work, begun anew, finds its memory and the policy gets over that:
+/// with rounds 3 s apart it leaves memory that was taken after a minute to the guest for as long. And swings
+/// measured.
 const BEGUN: u32 = 2;
 const MEASURED: u32 = 3;
-/// The slowdown that counts as none, in parts of a million. The same work without sharing, repeated, differed by up to 300;
-/// giving back everything costs 7,600 and more.
+/// The slowdown that counts as none, in parts of a million. The same work without sharing, repeated, differed
+/// by up to 300; giving back everything costs 7,600 and more.
 const NONE_PPM: f64 = 1_000.0;
 /// Nanoseconds of a second, in parts of a million.
 const NS_A_PPM: f64 = 1_000.0;
 
-/// A guest whose use of memory swings, without sharing, with everything shared, and with what the policy lets share.
+/// A guest whose use of memory swings, without sharing, with everything shared, and with what the policy lets
+/// share.
 pub(crate) fn slowdown(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan {
         mib: GUEST_MIB,
@@ -122,8 +126,8 @@ fn measured(host: &mut Host, guest: &mut Guest, phase: &str) -> Result<Outcome> 
     Ok(outcome)
 }
 
-/// What a guest lacks beside sharing for the work that it did alone, in parts of a million of its time. Work that was not done
-/// in the same time is charged at what a page of it cost.
+/// What a guest lacks beside sharing for the work that it did alone, in parts of a million of its time. Work
+/// that was not done in the same time is charged at what a page of it cost.
 fn lacking(beside: &Outcome, alone: &Outcome) -> f64 {
     (beside.taken * alone.work / beside.work - alone.taken) / NS_A_PPM
 }

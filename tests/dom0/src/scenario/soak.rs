@@ -1,4 +1,5 @@
-//! Many rounds over a guest that works: nothing leaks (frames, Xen's heap, the index of contents), and the counters add up.
+//! Many rounds over a guest that works: nothing leaks (frames, Xen's heap, the index of contents), and the
+//! counters add up.
 
 use std::time::Duration;
 

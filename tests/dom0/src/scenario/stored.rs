@@ -1,5 +1,5 @@
-//! A guest on zero frames that is written to a file: saved and brought back, and dumped. The dump also of a guest on frames
-//! that are shared by content.
+//! A guest on zero frames that is written to a file: saved and brought back, and dumped. The dump also of a
+//! guest on frames that are shared by content.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,8 @@ const PAGE: usize = 4096;
 /// Pages of a dump that are looked at together.
 const STRETCH: usize = 1024;
 
-/// A guest whose free memory is on zero frames, filled beforehand so that free pages are not zero by themselves.
+/// A guest whose free memory is on zero frames, filled beforehand so that free pages are not zero by
+/// themselves.
 fn shared_guest(host: &mut Host, name: &'static str) -> Result<Guest> {
     let mut guest = host.create(&Plan {
         mib: PLAN_MIB,
@@ -65,8 +66,8 @@ pub(crate) fn save(host: &mut Host) -> Result<()> {
     guest.check_health()
 }
 
-/// A core dump of a guest on zero frames has every page, with zeroes where the zero frames are, and a scan of it finds what
-/// the scan of the guest found.
+/// A core dump of a guest on zero frames has every page, with zeroes where the zero frames are, and a scan of
+/// it finds what the scan of the guest found.
 pub(crate) fn dump(host: &mut Host) -> Result<()> {
     let mut guest = shared_guest(host, "dump")?;
     guest.pause(host)?;

@@ -1,4 +1,5 @@
-//! Figure 9's question: what does giving memory back cost a guest whose use of memory swings, and what does it save?
+//! Figure 9's question: what does giving memory back cost a guest whose use of memory swings, and what does
+//! it save?
 
 use std::time::{Duration, Instant};
 
@@ -39,12 +40,13 @@ pub(super) struct Outcome {
     pub(super) unshared: f64,
     /// Pages that the host had, on average.
     pub(super) saved: f64,
-    /// How long the guest's virtual CPUs ran, with what Xen did in their name, and how long a slice kept them from it, in ns
-    /// a second.
+    /// How long the guest's virtual CPUs ran, with what Xen did in their name, and how long a slice kept them
+    /// from it, in ns a second.
     pub(super) taken: f64,
 }
 
-/// The same guest, without sharing, with everything shared, and with what the policy lets share, at two intervals.
+/// The same guest, without sharing, with everything shared, and with what the policy lets share, at two
+/// intervals.
 pub(crate) fn swing(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan {
         mib: GUEST_MIB,

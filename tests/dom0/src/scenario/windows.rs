@@ -1,6 +1,7 @@
-//! A guest that keeps its memory as Windows does: a kernel of the lab's own (`tests/windows/kernel`), in the layouts of two
-//! real ones. **It is no Windows**: what is tried here is that Lacuna finds a PE kernel in a running domain, gets its PDB
-//! from a symbol store, and acts on a page-frame database that changes all the time.
+//! A guest that keeps its memory as Windows does: a kernel of the lab's own (`tests/windows/kernel`), in the
+//! layouts of two real ones. **It is no Windows**: what is tried here is that Lacuna finds a PE kernel in a
+//! running domain, gets its PDB from a symbol store, and acts on a page-frame database that changes all the
+//! time.
 
 use std::fs;
 use std::time::Duration;
@@ -52,8 +53,8 @@ pub(crate) fn truth_10(host: &mut Host) -> Result<()> {
     truth(host, &TEN)
 }
 
-/// A still guest: its kernel is identified and profiled while it runs, the scan agrees with its zeroed list page for page,
-/// the zeroed pages come back to the host, and the guest gets zeroes when it takes them again.
+/// A still guest: its kernel is identified and profiled while it runs, the scan agrees with its zeroed list
+/// page for page, the zeroed pages come back to the host, and the guest gets zeroes when it takes them again.
 fn truth(host: &mut Host, plan: &Plan) -> Result<()> {
     let mut guest = host.create(plan)?;
     let identified = with_symbols(host, &["identify"], &guest)?;
@@ -109,7 +110,8 @@ fn truth(host: &mut Host, plan: &Plan) -> Result<()> {
     guest.check_health()
 }
 
-/// A guest that has pages which are not zero where only zeroed ones belong: they are nominated, and keep what they hold.
+/// A guest that has pages which are not zero where only zeroed ones belong: they are nominated, and keep what
+/// they hold.
 pub(crate) fn liar(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&SEVEN)?;
     guest.order(Task::Lie { pages: LIES }, LIMIT)?;
@@ -145,9 +147,9 @@ pub(super) fn lies_kept(host: &mut Host, guest: &mut Guest) -> Result<()> {
     }
 }
 
-/// A guest for the races, and what its workload has at most of it. The lists of the guest are queues: every page takes its
-/// turn, so a round has as much to share as the guest has memory. With little of it rounds follow each other closely, and
-/// more pages are on their way from one list to another when a round looks.
+/// A guest for the races, and what its workload has at most of it. The lists of the guest are queues: every
+/// page takes its turn, so a round has as much to share as the guest has memory. With little of it rounds
+/// follow each other closely, and more pages are on their way from one list to another when a round looks.
 pub(super) const BUSY: Plan = Plan {
     vcpus: 2,
     mib: 128,
@@ -174,7 +176,8 @@ pub(crate) fn race(host: &mut Host) -> Result<()> {
     race::nothing_is_lost(host, guest, PARTS)
 }
 
-/// The same without the re-check, of which the look at the page's bytes is a part: data is lost, and seen to be.
+/// The same without the re-check, of which the look at the page's bytes is a part: data is lost, and seen to
+/// be.
 pub(crate) fn race_without_recheck(host: &mut Host) -> Result<()> {
     let guest = busy_guest(host, &HARMED, race::WORK_MIB)?;
     race::data_is_lost(host, guest)

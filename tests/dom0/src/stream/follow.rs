@@ -1,7 +1,8 @@
 //! Follows a stream from xl's header to the end, passing on every byte.
 //!
-//! What is checked is what Xen's own checker (`tools/python/scripts/verify-stream-v2`) checks and this direction needs:
-//! the three headers, known records, lengths that add up, types that exist, reserved fields and padding of zero.
+//! What is checked is what Xen's own checker (`tools/python/scripts/verify-stream-v2`) checks and this
+//! direction needs: the three headers, known records, lengths that add up, types that exist, reserved fields
+//! and padding of zero.
 
 use std::fmt::Display;
 use std::io::{self, Read, Write};
@@ -16,7 +17,8 @@ const XL_MAGIC: &[u8; 32] = b"Xen saved domain, xl format\n \0 \r";
 const XL_FIELDS: usize = 16;
 /// Longest configuration believed.
 const XL_CONFIGURATION: usize = 1 << 20;
-/// `RESTORE_STREAM_IDENT` and `RESTORE_STREAM_VERSION` in `libxl_sr_stream_format.h`, big endian; options none.
+/// `RESTORE_STREAM_IDENT` and `RESTORE_STREAM_VERSION` in `libxl_sr_stream_format.h`, big endian; options
+/// none.
 const LIBXL_HEADER: &[u8; 16] = b"LibxlFmt\0\0\0\x02\0\0\0\0";
 /// `IHDR_MARKER`, and `IHDR_ID` big endian, in `xg_sr_stream_format.h`.
 const LIBXC_MARK: &[u8; 12] = b"\xff\xff\xff\xff\xff\xff\xff\xffXENF";
@@ -70,8 +72,8 @@ pub(crate) const PROMISE: &str = "xalloc-zero";
 pub(crate) enum Moment {
     /// A page-data record was read, and is about to be passed on.
     Pages,
-    /// The stream is over; xl's own words follow. The first are the leave for the receiver to let the guest run, about
-    /// to be passed on: the guest stands still on both sides.
+    /// The stream is over; xl's own words follow. The first are the leave for the receiver to let the guest
+    /// run, about to be passed on: the guest stands still on both sides.
     Leave,
 }
 
@@ -136,8 +138,9 @@ impl<R: Read, W: Write> Through<'_, R, W> {
     }
 }
 
-/// Follows `input` to its end, passes all of it on to `output`, and counts it in `tally`. `reached` is called at each
-/// [`Moment`]; it may wait there, and an error of its ends the following at once, without passing the record on.
+/// Follows `input` to its end, passes all of it on to `output`, and counts it in `tally`. `reached` is called
+/// at each [`Moment`]; it may wait there, and an error of its ends the following at once, without passing the
+/// record on.
 ///
 /// # Errors
 /// [`StreamError`]. What was read of a damaged stream has been passed on; the rest has not.

@@ -39,7 +39,8 @@ pub(crate) struct Iteration {
     pub(crate) data: u64,
     /// Of those, all zero.
     pub(crate) zero: u64,
-    /// Of those sent with content, sent with content before and not skipped since, which is how the sender counts.
+    /// Of those sent with content, sent with content before and not skipped since, which is how the sender
+    /// counts.
     pub(crate) resent: u64,
     /// Skipped.
     pub(crate) skipped: u64,
@@ -58,8 +59,8 @@ pub(crate) struct Report {
     pub(crate) bytes: u64,
     /// Whether the end record was there.
     pub(crate) ended: bool,
-    /// The passes. A full record before a step back in frame numbers, or a record that is not full, ends one; two passes
-    /// of exactly full records that go on upwards would count as one.
+    /// The passes. A full record before a step back in frame numbers, or a record that is not full, ends one;
+    /// two passes of exactly full records that go on upwards would count as one.
     pub(crate) iterations: Vec<Iteration>,
     /// Records by name.
     pub(crate) records: BTreeMap<String, u64>,
@@ -136,7 +137,8 @@ impl Tally {
         *self.report.records.entry(name.to_owned()).or_default() += 1;
     }
 
-    /// Begins a page-data record of `pages` entries, the first for the frame `gfn`, that takes `bytes` on the wire.
+    /// Begins a page-data record of `pages` entries, the first for the frame `gfn`, that takes `bytes` on the
+    /// wire.
     pub(crate) fn begin_record(&mut self, bytes: usize, pages: usize, gfn: u64) {
         if self.fresh || gfn < self.next || self.report.iterations.is_empty() {
             self.report.iterations.push(Iteration::default());

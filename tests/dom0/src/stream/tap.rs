@@ -1,8 +1,10 @@
-//! A process in the middle of the line between a sending and a receiving xl, in the place of ssh: `init tap FOLDER`.
+//! A process in the middle of the line between a sending and a receiving xl, in the place of ssh:
+//! `init tap FOLDER`.
 //!
-//! It starts the receiving end, whose answers go straight to the sender, passes standard input on to it and follows it.
-//! When the receiving end is gone, so is the line. The folder holds its orders (`plan.json`), and takes
-//! its report (`report.json`), its account of the frames (`frames`) and, where wanted, the stream itself (`stream`).
+//! It starts the receiving end, whose answers go straight to the sender, passes standard input on to it and
+//! follows it. When the receiving end is gone, so is the line. The folder holds its orders (`plan.json`), and
+//! takes its report (`report.json`), its account of the frames (`frames`) and, where wanted, the stream
+//! itself (`stream`).
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -20,7 +22,8 @@ use crate::services::xen;
 
 /// How often a waiting tap looks for leave to go on.
 const POLL: Duration = Duration::from_millis(20);
-/// How long the line may outlive the receiver: on success the sender ends it as soon as it has the receiver's word.
+/// How long the line may outlive the receiver: on success the sender ends it as soon as it has the receiver's
+/// word.
 const GRACE: Duration = Duration::from_secs(3);
 /// The tap's own files in its folder.
 pub(crate) const PLAN: &str = "plan.json";

@@ -1,4 +1,5 @@
-//! Writes the seeds of every fuzz target as files: `cargo run --package lacuna-hostile --bin seeds -- fuzz/corpus`.
+//! Writes the seeds of every fuzz target as files:
+//! `cargo run --package lacuna-hostile --bin seeds -- fuzz/corpus`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

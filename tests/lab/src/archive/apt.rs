@@ -1,4 +1,5 @@
-//! apt with a configuration of its own: neither the machine's package sources nor the sysroot's are read or changed.
+//! apt with a configuration of its own: neither the machine's package sources nor the sysroot's are read or
+//! changed.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -63,7 +64,8 @@ pub(super) enum Ended {
 }
 
 impl<'a> Apt<'a> {
-    /// Makes its directories; the indices of an earlier run stay, so that only what has changed is asked for again.
+    /// Makes its directories; the indices of an earlier run stay, so that only what has changed is asked for
+    /// again.
     pub(super) fn new(runner: Runner<'a>, directory: PathBuf, limits: Limits, log: PathBuf) -> Result<Self> {
         for below in ["lists/partial", "cache/archives/partial"] {
             let path = directory.join(below);
@@ -82,8 +84,8 @@ impl<'a> Apt<'a> {
         })
     }
 
-    /// Brings the indices of `entries` up to date as far as they can be had, and returns those that are there and why
-    /// others are not.
+    /// Brings the indices of `entries` up to date as far as they can be had, and returns those that are there
+    /// and why others are not.
     pub(super) fn refresh(
         &self,
         entries: &[Entry],
@@ -94,7 +96,8 @@ impl<'a> Apt<'a> {
         let text: String = entries.iter().map(|entry| entry.line(&keyring)).collect();
         fs::write(&sources, text).on("write", &sources)?;
         let begin = fs::metadata(&self.log).map_or(0, |meta| meta.len());
-        // What apt makes of the indices for its own use takes longer than all the rest, and nothing here asks for it.
+        // What apt makes of the indices for its own use takes longer than all the rest, and nothing here asks
+        // for it.
         let update = self.command("apt-get", &["-o", "pkgCacheFile::Generate=false", "update"]);
         let began = Instant::now();
         let limit = self.limits.refresh;
@@ -225,8 +228,8 @@ impl<'a> Apt<'a> {
         }
     }
 
-    /// The keys that sign Debian's archive, where apt does not trust them by itself: it does where they lie among the
-    /// trusted ones.
+    /// The keys that sign Debian's archive, where apt does not trust them by itself: it does where they lie
+    /// among the trusted ones.
     fn keyring(&self) -> String {
         let root = match self.runner {
             Runner::Host => Path::new("/"),
@@ -337,8 +340,8 @@ fn was_read(said: &str, entry: &Entry) -> bool {
     })
 }
 
-/// Finds what `apt-get update` said about an entry, in one line; with `any`, also what it said about the suite's other kind
-/// of index: where a suite has none at all it may complain of one alone.
+/// Finds what `apt-get update` said about an entry, in one line; with `any`, also what it said about the
+/// suite's other kind of index: where a suite has none at all it may complain of one alone.
 fn refresh_trouble(said: &str, entry: &Entry, any: bool) -> Option<String> {
     let place = place(entry);
     let concerns = |line: &str| {

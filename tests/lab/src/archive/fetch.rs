@@ -1,5 +1,5 @@
-//! Downloads by apt's own client, held against the hashes of the signed index, one version after the other until one is
-//! served.
+//! Downloads by apt's own client, held against the hashes of the signed index, one version after the other
+//! until one is served.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,7 +70,8 @@ pub(crate) struct Chosen {
 impl Archive<'_> {
     /// Downloads the first of `offers` of which all files are served into `directory`, under their own names.
     ///
-    /// `what` and `remedy` are for the error: the thing looked for, and what to do when it cannot be had at all.
+    /// `what` and `remedy` are for the error: the thing looked for, and what to do when it cannot be had at
+    /// all.
     pub(crate) fn first_served(
         &self,
         what: &str,
@@ -125,8 +126,8 @@ impl Archive<'_> {
         Ok(candidate.files.iter().map(path).collect())
     }
 
-    /// Downloads `file` to `to`, which it reaches only whole and with the right hash. What is there already is kept; what a
-    /// broken connection left in `partial/` beside it is gone on from.
+    /// Downloads `file` to `to`, which it reaches only whole and with the right hash. What is there already
+    /// is kept; what a broken connection left in `partial/` beside it is gone on from.
     pub(crate) fn fetch(&self, file: &RemoteFile, to: &Path, progress: &Progress) -> Result<()> {
         if is_whole(file, to, &self.apt.log)? {
             return Ok(());

@@ -1,4 +1,5 @@
-//! Reads the paragraphs of a package index: `Sources` and `Packages`, as deb822(5) and the archive's format have them.
+//! Reads the paragraphs of a package index: `Sources` and `Packages`, as deb822(5) and the archive's format
+//! have them.
 
 use std::io::{BufRead, Error as IoError};
 
@@ -28,7 +29,8 @@ impl Paragraph {
         ""
     }
 
-    /// Returns the upstream tarballs of a source package: those of its main part, not the signatures beside them.
+    /// Returns the upstream tarballs of a source package: those of its main part, not the signatures beside
+    /// them.
     pub(super) fn tarballs(&self, base: &str) -> Vec<RemoteFile> {
         let directory = self.field("Directory");
         let listed = self.field("Checksums-Sha256").lines().filter_map(|line| {
@@ -66,8 +68,8 @@ impl Paragraph {
     }
 }
 
-/// Reads an index to its end and keeps the packages whose name is `wanted`. The archive's format has the name in the first
-/// field, so the others of the many packages that are not wanted need not be looked at.
+/// Reads an index to its end and keeps the packages whose name is `wanted`. The archive's format has the name
+/// in the first field, so the others of the many packages that are not wanted need not be looked at.
 pub(super) fn read(
     mut index: impl BufRead,
     wanted: impl Fn(&str) -> bool,

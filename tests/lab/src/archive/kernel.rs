@@ -13,9 +13,9 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Archive<'_> {
-    /// Lists the kernels `wanted`, newest first. Each candidate has the image (or, from 7.0 on, the package which the image
-    /// is in), the headers and their common half, in this order, of one version, whichever suites list them. A version of
-    /// which a part is not listed is passed over.
+    /// Lists the kernels `wanted`, newest first. Each candidate has the image (or, from 7.0 on, the package
+    /// which the image is in), the headers and their common half, in this order, of one version, whichever
+    /// suites list them. A version of which a part is not listed is passed over.
     pub(crate) fn kernels(&self, wanted: Wanted) -> Result<Offers> {
         let packages = if let Some(packages) = self.linux.get() {
             packages
@@ -51,7 +51,8 @@ impl Candidate {
     }
 }
 
-/// The release that `package` is the image of, if it is one that is wanted: no meta-package, no other flavour, no debugging symbols.
+/// The release that `package` is the image of, if it is one that is wanted: no meta-package, no other
+/// flavour, no debugging symbols.
 fn release<'a>(package: &'a str, wanted: Wanted) -> Option<&'a str> {
     let release = package.strip_prefix("linux-image-")?;
     let version = release.strip_suffix(wanted.flavour)?.strip_suffix('-')?;

@@ -1,5 +1,5 @@
-//! An archive of a test's own: packages that the test makes, their indices, and an ordinary HTTP server on 127.0.0.1 that
-//! can be told how to misbehave.
+//! An archive of a test's own: packages that the test makes, their indices, and an ordinary HTTP server on
+//! 127.0.0.1 that can be told how to misbehave.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

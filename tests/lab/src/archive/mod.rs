@@ -1,9 +1,11 @@
-//! The Debian archive that this machine is set up to use, by suite and version: what its signed indices list, and what it
-//! really serves. An archive lists files that it no longer has, and moves others at will; so everything that is downloaded
-//! is looked for among all versions that any of its suites lists, newest first, until one is served.
+//! The Debian archive that this machine is set up to use, by suite and version: what its signed indices list,
+//! and what it really serves. An archive lists files that it no longer has, and moves others at will; so
+//! everything that is downloaded is looked for among all versions that any of its suites lists, newest first,
+//! until one is served.
 //!
 //! [`Archive::open`] brings the indices up to date; apt checks their signatures. [`Archive::sources`] and
-//! [`Archive::kernels`] tell what there is, as [`Offers`]; [`Archive::first_served`] downloads the first that can be had.
+//! [`Archive::kernels`] tell what there is, as [`Offers`]; [`Archive::first_served`] downloads the first that
+//! can be had.
 
 mod apt;
 mod fetch;
@@ -35,7 +37,8 @@ use crate::error::Result;
 use crate::progress::Progress;
 use crate::sysroot::archive_uris;
 
-/// The suites whose indices are asked: of the sysroot's release and of the one before, whose packages still build there.
+/// The suites whose indices are asked: of the sysroot's release and of the one before, whose packages still
+/// build there.
 pub(crate) const SUITES: &[&str] = &[
     "trixie",
     "trixie-updates",
@@ -108,8 +111,8 @@ impl Entry {
     }
 }
 
-/// Lists `kinds` of each of `suites`, where this machine's archive has them. Suites for security fixes are looked for in
-/// the archive for these, if the machine uses one.
+/// Lists `kinds` of each of `suites`, where this machine's archive has them. Suites for security fixes are
+/// looked for in the archive for these, if the machine uses one.
 pub(crate) fn entries(context: &Context, suites: &[&str], kinds: &[Kind]) -> Result<Vec<Entry>> {
     let (main, security) = archive_uris(context)?;
     let mut found = Vec::new();
@@ -262,7 +265,8 @@ pub(crate) struct Archive<'a> {
 }
 
 impl<'a> Archive<'a> {
-    /// Brings the indices of `entries` up to date, and keeps them under `name`. A suite that cannot be had is passed over with its reason.
+    /// Brings the indices of `entries` up to date, and keeps them under `name`. A suite that cannot be had is
+    /// passed over with its reason.
     pub(crate) fn open(
         context: &Context,
         name: &str,

@@ -1,5 +1,5 @@
-//! What the lab does with an archive that does not serve what its index lists: an archive of the test's own on loopback,
-//! looked at and downloaded from with the machine's own apt.
+//! What the lab does with an archive that does not serve what its index lists: an archive of the test's own
+//! on loopback, looked at and downloaded from with the machine's own apt.
 
 use std::fs;
 use std::path::{Path, PathBuf};

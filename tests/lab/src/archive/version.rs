@@ -16,7 +16,8 @@ pub(crate) fn upstream(version: &str) -> &str {
     split(version).1
 }
 
-/// Epoch, upstream version and revision. No revision counts as revision 0, which the comparison of parts gives by itself.
+/// Epoch, upstream version and revision. No revision counts as revision 0, which the comparison of parts
+/// gives by itself.
 fn split(version: &str) -> (u64, &str, &str) {
     let (epoch, rest) = match version.split_once(':') {
         Some((epoch, rest)) => (epoch.parse().unwrap_or(0), rest),

@@ -1,9 +1,11 @@
-//! `cargo lab bench dump`: processor time of `lacuna scan` on a dump, and makedumpfile's on the same one, in turns.
+//! `cargo lab bench dump`: processor time of `lacuna scan` on a dump, and makedumpfile's on the same one, in
+//! turns.
 //!
-//! The dumps are ELF cores of Debian's kernels, taken by QEMU with its `vmcoreinfo` device, for makedumpfile needs the note
-//! that this puts into them; and it needs their program headers in the first place ([`headers_first`]). Both programs run
-//! as whole processes on files that are in the page cache; what counts is user and system time together, as the kernel
-//! accounts it to the process. A dry run of makedumpfile finds the free pages, and then reads the others as if to write them.
+//! The dumps are ELF cores of Debian's kernels, taken by QEMU with its `vmcoreinfo` device, for makedumpfile
+//! needs the note that this puts into them; and it needs their program headers in the first place
+//! ([`headers_first`]). Both programs run as whole processes on files that are in the page cache; what counts
+//! is user and system time together, as the kernel accounts it to the process. A dry run of makedumpfile
+//! finds the free pages, and then reads the others as if to write them.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -24,8 +26,8 @@ use crate::sysroot::Sysroot;
 
 /// Turns that each program has, after one that brings the file into the cache.
 const TURNS: usize = 7;
-/// Private memory that the tool may have while it scans, in bytes: the same for every dump, and far less than any of them. The
-/// dump's own pages are mapped from the file and do not count.
+/// Private memory that the tool may have while it scans, in bytes: the same for every dump, and far less than
+/// any of them. The dump's own pages are mapped from the file and do not count.
 const PRIVATE_BYTES: u64 = 48 << 20;
 
 /// Bytes of a 64-bit ELF header, and of a program header.
@@ -154,10 +156,12 @@ fn measure(bench: &Bench<'_>, case: &Case) -> Result<Value> {
     Ok(taken)
 }
 
-/// Puts the program headers of an ELF core of QEMU's directly behind its header, and leaves everything else where it is.
+/// Puts the program headers of an ELF core of QEMU's directly behind its header, and leaves everything else
+/// where it is.
 ///
-/// makedumpfile looks for them there, whatever the header says (`get_elf64_phdr()` in its `elf_info.c`); QEMU puts its
-/// section headers there (seen with 10.0), and makedumpfile then says "Can't get the number of `PT_LOAD`".
+/// makedumpfile looks for them there, whatever the header says (`get_elf64_phdr()` in its `elf_info.c`); QEMU
+/// puts its section headers there (seen with 10.0), and makedumpfile then says "Can't get the number of
+/// `PT_LOAD`".
 fn headers_first(core: &Path) -> Result<()> {
     let mut file = fs::File::options()
         .read(true)
@@ -180,7 +184,8 @@ fn headers_first(core: &Path) -> Result<()> {
     file.write_all(&headers).on("write", core)
 }
 
-/// Runs `command` to its end. User and system time of it and of its children; no other child of the lab ends meanwhile.
+/// Runs `command` to its end. User and system time of it and of its children; no other child of the lab ends
+/// meanwhile.
 fn timed(mut command: Command) -> Result<(Duration, Output)> {
     let before = spent()?;
     let output = command

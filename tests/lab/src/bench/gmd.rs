@@ -43,9 +43,9 @@ pub(super) fn run(context: &Context, report: Option<&Path>) -> Result<()> {
     outcome.report(figures, report)
 }
 
-/// For each mode how often Lacuna's work goes into the user level's: the whole round (`_time_ratio`), and what the
-/// hypervisor and the way there took of it (`_hypervisor_ratio`). Figures that are missing, as in a run that failed half-way,
-/// have no ratio.
+/// For each mode how often Lacuna's work goes into the user level's: the whole round (`_time_ratio`), and
+/// what the hypervisor and the way there took of it (`_hypervisor_ratio`). Figures that are missing, as in a
+/// run that failed half-way, have no ratio.
 fn ratios(figures: &Map<String, Value>) -> Map<String, Value> {
     let number = |side: &str, figure: &str| figures.get(side)?.get(figure)?.as_f64();
     let mut ratios = Map::new();

@@ -1,5 +1,5 @@
-//! `cargo lab bench`: counts instructions, and holds the counts against the stored bounds; or measures scans of
-//! dumps, live rounds and migrations.
+//! `cargo lab bench`: counts instructions, and holds the counts against the stored bounds; or measures scans
+//! of dumps, live rounds and migrations.
 
 mod dump;
 mod gmd;

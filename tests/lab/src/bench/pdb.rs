@@ -1,6 +1,6 @@
-//! What it takes to learn a kernel's layout from a PDB of a kernel's size: instructions and peak memory of the product's own
-//! command, `lacuna inspect`, its start included. Both are counted by valgrind, so they are the same on every machine with
-//! the same compiler.
+//! What it takes to learn a kernel's layout from a PDB of a kernel's size: instructions and peak memory of
+//! the product's own command, `lacuna inspect`, its start included. Both are counted by valgrind, so they are
+//! the same on every machine with the same compiler.
 
 use std::fs;
 use std::path::Path;

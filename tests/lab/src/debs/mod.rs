@@ -1,9 +1,10 @@
 //! `cargo lab build --debs`: Debian packages of what `cargo lab build` leaves in its directory.
 //!
-//! None of them has a file of the distribution's, or replaces one. The hypervisor has a name of its own in `/boot`, beside the
-//! distribution's. Of Xen's libraries only the two go along that know of free pages, in a folder of their own, which the dynamic
-//! loader looks into first: the distribution's `xl`, save helper and libvirt load them, and load their own again as soon as
-//! the package is gone. They offer all that the distribution's libxenlight of the same series wants (docs/install.md).
+//! None of them has a file of the distribution's, or replaces one. The hypervisor has a name of its own in
+//! `/boot`, beside the distribution's. Of Xen's libraries only the two go along that know of free pages, in a
+//! folder of their own, which the dynamic loader looks into first: the distribution's `xl`, save helper and
+//! libvirt load them, and load their own again as soon as the package is gone. They offer all that the
+//! distribution's libxenlight of the same series wants (docs/install.md).
 
 mod package;
 

@@ -1,4 +1,5 @@
-//! The demonstration as a picture: the guest's memory in blocks of 2 MiB, before a round, after it, and in use again.
+//! The demonstration as a picture: the guest's memory in blocks of 2 MiB, before a round, after it, and in
+//! use again.
 
 use serde_json::{Map, Value};
 use svg::Document;

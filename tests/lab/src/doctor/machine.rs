@@ -14,7 +14,8 @@ const GIB: u64 = 1 << 30;
 
 /// What README says a run from nothing takes on disk.
 const DISK: u64 = 10 * GIB;
-/// Below this not even a run with a filled cache gets to its end: logs, images and test programs are written anew.
+/// Below this not even a run with a filled cache gets to its end: logs, images and test programs are written
+/// anew.
 const LEAST_DISK: u64 = 2 * GIB;
 
 /// What the emulated machine is given (`tests/lab/src/emulator.rs`), and its emulator's own on top.

@@ -1,5 +1,6 @@
-//! `cargo lab doctor`: looks at the machine, at the archive and at the cache before anything is downloaded or built, and says
-//! of each what to do where it will not do. [`cheap`] is the part that every command runs first.
+//! `cargo lab doctor`: looks at the machine, at the archive and at the cache before anything is downloaded or
+//! built, and says of each what to do where it will not do. [`cheap`] is the part that every command runs
+//! first.
 
 mod machine;
 mod origins;
@@ -71,8 +72,8 @@ pub(crate) fn cheap(context: &Context) -> Vec<Check> {
     machine::checks(context)
 }
 
-/// Does that, prints what is not as it should be, and fails if anything fails. Whether it runs as root is left to the steps
-/// that need it: tests of the host's own do not.
+/// Does that, prints what is not as it should be, and fails if anything fails. Whether it runs as root is
+/// left to the steps that need it: tests of the host's own do not.
 pub(crate) fn quick(context: &Context) -> Result<()> {
     let checks: Vec<Check> = cheap(context)
         .into_iter()

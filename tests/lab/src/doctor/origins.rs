@@ -1,4 +1,5 @@
-//! Where Xen, kernels and packages would come from, whether they are really served, and what the cache has of them.
+//! Where Xen, kernels and packages would come from, whether they are really served, and what the cache has of
+//! them.
 
 use std::fs;
 use std::path::Path;

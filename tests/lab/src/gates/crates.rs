@@ -1,9 +1,10 @@
 //! What the crates of others may be: their licences, where they come from, and which are banned.
 //!
-//! The rules are those of `cargo deny check licenses bans sources`, read from the same files: `deny.toml` for the host's
-//! crates and the fuzz targets, `xen-module/deny.toml` for what links into Xen. That program takes longer to build than
-//! all gates together, so this looks at the same lists by itself. It knows the keys that those files use, and refuses others.
-//! Advisories are not looked at: they need a database that is no part of any registry.
+//! The rules are those of `cargo deny check licenses bans sources`, read from the same files: `deny.toml` for
+//! the host's crates and the fuzz targets, `xen-module/deny.toml` for what links into Xen. That program takes
+//! longer to build than all gates together, so this looks at the same lists by itself. It knows the keys that
+//! those files use, and refuses others. Advisories are not looked at: they need a database that is no part of
+//! any registry.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,7 +1,8 @@
 //! The gates: checks of the source itself, which need neither a guest nor a build of Xen.
 //!
-//! `xen-module` and `fuzz` are no members of the workspace, so each check that cargo makes of a workspace names them by
-//! their manifests. They share the workspace's target directory: dependencies with the same version are built once.
+//! `xen-module` and `fuzz` are no members of the workspace, so each check that cargo makes of a workspace
+//! names them by their manifests. They share the workspace's target directory: dependencies with the same
+//! version are built once.
 
 mod crates;
 mod licence;
@@ -22,8 +23,8 @@ const MANIFESTS: [&str; 3] = ["Cargo.toml", "xen-module/Cargo.toml", "fuzz/Cargo
 
 /// The gates by name.
 ///
-/// `xen-module` is linted and documented for the host's own target: the machine's toolchain has no other. Its release
-/// profile aborts on a panic, which a crate without `std` needs there.
+/// `xen-module` is linted and documented for the host's own target: the machine's toolchain has no other. Its
+/// release profile aborts on a panic, which a crate without `std` needs there.
 pub(crate) const GATES: &[(&str, HostTest)] = &[
     (
         "host/format-xen-module",
@@ -209,7 +210,8 @@ struct DependencyKind {
     kind: Option<String>,
 }
 
-/// Asks cargo about the workspace of `manifest`, for the machine's own platform: what is built on others is not used.
+/// Asks cargo about the workspace of `manifest`, for the machine's own platform: what is built on others is
+/// not used.
 fn metadata(repository: &Path, manifest: &str) -> Result<Metadata> {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(repository).args([

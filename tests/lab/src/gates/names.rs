@@ -1,10 +1,11 @@
 //! Names in comments and documents: each file, test and item that one names exists.
 //!
-//! Looked at are the comments of Rust files, and the whole text of documents and of files in other languages. Checked are
-//! names of files as this project has them (`layout.rs`, `docs/lab.md`), paths from the top of the checkout, links of documents
-//! with their headings, `--test NAME`, tests of `cargo lab test`, and paths of items (`Type::function`): each word of one
-//! occurs in some code. Names of files in C and assembler may be Linux', Xen's or QEMU's, and are looked at only where they begin with a
-//! folder of the project. What doc comments link to, rustdoc checks (`host/rustdoc`).
+//! Looked at are the comments of Rust files, and the whole text of documents and of files in other languages.
+//! Checked are names of files as this project has them (`layout.rs`, `docs/lab.md`), paths from the top of
+//! the checkout, links of documents with their headings, `--test NAME`, tests of `cargo lab test`, and paths
+//! of items (`Type::function`): each word of one occurs in some code. Names of files in C and assembler may
+//! be Linux', Xen's or QEMU's, and are looked at only where they begin with a folder of the project. What doc
+//! comments link to, rustdoc checks (`host/rustdoc`).
 
 use std::collections::BTreeSet;
 use std::fs;

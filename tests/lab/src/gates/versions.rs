@@ -1,9 +1,9 @@
 //! The `rust-version` of each crate: stated, enough for what the crate uses, and no higher than that.
 //!
-//! Only one compiler of each kind is at hand: the machine's own, and the sysroot's, which builds the module. So a
-//! version in between is not tried. It follows from what is known: the versions that the crate's dependencies state,
-//! the language's features below, and clippy's `incompatible_msrv`, which knows since when each part of the standard
-//! library is there (`host/lint` runs it).
+//! Only one compiler of each kind is at hand: the machine's own, and the sysroot's, which builds the module.
+//! So a version in between is not tried. It follows from what is known: the versions that the crate's
+//! dependencies state, the language's features below, and clippy's `incompatible_msrv`, which knows since
+//! when each part of the standard library is there (`host/lint` runs it).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,7 +22,8 @@ const EDITION: Version = (1, 85, 0);
 const MODULE: Version = (1, 85, 0);
 /// The crates that it builds.
 const OF_MODULE: [&str; 2] = ["lacuna-core", "lacuna-xen"];
-/// Features of the language that the crates use, by a text that cannot be had without them, and since when they are there.
+/// Features of the language that the crates use, by a text that cannot be had without them, and since when
+/// they are there.
 const FEATURES: [(&str, &str, Version); 1] = [("let-chains", "&& let ", (1, 88, 0))];
 
 /// What is wrong with the versions that the crates state.

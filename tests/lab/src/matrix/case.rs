@@ -66,8 +66,8 @@ pub(crate) struct Case {
 }
 
 impl Flavour {
-    /// The release series of the stock kernel of its Debian release: another may be listed beside it, as 6.1 is among the
-    /// security fixes for Debian 11.
+    /// The release series of the stock kernel of its Debian release: another may be listed beside it, as 6.1
+    /// is among the security fixes for Debian 11.
     pub(crate) fn series(self) -> Option<&'static str> {
         match self.suite {
             "bullseye" => Some("5.10"),

@@ -1,4 +1,5 @@
-//! One machine of the matrix: a kernel under QEMU without Xen, driven over QEMU's own protocol, and the dumps taken of it.
+//! One machine of the matrix: a kernel under QEMU without Xen, driven over QEMU's own protocol, and the dumps
+//! taken of it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -14,8 +15,8 @@ use crate::error::{Error, IoContext, Result};
 use crate::process::{last_lines, start};
 use crate::sysroot::Sysroot;
 
-/// How long a kernel may take to boot and the agent to fill its memory: 20 s is usual on a machine with nothing else to do,
-/// many times that on one with other work.
+/// How long a kernel may take to boot and the agent to fill its memory: 20 s is usual on a machine with
+/// nothing else to do, many times that on one with other work.
 const BOOT_LIMIT: Duration = Duration::from_secs(900);
 /// Time for the guest to come to rest after the agent's last word.
 const REST: Duration = Duration::from_secs(2);
@@ -161,8 +162,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether the guest, which goes on, still accounts for its pages as in `then`, in a capture that began after it went
-    /// on: then nothing changed between the capture and the dump either.
+    /// Whether the guest, which goes on, still accounts for its pages as in `then`, in a capture that began
+    /// after it went on: then nothing changed between the capture and the dump either.
     fn was_at_rest(&mut self, gfns: &[u64], folder: &Path, then: &Capture) -> Result<bool> {
         let deadline = Instant::now() + BOOT_LIMIT;
         while Instant::now() < deadline {
@@ -183,7 +184,8 @@ impl Machine {
         Err(self.broken("out of time waiting for two more accounts"))
     }
 
-    /// The guest's latest account, out of the frames `gfns`; the machine is stopped, or the account may be torn.
+    /// The guest's latest account, out of the frames `gfns`; the machine is stopped, or the account may be
+    /// torn.
     fn truth(&mut self, gfns: &[u64], folder: &Path) -> Result<Capture> {
         let through = folder.join("account");
         let mut words = Vec::new();

@@ -1,5 +1,5 @@
-//! `cargo lab matrix`: distributions' kernels, booted under QEMU alone, and `lacuna scan` on their dumps held against what
-//! each guest says of itself.
+//! `cargo lab matrix`: distributions' kernels, booted under QEMU alone, and `lacuna scan` on their dumps held
+//! against what each guest says of itself.
 
 pub(crate) mod case;
 pub(crate) mod kernel;

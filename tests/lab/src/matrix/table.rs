@@ -41,8 +41,9 @@ impl Row {
     }
 }
 
-/// Puts what came of some cases into the table in the file at `path`: a row of a case that passed is new, one of a case that
-/// failed (`None`) goes, and those of other cases stay as they were, so that the whole matrix need not be one run.
+/// Puts what came of some cases into the table in the file at `path`: a row of a case that passed is new, one
+/// of a case that failed (`None`) goes, and those of other cases stay as they were, so that the whole matrix
+/// need not be one run.
 pub(crate) fn write(path: &Path, ran: &[(&Case, Option<Row>)]) -> Result<()> {
     let text = fs::read_to_string(path).on("read", path)?;
     let Some(text) = with_rows(&text, ran) else {
@@ -55,8 +56,8 @@ pub(crate) fn write(path: &Path, ran: &[(&Case, Option<Row>)]) -> Result<()> {
     fs::write(path, text).on("write", path)
 }
 
-/// `text` with the table brought up to date; `None` where it has no place for one. Cases of which it says the same share a
-/// line.
+/// `text` with the table brought up to date; `None` where it has no place for one. Cases of which it says the
+/// same share a line.
 fn with_rows(text: &str, ran: &[(&Case, Option<Row>)]) -> Option<String> {
     let begin = text.find(BEGIN)? + BEGIN.len();
     let end = begin + text.get(begin..)?.find(END)?;

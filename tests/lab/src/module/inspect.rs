@@ -1,6 +1,7 @@
 //! What may not be in the object that Xen links, looked for in the object itself.
 //!
-//! The compiler flags ask for all of this; here it is seen to be so. An offender for each rule is in the tests.
+//! The compiler flags ask for all of this; here it is seen to be so. An offender for each rule is in the
+//! tests.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +10,14 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionFlags, SectionKind};
 
 use crate::module::stack;
 
-/// Sections that Xen's link script places and that the module may fill (`xen/arch/x86/xen.lds.S`). No `.data` and no
-/// `.bss`: the module has no state of its own.
+/// Sections that Xen's link script places and that the module may fill (`xen/arch/x86/xen.lds.S`). No `.data`
+/// and no `.bss`: the module has no state of its own.
 const SECTIONS: &[&str] = &[".text", ".rodata", ".data.rel.ro"];
 /// What the object may ask of Xen, besides the shim's functions: the hardened return (`CONFIG_RETURN_THUNK`).
 const RETURN_THUNK: &str = "__x86_return_thunk";
 const SHIM_PREFIX: &str = "lacuna_x_";
-/// Parts of the names of functions that only a panic calls (Rust's `core::panicking`, `core::slice::index`, `core::result`).
+/// Parts of the names of functions that only a panic calls (Rust's `core::panicking`, `core::slice::index`,
+/// `core::result`).
 const PANICS: &[&str] = &["panic", "_fail", "unwrap_failed", "begin_unwind"];
 /// Bytes of stack that the module may use below `lacuna_core_*`. Xen's primary stack has 8 KiB
 /// (`xen/arch/x86/include/asm/current.h`), of which the hypercall's path above us takes less than 2.
@@ -136,8 +138,8 @@ fn offence(instruction: &Instruction) -> Option<&'static str> {
         FlowControl::Interrupt if instruction.code() != Code::Int3 => return Some("an interrupt"),
         _ => {}
     }
-    // `rep bsf`: the same bytes, and the same answer for what is not zero, on a processor without BMI1. The compiler
-    // uses it only there.
+    // `rep bsf`: the same bytes, and the same answer for what is not zero, on a processor without BMI1. The
+    // compiler uses it only there.
     if instruction.mnemonic() == Mnemonic::Tzcnt {
         return None;
     }

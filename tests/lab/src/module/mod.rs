@@ -1,4 +1,5 @@
-//! The Rust module: `xen-module/` made into one object that Xen's link takes in, and that object's inspection.
+//! The Rust module: `xen-module/` made into one object that Xen's link takes in, and that object's
+//! inspection.
 
 mod inspect;
 mod stack;
@@ -13,11 +14,13 @@ use crate::process::run_logged;
 use crate::progress::Progress;
 use crate::sysroot::Sysroot;
 
-/// A target without an operating system, floating point or SSE; its `core` is built from source, with the flags below.
+/// A target without an operating system, floating point or SSE; its `core` is built from source, with the
+/// flags below.
 const TARGET: &str = "x86_64-unknown-none";
 
-/// Code that fits Xen (`xen/arch/x86/Rules.mk`, `arch.mk`): no global offset table, no jump table (each would be an
-/// indirect branch to harden), `endbr64` where control-flow enforcement wants it, returns through Xen's own thunk.
+/// Code that fits Xen (`xen/arch/x86/Rules.mk`, `arch.mk`): no global offset table, no jump table (each would
+/// be an indirect branch to harden), `endbr64` where control-flow enforcement wants it, returns through Xen's
+/// own thunk.
 const FLAGS: &str = "-Zplt=yes -Zdefault-visibility=hidden -Zdirect-access-external-data=yes -Crelocation-model=pic \
     -Zno-jump-tables -Zcf-protection=branch -Zfunction-return=thunk-extern";
 

@@ -1,7 +1,8 @@
 //! How much stack the object uses: the deepest path through its call graph, read off its instructions.
 //!
-//! There is no indirect call in the object (`inspect` sees to it), so the graph is complete. Frames are bounded from
-//! above: every push and every subtraction of a function counts, whether or not they happen together.
+//! There is no indirect call in the object (`inspect` sees to it), so the graph is complete. Frames are
+//! bounded from above: every push and every subtraction of a function counts, whether or not they happen
+//! together.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,8 @@ struct Function {
     calls: Vec<u64>,
 }
 
-/// The most stack, in bytes, that any function of the object needs with all it calls, and the names on the way.
+/// The most stack, in bytes, that any function of the object needs with all it calls, and the names on the
+/// way.
 pub(super) fn deepest(file: &object::File<'_>) -> Result<(u64, Vec<String>), String> {
     let functions = functions(file)?;
     let mut known = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! The guest's disk and CD: files of the machine's, which the emulated machine has as `NVMe` disks, and dom0's device model
-//! reads from there.
+//! The guest's disk and CD: files of the machine's, which the emulated machine has as `NVMe` disks, and
+//! dom0's device model reads from there.
 
 use std::collections::VecDeque;
 use std::fs;

@@ -175,8 +175,8 @@ fn layout(stage: &Stage, tree: &Path, config: Option<&Path>) -> Result<PathBuf> 
     Ok(context.cached("trial/layout.json"))
 }
 
-/// What must be seen for the headers in `tree`: the folder that it is in, for distributions put half of a kernel's headers
-/// beside the other half.
+/// What must be seen for the headers in `tree`: the folder that it is in, for distributions put half of a
+/// kernel's headers beside the other half.
 fn seen_for(tree: &Path) -> PathBuf {
     match tree.parent() {
         Some(parent) if !NEEDED.iter().any(|needed| parent == Path::new(needed)) => parent.to_path_buf(),

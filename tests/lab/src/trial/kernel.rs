@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::error::{IoContext, Result};
 
-/// Where a bzImage has what follows (`Documentation/arch/x86/boot.rst`): the mark `HdrS`, the protocol's version, and
-/// flags, of which bit 0 tells that the kernel has an entry for 64 bits.
+/// Where a bzImage has what follows (`Documentation/arch/x86/boot.rst`): the mark `HdrS`, the protocol's
+/// version, and flags, of which bit 0 tells that the kernel has an entry for 64 bits.
 const MARK: usize = 0x202;
 const PROTOCOL: usize = 0x206;
 const FLAGS: usize = 0x236;

@@ -1,4 +1,5 @@
-//! `cargo lab try`: any guest on the lab's Xen, taken through what an operator would do before trusting Lacuna with it.
+//! `cargo lab try`: any guest on the lab's Xen, taken through what an operator would do before trusting
+//! Lacuna with it.
 
 mod drives;
 mod image;
@@ -19,7 +20,8 @@ use crate::progress::Progress;
 use crate::setup::{Extent, Stage, Wish};
 use lacuna_scenarios::catalogue::Boot;
 
-/// The most memory that a guest may have, in MiB: a migration has two of it, a save puts it into dom0's own memory.
+/// The most memory that a guest may have, in MiB: a migration has two of it, a save puts it into dom0's own
+/// memory.
 const MOST_MIB: u32 = 896;
 /// The least with which the guest's own work has room.
 const LEAST_MIB: u32 = 96;

@@ -89,7 +89,8 @@ impl Check {
     }
 }
 
-/// Checks what the user gives, or else every series of which a source can be had. Fails when a patch does not apply.
+/// Checks what the user gives, or else every series of which a source can be had. Fails when a patch does not
+/// apply.
 pub(crate) fn run(context: &Context, json: bool) -> Result<()> {
     let sysroot = Sysroot::build(context)?;
     let mut checks = Vec::new();
@@ -159,7 +160,8 @@ fn check_given(context: &Context, sysroot: &Sysroot, given: &Given) -> Result<Ch
     Ok(checked)
 }
 
-/// Applies the patches for `series`, the lab's own as well, one after the other to a copy of the tree at `root`.
+/// Applies the patches for `series`, the lab's own as well, one after the other to a copy of the tree at
+/// `root`.
 pub(crate) fn check(
     context: &Context,
     sysroot: &Sysroot,

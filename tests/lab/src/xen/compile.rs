@@ -49,7 +49,8 @@ impl Compile<'_> {
     }
 }
 
-/// Kconfig drops what it does not know or whose dependencies fail without a word: look that each line is still there.
+/// Kconfig drops what it does not know or whose dependencies fail without a word: look that each line is
+/// still there.
 fn check(settings: &Path, wanted: &[&str]) -> Result<()> {
     let text = fs::read_to_string(settings).on("read", settings)?;
     match wanted

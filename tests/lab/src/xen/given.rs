@@ -113,7 +113,8 @@ pub(crate) fn untar(archive: &Path, strip: u32, to: &Path, log: &Path, progress:
     run_logged(tar, log, progress)
 }
 
-/// Whether the file `path`, relative to the tree, is source: a user's tree may hold git's data, and objects of builds.
+/// Whether the file `path`, relative to the tree, is source: a user's tree may hold git's data, and objects
+/// of builds.
 fn is_source(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let built = [".o", ".o.d", ".o.cmd", ".a", ".so", ".gz"];

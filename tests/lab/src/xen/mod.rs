@@ -154,7 +154,8 @@ pub(crate) fn hypervisor(
     }
     context.step(&name, &key.finish(), |progress| {
         let log = context.step_log(&name);
-        // Xen's dependency files hold whole paths: in a cache that was moved or copied they name files that are not there.
+        // Xen's dependency files hold whole paths: in a cache that was moved or copied they name files that
+        // are not there.
         let named = source.build.to_string_lossy();
         let home = objects.join(".lab-tree");
         if fs::read_to_string(&home).ok().as_deref() != Some(&*named) {
@@ -212,8 +213,8 @@ pub(crate) fn tools(context: &Context, sysroot: &Sysroot, source: &Source) -> Re
     })
 }
 
-/// Builds the library that receives guests from the source as Debian has it, in a copy of the built tree: a receiver that
-/// knows nothing of Lacuna.
+/// Builds the library that receives guests from the source as Debian has it, in a copy of the built tree: a
+/// receiver that knows nothing of Lacuna.
 pub(crate) fn stock_receiver(
     context: &Context,
     sysroot: &Sysroot,

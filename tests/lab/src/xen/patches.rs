@@ -1,8 +1,9 @@
 //! The patches: which ones a series of Xen gets, in order.
 //!
-//! `patches/xen-fixes/` and `patches/lacuna/` are for the newest series. For an older one, the folder below `patches/`
-//! with that one's name holds patches under the same names that replace these, a list `skip` of those that it does not
-//! need, and `build/`, which is applied first: what later series have, and the rest relies on.
+//! `patches/xen-fixes/` and `patches/lacuna/` are for the newest series. For an older one, the folder below
+//! `patches/` with that one's name holds patches under the same names that replace these, a list `skip` of
+//! those that it does not need, and `build/`, which is applied first: what later series have, and the rest
+//! relies on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use crate::error::{Error, IoContext, Result};
 /// The parts of the product's patches, in order.
 const PARTS: &[&str] = &["xen-fixes", "lacuna"];
 
-/// Patches for the lab alone: ways round mistakes of the emulator, and allocations that fail on purpose (docs/lab.md).
-/// What they add is off in what a real host installs.
+/// Patches for the lab alone: ways round mistakes of the emulator, and allocations that fail on purpose
+/// (docs/lab.md). What they add is off in what a real host installs.
 const LAB_ONLY: &[&str] = &[
     "emulated-svm.patch",
     "emulated-pae.patch",

@@ -26,10 +26,11 @@ const WITHOUT: &[&str] = &[
 /// Where a tree that knows `CONFIG_LACUNA` says so.
 const KCONFIG: &str = "xen/arch/x86/Kconfig";
 
-/// Builds every prefix of the patches for `series`, in both configurations, and stops at the first that does not build.
+/// Builds every prefix of the patches for `series`, in both configurations, and stops at the first that does
+/// not build.
 ///
-/// A prefix that was built before, from the same source with the same patches, is not built again: what changes late in the
-/// series costs only what comes after it, and a run that was interrupted goes on.
+/// A prefix that was built before, from the same source with the same patches, is not built again: what
+/// changes late in the series costs only what comes after it, and a run that was interrupted goes on.
 pub(crate) fn run(context: &Context, sysroot: &Sysroot, series: Series) -> Result<()> {
     let pristine = source::choose(context, sysroot, Some(series))?;
     let object = module::build(context, sysroot, Kind::Release)?;

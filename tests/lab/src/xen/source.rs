@@ -68,8 +68,8 @@ impl Pristine {
 
 /// Finds a source and has it unpacked in the cache.
 ///
-/// In this order: what the user gives (nothing is done where the cache holds just that); what the cache holds; what the
-/// archive serves, the newest series first. `wanted` limits all of it to one series.
+/// In this order: what the user gives (nothing is done where the cache holds just that); what the cache
+/// holds; what the archive serves, the newest series first. `wanted` limits all of it to one series.
 pub(crate) fn choose(context: &Context, sysroot: &Sysroot, wanted: Option<Series>) -> Result<Pristine> {
     let mut passed_over = Vec::new();
     if let Some(given) = &context.options.xen_source {

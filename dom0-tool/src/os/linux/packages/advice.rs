@@ -1,4 +1,5 @@
-//! What to fetch by hand: the packages in which distributions ship a kernel's headers, by the form of its release.
+//! What to fetch by hand: the packages in which distributions ship a kernel's headers, by the form of its
+//! release.
 
 use super::KernelName;
 

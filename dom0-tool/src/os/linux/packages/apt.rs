@@ -1,6 +1,6 @@
-//! Fetching with apt: private lists and an empty status, so that neither the machine's own lists nor what is installed on
-//! it matters or changes. apt checks the archive's signature and each package's digest; `dpkg-deb -x` unpacks without
-//! running anything of the package.
+//! Fetching with apt: private lists and an empty status, so that neither the machine's own lists nor what is
+//! installed on it matters or changes. apt checks the archive's signature and each package's digest;
+//! `dpkg-deb -x` unpacks without running anything of the package.
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -14,10 +14,11 @@ use super::{At, FetchError, KernelName, Package};
 pub struct Archive {
     /// The archive's address; the one that this machine uses if left out.
     pub mirror: Option<String>,
-    /// Its release ("suite"). If left out, first what this machine uses, then the releases that Debian's archive has under
-    /// these names at any time.
+    /// Its release ("suite"). If left out, first what this machine uses, then the releases that Debian's
+    /// archive has under these names at any time.
     pub suite: Option<String>,
-    /// The keys that its lists are signed with; Debian's and Ubuntu's, where this machine has them, if left out.
+    /// The keys that its lists are signed with; Debian's and Ubuntu's, where this machine has them, if left
+    /// out.
     pub keyring: Option<PathBuf>,
 }
 
@@ -309,7 +310,8 @@ impl Apt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Described {
     package: Package,
-    /// Those of its dependencies that hold headers, too (`linux-headers-6.1.0-50-common`, `linux-hwe-6.5-headers-6.5.0-14`).
+    /// Those of its dependencies that hold headers, too (`linux-headers-6.1.0-50-common`,
+    /// `linux-hwe-6.5-headers-6.5.0-14`).
     headers: Vec<String>,
 }
 

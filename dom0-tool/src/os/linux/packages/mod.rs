@@ -1,9 +1,9 @@
 //! The headers of a guest's kernel, by way of this machine's package manager and without installing anything.
 //!
-//! A guest says which kernel it runs, so the name of the package is a guest's word: [`KernelName`] lets nothing through that
-//! could be an option or a path. Packages are fetched and checked by the package manager (`apt`), unpacked into a cache
-//! ([`HeaderCache`]) where later commands look, and never installed; their scripts do not run. Where the package manager
-//! cannot help, [`advice`] says what to fetch.
+//! A guest says which kernel it runs, so the name of the package is a guest's word: [`KernelName`] lets
+//! nothing through that could be an option or a path. Packages are fetched and checked by the package manager
+//! (`apt`), unpacked into a cache ([`HeaderCache`]) where later commands look, and never installed; their
+//! scripts do not run. Where the package manager cannot help, [`advice`] says what to fetch.
 
 pub mod advice;
 mod apt;
@@ -43,7 +43,8 @@ pub enum FetchError {
         /// The archives.
         asked: String,
     },
-    /// The lists of archives are signed with keys that are not here: whether they have the package is not known.
+    /// The lists of archives are signed with keys that are not here: whether they have the package is not
+    /// known.
     #[error("the lists of an archive could not be checked, its key is not on this machine: {archives}")]
     Unchecked {
         /// The archives, and the keys.
@@ -105,7 +106,8 @@ impl KernelName {
     /// Takes a kernel's word for what it is. `architecture` is Debian's name for it.
     ///
     /// # Errors
-    /// [`FetchError::Release`] for anything but letters, digits and `.+-_~`, or one that does not begin with a digit.
+    /// [`FetchError::Release`] for anything but letters, digits and `.+-_~`, or one that does not begin with
+    /// a digit.
     pub fn new(release: &str, architecture: &'static str) -> Result<Self, FetchError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".+-_~".contains(&byte);
         let good = release.len() <= MAX_RELEASE
@@ -131,7 +133,8 @@ impl KernelName {
         self.release.ends_with("-pve")
     }
 
-    /// What packages with its headers are called, as archives of Debian's kind name them: the likeliest first.
+    /// What packages with its headers are called, as archives of Debian's kind name them: the likeliest
+    /// first.
     fn packages(&self) -> Vec<String> {
         let prefixes: &[&str] = if self.is_proxmox() {
             &["proxmox-headers", "pve-headers"]
@@ -202,7 +205,8 @@ impl HeaderCache {
             .join(format!("{}_{}", kernel.release, kernel.architecture))
     }
 
-    /// Finds the headers of `kernel`: here, or in the first archive that has them. `progress` is told each step.
+    /// Finds the headers of `kernel`: here, or in the first archive that has them. `progress` is told each
+    /// step.
     ///
     /// # Errors
     /// [`FetchError`].

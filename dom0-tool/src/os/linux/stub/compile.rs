@@ -72,7 +72,8 @@ impl StubProgram {
     }
 }
 
-/// Compiles and links the stub against `tree`. `release` is the guest's word for its kernel, where there is a guest.
+/// Compiles and links the stub against `tree`. `release` is the guest's word for its kernel, where there is a
+/// guest.
 ///
 /// # Errors
 /// [`CompileError`].
@@ -86,7 +87,8 @@ pub fn compile(
     let mut prepared = prepare(tree, release, folder.path())?;
     if let Some(source) = prepared.bounds.clone() {
         let mut bounds = ask(tree, compiler, &prepared)?;
-        // Only to assembly, which is read for its comments; clang's own assembler would take them for instructions.
+        // Only to assembly, which is read for its comments; clang's own assembler would take them for
+        // instructions.
         bounds.args(["-S", "-o"]).arg(inside("bounds.s")).arg(source);
         if compiler == Compiler::Clang {
             bounds.arg("-fno-integrated-as");
@@ -110,8 +112,8 @@ pub fn compile(
     run(compiler.program(), stub, &tree.generated)?;
 
     let mut link = Command::new("ld");
-    // What PageBuddy and its like call only when an assertion fails (dump_page under CONFIG_DEBUG_VM) stays undefined:
-    // a call there faults, and a fault of the stub is a refusal.
+    // What PageBuddy and its like call only when an assertion fails (dump_page under CONFIG_DEBUG_VM) stays
+    // undefined: a call there faults, and a fault of the stub is a refusal.
     link.args([
         "-m",
         if tree.wide { "elf_x86_64" } else { "elf_i386" },

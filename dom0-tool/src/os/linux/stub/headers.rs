@@ -1,9 +1,9 @@
 //! Finding the parts of a kernel's header tree or source tree.
 //!
-//! Four shapes occur: a full build tree (sources and generated files together); a separate output folder whose `source`
-//! link leads to the sources; Debian's pair `linux-headers-X-amd64` (generated) and `linux-headers-X-common` (sources),
-//! where the former's Makefile includes the latter's; and sources that were never built, which need the kernel's
-//! configuration (`prepare` makes what such a tree lacks).
+//! Four shapes occur: a full build tree (sources and generated files together); a separate output folder
+//! whose `source` link leads to the sources; Debian's pair `linux-headers-X-amd64` (generated) and
+//! `linux-headers-X-common` (sources), where the former's Makefile includes the latter's; and sources that
+//! were never built, which need the kernel's configuration (`prepare` makes what such a tree lacks).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,8 @@ const MM: &str = "include/linux/mm.h";
 pub(super) const AUTOCONF: [&str; 2] = ["include/generated/autoconf.h", "include/linux/autoconf.h"];
 
 impl HeaderTree {
-    /// Opens the tree at `path`. `config` is the kernel's configuration, for sources that were never configured.
+    /// Opens the tree at `path`. `config` is the kernel's configuration, for sources that were never
+    /// configured.
     ///
     /// # Errors
     /// [`HeadersError`].
@@ -103,7 +104,8 @@ impl HeaderTree {
             }
         };
         let wide = has("CONFIG_X86_64");
-        // Until 2.6.23 the two were architectures of their own, and i386 called itself CONFIG_X86_32 or only CONFIG_X86.
+        // Until 2.6.23 the two were architectures of their own, and i386 called itself CONFIG_X86_32 or only
+        // CONFIG_X86.
         if !wide && !has("CONFIG_X86_32") && !has("CONFIG_X86") {
             return Err(HeadersError::NotX86(generated));
         }
@@ -129,8 +131,8 @@ impl HeaderTree {
             .filter_map(|line| line.trim().strip_prefix("include "))
             .find_map(|path| Path::new(path.trim()).parent().map(Path::to_owned))
             .ok_or_else(|| HeadersError::SourcesUnnamed(generated.to_owned()))?;
-        // The tree may have been unpacked elsewhere than where it was made for: then the sources lie beside it. Looked
-        // at first, so that another machine's headers are never mixed with this machine's.
+        // The tree may have been unpacked elsewhere than where it was made for: then the sources lie beside
+        // it. Looked at first, so that another machine's headers are never mixed with this machine's.
         let beside = named
             .file_name()
             .and_then(|name| Some(generated.parent()?.join(name)));

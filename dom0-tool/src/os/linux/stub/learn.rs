@@ -1,10 +1,10 @@
 //! Learning by experiment what the kernel's `PageBuddy` looks at, and proving it.
 //!
-//! The kernel's own setter makes a descriptor free; then each of its bits is flipped in turn, and those whose flip
-//! makes the kernel's own test say "not free" are the ones that it looks at. That finds every test of the form
-//! `(descriptor & mask) == expected`, which all kernels since 2.6.18 use (a flag bit, a number, a mask, a byte). That
-//! it *is* of that form is then proven: the finding and the kernel's test are both asked about many descriptors,
-//! random ones and ones made to lie on the border, and must never differ.
+//! The kernel's own setter makes a descriptor free; then each of its bits is flipped in turn, and those whose
+//! flip makes the kernel's own test say "not free" are the ones that it looks at. That finds every test of
+//! the form `(descriptor & mask) == expected`, which all kernels since 2.6.18 use (a flag bit, a number, a
+//! mask, a byte). That it *is* of that form is then proven: the finding and the kernel's test are both asked
+//! about many descriptors, random ones and ones made to lie on the border, and must never differ.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,8 @@ use crate::os::linux::layout::{FORMAT, Known, Layout, Proof};
 
 /// Descriptors of each of the kinds that the proof tries.
 const PROOF_PER_KIND: usize = 40_000;
-/// Where the pseudo-random descriptors begin: fixed, so that a refusal can be seen again. Any number would do.
+/// Where the pseudo-random descriptors begin: fixed, so that a refusal can be seen again. Any number would
+/// do.
 const SEED: u64 = 0x4c61_6375_6e61;
 
 /// Why no rule was learnt.
@@ -204,8 +205,9 @@ pub fn learn(stub: &mut Stub, tree: &HeaderTree, compiler: Compiler) -> Result<L
     })
 }
 
-/// Descriptors that the kernel's setter has made free, from several backgrounds. Not every background will do: where
-/// the mark is a cleared bit (4.18 to 6.10) it is only true of a descriptor whose type was "none" before.
+/// Descriptors that the kernel's setter has made free, from several backgrounds. Not every background will
+/// do: where the mark is a cleared bit (4.18 to 6.10) it is only true of a descriptor whose type was "none"
+/// before.
 fn free_samples(stub: &mut Stub) -> Result<Vec<Vec<u8>>, LearnError> {
     let size = stub.greeting.descriptor_bytes;
     let mut random = Random(SEED);
@@ -277,7 +279,8 @@ fn find_predicate(stub: &mut Stub, samples: &[Vec<u8>]) -> Result<Predicate, Lea
     })
 }
 
-/// Where the member lies that `setter` writes: the bytes that differ afterwards, on a background of zeros or ones.
+/// Where the member lies that `setter` writes: the bytes that differ afterwards, on a background of zeros or
+/// ones.
 fn find_member(
     stub: &mut Stub,
     operation: Operation,
@@ -345,8 +348,8 @@ fn check_order(stub: &mut Stub, field: Field, max_order: u64) -> Result<(), Lear
     Ok(())
 }
 
-/// Asks the kernel's test and `predicate` about descriptors of three kinds: random ones; random ones made to satisfy
-/// the predicate; and those with one bit that matters flipped.
+/// Asks the kernel's test and `predicate` about descriptors of three kinds: random ones; random ones made to
+/// satisfy the predicate; and those with one bit that matters flipped.
 fn prove(stub: &mut Stub, predicate: &Predicate) -> Result<Proof, LearnError> {
     let size = stub.greeting.descriptor_bytes;
     let mut random = Random(SEED ^ u64::MAX);

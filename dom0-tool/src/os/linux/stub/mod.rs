@@ -1,10 +1,10 @@
 //! The stub: a guest kernel's own definitions, compiled against its headers and asked.
 //!
-//! [`headers`] finds the header tree of one kernel build, `prepare` makes what a tree that was never built lacks,
-//! [`compile`] makes a small static program from it with one of the compilers of [`toolchain`], [`run`]
-//! starts that program with nothing but read, write and exit allowed, and [`learn`] finds out by experiment which bits
-//! of a page descriptor make it free, then proves the finding on random descriptors. The result is a
-//! [`Layout`].
+//! [`headers`] finds the header tree of one kernel build, `prepare` makes what a tree that was never built
+//! lacks, [`compile`] makes a small static program from it with one of the compilers of [`toolchain`],
+//! [`run`] starts that program with nothing but read, write and exit allowed, and [`learn`] finds out by
+//! experiment which bits of a page descriptor make it free, then proves the finding on random descriptors.
+//! The result is a [`Layout`].
 
 pub mod compile;
 pub mod headers;

@@ -1,8 +1,8 @@
 //! What a compilation needs and a tree lacks, made in a folder of ours: the tree itself is only read.
 //!
-//! A kernel's build makes these by running programs of the source tree; here nothing of it runs. Each is made from the
-//! configuration, the Makefile's version, the tables of system calls, or (`bounds.h`) the compiler's own output. What is
-//! there already is used as it is.
+//! A kernel's build makes these by running programs of the source tree; here nothing of it runs. Each is made
+//! from the configuration, the Makefile's version, the tables of system calls, or (`bounds.h`) the compiler's
+//! own output. What is there already is used as it is.
 //!
 //! | made | when | from |
 //! |---|---|---|
@@ -22,9 +22,11 @@ use std::path::{Path, PathBuf};
 
 use super::headers::{AUTOCONF, HeaderTree, HeadersError};
 
-/// Orders of `scripts/Kbuild.include` that matter: where the tree keeps its tables of system calls (3.3 to 4.1, 4.2 on).
+/// Orders of `scripts/Kbuild.include` that matter: where the tree keeps its tables of system calls (3.3 to
+/// 4.1, 4.2 on).
 const TABLES: [&str; 2] = ["arch/x86/entry/syscalls", "arch/x86/syscalls"];
-/// A generated header of numbers of system calls: file, table, tables' columns that count, prefix of each name.
+/// A generated header of numbers of system calls: file, table, tables' columns that count, prefix of each
+/// name.
 const UNISTD: [(&str, &str, &[&str], &str); 5] = [
     ("unistd_64.h", "syscall_64.tbl", &["common", "64"], "__NR_"),
     ("unistd_x32.h", "syscall_64.tbl", &["common", "x32"], "__NR_"),
@@ -38,7 +40,8 @@ const UNISTD: [(&str, &str, &[&str], &str); 5] = [
 pub(super) struct Prepared {
     /// Folder of what was made, searched last.
     made: PathBuf,
-    /// Folders of the tree in the order in which the kernel's own build searches them (`LINUXINCLUDE`, top Makefile).
+    /// Folders of the tree in the order in which the kernel's own build searches them (`LINUXINCLUDE`, top
+    /// Makefile).
     folders: Vec<PathBuf>,
     /// Whether `bounds.h` has to be made yet, and of what.
     pub(super) bounds: Option<PathBuf>,
@@ -54,8 +57,8 @@ impl Prepared {
         self.folders.iter().chain([&self.made]).map(PathBuf::as_path)
     }
 
-    /// Adds the `bounds.h` that `assembly`, the compiler's output for `kernel/bounds.c`, describes (`include/linux/kbuild.h`:
-    /// lines `->NAME $VALUE`).
+    /// Adds the `bounds.h` that `assembly`, the compiler's output for `kernel/bounds.c`, describes
+    /// (`include/linux/kbuild.h`: lines `->NAME $VALUE`).
     pub(super) fn add_bounds(&mut self, assembly: &str) -> io::Result<()> {
         let mut text = String::new();
         for line in assembly.lines() {
@@ -162,7 +165,8 @@ fn configuration(tree: &HeaderTree, made: &Path) -> io::Result<()> {
     put(made, "linux/autoconf.h", &text)
 }
 
-/// `utsrelease.h` and `version.h`, each where either is missing; where only the old place has it, the new one leads there.
+/// `utsrelease.h` and `version.h`, each where either is missing; where only the old place has it, the new one
+/// leads there.
 fn version(tree: &HeaderTree, release: Option<&str>, made: &Path) -> Result<(), PrepareError> {
     let makefile = fs::read_to_string(tree.sources.join("Makefile")).unwrap_or_default();
     let assigned = |name: &str| {
@@ -311,7 +315,8 @@ fn numbers(table: &str, columns: &[&str], prefix: &str) -> String {
     text
 }
 
-/// What `bounds.h` has to be made of: nothing where it is there, or where the kernel has no use for it (before 2.6.25).
+/// What `bounds.h` has to be made of: nothing where it is there, or where the kernel has no use for it
+/// (before 2.6.25).
 fn bounds(tree: &HeaderTree) -> Result<Option<PathBuf>, HeadersError> {
     let users = ["page-flags.h", "mmzone.h", "page-flags-layout.h"];
     let wanted = users.iter().any(|file| {

@@ -1,8 +1,8 @@
 //! Running the stub, which holds foreign code, so that it can do nothing but answer.
 //!
-//! The program's first act, before any code from the header tree runs, is strict seccomp (`entry.S`): from then on the
-//! kernel of this machine kills it for anything but read, write and exit. It talks over two pipes and is killed when
-//! the time limit passes.
+//! The program's first act, before any code from the header tree runs, is strict seccomp (`entry.S`): from
+//! then on the kernel of this machine kills it for anything but read, write and exit. It talks over two pipes
+//! and is killed when the time limit passes.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -24,8 +24,8 @@ const SANDBOX_UNAVAILABLE: i32 = 97;
 const GREETING_BYTES: usize = 224;
 const FACT_BYTES: usize = 64;
 const EXCHANGE_HEADER: usize = 64;
-/// Exchanges written before the first answer is read: both directions stay below a pipe's 64 KiB, so neither side
-/// ever waits for the other to make room.
+/// Exchanges written before the first answer is read: both directions stay below a pipe's 64 KiB, so neither
+/// side ever waits for the other to make room.
 const BATCH_BYTES: usize = 48 << 10;
 /// Most facts and largest descriptor accepted.
 const MAX_FACTS: u64 = 256;
@@ -260,7 +260,8 @@ impl Stub {
         self.output.read_exact(into).map_err(|error| self.explain(error))
     }
 
-    /// How the stub ended, its input being closed. A healthy one ends by itself at once; one that loops is killed.
+    /// How the stub ended, its input being closed. A healthy one ends by itself at once; one that loops is
+    /// killed.
     fn end(&mut self) -> io::Result<ExitStatus> {
         let mut child = lock(&self.child);
         for _ in 0..100 {

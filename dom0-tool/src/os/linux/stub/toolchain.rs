@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::compile::CompileError;
 
-/// Longest that one run of the compiler or linker may take. About a second in practice, half a minute under emulation.
+/// Longest that one run of the compiler or linker may take. About a second in practice, half a minute under
+/// emulation.
 pub(super) const TOOL_LIMIT: Duration = Duration::from_secs(180);
 /// Lines of a compiler's complaint that are shown.
 const EXCERPT_LINES: usize = 8;
@@ -65,8 +66,8 @@ impl Compiler {
         })
     }
 
-    /// What makes the compiler pass for version `major` of gcc, the newest that the headers know; it changes which of the
-    /// kernel's headers are taken, not what the compiler does. clang always passes for gcc 4.2.
+    /// What makes the compiler pass for version `major` of gcc, the newest that the headers know; it changes
+    /// which of the kernel's headers are taken, not what the compiler does. clang always passes for gcc 4.2.
     pub(super) fn pass_for(self, major: u32) -> Vec<String> {
         match self {
             Self::Clang => Vec::new(),
@@ -91,7 +92,8 @@ pub(super) const FLAGS: [&str; 22] = [
     "-DKBUILD_BASENAME=\"lacuna\"",
     "-O2",
     "-std=gnu11",
-    // Until 5.17 kernels were C89, in which a plain "extern inline" emits nothing; newer ones have gnu_inline on each.
+    // Until 5.17 kernels were C89, in which a plain "extern inline" emits nothing; newer ones have gnu_inline
+    // on each.
     "-fgnu89-inline",
     "-nostdinc",
     "-ffreestanding",

@@ -1,5 +1,5 @@
-//! Where a section and an offset of a PDB lie in the image: section headers, and OMAP for images that were rearranged
-//! after linking (Windows XP's and 2003's kernels were, by BBT).
+//! Where a section and an offset of a PDB lie in the image: section headers, and OMAP for images that were
+//! rearranged after linking (Windows XP's and 2003's kernels were, by BBT).
 
 use std::io::{Read, Seek};
 
@@ -9,8 +9,9 @@ use crate::os::windows::pe::Machine;
 
 /// Bytes of the debug stream's header (`microsoft-pdb`, `PDB/dbi/dbi.h`, `NewDBIHdr`).
 const HEADER: usize = 64;
-/// Sub-streams' sizes, by their offset in the header, in the order in which they follow it. The optional header, a
-/// list of stream numbers, comes last; the size of the list of edit-and-continue data stands after its own.
+/// Sub-streams' sizes, by their offset in the header, in the order in which they follow it. The optional
+/// header, a list of stream numbers, comes last; the size of the list of edit-and-continue data stands after
+/// its own.
 const SIZES_BEFORE_OPTIONAL: [usize; 6] = [24, 28, 32, 36, 40, 52];
 const OPTIONAL_SIZE: usize = 48;
 /// Places in the optional header (`dbi.h`, `DBGTYPE`).
@@ -28,15 +29,16 @@ const AMD64: u16 = 0x8664;
 pub struct AddressMap {
     /// Processor, where the debug stream tells. Windows XP's does not always.
     pub machine: Option<Machine>,
-    /// Virtual addresses and sizes (the larger of that in memory and that in the file) of the sections that symbols
-    /// speak of.
+    /// Virtual addresses and sizes (the larger of that in memory and that in the file) of the sections that
+    /// symbols speak of.
     sections: Vec<(u32, u32)>,
     /// From, to; rising. Empty for an image that was not rearranged.
     omap: Vec<(u32, u32)>,
 }
 
 impl AddressMap {
-    /// Reads the map; `None` when the file has no debug stream or names no sections, so that nothing has an address.
+    /// Reads the map; `None` when the file has no debug stream or names no sections, so that nothing has an
+    /// address.
     ///
     /// # Errors
     /// [`PdbError`] when what is there is damaged.
@@ -112,8 +114,8 @@ impl AddressMap {
         }))
     }
 
-    /// The address of byte `offset` of section `section` (from 1 on); `None` when there is none, or the rearrangement
-    /// left it out.
+    /// The address of byte `offset` of section `section` (from 1 on); `None` when there is none, or the
+    /// rearrangement left it out.
     pub fn rva(&self, section: u16, offset: u32) -> Option<u32> {
         let (start, size) = *self.sections.get(usize::from(section).checked_sub(1)?)?;
         if offset >= size {

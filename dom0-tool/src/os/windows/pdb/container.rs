@@ -1,7 +1,8 @@
 //! The container of a PDB (MSF, the "multi-stream file"): checked in full before any parser sees the file.
 //!
-//! After Microsoft's own description (`microsoft/microsoft-pdb`, `PDB/msf/msf.cpp`). What is checked here bounds what
-//! later readers can allocate: no stream is larger than the file, nor are all of them together larger than twice it.
+//! After Microsoft's own description (`microsoft/microsoft-pdb`, `PDB/msf/msf.cpp`). What is checked here
+//! bounds what later readers can allocate: no stream is larger than the file, nor are all of them together
+//! larger than twice it.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -176,7 +177,8 @@ fn read_directory(
             size.div_ceil(block_size)
         };
         total += u64::from(count);
-        // Stream 0 is the directory of the commit before: its blocks may be another's by now, so twice is possible.
+        // Stream 0 is the directory of the commit before: its blocks may be another's by now, so twice is
+        // possible.
         if total > 2 * u64::from(blocks) {
             return Err(PdbError::TooLarge {
                 what: "the size of all streams, in blocks",

@@ -18,8 +18,8 @@ pub(super) const MAX_CONTINUATIONS: usize = 64;
 const MAX_DEFINITIONS: usize = 16;
 /// Most names of an enumeration.
 pub(super) const MAX_VALUES: usize = 256;
-/// Kinds of records that define a class, structure, union, enumeration or interface (`cvinfo.h`, `LF_*`): with names
-/// that are counted, that end in zero, and of the wide kind of Visual Studio 2019.
+/// Kinds of records that define a class, structure, union, enumeration or interface (`cvinfo.h`, `LF_*`):
+/// with names that are counted, that end in zero, and of the wide kind of Visual Studio 2019.
 const DEFINING: [u16; 13] = [
     0x1004, 0x1005, 0x1006, 0x1007, 0x1504, 0x1505, 0x1506, 0x1507, 0x1519, 0x1608, 0x1609, 0x160a, 0x160b,
 ];
@@ -63,8 +63,8 @@ impl<'t> Types<'t> {
         Ok(self.finder.find(index)?.parse()?)
     }
 
-    /// All definitions under `name`: those that C compilers wrote, and those of C++ compilers, which have a second, unique
-    /// name.
+    /// All definitions under `name`: those that C compilers wrote, and those of C++ compilers, which have a
+    /// second, unique name.
     pub(super) fn defined(&self, name: &str) -> Vec<TypeIndex> {
         let plain = std::iter::once(name.to_owned());
         plain
@@ -160,8 +160,8 @@ impl<'t> Types<'t> {
         Err(TypeError::EndlessList.into())
     }
 
-    /// Where the member at the end of `path` lies in the structure `root`, in bytes; `None` where a name is not there, or where
-    /// definitions place it differently.
+    /// Where the member at the end of `path` lies in the structure `root`, in bytes; `None` where a name is
+    /// not there, or where definitions place it differently.
     ///
     /// # Errors
     /// [`PdbError`].
@@ -202,8 +202,8 @@ impl<'t> Types<'t> {
         }))
     }
 
-    /// The definitions that a type stands for: itself, or, for a forward reference, those under its unique name. Where
-    /// there are none, as between modules of C and of C++, those under its plain name.
+    /// The definitions that a type stands for: itself, or, for a forward reference, those under its unique
+    /// name. Where there are none, as between modules of C and of C++, those under its plain name.
     pub(super) fn definitions(&self, index: TypeIndex, data: &TypeData<'t>) -> Vec<TypeIndex> {
         let Some((name, unique)) = forward_names(data) else {
             return vec![index];

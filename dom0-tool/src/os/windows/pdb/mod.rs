@@ -1,11 +1,11 @@
-//! What a kernel's PDB says: which build it belongs to, how `_MMPFN` is laid out, what `_MMLISTS` names, and where the
-//! kernel's variables are.
+//! What a kernel's PDB says: which build it belongs to, how `_MMPFN` is laid out, what `_MMLISTS` names, and
+//! where the kernel's variables are.
 //!
-//! The file is an allegation, downloaded over who knows what. Its container and the counts in it are checked first
-//! ([`container`]), so that no number in the file makes a reader allocate more than a few times the file's size; then
-//! `pdb2` parses records. `pdb2` is memory-safe except for two casts in parts that are not used here (line numbers,
-//! OMAP); a panic in it is caught: nothing outlives the call but what it returns, so that none of its state can be seen
-//! half-changed.
+//! The file is an allegation, downloaded over who knows what. Its container and the counts in it are checked
+//! first ([`container`]), so that no number in the file makes a reader allocate more than a few times the
+//! file's size; then `pdb2` parses records. `pdb2` is memory-safe except for two casts in parts that are not
+//! used here (line numbers, OMAP); a panic in it is caught: nothing outlives the call but what it returns, so
+//! that none of its state can be seen half-changed.
 
 pub mod addresses;
 pub mod container;
@@ -117,8 +117,8 @@ pub enum PdbError {
 pub struct PdbIdentity {
     /// Its GUID.
     pub guid: Guid,
-    /// The age that symbol stores file it under and executables name: the debug stream's, which the linker wrote. In
-    /// a file without one, the information stream's.
+    /// The age that symbol stores file it under and executables name: the debug stream's, which the linker
+    /// wrote. In a file without one, the information stream's.
     pub age: u32,
     /// The information stream's age, which later tools raise.
     pub info_age: u32,
@@ -224,8 +224,8 @@ fn read_identity(container: &Container, file: &mut (impl Read + Seek)) -> Result
     })
 }
 
-/// Holds the type stream's header against its size, since `pdb2` allocates by the number of types. Returns the version; 0
-/// when there is no such stream, or nothing in it.
+/// Holds the type stream's header against its size, since `pdb2` allocates by the number of types. Returns
+/// the version; 0 when there is no such stream, or nothing in it.
 fn check_types(container: &Container, file: &mut (impl Read + Seek)) -> Result<u32, PdbError> {
     if container.size(TYPE_STREAM).unwrap_or(0) == 0 {
         return Ok(0);

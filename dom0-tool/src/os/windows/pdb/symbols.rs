@@ -10,8 +10,8 @@ use super::PdbError;
 use super::addresses::AddressMap;
 use crate::os::windows::pe::Machine;
 
-/// Names looked for. The first three lead to the page-frame database, directly and by the debugger's block; the others
-/// check it, tell what state memory management is in, or identify the kernel.
+/// Names looked for. The first three lead to the page-frame database, directly and by the debugger's block;
+/// the others check it, tell what state memory management is in, or identify the kernel.
 pub const WANTED: &[&str] = &[
     "MmPfnDatabase",
     "MmPhysicalMemoryBlock",
@@ -52,8 +52,8 @@ pub const WANTED: &[&str] = &[
     "KdVersionBlock",
 ];
 
-/// Of these, the names that lead to the free pages: at two addresses they are refused. Another name that is there twice, as
-/// private names of two modules can be, is only left out.
+/// Of these, the names that lead to the free pages: at two addresses they are refused. Another name that is
+/// there twice, as private names of two modules can be, is only left out.
 const LEADING: [&str; 5] = [
     "MmPfnDatabase",
     "MmPhysicalMemoryBlock",

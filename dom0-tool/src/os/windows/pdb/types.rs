@@ -1,7 +1,8 @@
 //! `_MMPFN` and `_MMLISTS`: a bounded depth-first walk through a PDB's types.
 //!
-//! Members are what is looked for, not the types they are in: the type that holds `PageLocation` is `_MMPFNENTRY` until
-//! Windows 10 1703 and `_MMPFNENTRY1` after it, and it sits in a union in a structure in `_MMPFN`.
+//! Members are what is looked for, not the types they are in: the type that holds `PageLocation` is
+//! `_MMPFNENTRY` until Windows 10 1703 and `_MMPFNENTRY1` after it, and it sits in a union in a structure in
+//! `_MMPFN`.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,8 @@ use super::walk::{MAX_DEPTH, MAX_MEMBERS, Walk};
 
 /// The type of an entry of the page-frame database, from Windows XP to 11.
 const ENTRY: &str = "_MMPFN";
-/// The system's partition of memory, since Windows 10, and what in it leads to the number of its zeroed pages.
+/// The system's partition of memory, since Windows 10, and what in it leads to the number of its zeroed
+/// pages.
 const PARTITION: &str = "_MI_PARTITION";
 const ZEROED_TOTAL: [&str; 3] = ["PageLists", "ZeroedPageListHead", "Total"];
 /// Members that decide whether a page is free (`profile.rs` tests them).
@@ -117,8 +119,8 @@ impl Field {
 
 /// The one place that the members called `name` share.
 ///
-/// A name can stand in several alternatives of a union (`ReferenceCount` in `u3` and in `u3.e2`). It is believed when
-/// they all mean the same bits; the first in the order of declaration is returned.
+/// A name can stand in several alternatives of a union (`ReferenceCount` in `u3` and in `u3.e2`). It is
+/// believed when they all mean the same bits; the first in the order of declaration is returned.
 ///
 /// # Errors
 /// [`TypeError::Ambiguous`] when they do not.

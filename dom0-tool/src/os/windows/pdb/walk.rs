@@ -36,8 +36,8 @@ impl<'types, 't> Walk<'types, 't> {
         self.fields
     }
 
-    /// Records the members of the structure or union `index`, which begins at `base`. The depth is that of the path,
-    /// where the members of an unnamed one count as well.
+    /// Records the members of the structure or union `index`, which begins at `base`. The depth is that of
+    /// the path, where the members of an unnamed one count as well.
     pub(super) fn aggregate(&mut self, index: TypeIndex, base: u64) -> Result<(), PdbError> {
         if self.path.len() >= MAX_DEPTH {
             return Err(self.cyclic());
@@ -155,9 +155,10 @@ impl<'types, 't> Walk<'types, 't> {
         }
     }
 
-    /// Goes into a type that may be defined several times: modules of one program can know different things under one
-    /// name, and an unnamed type's name is shared by all of them. A definition that does not fit into the entry is not the one that
-    /// is meant. What those that fit say alike is recorded; they must agree on what decides whether a page is free.
+    /// Goes into a type that may be defined several times: modules of one program can know different things
+    /// under one name, and an unnamed type's name is shared by all of them. A definition that does not fit
+    /// into the entry is not the one that is meant. What those that fit say alike is recorded; they must
+    /// agree on what decides whether a page is free.
     fn one_of(&mut self, definitions: &[TypeIndex], at: u64) -> Result<(), PdbError> {
         let (before, depth) = (self.fields.len(), self.path.len());
         let mut agreed: Option<Vec<Field>> = None;
@@ -208,8 +209,8 @@ impl<'types, 't> Walk<'types, 't> {
         })
     }
 
-    /// Bytes of a type; 0 when it cannot be known (a forward reference to nothing, or to definitions of several sizes; a
-    /// function).
+    /// Bytes of a type; 0 when it cannot be known (a forward reference to nothing, or to definitions of
+    /// several sizes; a function).
     fn size_of(&self, index: TypeIndex, depth: usize) -> Result<u64, PdbError> {
         if depth >= MAX_DEPTH {
             return Err(self.cyclic());

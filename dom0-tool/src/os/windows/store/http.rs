@@ -1,6 +1,6 @@
-//! Symbol stores that are servers: plain GET requests, with bounds on time, size and redirections. Through a proxy where
-//! the environment names one, as other programs do: `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY`, except for the hosts in `NO_PROXY`.
-//! Whom https trusts is for the system to say, too.
+//! Symbol stores that are servers: plain GET requests, with bounds on time, size and redirections. Through a
+//! proxy where the environment names one, as other programs do: `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY`,
+//! except for the hosts in `NO_PROXY`. Whom https trusts is for the system to say, too.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -75,7 +75,8 @@ pub(super) struct Client {
 /// Who may sign the certificate of a server.
 #[derive(Debug)]
 struct Trust {
-    /// How many authorities the system names: in its own store, or in those that `SSL_CERT_FILE` and `SSL_CERT_DIR` put in its place.
+    /// How many authorities the system names: in its own store, or in those that `SSL_CERT_FILE` and
+    /// `SSL_CERT_DIR` put in its place.
     system: usize,
     roots: RootCerts,
 }
@@ -161,8 +162,9 @@ impl Client {
         }
     }
 
-    /// Fetches `address`, at most `most` bytes. `begin` gives the place to write to, anew for each try. `None` when the
-    /// server does not have it: 404, 410, and 403, which stores in the cloud say for the same.
+    /// Fetches `address`, at most `most` bytes. `begin` gives the place to write to, anew for each try.
+    /// `None` when the server does not have it: 404, 410, and 403, which stores in the cloud say for the
+    /// same.
     ///
     /// # Errors
     /// What went wrong in the last try, in words.
@@ -290,7 +292,8 @@ fn copy(
     }
 }
 
-/// A page for people where a file should be: a portal's log-in, or an error under status 200; or a file that is packed.
+/// A page for people where a file should be: a portal's log-in, or an error under status 200; or a file that
+/// is packed.
 fn refuse_page(headers: &HeaderMap) -> Result<(), Trouble> {
     let kind = headers
         .get(header::CONTENT_TYPE)

@@ -10,7 +10,8 @@ use crate::os::windows::symbol_key::SymbolKey;
 pub(super) const INDEX: &str = "index2.txt";
 /// The file that says where the wanted one is.
 pub(super) const POINTER: &str = "file.ptr";
-/// Most entries of a folder looked through for a name in other letters. Microsoft's own store has some 100,000 names.
+/// Most entries of a folder looked through for a name in other letters. Microsoft's own store has some
+/// 100,000 names.
 const MAX_ENTRIES: usize = 1 << 20;
 /// Longest pointer file read.
 pub(super) const MAX_POINTER: u64 = 4096;
@@ -98,8 +99,9 @@ pub(super) fn look_up(folder: &Path, key: &SymbolKey) -> Result<Option<Found>, S
     Ok(None)
 }
 
-/// What lies at `path` below `folder`, as written, or else in other letters, large for small: Windows does not tell them
-/// apart, and stores are copied from there. The first in alphabetical order if there are several.
+/// What lies at `path` below `folder`, as written, or else in other letters, large for small: Windows does
+/// not tell them apart, and stores are copied from there. The first in alphabetical order if there are
+/// several.
 pub(super) fn in_any_case(folder: &Path, path: &str) -> Option<PathBuf> {
     let exact = folder.join(path);
     if exact.exists() {

@@ -1,8 +1,8 @@
 //! Finds the PDB of a kernel: in folders, in symbol stores, on symbol servers.
 //!
-//! Whatever is found is held against the GUID and the age that were asked for, also what lies in a cache already. A
-//! download goes to a temporary file beside its place and is moved there when it is whole and right: a cache never
-//! holds a part of a file, or another's.
+//! Whatever is found is held against the GUID and the age that were asked for, also what lies in a cache
+//! already. A download goes to a temporary file beside its place and is moved there when it is whole and
+//! right: a cache never holds a part of a file, or another's.
 
 mod cabinet;
 mod http;
@@ -155,8 +155,8 @@ fn from_store(folder: &Path, caches: &[&Path], key: &SymbolKey) -> Result<Option
     }
 }
 
-/// Copies `file` into each cache, and returns where it is in the first that took it. A cache that cannot be written to
-/// costs time later, no more.
+/// Copies `file` into each cache, and returns where it is in the first that took it. A cache that cannot be
+/// written to costs time later, no more.
 fn spread(file: &Path, caches: &[&Path], key: &SymbolKey) -> PathBuf {
     let mut nearest = file.to_owned();
     for cache in caches.iter().rev() {

@@ -1,16 +1,16 @@
 //! Where to look for a PDB: a path in the syntax of `_NT_SYMBOL_PATH`, which every Windows debugger reads.
 //!
-//! Elements are separated by `;`. `srv*A*B*C` asks A, then B, then C, and copies what it finds into those before;
-//! `symsrv*DLL*...` is the same (the name of the library is passed over); `cache*DIR` is a cache for all elements after
-//! it; anything else is a folder or the address of a server. An empty place is the default cache, at the end of a list
-//! Microsoft's server: so `srv*` alone is what the debuggers' `.symfix` means.
+//! Elements are separated by `;`. `srv*A*B*C` asks A, then B, then C, and copies what it finds into those
+//! before; `symsrv*DLL*...` is the same (the name of the library is passed over); `cache*DIR` is a cache for
+//! all elements after it; anything else is a folder or the address of a server. An empty place is the default
+//! cache, at the end of a list Microsoft's server: so `srv*` alone is what the debuggers' `.symfix` means.
 
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Microsoft's public symbol server, the default of the field ("Microsoft public symbol server" in the debuggers'
-/// documentation).
+/// Microsoft's public symbol server, the default of the field ("Microsoft public symbol server" in the
+/// debuggers' documentation).
 pub const PUBLIC_SERVER: &str = "https://msdl.microsoft.com/download/symbols";
 /// The environment variable that debuggers read.
 pub const VARIABLE: &str = "_NT_SYMBOL_PATH";
@@ -55,7 +55,8 @@ pub enum Place {
     Server(String),
 }
 
-/// One element: places in the order in which they are asked, and the caches that keep what is found further on.
+/// One element: places in the order in which they are asked, and the caches that keep what is found further
+/// on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Element {
     /// Places.
@@ -70,8 +71,8 @@ pub struct SymbolPath {
 }
 
 impl SymbolPath {
-    /// Parses `text`. `default_cache` stands for an empty part of `srv**...`, and is put before a server that has no
-    /// cache.
+    /// Parses `text`. `default_cache` stands for an empty part of `srv**...`, and is put before a server that
+    /// has no cache.
     ///
     /// # Errors
     /// [`PathError`].

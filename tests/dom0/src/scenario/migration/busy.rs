@@ -1,10 +1,10 @@
-//! A guest that allocates, writes checksummed data and frees during the whole migration. It judges itself: on arrival it
-//! checks every word that it holds.
+//! A guest that allocates, writes checksummed data and frees during the whole migration. It judges itself: on
+//! arrival it checks every word that it holds.
 //!
-//! What dom0 sees while the guest stands still cannot judge here. A page that was free when it was looked at, and has
-//! since been allocated and not written (on a list of free pages of one CPU, or the untouched rest of a slab), is in
-//! use, holds something at the sender, and is rightly left behind: nobody has written it, so nobody may rely on it. Such
-//! pages are counted.
+//! What dom0 sees while the guest stands still cannot judge here. A page that was free when it was looked at,
+//! and has since been allocated and not written (on a list of free pages of one CPU, or the untouched rest of
+//! a slab), is in use, holds something at the sender, and is rightly left behind: nobody has written it, so
+//! nobody may rely on it. Such pages are counted.
 
 use std::time::Duration;
 
@@ -97,8 +97,8 @@ fn rounds(host: &mut Host, rounds: u32) -> Result<()> {
     guest.check_health()
 }
 
-/// A scan from before CLEAN, which only the debug hypervisor's module lets a sender use: a page that is allocated and
-/// written between the two is left behind, and the guest finds that out.
+/// A scan from before CLEAN, which only the debug hypervisor's module lets a sender use: a page that is
+/// allocated and written between the two is left behind, and the guest finds that out.
 pub(crate) fn scan_before_clean(host: &mut Host) -> Result<()> {
     const SENDER: &[(&str, &str)] = &[("LACUNA_MIGRATION_TEST", "scan-before-clean")];
     let mut guest = busy_guest(host)?;

@@ -18,8 +18,8 @@ use crate::tool;
 const MIB: u32 = 256;
 /// What a guest must be able to take at once after its arrival, in MiB: nearly all that is free.
 const PRESSURE_MIB: u64 = 128;
-/// The memory of the domain with a claim to begin with, and what is free and not claimed then, in MiB: more than the guest
-/// has in use, and less than it has.
+/// The memory of the domain with a claim to begin with, and what is free and not claimed then, in MiB: more
+/// than the guest has in use, and less than it has.
 const NEIGHBOUR_MIB: u32 = 64;
 const LEFT_MIB: u64 = 160;
 /// `lacuna`'s exit status for "refused as unsafe".
@@ -46,8 +46,8 @@ fn guest(host: &mut Host, name: &'static str, extra: &'static str) -> Result<Gue
     Ok(guest)
 }
 
-/// A migration that must bring over all that is in use, with zeroes for what was skipped where they are promised, which
-/// the stream must say; returns how much was skipped.
+/// A migration that must bring over all that is in use, with zeroes for what was skipped where they are
+/// promised, which the stream must say; returns how much was skipped.
 fn moved(host: &mut Host, guest: &mut Guest, side: &str, journey: Journey, zeros: Zeros) -> Result<u64> {
     let mut skipped = 0;
     let arrival = migrate(host, guest, journey, |host, still| {
@@ -71,8 +71,8 @@ fn moved(host: &mut Host, guest: &mut Guest, side: &str, journey: Journey, zeros
     Ok(skipped)
 }
 
-/// A guest whose free pages must be zero: sent in full to a receiver that may not zero them, skipped for one that does,
-/// and healthy under memory pressure after both.
+/// A guest whose free pages must be zero: sent in full to a receiver that may not zero them, skipped for one
+/// that does, and healthy under memory pressure after both.
 pub(crate) fn init_on_free(host: &mut Host) -> Result<()> {
     let mut guest = guest(host, "zeroing", "init_on_free=1")?;
     host.lacuna(&["attach", guest.name])?;
@@ -128,9 +128,9 @@ pub(crate) fn page_poison(host: &mut Host) -> Result<()> {
     healthy(&mut guest, PRESSURE_MIB)
 }
 
-/// A receiver that has never heard of Lacuna gets an ordinary stream and restores a correct guest; if it gets the other one,
-/// for somebody said yes in its place, it refuses it and the guest goes on here. A receiver that is told not to use zero frames
-/// makes what was skipped zero by other means.
+/// A receiver that has never heard of Lacuna gets an ordinary stream and restores a correct guest; if it gets
+/// the other one, for somebody said yes in its place, it refuses it and the guest goes on here. A receiver
+/// that is told not to use zero frames makes what was skipped zero by other means.
 pub(crate) fn stock_receiver(host: &mut Host) -> Result<()> {
     let mut guest = guest(host, "plain", "")?;
     host.lacuna(&["attach", guest.name])?;
@@ -187,8 +187,8 @@ fn refused(host: &mut Host, guest: &Guest) -> Result<()> {
     )
 }
 
-/// A host whose memory is nearly all claimed gets a guest that is mostly free: refused as long as what it could come to need
-/// has to be free, taken when the host may promise more than it has.
+/// A host whose memory is nearly all claimed gets a guest that is mostly free: refused as long as what it
+/// could come to need has to be free, taken when the host may promise more than it has.
 pub(crate) fn reserve(host: &mut Host) -> Result<()> {
     let mut guest = guest(host, "thrifty", "")?;
     host.lacuna(&["attach", guest.name])?;

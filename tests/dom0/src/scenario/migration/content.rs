@@ -1,5 +1,5 @@
-//! Guests whose pages in use share frames, moved and saved. Whoever shares a frame, what arrives is the guest's own, and who
-//! stays behind keeps what it has.
+//! Guests whose pages in use share frames, moved and saved. Whoever shares a frame, what arrives is the
+//! guest's own, and who stays behind keeps what it has.
 
 use lacuna_guest::Task;
 
@@ -45,8 +45,8 @@ fn share(host: &mut Host, guest: &Guest, known: &Known) -> Result<()> {
     all_shared(guest, known).map(drop)
 }
 
-/// Every known page was sent with its content; sending it, and looking at it, has ended no sharing; and the copy has a frame
-/// for each.
+/// Every known page was sent with its content; sending it, and looking at it, has ended no sharing; and the
+/// copy has a frame for each.
 fn sent_in_full(still: &Standstill, known: &Known, shared: u64) -> Result<()> {
     let unsent = known
         .gfns()
@@ -65,8 +65,8 @@ fn sent_in_full(still: &Standstill, known: &Known, shared: u64) -> Result<()> {
     )
 }
 
-/// A guest on shared frames and zero frames moves while it is idle, and while it writes the shared pages; each page arrives
-/// as it was, and can be shared again.
+/// A guest on shared frames and zero frames moves while it is idle, and while it writes the shared pages;
+/// each page arrives as it was, and can be shared again.
 pub(crate) fn content(host: &mut Host) -> Result<()> {
     let empty = settled_free_mib()?;
     let (mut guest, known) = sharing_guest(host, "sharing")?;
@@ -114,8 +114,8 @@ pub(crate) fn content(host: &mut Host) -> Result<()> {
     host.expect_free(empty)
 }
 
-/// Of two guests that share frames one is moved away. Both keep their own, also when they write, and when the one that
-/// stayed is gone the host has everything back.
+/// Of two guests that share frames one is moved away. Both keep their own, also when they write, and when the
+/// one that stayed is gone the host has everything back.
 pub(crate) fn content_group(host: &mut Host) -> Result<()> {
     const GROUP: &str = "tenant-a";
     let empty = settled_free_mib()?;

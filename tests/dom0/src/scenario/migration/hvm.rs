@@ -1,4 +1,5 @@
-//! An HVM guest with a device model, QEMU in dom0, which maps the guest's memory as it likes: what Windows runs as.
+//! An HVM guest with a device model, QEMU in dom0, which maps the guest's memory as it likes: what Windows
+//! runs as.
 
 use std::fs;
 
@@ -31,8 +32,9 @@ const SEEN: &str = "/root/seen";
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
-/// Free pages that the device model has mapped are left alone and counted, and given back when it has let go; the others are
-/// given back at once. The guest gets zeroed memory again, moves, leaves its free pages behind, and goes on.
+/// Free pages that the device model has mapped are left alone and counted, and given back when it has let go;
+/// the others are given back at once. The guest gets zeroed memory again, moves, leaves its free pages
+/// behind, and goes on.
 pub(crate) fn hvm(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&PLAN)?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
@@ -61,8 +63,8 @@ fn held(host: &mut Host, guest: &mut Guest, free: u64) -> Result<()> {
         let before = seen(host, guest)?;
         host.note("sharing, with pages that the device model has mapped")?;
         let (shared, held) = round(host, guest)?;
-        // Whenever the guest gives memory away, as its balloon may do soon after it has booted, the device model forgets
-        // all it has mapped; it cannot have done so while its mappings are there.
+        // Whenever the guest gives memory away, as its balloon may do soon after it has booted, the device
+        // model forgets all it has mapped; it cannot have done so while its mappings are there.
         if held > 0 || mapped()? >= MAPPED_MIB << 20 || tries == TRIES {
             break (before, shared, held);
         }
@@ -78,7 +80,8 @@ fn held(host: &mut Host, guest: &mut Guest, free: u64) -> Result<()> {
         &held.to_string(),
     )?;
     given_back(shared + held, free)?;
-    // Had one of them been put on a zero frame, the device model would go on with a frame that is no longer the guest's.
+    // Had one of them been put on a zero frame, the device model would go on with a frame that is no longer
+    // the guest's.
     let after = seen(host, guest)?;
     let empty = |page: &[u8]| page.iter().all(|byte| *byte == 0);
     let pages = before.chunks_exact(PAGE).zip(after.chunks_exact(PAGE));

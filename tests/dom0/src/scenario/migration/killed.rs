@@ -13,7 +13,8 @@ use crate::host::{Host, settled_free_mib, wait_until};
 use crate::migration::{Journey, Migration};
 use crate::stream::tap;
 
-/// Pages after which the migration is broken: well inside the first iteration, with and without the free ones.
+/// Pages after which the migration is broken: well inside the first iteration, with and without the free
+/// ones.
 const MIDDLE: u64 = 4096;
 /// How long what is left of a broken migration may take to go away.
 const LIMIT: Duration = Duration::from_secs(120);

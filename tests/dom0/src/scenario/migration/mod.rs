@@ -39,7 +39,8 @@ use crate::tool;
 
 /// How long the agent may take for what touches all of the guest's memory.
 const AGENT_LIMIT: Duration = Duration::from_secs(180);
-/// Frames whose content Xen itself changes when a guest is suspended and restored: the shared-info page and the rings.
+/// Frames whose content Xen itself changes when a guest is suspended and restored: the shared-info page and
+/// the rings.
 const XENS_OWN: usize = 8;
 /// What the issue asks to be left behind of the free pages that stayed free: 99 %.
 const SKIPPED_PER_MILLE: u64 = 990;
@@ -55,8 +56,8 @@ const UNKNOWN_RECEIVER: &[&str] = &["--lacuna=free"];
 /// The library as Xen has it.
 const STOCK_LIBRARY: (&str, &str) = ("LD_LIBRARY_PATH", "/usr/local/lib/stock:/usr/local/lib");
 
-/// A migration to a receiver with the library as Xen has it, and an xl that hears the sender's question or, as Xen's does,
-/// passes over it.
+/// A migration to a receiver with the library as Xen has it, and an xl that hears the sender's question or,
+/// as Xen's does, passes over it.
 fn to_stock_receiver(deaf: bool) -> Journey {
     let (name, value) = STOCK_LIBRARY;
     Journey {
@@ -126,10 +127,10 @@ pub(super) fn zeroed(differences: &Differences) -> Result<()> {
     )
 }
 
-/// The frames that were left behind though they are in use and hold something that was written. The guest stands still,
-/// so a scan of the copy that was sent is the truth about this very moment. In a guest that was idle each is a write that
-/// is lost: its free pages hold what they were filled with. In a busy one it may be a page that was allocated and not
-/// written yet (see [`mod@busy`]).
+/// The frames that were left behind though they are in use and hold something that was written. The guest
+/// stands still, so a scan of the copy that was sent is the truth about this very moment. In a guest that was
+/// idle each is a write that is lost: its free pages hold what they were filled with. In a busy one it may be
+/// a page that was allocated and not written yet (see [`mod@busy`]).
 pub(super) fn left_in_use(
     host: &mut Host,
     still: &Standstill,

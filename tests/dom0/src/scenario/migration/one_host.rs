@@ -18,9 +18,11 @@ use crate::stream::tally::{PageType, Report};
 
 /// Captures in a row that must agree before the guest counts as still.
 const STILL: u64 = 4;
-/// How far `lacuna estimate` may be off: the guest is idle between it and the migration, and the agent on its own.
+/// How far `lacuna estimate` may be off: the guest is idle between it and the migration, and the agent on its
+/// own.
 const ESTIMATE_PER_MILLE: u64 = 10;
-/// What the receiver's host may take beside the pages that were sent: page tables, the domain's own structures.
+/// What the receiver's host may take beside the pages that were sent: page tables, the domain's own
+/// structures.
 const OVERHEAD_MIB: u64 = 12;
 
 /// Without Lacuna: every page is sent, arrives, and Xen's own checker accepts the stream.

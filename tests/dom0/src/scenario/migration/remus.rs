@@ -1,5 +1,5 @@
-//! Remus: the copy of a guest is brought up to date at each checkpoint, and goes on from the last one when the original is
-//! gone.
+//! Remus: the copy of a guest is brought up to date at each checkpoint, and goes on from the last one when
+//! the original is gone.
 
 use std::fs::{self, File};
 use std::process::Child;
@@ -34,8 +34,8 @@ impl Drop for Sender {
     }
 }
 
-/// A guest at work is copied, each time by a scan of that moment; the original is destroyed in the middle of its work, and the
-/// copy has all that it wrote until the last checkpoint.
+/// A guest at work is copied, each time by a scan of that moment; the original is destroyed in the middle of
+/// its work, and the copy has all that it wrote until the last checkpoint.
 pub(crate) fn remus(host: &mut Host) -> Result<()> {
     let mut guest = busy_guest(host)?;
     host.lacuna(&["attach", guest.name])?;
@@ -80,7 +80,8 @@ pub(crate) fn remus(host: &mut Host) -> Result<()> {
         "one of its own",
         &format!("{scans:?}"),
     )?;
-    // What a guest at work has written within a second it mostly has in use. The first iteration finds the free pages.
+    // What a guest at work has written within a second it mostly has in use. The first iteration finds the
+    // free pages.
     let skipped: u64 = iterations(&words()?).map(|line| value(line, "free")).sum();
     host.figure("skipped", skipped)?;
     host.figure(
@@ -127,7 +128,8 @@ fn iterations(words: &str) -> impl Iterator<Item = &str> {
     lines.filter(|line| line.starts_with("iteration "))
 }
 
-/// Those about checkpoints: iterations while the guest was suspended, but the first, which ends the live phase.
+/// Those about checkpoints: iterations while the guest was suspended, but the first, which ends the live
+/// phase.
 fn checkpoints(words: &str) -> Vec<String> {
     iterations(words)
         .filter(|line| line.trim_end().ends_with(" suspended"))

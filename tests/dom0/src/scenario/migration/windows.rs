@@ -1,5 +1,6 @@
-//! The Windows-like guest moves. Its zeroed list only nominates, and nobody looks at bytes during a migration: what is left
-//! behind is what `lacuna dedup` has put on zero frames, and for that the receiver must be known to be Lacuna's.
+//! The Windows-like guest moves. Its zeroed list only nominates, and nobody looks at bytes during a
+//! migration: what is left behind is what `lacuna dedup` has put on zero frames, and for that the receiver
+//! must be known to be Lacuna's.
 
 use lacuna_guest::Task;
 
@@ -10,16 +11,17 @@ use crate::guest::{Guest, Plan};
 use crate::host::Host;
 use crate::migration::{Arrival, Journey, compare, migrate};
 
-/// A small guest: its lists are queues, so that while it works every page is written between two passes over its memory, and
-/// sent again.
+/// A small guest: its lists are queues, so that while it works every page is written between two passes over
+/// its memory, and sent again.
 const PLAN: Plan = Plan { mib: 64, ..BUSY };
 /// What its workload has at most, in MiB.
 const WORK_MIB: u32 = 16;
-/// What the guest allocates on arrival, in MiB: zeroed pages, most of them. Those that it lied about are at the queue's end.
+/// What the guest allocates on arrival, in MiB: zeroed pages, most of them. Those that it lied about are at
+/// the queue's end.
 const GROWN_MIB: u32 = 16;
 
-/// A guest that works while it moves finds all it wrote. The same guest, idle, leaves all behind that is on zero frames, finds
-/// zeroes there, and what it held where it lied.
+/// A guest that works while it moves finds all it wrote. The same guest, idle, leaves all behind that is on
+/// zero frames, finds zeroes there, and what it held where it lied.
 pub(crate) fn windows(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&PLAN)?;
     let zero = share(host, &guest)?;

@@ -1,7 +1,8 @@
 //! A guest that is not the lab's, taken through what an operator would do before trusting Lacuna with it.
 //!
-//! Each step is a row of a table. A guest with the lab's agent in it is held against its own account, page by page; another
-//! one against its kernel's counters and its own life: a step says which, and what that leaves open.
+//! Each step is a row of a table. A guest with the lab's agent in it is held against its own account, page by
+//! page; another one against its kernel's counters and its own life: a step says which, and what that leaves
+//! open.
 
 mod moved;
 mod steps;
@@ -139,7 +140,8 @@ impl<'a> Tried<'a> {
         self.guest.check_running(&privcmd)
     }
 
-    /// Asks `lacuna` until it says yes, or the guest has had its time. Nothing when it was refused to the end.
+    /// Asks `lacuna` until it says yes, or the guest has had its time. Nothing when it was refused to the
+    /// end.
     fn ask(&mut self, host: &mut Host, steps: &mut Steps, line: &[&str]) -> Result<Option<Answer>> {
         let deadline = if self.agent {
             Instant::now() + UP_LIMIT
@@ -218,7 +220,8 @@ impl<'a> Tried<'a> {
         line
     }
 
-    /// Holds a scan against the guest's account, or against its kernel's counters while it stands still. How many are free.
+    /// Holds a scan against the guest's account, or against its kernel's counters while it stands still. How
+    /// many are free.
     fn scanned(&mut self, host: &mut Host, steps: &mut Steps) -> Result<u64> {
         steps.begin(host, "free pages")?;
         if let Some(account) = self.account()? {

@@ -39,7 +39,8 @@ impl Tried<'_> {
         steps.end(host, Outcome::Good, &detail)
     }
 
-    /// Moved to another domain of this host it goes on, and its memory is the same on both sides while it stands still.
+    /// Moved to another domain of this host it goes on, and its memory is the same on both sides while it
+    /// stands still.
     pub(super) fn migrated(&mut self, host: &mut Host, steps: &mut Steps) -> Result<()> {
         steps.begin(host, "migration")?;
         let pages = u64::from(self.trial.mib) * PAGES_PER_MIB;
@@ -80,8 +81,8 @@ impl Tried<'_> {
         if !self.agent {
             return Ok(());
         }
-        // A kernel that is resumed sets its serial port up again, which drops what has come by then: the agent may see the
-        // rest of an order, and says that it is none.
+        // A kernel that is resumed sets its serial port up again, which drops what has come by then: the
+        // agent may see the rest of an order, and says that it is none.
         let mut tries = 1;
         loop {
             match self.guest.order(Task::Health, ANSWER_LIMIT) {
