@@ -14,9 +14,10 @@ use std::fmt::Write as _;
 use lacuna_core::{Gfn, GuestPhys, PagingLevels, VcpuRegisters};
 use thiserror::Error;
 
-use super::confirm::{Confirmation, KnownSymbols, confirm};
+use super::confirm::{Confirmation, confirm};
 use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, mapped, notes};
 use super::kallsyms::{KallsymsError, Symbols};
+use super::known_symbols::KnownSymbols;
 use super::other_kernels::{Tie, signs_of_another};
 use super::spaces::spaces_of;
 use super::vmcoreinfo::{VmcoreInfo, VmcoreInfoError};

@@ -13,6 +13,7 @@ mod free_lists;
 pub mod identify;
 pub mod image;
 pub mod kallsyms;
+mod known_symbols;
 pub mod layout;
 pub mod marks;
 pub mod memory_model;
