@@ -77,6 +77,37 @@ fn readers_are_kept_out_until_a_scan_in_parts_is_complete() {
     assert_eq!((other.started, other.complete), (4, 4));
 }
 
+/// A caller that scans in parts cannot tell, and asks for one more.
+#[test]
+fn after_a_part_that_ends_with_memory_there_is_nothing_to_do_and_nothing_is_undone() {
+    const PLENTY: u64 = 1 << 40;
+    let mut guest = MockGuest::new(&Config::default());
+    let mut session = admitted(&mut guest);
+    let plenty = Request {
+        budget: PLENTY,
+        ..request(Op::Scan)
+    };
+    let (_, measured, _) = run(&mut session, &mut guest, plenty);
+    let exact = Request {
+        budget: PLENTY - measured.budget,
+        ..request(Op::Scan)
+    };
+    let (status, whole, _) = run(&mut session, &mut guest, exact);
+    assert_eq!(
+        (status, whole.cursor, whole.budget),
+        (Status::Done, guest.gfns(), 0)
+    );
+    let complete = header(&mut guest).unwrap();
+    assert_eq!(complete.complete, complete.started);
+    let one_more = Request { budget: 16, ..whole };
+    let (status, nothing, _) = run(&mut session, &mut guest, one_more);
+    assert_eq!(
+        (status, nothing.cursor, nothing.budget),
+        (Status::Done, guest.gfns(), 16)
+    );
+    assert_eq!(header(&mut guest).unwrap(), complete);
+}
+
 #[test]
 fn bits_that_are_not_believed_are_not_announced() {
     let mut guest = MockGuest::new(&Config::default());
