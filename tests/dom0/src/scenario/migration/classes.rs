@@ -20,7 +20,7 @@ const MIB: u32 = 256;
 const PRESSURE_MIB: u64 = 128;
 /// The memory of the domain with a claim to begin with, and what is free and not claimed then, in MiB: more
 /// than the guest has in use, and less than it has.
-const NEIGHBOUR_MIB: u32 = 64;
+const NEIGHBOUR_MIB: u32 = 128;
 const LEFT_MIB: u64 = 160;
 /// `lacuna`'s exit status for "refused as unsafe".
 const REFUSED: i32 = 3;
