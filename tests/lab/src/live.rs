@@ -235,7 +235,7 @@ fn one(
 }
 
 /// A figure as a line shows it.
-fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     /// More than these are for a picture, or for a program.
     const MANY: usize = 32;
     match value.as_array() {

@@ -301,7 +301,7 @@ fn print(outcomes: &[Outcome], skipped: &[Skipped]) -> Result<()> {
         let word = if outcome.failure.is_none() { "pass" } else { "FAIL" };
         println!("{word} {:5} s  {}", outcome.seconds, outcome.name);
         for (name, value) in &outcome.figures {
-            println!("               {name} = {value}");
+            println!("               {name} = {}", crate::live::shown(value));
         }
     }
     for outcome in outcomes {
