@@ -113,7 +113,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("migration/page-poison", 1200),
     quick("migration/save-restore", 1200),
     quick("migration/stock-receiver", 1200),
-    long("migration/reserve", 1200),
+    quick("migration/reserve", 1200),
     quick("migration/one-host", 1500),
     quick("migration/busy", 1200),
     // Two migrations each.
