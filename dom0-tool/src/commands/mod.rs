@@ -61,12 +61,6 @@ impl Out {
 /// Runs the command, prints what it has to say, and returns the exit status.
 pub fn run(cli: &Cli) -> u8 {
     let out = Out { json: cli.json };
-    // Several things can be wrong at once: its answer is no failure, and its exit status is its own.
-    if let Command::Doctor = cli.command {
-        let (answer, status) = doctor::run(out);
-        print_json(&answer, cli.json);
-        return status;
-    }
     let (answer, status) = match dispatch(&cli.command, out) {
         Ok(answered) => answered,
         Err(failure) => {
@@ -108,7 +102,8 @@ fn dispatch(command: &Command, out: Out) -> Result<(Value, u8), Failure> {
         Command::Top(arguments) => top::run(arguments, out),
         Command::Explain(arguments) => engine::explain(arguments, out),
         Command::Inspect(arguments) => inspect::run(arguments, out),
-        Command::Doctor => Ok(doctor::run(out).0),
+        // Several things can be wrong at once: its answer is no failure, and its exit status is its own.
+        Command::Doctor => return Ok(doctor::run(out)),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "lacuna", &mut std::io::stdout());
             Ok(Value::Null)
