@@ -14,12 +14,7 @@ struct Kind {
 }
 
 const fn kind(mark: &'static [u8], what: &'static str, remedy: &'static str) -> Kind {
-    Kind {
-        at: 0,
-        mark,
-        what,
-        remedy,
-    }
+    kind_at(0, mark, what, remedy)
 }
 
 const fn kind_at(at: u64, mark: &'static [u8], what: &'static str, remedy: &'static str) -> Kind {
