@@ -156,7 +156,7 @@ impl From<Network> for Devices {
 
 /// A disk of the machine's. What is written to it is thrown away.
 pub(crate) struct Drive {
-    /// The raw image, as the sysroot sees it.
+    /// The raw image, a file of the machine's.
     pub(crate) file: PathBuf,
 }
 
@@ -213,7 +213,8 @@ impl Emulator {
                 .collect(),
             dom0_line: String::new(),
         };
-        Self::boot_with(sysroot, xen, images, PLAIN, logs, &devices)
+        let sysroot = sysroot.seeing(drives.iter().map(|drive| drive.file.clone()));
+        Self::boot_with(&sysroot, xen, images, PLAIN, logs, &devices)
     }
 
     /// Boots two machines with a network between them; the one returned takes the orders, and ends the other.

@@ -23,6 +23,21 @@ pub(crate) struct Wanted {
     pub(crate) suite: &'static str,
 }
 
+impl Wanted {
+    /// Its packages; `of_image` says what of the image's is unpacked.
+    const fn packages(self, of_image: &'static [&'static str]) -> Packages<'static> {
+        Packages {
+            suite: self.suite,
+            architecture: "amd64",
+            kernel: archive::Wanted {
+                series: Some(self.series),
+                flavour: "amd64",
+            },
+            of_image,
+        }
+    }
+}
+
 /// The kernel of dom0 and of the newest stock guest.
 pub(crate) const LINUX_6_12: Wanted = Wanted {
     series: "6.12",
@@ -119,16 +134,8 @@ pub(crate) fn step(wanted: Wanted) -> (String, Key) {
 pub(crate) fn kernel(context: &Context, sysroot: &Sysroot, wanted: Wanted) -> Result<Kernel> {
     let (name, key) = step(wanted);
     let root = context.cached("kernels").join(wanted.series);
-    let packages = Packages {
-        suite: wanted.suite,
-        architecture: "amd64",
-        kernel: archive::Wanted {
-            series: Some(wanted.series),
-            flavour: "amd64",
-        },
-        // Of an image's 400 MB only what boots, Xen's own drivers, and the network card's that QEMU emulates.
-        of_image: &["./boot/*", "*/drivers/xen/*", "*/e1000/*"],
-    };
+    // Of an image's 400 MB only what boots, Xen's own drivers, and the network card's that QEMU emulates.
+    let packages = wanted.packages(&["./boot/*", "*/drivers/xen/*", "*/e1000/*"]);
     let release = packages.unpacked(context, sysroot, (&name, &key), &root)?;
     Ok(Kernel {
         series: wanted.series,
@@ -143,15 +150,7 @@ pub(crate) fn with_disks(context: &Context, sysroot: &Sysroot, wanted: Wanted) -
     let name = format!("kernel/{}-disks", wanted.series);
     let root = context.cached("kernels").join(format!("{}-disks", wanted.series));
     let key = KeyBuilder::new(&name, 1).text(wanted.suite).finish();
-    let packages = Packages {
-        suite: wanted.suite,
-        architecture: "amd64",
-        kernel: archive::Wanted {
-            series: Some(wanted.series),
-            flavour: "amd64",
-        },
-        of_image: &["*/drivers/nvme/*", "*/crypto/*", "*/lib/*"],
-    };
+    let packages = wanted.packages(&["*/drivers/nvme/*", "*/crypto/*", "*/lib/*"]);
     let release = packages.unpacked(context, sysroot, (&name, &key), &root)?;
     Ok((root, release))
 }

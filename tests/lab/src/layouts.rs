@@ -7,6 +7,7 @@ use crate::context::{Context, Staged};
 use crate::error::Result;
 use crate::key::KeyBuilder;
 use crate::process::run_logged;
+use crate::progress::Progress;
 use crate::sysroot::Sysroot;
 
 /// Where `lacuna` looks for layouts by itself (`DEFAULT_FOLDER` in its `os/linux/layout.rs`).
@@ -27,9 +28,37 @@ pub(crate) fn layout(
     let key = KeyBuilder::new(&name, 1).key(&sysroot.key).file(lacuna)?.finish();
     context.step(&name, &key, |progress| {
         let staged = Staged::file(file.clone())?;
-        let (lacuna, headers) = (lacuna.to_string_lossy(), headers.to_string_lossy());
-        let out = staged.path.to_string_lossy();
-        let line = [
+        let order = Order {
+            lacuna,
+            headers,
+            config: None,
+            out: &staged.path,
+        };
+        order.run(sysroot, &context.step_log(&name), progress)?;
+        staged.commit()
+    })?;
+    Ok((format!("{FOLDER}/{plain}"), file))
+}
+
+/// A layout that `lacuna` is to make. All paths are as the sysroot sees them.
+pub(crate) struct Order<'a> {
+    /// The product's command.
+    pub(crate) lacuna: &'a Path,
+    /// The kernel's header tree, or its sources.
+    pub(crate) headers: &'a Path,
+    /// The configuration, for sources that have none.
+    pub(crate) config: Option<&'a Path>,
+    /// Where the layout goes.
+    pub(crate) out: &'a Path,
+}
+
+impl Order<'_> {
+    /// Has it made with the compiler of `sysroot`.
+    pub(crate) fn run(&self, sysroot: &Sysroot, log: &Path, progress: &Progress) -> Result<()> {
+        let text = Path::to_string_lossy;
+        let (lacuna, headers, out) = (text(self.lacuna), text(self.headers), text(self.out));
+        let config = self.config.map(text);
+        let mut line = vec![
             &*lacuna,
             "profile",
             "build",
@@ -38,8 +67,9 @@ pub(crate) fn layout(
             "--out",
             &*out,
         ];
-        run_logged(sysroot.command("/", &line), &context.step_log(&name), progress)?;
-        staged.commit()
-    })?;
-    Ok((format!("{FOLDER}/{plain}"), file))
+        if let Some(config) = &config {
+            line.extend(["--config", config]);
+        }
+        run_logged(sysroot.command("/", &line), log, progress)
+    }
 }

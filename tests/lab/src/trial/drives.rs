@@ -25,8 +25,6 @@ pub(super) struct Drives {
     pub(super) cdrom: Option<String>,
     /// What the emulated machine gets.
     pub(super) machine: Vec<Drive>,
-    /// The files of the machine's that the emulator must see.
-    pub(super) seen: Vec<PathBuf>,
 }
 
 /// The drives that the user names; `files` gets what dom0 needs for them.
@@ -36,8 +34,7 @@ pub(super) fn of(stage: &Stage, options: &Options, files: &mut Vec<(String, Path
         let Some(file) = file else { return Ok(None) };
         let file = fs::canonicalize(file).on("find", file)?;
         let device = format!("/dev/nvme{}n1", drives.machine.len());
-        drives.machine.push(Drive { file: file.clone() });
-        drives.seen.push(file);
+        drives.machine.push(Drive { file });
         Ok(Some(device))
     };
     let (disk, cdrom) = (add(&options.disk)?, add(&options.cdrom)?);

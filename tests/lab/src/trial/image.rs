@@ -11,11 +11,10 @@ use crate::cpio::Archive;
 use crate::device_model;
 use crate::error::{Error, IoContext, Result};
 use crate::image::{Images, start_guest};
-use crate::process::run_logged;
+use crate::layouts;
 use crate::programs;
 use crate::progress::Progress;
 use crate::setup::Stage;
-use crate::sysroot::Sysroot;
 use crate::xen::place;
 
 /// Where the guest's files are in dom0.
@@ -110,7 +109,6 @@ pub(super) fn build(stage: &Stage, options: &Options) -> Result<Plan> {
         trial,
         images: written(stage, &contents.files)?,
         drives: drives.machine,
-        seen: drives.seen,
     })
 }
 
@@ -144,32 +142,20 @@ fn initrd(stage: &Stage, options: &Options, contents: &mut Contents) -> Result<(
 fn layout(stage: &Stage, tree: &Path, config: Option<&Path>) -> Result<PathBuf> {
     let context = stage.context();
     let tree = fs::canonicalize(tree).on("find", tree)?;
-    let made = Staged::file(context.cached("trial/layout.json"))?;
-    let mut others = vec![seen_for(&tree)];
-    let (headers, out) = (tree.to_string_lossy(), made.path.to_string_lossy());
-    let lacuna = stage.lacuna.to_string_lossy();
-    let mut line = vec![
-        &*lacuna,
-        "profile",
-        "build",
-        "--headers",
-        &*headers,
-        "--out",
-        &*out,
-    ];
     let config = config
         .map(|file| fs::canonicalize(file).on("find", file))
         .transpose()?;
-    let config = config.map(|file| {
-        others.push(file.clone());
-        file.to_string_lossy().into_owned()
-    });
-    if let Some(config) = &config {
-        line.extend(["--config", config]);
-    }
+    let others = config.iter().cloned().chain([seen_for(&tree)]);
+    let made = Staged::file(context.cached("trial/layout.json"))?;
     let progress = Progress::begin("the layout of the guest's kernel");
+    let order = layouts::Order {
+        lacuna: &stage.lacuna,
+        headers: &tree,
+        config: config.as_deref(),
+        out: &made.path,
+    };
     let log = context.step_log("trial-layout");
-    run_logged(stage.sysroot.seeing(others).command("/", &line), &log, &progress)?;
+    order.run(&stage.sysroot.seeing(others), &log, &progress)?;
     progress.done();
     made.commit()?;
     Ok(context.cached("trial/layout.json"))
@@ -214,11 +200,6 @@ fn written(stage: &Stage, files: &[(String, PathBuf)]) -> Result<Images> {
         dom0: image,
         kernel: stage.images.kernel.clone(),
     })
-}
-
-/// The sysroot with the files that the machine's drives are.
-pub(super) fn sysroot_seeing(stage: &Stage, seen: &[PathBuf]) -> Sysroot {
-    stage.sysroot.seeing(seen.iter().cloned())
 }
 
 #[cfg(test)]

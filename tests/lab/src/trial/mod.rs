@@ -17,7 +17,7 @@ use crate::emulator::Emulator;
 use crate::error::{Error, IoContext, Result};
 use crate::live;
 use crate::progress::Progress;
-use crate::setup::{Extent, Stage, Wish};
+use crate::setup::{Stage, Wish};
 use lacuna_scenarios::catalogue::Boot;
 
 /// The most memory that a guest may have, in MiB: a migration has two of it, a save puts it into dom0's own
@@ -98,11 +98,7 @@ pub(crate) enum Verdict {
 /// Where a step did not hold, and where the lab itself fails.
 pub(crate) fn run(context: &Context, options: &Options) -> Result<Verdict> {
     options.check()?;
-    let wish = Wish {
-        extent: Extent::Demo,
-        ..Wish::demo(context.options.series)
-    };
-    let stage = Stage::build(context, wish)?;
+    let stage = Stage::build(context, Wish::demo(context.options.series))?;
     let plan = image::build(&stage, options)?;
     let logs = context.repository.join("target/lab-logs").join(TRIAL);
     let progress = Progress::begin(TRIAL);
@@ -214,14 +210,11 @@ struct Plan {
     trial: Trial,
     images: crate::image::Images,
     drives: Vec<crate::emulator::Drive>,
-    /// Files that the emulator must see.
-    seen: Vec<PathBuf>,
 }
 
 impl Plan {
     fn boot(&self, stage: &Stage, logs: &Path) -> Result<Emulator> {
         let xen = stage.hypervisor(Boot::Release)?;
-        let sysroot = image::sysroot_seeing(stage, &self.seen);
-        Emulator::boot_with_drives(&sysroot, &xen, &self.images, &self.drives, logs)
+        Emulator::boot_with_drives(&stage.sysroot, &xen, &self.images, &self.drives, logs)
     }
 }
