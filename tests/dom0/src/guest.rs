@@ -195,11 +195,7 @@ impl Guest {
         // xenconsoled appends: what an earlier guest of this name wrote is not this one's.
         let read = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         host.xl(&["create", "-q", file])?;
-        let text = host.xl(&["domid", name])?;
-        let domain = text
-            .trim()
-            .parse()
-            .map_err(|_| differs("`xl domid`", "a number", &text))?;
+        let domain = host.domain_number(name)?;
         Ok(Self {
             name,
             domain,

@@ -61,6 +61,14 @@ impl<'a> Host<'a> {
         run(&mut xen("sbin/xl", arguments))
     }
 
+    /// The number of the domain called `name`.
+    pub(crate) fn domain_number(&mut self, name: &str) -> Result<u16> {
+        let text = self.xl(&["domid", name])?;
+        text.trim()
+            .parse()
+            .map_err(|_| differs("`xl domid`", "a number", &text))
+    }
+
     /// Creates a paused guest, `neighbour`, that takes all but `left` of the `free` MiB that the host has
     /// free.
     pub(crate) fn crowd(&mut self, free: u64, left: u64) -> Result<()> {

@@ -206,7 +206,7 @@ pub(crate) fn migrate(
             return Err(failure);
         }
     };
-    let receiver = number(host, &format!("{}--incoming", guest.name))?;
+    let receiver = host.domain_number(&format!("{}--incoming", guest.name))?;
     look(
         host,
         &Standstill {
@@ -219,7 +219,7 @@ pub(crate) fn migrate(
     migration.go_on()?;
     let arrival = migration.finish(host)?;
     arrival.expect_success()?;
-    guest.arrived(number(host, guest.name)?);
+    guest.arrived(host.domain_number(guest.name)?);
     Ok(arrival)
 }
 
@@ -228,14 +228,6 @@ pub(crate) fn verify(file: &Path) -> Result<()> {
     let mut checker = xen("lib/xen/bin/verify-stream-v2", &[]);
     checker.args(["--format", "xl", "--in"]).arg(file);
     run(&mut checker).map(drop)
-}
-
-/// The number of the domain called `name`.
-pub(crate) fn number(host: &mut Host, name: &str) -> Result<u16> {
-    let text = host.xl(&["domid", name])?;
-    text.trim()
-        .parse()
-        .map_err(|_| differs("`xl domid`", "a number", &text))
 }
 
 fn last_words(folder: &Path) -> String {

@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use crate::failure::{Failure, Result, differs};
 
+/// `lacuna`'s exit status for "refused as unsafe".
+pub(crate) const REFUSED: i32 = 3;
+
 /// What `lacuna` answered.
 pub(crate) struct Answer {
     /// Its exit status.

@@ -9,9 +9,7 @@ use crate::engine::{Direct, refused};
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::Plan;
 use crate::host::Host;
-
-/// `lacuna`'s exit status for "refused as unsafe".
-const REFUSED: i32 = 3;
+use crate::tool::REFUSED;
 
 /// Profiles with every bit flipped, cut at every length, too long: the hypervisor refuses each with a code
 /// that the tool knows, lives, and keeps the good one.

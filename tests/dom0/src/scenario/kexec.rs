@@ -8,13 +8,12 @@ use crate::engine::Direct;
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::Plan;
 use crate::host::{Host, wait_until};
+use crate::tool::REFUSED;
 
 /// How long the agent may take for what touches all of the guest's memory.
 const AGENT_LIMIT: Duration = Duration::from_secs(180);
 /// How long the old kernel may take to shut itself down, and the session to end.
 const END_LIMIT: Duration = Duration::from_secs(90);
-/// `lacuna`'s exit status for "refused as unsafe".
-const REFUSED: i32 = 3;
 
 /// A kexec into the same kernel, both without KASLR, so that addresses and page tables are the same again:
 /// sharing ends, `status` says why, and no page is shared on the old memory map's word.

@@ -7,12 +7,12 @@ use lacuna_guest::Task;
 
 use super::content::{P2M_RAM_SHARED, rounds};
 use super::named::taken;
-use super::refusals::REFUSED;
 use super::windows::{SEVEN, with_symbols};
 use crate::engine::{Direct, refused};
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::Plan;
 use crate::host::{Host, wait_until};
+use crate::tool::REFUSED;
 
 /// How long the guest may take for an order.
 const LIMIT: Duration = Duration::from_secs(120);

@@ -10,6 +10,7 @@ use crate::engine::{Direct, refused};
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, Plan};
 use crate::host::Host;
+use crate::tool::REFUSED;
 
 /// How long the agent may take for what touches all of the guest's memory.
 const AGENT_LIMIT: Duration = Duration::from_secs(180);
@@ -17,8 +18,6 @@ const AGENT_LIMIT: Duration = Duration::from_secs(180);
 const PROFILE: &str = "/root/good.profile";
 /// Memory of a guest that is only to be refused, in MiB: Debian's kernel needs more than 64 to be loaded.
 pub(super) const SMALL_MIB: u32 = 128;
-/// `lacuna`'s exit status for "refused as unsafe".
-pub(super) const REFUSED: i32 = 3;
 
 /// A refusal as it must look.
 pub(super) struct Refusal {

@@ -61,7 +61,7 @@ pub(crate) fn save(host: &mut Host) -> Result<()> {
     host.note("restoring")?;
     host.xl(&["restore", FILE])?;
     fs::remove_file(FILE)?;
-    guest.domain = domain_number(host, guest.name)?;
+    guest.domain = host.domain_number(guest.name)?;
     guest.grow(AGAIN_MIB, AGENT_LIMIT)?;
     guest.check_health()
 }
@@ -145,14 +145,6 @@ pub(crate) fn content_dump(host: &mut Host) -> Result<()> {
     guest.unpause(host)?;
     intact(&mut guest, "after the dump")?;
     guest.check_health()
-}
-
-/// The number of the domain called `name`.
-fn domain_number(host: &mut Host, name: &str) -> Result<u16> {
-    let text = host.xl(&["domid", name])?;
-    text.trim()
-        .parse()
-        .map_err(|_| differs("`xl domid`", "a number", &text))
 }
 
 /// What a core dump holds (Xen's `docs/misc/dump-core-format.txt`).

@@ -10,9 +10,9 @@ use crate::engine::Direct;
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, Plan};
 use crate::host::{Host, settled_free_mib};
-use crate::migration::{Journey, Migration, compare, migrate, number};
+use crate::migration::{Journey, Migration, compare, migrate};
 use crate::stream::PROMISE;
-use crate::tool;
+use crate::tool::{self, REFUSED};
 
 /// The guests' memory in MiB.
 const MIB: u32 = 256;
@@ -22,8 +22,6 @@ const PRESSURE_MIB: u64 = 128;
 /// than the guest has in use, and less than it has.
 const NEIGHBOUR_MIB: u32 = 128;
 const LEFT_MIB: u64 = 160;
-/// `lacuna`'s exit status for "refused as unsafe".
-const REFUSED: i32 = 3;
 
 /// Whether the receiver makes skipped pages zero.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -199,7 +197,7 @@ pub(crate) fn reserve(host: &mut Host) -> Result<()> {
     host.xl(&["create", "-q", "-p", &neighbour.write()?])?;
     let free = settled_free_mib()?;
     host.xl(&["mem-max", neighbour.name, &format!("{}m", free + u64::from(MIB))])?;
-    let claimer = Direct::open(number(host, neighbour.name)?)?;
+    let claimer = Direct::open(host.domain_number(neighbour.name)?)?;
     let claim = claimer.host_memory()?.free - LEFT_MIB * PAGES_PER_MIB;
     let claimed = |pages| {
         claimer

@@ -9,7 +9,6 @@ use super::busy::busy_guest;
 use super::{AGENT_LIMIT, WORDS};
 use crate::failure::{Result, differs, ensure};
 use crate::host::{Host, wait_until};
-use crate::migration::number;
 use crate::services::xen;
 
 /// What both ends write.
@@ -100,7 +99,7 @@ pub(crate) fn remus(host: &mut Host) -> Result<()> {
     });
     host.log("remus.log", &words()?)?;
     failed_over?;
-    let copy = number(host, guest.name)?;
+    let copy = host.domain_number(guest.name)?;
     ensure(
         copy != original,
         "the domain that is the guest now",

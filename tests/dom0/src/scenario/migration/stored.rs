@@ -9,7 +9,7 @@ use super::{AGENT_LIMIT, PAGES_PER_MIB, SKIPPED_PER_MILLE, healthy, tell};
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, Plan};
 use crate::host::Host;
-use crate::migration::{number, verify};
+use crate::migration::verify;
 use crate::stream::follow;
 use crate::stream::tally::{Report, Tally};
 
@@ -57,6 +57,6 @@ pub(super) fn saved(host: &mut Host, guest: &mut Guest, side: &str) -> Result<Re
     equal("domains", &vec!["Domain-0".to_owned()], &host.domains()?)?;
     host.xl(&["restore", FILE])?;
     fs::remove_file(FILE)?;
-    guest.domain = number(host, guest.name)?;
+    guest.domain = host.domain_number(guest.name)?;
     Ok(report)
 }

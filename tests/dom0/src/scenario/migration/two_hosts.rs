@@ -4,7 +4,7 @@ use super::AGENT_LIMIT;
 use super::busy::{busy_guest, work};
 use crate::failure::{Result, ensure, equal};
 use crate::host::{Host, settled_free_mib};
-use crate::migration::{Journey, Migration, number};
+use crate::migration::{Journey, Migration};
 use crate::peer::{FIRST, SECOND, ask};
 use crate::stream::tap;
 
@@ -37,7 +37,7 @@ pub(crate) fn two_hosts(host: &mut Host) -> Result<()> {
         host.note(&format!("round {round} of {ROUNDS}: back"))?;
         let words = ask(SECOND, &format!("send {}", guest.name))?;
         host.log("migrations.log", &words)?;
-        guest.arrived(number(host, guest.name)?);
+        guest.arrived(host.domain_number(guest.name)?);
         // Ends with a check of every word that the guest holds.
         let (more_blocks, more_pages) = guest.end_work(AGENT_LIMIT)?;
         blocks += more_blocks;

@@ -20,7 +20,7 @@ use super::reclaim;
 use crate::failure::{Failure, Result, differs};
 use crate::guest::{Account, Guest, Kind, PAGES_PER_MIB};
 use crate::host::{Host, settled_free_mib};
-use crate::tool::Answer;
+use crate::tool::{Answer, REFUSED};
 use steps::Steps;
 
 /// The domain's name.
@@ -35,8 +35,6 @@ const UP_LIMIT: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two rounds with a guest that does what it likes.
 const BETWEEN_ROUNDS: &str = "1";
-/// `lacuna`'s exit status for "refused as unsafe".
-const REFUSED: i32 = 3;
 
 /// A trial under way.
 struct Tried<'a> {
@@ -142,7 +140,7 @@ impl<'a> Tried<'a> {
 
     /// Asks `lacuna` until it says yes, or the guest has had its time. Nothing when it was refused to the
     /// end.
-    fn ask(&mut self, host: &mut Host, steps: &mut Steps, line: &[&str]) -> Result<Option<Answer>> {
+    fn ask(&self, host: &mut Host, steps: &mut Steps, line: &[&str]) -> Result<Option<Answer>> {
         let deadline = if self.agent {
             Instant::now() + UP_LIMIT
         } else {
@@ -194,9 +192,7 @@ impl<'a> Tried<'a> {
             // What is free is then not zero by itself, and a page wrongly called free is seen.
             self.guest.order(Task::Fill, AGENT_LIMIT)?;
         }
-        let line = self.attach_line();
-        let Some(answer) = self.ask(host, steps, &line.iter().map(String::as_str).collect::<Vec<_>>())?
-        else {
+        let Some(answer) = self.ask(host, steps, &self.attach_line())? else {
             return Ok(false);
         };
         let (outcome, detail) = if answer.body.get("counted") == Some(&Value::Bool(true)) {
@@ -214,9 +210,10 @@ impl<'a> Tried<'a> {
         Ok(true)
     }
 
-    fn attach_line(&self) -> Vec<String> {
-        let mut line = vec!["attach".to_owned(), NAME.to_owned()];
-        line.extend(self.trial.attach.iter().cloned());
+    /// The arguments with which `lacuna` attaches the guest.
+    fn attach_line(&self) -> Vec<&'a str> {
+        let mut line = vec!["attach", NAME];
+        line.extend(self.trial.attach.iter().map(String::as_str));
         line
     }
 

@@ -13,7 +13,7 @@ use super::{NAME, SERIAL, Tried};
 use crate::failure::Result;
 use crate::guest::PAGES_PER_MIB;
 use crate::host::Host;
-use crate::migration::{Journey, compare, migrate, number};
+use crate::migration::{Journey, compare, migrate};
 
 /// How long a guest that goes on may take to answer, and how often it is asked.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -29,7 +29,7 @@ impl Tried<'_> {
         let mib = fs::metadata(FILE)?.len() >> 20;
         host.xl(&["restore", FILE])?;
         fs::remove_file(FILE)?;
-        self.guest.domain = number(host, NAME)?;
+        self.guest.domain = host.domain_number(NAME)?;
         self.goes_on()?;
         self.attached_again(host)?;
         let detail = format!(
@@ -95,8 +95,7 @@ impl Tried<'_> {
 
     /// A profile is one boot's and one domain's: the toolstack, or an operator, attaches again.
     fn attached_again(&self, host: &mut Host) -> Result<()> {
-        let line = self.attach_line();
-        host.lacuna(&line.iter().map(String::as_str).collect::<Vec<_>>())?;
+        host.lacuna(&self.attach_line())?;
         host.lacuna(&["dedup", NAME])?;
         Ok(())
     }
