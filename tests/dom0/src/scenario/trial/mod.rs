@@ -27,6 +27,8 @@ use steps::Steps;
 const NAME: &str = "try";
 /// Where the device model serves the guest's serial port.
 const SERIAL: &str = "/run/try.serial";
+/// The same where the guest is moved to: the device model that it leaves behind takes its own socket away.
+const MOVED_SERIAL: &str = "/run/try.moved.serial";
 /// How long the agent may take for what touches all of the guest's memory.
 const AGENT_LIMIT: Duration = Duration::from_secs(300);
 /// How long a guest that is up is asked again and again who it is.
@@ -90,7 +92,7 @@ impl<'a> Tried<'a> {
         let limit = Duration::from_secs(trial.boot_seconds.into());
         let started = Instant::now();
         let file = "/root/try.cfg";
-        fs::write(file, configuration(trial))?;
+        fs::write(file, configuration(trial, SERIAL))?;
         let mut guest = Guest::start(host, NAME, file)?;
         if trial.hvm {
             guest.connect_serial(Path::new(SERIAL))?;
@@ -346,8 +348,8 @@ fn why(body: &Value) -> String {
         .map_or_else(|| body.to_string(), ToOwned::to_owned)
 }
 
-/// The guest's configuration for xl.
-fn configuration(trial: &Trial) -> String {
+/// The guest's configuration for xl, with the socket of its serial port.
+fn configuration(trial: &Trial, serial: &str) -> String {
     let kind = if trial.hvm { Kind::Hvm } else { Kind::Pvh };
     let mut lines = vec![
         format!("name=\"{NAME}\""),
@@ -370,7 +372,7 @@ fn configuration(trial: &Trial) -> String {
         // Systems that boot by themselves want a screen.
         let screen = if trial.kernel.is_none() { "stdvga" } else { "none" };
         lines.push(format!(
-            "vga=\"{screen}\"\nserial=\"unix:{SERIAL},server=on,wait=off\""
+            "vga=\"{screen}\"\nserial=\"unix:{serial},server=on,wait=off\""
         ));
         lines.extend(drives(trial));
     }

@@ -9,7 +9,7 @@ use lacuna_scenarios::wire::Outcome;
 
 use super::super::migration::{intact, left_in_use, zeroed};
 use super::steps::Steps;
-use super::{NAME, SERIAL, Tried};
+use super::{MOVED_SERIAL, NAME, SERIAL, Tried, configuration};
 use crate::failure::Result;
 use crate::guest::PAGES_PER_MIB;
 use crate::host::Host;
@@ -18,6 +18,8 @@ use crate::migration::{Journey, compare, migrate};
 /// How long a guest that goes on may take to answer, and how often it is asked.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const TRIES: u32 = 5;
+/// The configuration with which the guest arrives.
+const MOVED: &str = "/root/try.moved.cfg";
 /// Where the guest is saved.
 const FILE: &str = "/root/try.saved";
 
@@ -30,7 +32,7 @@ impl Tried<'_> {
         host.xl(&["restore", FILE])?;
         fs::remove_file(FILE)?;
         self.guest.domain = host.domain_number(NAME)?;
-        self.goes_on()?;
+        self.goes_on(SERIAL)?;
         self.attached_again(host)?;
         let detail = format!(
             "{mib} MiB for a guest of {}; it goes on, and is attached again",
@@ -45,14 +47,19 @@ impl Tried<'_> {
         steps.begin(host, "migration")?;
         let pages = u64::from(self.trial.mib) * PAGES_PER_MIB;
         let mut in_use = 0;
-        let arrival = migrate(host, &mut self.guest, Journey::default(), |host, still| {
+        fs::write(MOVED, configuration(self.trial, MOVED_SERIAL))?;
+        let journey = Journey {
+            options: &["-C", MOVED],
+            ..Journey::default()
+        };
+        let arrival = migrate(host, &mut self.guest, journey, |host, still| {
             let differences = compare(still, pages)?;
             intact(&differences)?;
             zeroed(&differences)?;
             in_use = left_in_use(host, still, &differences)?.len();
             Ok(())
         })?;
-        self.goes_on()?;
+        self.goes_on(MOVED_SERIAL)?;
         self.attached_again(host)?;
         let sum = |of: fn(&crate::stream::tally::Iteration) -> u64| arrival.report.sum(of);
         let detail = format!(
@@ -72,10 +79,10 @@ impl Tried<'_> {
         }
     }
 
-    /// Talks with the guest where it is now.
-    fn goes_on(&mut self) -> Result<()> {
+    /// Talks with the guest where it is now, over the socket `serial` if it is one with a device model.
+    fn goes_on(&mut self, serial: &str) -> Result<()> {
         if self.trial.hvm {
-            self.guest.connect_serial(Path::new(SERIAL))?;
+            self.guest.connect_serial(Path::new(serial))?;
         }
         self.still_runs()?;
         if !self.agent {
