@@ -73,6 +73,11 @@ impl Direct {
         Ok(self.info()?.pages)
     }
 
+    /// Why the domain has shut down (`SHUTDOWN_*` of Xen's `public/sched.h`); nothing while it runs.
+    pub(crate) fn shutdown_reason(&self) -> Result<Option<u8>> {
+        Ok(self.info()?.shutdown_reason())
+    }
+
     fn info(&self) -> Result<DomainInfo> {
         let info = self.privcmd.domain_info(self.domain);
         let info = info.map_err(|error| unusable(&error.to_string()))?;

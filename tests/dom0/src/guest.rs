@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use lacuna::xen::domain_info::DomainId;
 use lacuna::xen::privcmd::Privcmd;
+use lacuna_core::abi::Statistics;
 use lacuna_guest::truth::Capture;
 use lacuna_guest::{MARK, Order, Reply, Report, Task};
 
 use crate::account;
+use crate::engine::Direct;
 use crate::failure::{Failure, Result, differs};
 use crate::host::{Host, run, wait_until};
 use crate::services::xen;
@@ -185,8 +187,31 @@ impl Guest {
     /// Creates the domain and waits for its agent.
     pub(crate) fn create(host: &mut Host, plan: &Plan) -> Result<Self> {
         let mut guest = Self::start(host, plan.name, &plan.write()?)?;
-        guest.wait_ready()?;
-        Ok(guest)
+        match guest.wait_ready() {
+            Ok(()) => Ok(guest),
+            Err(failure) => {
+                if guest.died_untouched() {
+                    host.died_untouched(guest.domain)?;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Whether the domain is there, has shut down, and no operation of Lacuna was carried out on it.
+    fn died_untouched(&self) -> bool {
+        let Ok(direct) = Direct::open(self.domain) else {
+            return false;
+        };
+        let untouched = |statistics: Statistics| {
+            // To be asked for them costs the domain some memory.
+            let mut counted = statistics
+                .each()
+                .filter(|(name, ..)| !name.starts_with("metadata_"));
+            counted.all(|(.., value)| value == 0)
+        };
+        direct.shutdown_reason().is_ok_and(|reason| reason.is_some())
+            && direct.engine.statistics().is_ok_and(untouched)
     }
 
     /// Creates the domain called `name` of xl's configuration in `file`, and waits for nothing.
@@ -410,10 +435,7 @@ impl Guest {
         let (what, expected) = (format!("domain {} ({})", self.domain, self.name), "to run");
         let failed = |seen: &str| {
             let said = run(&mut xen("sbin/xl", &["dmesg"])).unwrap_or_default();
-            let said: Vec<&str> = said
-                .lines()
-                .filter(|line| line.contains("Triple fault"))
-                .collect();
+            let said = last_triple_fault(&said);
             let seen = format!("{seen} {} | {}", said.join(" | "), self.last_lines());
             Err(differs(&what, expected, &seen))
         };
@@ -492,4 +514,24 @@ impl Guest {
         let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(5)..].join(" | ")
     }
+}
+
+/// The lines of Xen's log `said` that tell of the last triple fault: where the virtual CPU stood, and the
+/// address that it could not reach.
+fn last_triple_fault(said: &str) -> Vec<&str> {
+    /// Lines of Xen's dump of a virtual CPU.
+    const DUMP: usize = 16;
+    let lines: Vec<&str> = said.lines().collect();
+    let Some(at) = lines.iter().rposition(|line| line.contains("Triple fault")) else {
+        return Vec::new();
+    };
+    lines[at..lines.len().min(at + DUMP)]
+        .iter()
+        .filter(|line| {
+            ["Triple fault", "RIP:", "CONTEXT:", "cr2:"]
+                .iter()
+                .any(|part| line.contains(part))
+        })
+        .map(|line| line.trim_start_matches("(XEN) "))
+        .collect()
 }

@@ -55,6 +55,11 @@ impl<'a> Host<'a> {
         })
     }
 
+    /// Tells the lab that `domain` shut down before any operation of Lacuna on it.
+    pub(crate) fn died_untouched(&mut self, domain: u16) -> Result<()> {
+        self.channel.send(&Event::DiedUntouched { domain })
+    }
+
     /// Runs xl and returns what it wrote. The lab's log of the scenario names each call.
     pub(crate) fn xl(&mut self, arguments: &[&str]) -> Result<String> {
         self.log("commands.log", &format!("xl {}\n", arguments.join(" ")))?;

@@ -76,7 +76,7 @@ pub(crate) fn measure(context: &Context, name: &str, extent: Extent) -> Result<O
 }
 
 /// Runs `scenarios`, in order, and returns an outcome for each. One that fails because the emulator lost a
-/// guest runs again on a new machine, see [`shows_a_lost_guest`].
+/// guest runs again on a new machine, see [`shows_a_lost_guest`] and [`shows_an_untouched_death`].
 pub(crate) fn run(stage: &Stage, scenarios: &[Scenario], logs: &Path) -> Vec<Outcome> {
     let mut machine = None;
     let outcomes = scenarios
@@ -126,7 +126,7 @@ fn attempt(
 ) -> (Outcome, bool) {
     let progress = Progress::begin(scenario.name);
     let started = Instant::now();
-    let mut figures = Vec::new();
+    let mut told = Told::default();
     let mut running = match machine.take() {
         Some((boot, running)) if boot == scenario.boot => Ok(running),
         other => {
@@ -139,19 +139,23 @@ fn attempt(
     };
     let before = running.as_ref().map_or(0, Emulator::console_length);
     let ended = match &mut running {
-        Ok(running) => one(running, scenario, here, &progress, &mut figures),
+        Ok(running) => one(running, scenario, here, &progress, &mut told),
         Err(_) => Ok(None),
     };
-    let guest_lost = running
-        .as_ref()
-        .is_ok_and(|running| shows_a_lost_guest(&running.console_from(before)));
+    let guest_lost = running.as_ref().is_ok_and(|running| {
+        let console = running.console_from(before);
+        shows_a_lost_guest(&console)
+            || told
+                .died_untouched
+                .is_some_and(|domain| shows_an_untouched_death(&console, domain))
+    });
     let failure = match (running, ended) {
         (Ok(running), Ok(failure)) => {
             *machine = Some((scenario.boot, running));
             failure
         }
         // The machine is in an unknown state: the next scenario gets a new one.
-        (Ok(_), Err(error)) | (Err(error), _) => Some(told(&error)),
+        (Ok(_), Err(error)) | (Err(error), _) => Some(indented(&error)),
     };
     let failure = failure.map(|text| format!("{text}\n  logs:     {}", here.display()));
     let seconds = started.elapsed().as_secs();
@@ -160,9 +164,21 @@ fn attempt(
         name: scenario.name.to_owned(),
         failure,
         seconds,
-        figures,
+        figures: told.figures,
     };
     (outcome, guest_lost)
+}
+
+/// What Xen says when a guest ends in a triple fault.
+const TRIPLE: &str = "Triple fault - invoking HVM shutdown";
+
+/// Whether Xen's console tells of a triple fault of `domain`, of which dom0 says that no operation of Lacuna
+/// was ever carried out on it: whatever killed it was not done to its memory by Lacuna.
+fn shows_an_untouched_death(console: &str, domain: u16) -> bool {
+    let of = format!(" d{domain}v");
+    console
+        .lines()
+        .any(|line| line.contains(TRIPLE) && line.contains(&of))
 }
 
 /// Whether Xen's console tells of a guest that the emulated processor has lost: one with Xen's own code
@@ -170,7 +186,6 @@ fn attempt(
 /// one that died because the processor could not read gate 8 of its interrupt table, where Linux has that
 /// table, after it had not been able to read the gate before.
 fn shows_a_lost_guest(console: &str) -> bool {
-    const TRIPLE: &str = "Triple fault - invoking HVM shutdown";
     /// Lines of Xen's dump of a virtual CPU.
     const DUMP: usize = 16;
     let lines: Vec<&str> = console.lines().collect();
@@ -212,7 +227,7 @@ fn one(
     scenario: Scenario,
     logs: &Path,
     progress: &Progress,
-    figures: &mut Vec<(String, Value)>,
+    told: &mut Told,
 ) -> Result<Option<String>> {
     fs::create_dir_all(logs).on("create", logs)?;
     let deadline = Instant::now() + scenario.limit;
@@ -223,8 +238,9 @@ fn one(
         match machine.next_event(deadline, &format!("{} ends", scenario.name))? {
             Event::Figure { name, value } => {
                 progress.line(&format!("  {name} = {}", shown(&value)));
-                figures.push((name, value));
+                told.figures.push((name, value));
             }
+            Event::DiedUntouched { domain } => told.died_untouched = Some(domain),
             event => {
                 if let Some(ended) = follow(event, logs, progress)? {
                     return Ok(ended.failure);
@@ -232,6 +248,14 @@ fn one(
             }
         }
     }
+}
+
+/// What dom0 told while a scenario ran.
+#[derive(Default)]
+struct Told {
+    figures: Vec<(String, Value)>,
+    /// The guest that died while it booted, by its domain's number.
+    died_untouched: Option<u16>,
 }
 
 /// A figure as a line shows it.
@@ -275,20 +299,21 @@ pub(crate) fn follow(event: Event, logs: &Path, progress: &Progress) -> Result<O
         } => Some(format!(
             "  at:       {what}\n  expected: {expected}\n  saw:      {seen}"
         )),
-        other @ (Event::Ready { .. } | Event::Broken { .. } | Event::Figure { .. }) => {
-            Some(format!("  expected: its end\n  saw:      {other:?}"))
-        }
+        other @ (Event::Ready { .. }
+        | Event::Broken { .. }
+        | Event::Figure { .. }
+        | Event::DiedUntouched { .. }) => Some(format!("  expected: its end\n  saw:      {other:?}")),
     };
     Ok(Some(Ended { failure }))
 }
 
-fn told(error: &Error) -> String {
+fn indented(error: &Error) -> String {
     format!("  {}", error.to_string().replace('\n', "\n  "))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::shows_a_lost_guest;
+    use super::{shows_a_lost_guest, shows_an_untouched_death};
 
     #[test]
     fn only_a_guest_with_xens_state_or_without_its_interrupt_table_was_lost_by_the_emulator() {
@@ -306,5 +331,14 @@ mod tests {
         assert!(!shows_a_lost_guest(&dump(xen, "hypervisor (d6v0)", other)));
         let oops = dump(guest, "hvm guest (d6v0)", gate).replace("Triple fault", "Oops");
         assert!(!shows_a_lost_guest(&oops));
+    }
+
+    #[test]
+    fn only_the_triple_fault_of_the_guest_that_dom0_names_is_an_untouched_death() {
+        let console = "(XEN) d3v0 Triple fault - invoking HVM shutdown action 1\n(XEN) d13v0 lives\n";
+        assert!(shows_an_untouched_death(console, 3));
+        assert!(!shows_an_untouched_death(console, 1));
+        assert!(!shows_an_untouched_death(console, 13));
+        assert!(!shows_an_untouched_death("(XEN) d3v0 unhandled\n", 3));
     }
 }

@@ -115,6 +115,12 @@ pub enum Event {
         /// Its value.
         value: Value,
     },
+    /// A guest shut down while it booted, and no operation of Lacuna was carried out on it before; the
+    /// scenario fails for it.
+    DiedUntouched {
+        /// Its domain's number.
+        domain: u16,
+    },
     /// Part of a log file that lives in dom0's memory only.
     Log {
         /// The file's name on the lab's side.
