@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::SystemTime;
 
 use super::unexpected;
 use crate::error::{IoContext, Result};
@@ -33,6 +34,7 @@ impl Compile<'_> {
     pub(super) fn run(&self, log: &Path, progress: &Progress) -> Result<()> {
         fs::create_dir_all(self.objects).on("create", self.objects)?;
         let settings = self.objects.join(".config");
+        let before = Dated::read(&settings);
         fs::write(&settings, self.config.join("\n") + "\n").on("write", &settings)?;
         let out = format!("O={}", self.objects.display());
         run_logged(
@@ -41,11 +43,40 @@ impl Compile<'_> {
             progress,
         )?;
         check(&settings, self.config)?;
+        if let Some(before) = before {
+            before.date_back(&settings)?;
+        }
         let jobs = super::jobs();
         let module = format!("LACUNA_MODULE={}", self.module.display());
         let mut line = vec!["make", &out, &jobs, &module];
         line.extend(self.variables);
         run_logged(self.sysroot.command(self.tree, &line), log, progress)
+    }
+}
+
+/// A file's text, and when it was written.
+struct Dated {
+    text: String,
+    written: SystemTime,
+}
+
+impl Dated {
+    /// Reads `file`; nothing when it is not there.
+    fn read(file: &Path) -> Option<Self> {
+        Some(Self {
+            text: fs::read_to_string(file).ok()?,
+            written: fs::metadata(file).ok()?.modified().ok()?,
+        })
+    }
+
+    /// Gives `file` its old date again where it has the same text. make goes by dates: a configuration that
+    /// is newer than the objects has it compile all of them again.
+    fn date_back(&self, file: &Path) -> Result<()> {
+        if fs::read_to_string(file).on("read", file)? == self.text {
+            let open = fs::File::options().write(true).open(file).on("open", file)?;
+            open.set_modified(self.written).on("date", file)?;
+        }
+        Ok(())
     }
 }
 
