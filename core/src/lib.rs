@@ -21,66 +21,48 @@ extern crate std;
 
 pub mod abi;
 mod addr;
-mod admission;
 mod bitmap;
 pub mod boundary;
-mod candidates;
 mod content;
-mod explain;
-mod frame_copies;
-mod free;
-mod guard;
-mod header;
-mod memory;
-mod memory_map;
+mod guest;
+mod judge;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
-mod offline;
 mod p2m;
-mod predicate;
 mod profile;
-mod query;
-mod refill;
-mod scan;
 mod session;
 mod share;
 mod status;
-mod steps;
 mod tables;
-mod walk;
 
 pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
-pub use admission::{CounterError, CounterReading, free_by_counters};
 pub use bitmap::Bitmap;
 pub use boundary::{Blocker, PageState, Skip, VcpuRegisters};
 pub use content::{
     ContentReport, Digest, DomainId, Entry, Index, Inserted, MAX_SHARERS, Peers, Place, Rounds, Seed, Stage,
     merge_protected, share_zero_protected,
 };
-pub use explain::explain;
-pub use frame_copies::FrameCopies;
-pub use free::{FreeCheck, InUseReason, UnknownReason, Verdict};
-pub use guard::{GuardFailure, GuardMismatch, check_guard};
-pub use header::Header;
-pub use memory::{GuestMemory, ReadError, Row, failing_one_by_one, value_by_bytes};
-pub use memory_map::{Descriptor, DescriptorAt, DescriptorError, MemoryMapReader, PassedOver};
-pub use offline::{Agreement, OfflineScan, Taken, confirm_zero, scan_offline};
+pub use guest::{
+    Field, FrameCopies, GuestMemory, Mapping, PagingLevels, Predicate, ReadError, Row, WalkError,
+    failing_one_by_one, value_by_bytes, walk,
+};
+pub use judge::{
+    Agreement, CounterError, CounterReading, Descriptor, DescriptorAt, DescriptorError, FreeCheck,
+    GuardFailure, GuardMismatch, InUseReason, MemoryMapReader, OfflineScan, PassedOver, ScanStep, Scanner,
+    Taken, UnknownReason, Verdict, check_guard, confirm_zero, explain, free_by_counters, scan_offline,
+};
 pub use p2m::{P2m, Protect};
-pub use predicate::{Field, Predicate};
 pub use profile::{
     Anchor, Blocks, BootValue, BytesRule, Contents, Extent, FieldRule, FreeRule, Gate, Guard, Kernel,
     MAX_ANCHORS, MAX_CONDITIONS, MAX_EXTENTS, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS, MAX_ZONES, MemoryMap,
     Profile, ProfileError, RootSlot, Sections, ZoneCounter,
 };
-pub use refill::Refill;
-pub use scan::{ScanStep, Scanner};
-pub use session::{Host, Outcome, Session};
+pub use session::{Header, Host, Outcome, Session};
+#[cfg(feature = "mutants")]
+pub use share::Mutation;
 pub use share::{
-    MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, NotIdentified, SUPERPAGE_UNITS, Slice, SliceReport,
+    MAX_SLICE_NS, MAX_SLICE_PAGES, MAX_SLICE_UNITS, NotIdentified, Refill, SUPERPAGE_UNITS, Slice,
+    SliceReport, Steps,
 };
 pub use status::Status;
-#[cfg(feature = "mutants")]
-pub use steps::Mutation;
-pub use steps::Steps;
 pub use tables::{IndexSize, MAX_GFNS, PART_WORDS, Part, Shortage, Table, Tables, most_bytes};
-pub use walk::{Mapping, PagingLevels, WalkError, walk};

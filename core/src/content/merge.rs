@@ -4,7 +4,7 @@
 #![allow(clippy::nonminimal_bool)]
 
 use super::{Peers, Place};
-use crate::steps::{Steps, mutated};
+use crate::share::steps::{Steps, mutated};
 use crate::{BytesRule, Gfn, Order, Protect, Skip};
 
 /// Puts a page that holds nothing but zeros on a zero frame. The hypervisor looks at its bytes while it is

@@ -31,7 +31,7 @@ mod merge;
 mod peers;
 mod rounds;
 
-use crate::steps::Steps;
+use crate::share::steps::Steps;
 use crate::tables::{IndexSize, Shortage, Table, Tables};
 use crate::{Bitmap, Gfn, PageState, Skip};
 

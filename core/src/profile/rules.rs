@@ -1,7 +1,7 @@
 //! What a decoded profile must keep before anything is done on its word.
 
 use super::{BytesRule, MemoryMap, Profile, ProfileError, Sections};
-use crate::walk::{ACCESSED_DIRTY, is_present};
+use crate::guest::{ACCESSED_DIRTY, is_present};
 use crate::{Field, Gfn, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE, PagingLevels, Predicate};
 
 /// Largest page descriptor accepted, in bytes. Linux' largest seen is 64; debug options add to it

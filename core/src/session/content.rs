@@ -5,7 +5,7 @@ use super::{Outcome, Refusal, Session, steps};
 use crate::PageState;
 use crate::abi::{CONTENT_LEAVE_FREE, Request};
 use crate::content::{ContentReport, Peers, Rounds, Seed, Stage};
-use crate::steps::Steps;
+use crate::share::steps::Steps;
 use crate::tables::{IndexSize, Table, bitmap_at};
 use crate::{Gfn, Host, Skip};
 

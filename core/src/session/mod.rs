@@ -8,22 +8,25 @@
 
 mod content;
 mod frames;
+mod header;
+mod query;
 mod scanning;
 
 use zerocopy::IntoBytes;
 
 use self::frames::{forget_nominations, range};
+pub use self::header::Header;
+use self::header::{Announcement, Nominations};
+use self::query::{put, read_bitmap, registers};
 use self::scanning::FullScan;
 use crate::abi::{CHUNK_GFNS, GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
-use crate::candidates::{SearchEnd, first_to_share};
 use crate::content::Peers;
-use crate::header::{Announcement, Nominations};
-use crate::query::{put, read_bitmap, registers};
-use crate::share::{identify_paused, mismatch_values};
+use crate::share::candidates::{SearchEnd, first_to_share};
+use crate::share::slice::{identify_paused, mismatch_values};
 use crate::tables::{Tables, bitmap_at, is_nominated};
 use crate::{
-    Gfn, Header, MAX_PROFILE_BYTES, NotIdentified, P2m, Profile, ProfileError, Skip, Slice, SliceReport,
-    Status, Steps, explain,
+    Gfn, MAX_PROFILE_BYTES, NotIdentified, P2m, Profile, ProfileError, Skip, Slice, SliceReport, Status,
+    Steps, explain,
 };
 
 /// Guard failures in a row, none of them final, after which the profile is dropped all the same.

@@ -1,10 +1,10 @@
 //! The scan operation: all memory or a part, over as many calls as it takes, and what a complete one proves.
 
 use super::frames::{hole_end, range};
+use super::header::Nominations;
 use super::{Host, Outcome, Refusal, Session, begin};
 use crate::abi::{Request, State};
-use crate::admission::{Sample, compare, sample, tolerance};
-use crate::header::Nominations;
+use crate::judge::admission::{Sample, compare, sample, tolerance};
 use crate::tables::{Table, bitmap_at};
 use crate::{FreeCheck, Gfn, ScanStep, Scanner, Status, free_by_counters};
 

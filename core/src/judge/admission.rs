@@ -1,7 +1,7 @@
 //! Admission: the scanned total against the guest's own counters, before a page is shared on a profile's
 //! word.
 
-use crate::memory_map::read_virtual;
+use crate::judge::memory_map::read_virtual;
 use crate::tables::{MAX_GFNS, bitmap_at};
 use crate::{BytesRule, Gfn, GuestMemory, GuestVirt, Host, Profile};
 

@@ -3,7 +3,7 @@
 //! In the hypervisor a scan nominates, and the share step decides. Nothing comes after a scan of a dump, so
 //! it decides itself: where the profile looks at the bytes of a page, they are looked at here.
 
-use crate::admission::compare;
+use crate::judge::admission::compare;
 use crate::{
     Bitmap, BytesRule, CounterError, CounterReading, FreeCheck, Gfn, GuestMemory, Profile, ScanStep, Scanner,
     free_by_counters,

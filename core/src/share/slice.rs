@@ -27,8 +27,8 @@
 //! the limit. The first page is always dealt with. Otherwise no slice would get anywhere where *identify*
 //! alone takes as long as the limit (a slow machine, or one whose processor was taken away).
 
-use crate::guard::check_boot_value;
-use crate::steps::{Steps, mutated};
+use crate::judge::guard::check_boot_value;
+use crate::share::steps::{Steps, mutated};
 use crate::{
     Bitmap, BytesRule, FreeCheck, Gfn, GuardMismatch, Order, P2m, Profile, Skip, VcpuRegisters, Verdict,
     check_guard,

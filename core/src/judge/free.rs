@@ -1,6 +1,6 @@
 //! The free check: what the guest kernel's own descriptors say of a page.
 
-use crate::memory_map::DescriptorError;
+use crate::judge::memory_map::DescriptorError;
 use crate::{FreeRule, Gfn, GuestMemory, MemoryMapReader, Order, PassedOver, Profile};
 
 /// What a page is. Only [`Verdict::Free`] is acted on.

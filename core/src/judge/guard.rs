@@ -15,8 +15,8 @@
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::model_specific::EferFlags;
 
-use crate::memory_map::read_virtual;
-use crate::walk::{address, is_present};
+use crate::guest::{address, is_present};
+use crate::judge::memory_map::read_virtual;
 use crate::{Gate, GuestMemory, GuestPhys, GuestVirt, PagingLevels, Profile, VcpuRegisters, walk};
 
 /// Paging and protection on.

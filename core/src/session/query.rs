@@ -2,13 +2,13 @@
 
 use zerocopy::IntoBytes;
 
+use super::Refusal;
 use crate::abi::Request;
-use crate::session::Refusal;
 use crate::tables::{MAX_GFNS, bitmap_at};
 use crate::{Host, Status, VcpuRegisters};
 
 /// Copies an answer into the buffer.
-pub(crate) fn put(request: &mut Request, buffer: &mut [u8], answer: &[u8]) -> Result<(), Refusal> {
+pub(super) fn put(request: &mut Request, buffer: &mut [u8], answer: &[u8]) -> Result<(), Refusal> {
     let needed = u32::try_from(answer.len()).unwrap_or(u32::MAX);
     let Some(room) = buffer.get_mut(..answer.len()) else {
         request.buffer_size = needed;
@@ -19,7 +19,7 @@ pub(crate) fn put(request: &mut Request, buffer: &mut [u8], answer: &[u8]) -> Re
     Ok(())
 }
 
-pub(crate) fn registers<H: Host>(
+pub(super) fn registers<H: Host>(
     host: &mut H,
     request: &mut Request,
     buffer: &mut [u8],
@@ -43,7 +43,7 @@ pub(crate) fn registers<H: Host>(
 /// Copies bits out. Where no memory is kept for them they are 0. `result[0]` is one past the last frame of
 /// the guest, and `result[1]` the first frame from `cursor` on for which there are bits; a caller may pass
 /// over what is before.
-pub(crate) fn read_bitmap<H: Host>(
+pub(super) fn read_bitmap<H: Host>(
     host: &mut H,
     request: &mut Request,
     buffer: &mut [u8],

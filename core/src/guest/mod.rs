@@ -1,0 +1,12 @@
+//! A guest's memory: how it is read, and how the guest's own page tables translate an address.
+
+mod frame_copies;
+mod memory;
+mod predicate;
+mod walk;
+
+pub use frame_copies::FrameCopies;
+pub use memory::{GuestMemory, ReadError, Row, failing_one_by_one, value_by_bytes};
+pub use predicate::{Field, Predicate};
+pub(crate) use walk::{ACCESSED_DIRTY, address, is_present};
+pub use walk::{Mapping, PagingLevels, WalkError, walk};
