@@ -18,11 +18,11 @@ use std::hint::black_box;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::AtomicU64;
 
-use lacuna_core::mock::{Config, Layout, MapPages, MockGuest, Model};
 use lacuna_core::{
     Bitmap, FreeCheck, Gfn, GuestMemory, GuestPhys, PAGE_SIZE, Predicate, Profile, ReadError, Row, ScanStep,
     Scanner,
 };
+use lacuna_mock::{Config, Layout, MapPages, MockGuest, Model};
 
 /// 256 MiB: the map takes three 2 MiB pages, so every path is taken more than once.
 const PAGES: u64 = 65_536;

@@ -11,12 +11,12 @@
 //! * nothing here knows a kernel version. Offsets, masks and values come with the profile.
 //!
 //! The crate is generic over two traits: [`GuestMemory`] (bounded copying reads of guest frames) and [`P2m`]
-//! (pause, lock, share, flush, release). `xen-module` implements them on Xen, the module `mock` (feature
-//! `mock`, for tests) in ordinary memory.
+//! (pause, lock, share, flush, release). `xen-module` implements them on Xen, the crate `lacuna-mock`
+//! in ordinary memory, for tests.
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(any(test, feature = "mock"))]
+#[cfg(test)]
 extern crate std;
 
 pub mod abi;
@@ -26,8 +26,6 @@ pub mod boundary;
 mod content;
 mod guest;
 mod judge;
-#[cfg(any(test, feature = "mock"))]
-pub mod mock;
 mod p2m;
 mod profile;
 mod session;

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 use lacuna_core::abi::{CONTENT_LEAVE_FREE, Op, Request, Statistics};
-use lacuna_core::mock::{Access, Config, MockGuest, Primitive};
 use lacuna_core::{
     DomainId, Gfn, Host, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Place, Session, Skip,
     Status, Steps, merge_protected, share_zero_protected,
 };
+use lacuna_mock::{Access, Config, MockGuest, Primitive};
 use proptest::prelude::*;
 
 /// One stretch of the stage, over all its continuations.

@@ -2,8 +2,8 @@
 //! without bound.
 
 use lacuna_core::MAX_PROFILE_BYTES;
-use lacuna_core::mock::hostile::{any_profile, any_profile_body, hostile_guest};
-use lacuna_core::mock::profile;
+use lacuna_mock::hostile::{any_profile, any_profile_body, hostile_guest};
+use lacuna_mock::profile;
 use proptest::prelude::*;
 
 proptest! {

@@ -3,11 +3,11 @@
 
 use std::sync::atomic::AtomicU64;
 
-use lacuna_core::mock::{Config, Layout, MapPages, MockGuest, Model};
 use lacuna_core::{
     Agreement, Bitmap, FrameCopies, Gfn, GuestMemory, GuestPhys, OfflineScan, PagingLevels, Predicate,
     Profile, ReadError, Row, scan_offline,
 };
+use lacuna_mock::{Config, Layout, MapPages, MockGuest, Model};
 
 /// Counts what is asked of it.
 struct Counted<'g> {

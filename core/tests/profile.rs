@@ -4,12 +4,12 @@
 
 use std::fmt::Write;
 
-use lacuna_core::mock::{Config, Layout, MapPages, MockGuest, profile};
 use lacuna_core::{
     Anchor, Blocks, BootValue, BytesRule, Contents, Extent, Field, FieldRule, FreeRule, Gate, Gfn, GuestPhys,
     GuestVirt, MAX_PROFILE_BYTES, MemoryMap, Order, PagingLevels, Predicate, Profile, ProfileError, RootSlot,
     Sections, Status, ZoneCounter,
 };
+use lacuna_mock::{Config, Layout, MapPages, MockGuest, profile};
 use proptest::prelude::*;
 
 fn encoded(profile: &Profile) -> Vec<u8> {

@@ -3,11 +3,11 @@
 
 use std::sync::atomic::AtomicU64;
 
-use lacuna_core::mock::{Config, Layout, MapPages, MockGuest, Model};
 use lacuna_core::{
     Bitmap, Extent, FreeCheck, Gfn, GuestVirt, InUseReason, Order, PagingLevels, ScanStep, Scanner,
     UnknownReason, Verdict,
 };
+use lacuna_mock::{Config, Layout, MapPages, MockGuest, Model};
 use proptest::prelude::*;
 
 /// One thing that the guest does.

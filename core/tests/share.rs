@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 use lacuna_core::abi::{Op, Request, State};
-use lacuna_core::mock::{Access, Config, Damage, Layout, MapPages, MockGuest, Primitive};
 use lacuna_core::{
     Bitmap, BytesRule, Gfn, GuestMemory, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES,
     MAX_SLICE_UNITS, Order, Outcome, PAGE_SIZE, Profile, SUPERPAGE_UNITS, Session, Skip, Slice, SliceReport,
     Status, Steps, Table, Tables, share_zero_protected,
 };
+use lacuna_mock::{Access, Config, Damage, Layout, MapPages, MockGuest, Primitive};
 use proptest::prelude::*;
 
 /// Runs one operation to its end, over all its continuations.

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 use lacuna_core::abi::{CHUNK_GFNS, Op, Request, State, Statistics, chunk_at};
-use lacuna_core::mock::{Config, Layout, MockGuest, Model, Primitive};
 use lacuna_core::{
     Extent, Gfn, GuestVirt, Header, MAX_GFNS, MAX_PROFILE_BYTES, Outcome, Profile, Session, Status, Table,
     Tables, most_bytes,
 };
+use lacuna_mock::{Config, Layout, MockGuest, Model, Primitive};
 use proptest::prelude::*;
 
 const PAGE: u64 = 4096;

@@ -26,8 +26,8 @@ impl Digest {
     }
 
     /// A digest that a test chooses.
-    #[cfg(any(test, feature = "mock"))]
-    pub const fn of_value(value: u64) -> Self {
+    #[cfg(test)]
+    pub(crate) const fn of_value(value: u64) -> Self {
         Self { value, zero: false }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Mutex as Cell, OnceLock};
 use loom::sync::Mutex;
 use loom::sync::atomic::AtomicUsize;
 
-use lacuna_core::mock::{Config, MockGuest};
 use lacuna_core::{Gfn, GuestMemory, GuestVirt, MemoryMap, Order, PAGE_SIZE, Profile, walk};
+use lacuna_mock::{Config, MockGuest};
 
 /// What the page held before, what the guest writes, and what a neighbour writes into a frame it is given.
 pub(crate) const OLD: u64 = 0x01d;

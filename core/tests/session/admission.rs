@@ -1,8 +1,8 @@
 //! Whom a scan admits: profiles whose total agrees with the guest's own counters, and nobody else.
 
 use lacuna_core::abi::{Op, Request, State};
-use lacuna_core::mock::{Config, Layout, MockGuest};
 use lacuna_core::{Gfn, Session, Status};
+use lacuna_mock::{Config, Layout, MockGuest};
 
 use super::{admitted, attached, encoded, request, run, set_profile, status};
 

@@ -1,8 +1,8 @@
 //! What ends a session: another kernel in the domain, seen by the identity check, or Xen's soft reset.
 
 use lacuna_core::abi::{Op, Request, State};
-use lacuna_core::mock::{Access, Config, Layout, MockGuest};
 use lacuna_core::{Gfn, GuardFailure, Status, VcpuRegisters};
+use lacuna_mock::{Access, Config, Layout, MockGuest};
 use proptest::prelude::*;
 
 use super::{admitted, attached, encoded, request, run, set_profile, status};

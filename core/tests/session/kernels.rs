@@ -1,10 +1,10 @@
 //! Sessions with kernels other than a 64-bit Linux: 32-bit ones, classic sparse memory, Windows.
 
 use lacuna_core::abi::{Op, State, Statistics};
-use lacuna_core::mock::{Access, Config, Layout, MapPages, MockGuest, Model, Primitive};
 use lacuna_core::{
     Anchor, Gate, Gfn, GuardFailure, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels, Status, VcpuRegisters,
 };
+use lacuna_mock::{Access, Config, Layout, MapPages, MockGuest, Model, Primitive};
 
 use super::{admitted, answer, attached, encoded, request, run, set_profile, status};
 

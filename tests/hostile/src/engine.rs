@@ -2,25 +2,27 @@
 //! own.
 
 use lacuna_core::MAX_PROFILE_BYTES;
-use lacuna_core::mock;
 
 /// Any bytes as a profile, as they are and as the body under a right header.
 pub(crate) fn profile(bytes: &[u8]) -> bool {
-    let whole = mock::hostile::any_profile(bytes);
-    mock::hostile::any_profile_body(bytes) || whole
+    let whole = lacuna_mock::hostile::any_profile(bytes);
+    lacuna_mock::hostile::any_profile_body(bytes) || whole
 }
 
 /// A valid profile, and its body alone.
 pub(crate) fn profile_seeds() -> Vec<Vec<u8>> {
     let mut room = [0; MAX_PROFILE_BYTES];
-    let whole = mock::profile().encode(&mut room).unwrap_or_default().to_vec();
+    let whole = lacuna_mock::profile()
+        .encode(&mut room)
+        .unwrap_or_default()
+        .to_vec();
     let body = whole.get(16..).unwrap_or_default().to_vec();
     vec![whole, body]
 }
 
 /// Any bytes as a guest, its profile and the toolstack's requests.
 pub(crate) fn hostile_guest(bytes: &[u8]) -> bool {
-    mock::hostile::hostile_guest(bytes) > 0
+    lacuna_mock::hostile::hostile_guest(bytes) > 0
 }
 
 /// Guests drawn at random that are admitted to some operation.

@@ -5,25 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A call of the engine into the hypervisor that can fail, or say something unwelcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Primitive {
-    /// [`crate::GuestMemory::read`]: the frame is absent.
+    /// [`lacuna_core::GuestMemory::read`]: the frame is absent.
     Read,
-    /// [`crate::P2m::registers`]: a virtual CPU with an empty IDT, as while a kexec copies.
+    /// [`lacuna_core::P2m::registers`]: a virtual CPU with an empty IDT, as while a kexec copies.
     Registers,
-    /// [`crate::P2m::share_zero`]: one [`crate::Skip`] after the other.
+    /// [`lacuna_core::P2m::share_zero`]: one [`lacuna_core::Skip`] after the other.
     ShareZero,
-    /// [`crate::Protect::protect`]: the paging pool is empty.
+    /// [`lacuna_core::Protect::protect`]: the paging pool is empty.
     Protect,
-    /// [`crate::Tables::extend`] of any table, and [`crate::Tables::make_header`]: no memory.
+    /// [`lacuna_core::Tables::extend`] of any table, and [`lacuna_core::Tables::make_header`]: no memory.
     Extend,
-    /// [`crate::Host::blocker`]: log-dirty mode is on.
+    /// [`lacuna_core::Host::blocker`]: log-dirty mode is on.
     Blocker,
-    /// [`crate::Host::preempted`]: yes.
+    /// [`lacuna_core::Host::preempted`]: yes.
     Preempted,
-    /// [`crate::Peers::equal`]: no.
+    /// [`lacuna_core::Peers::equal`]: no.
     Equal,
-    /// [`crate::Peers::lock_with`]: the partner is gone.
+    /// [`lacuna_core::Peers::lock_with`]: the partner is gone.
     LockWith,
-    /// [`crate::Peers::merge`]: one [`crate::Skip`] after the other.
+    /// [`lacuna_core::Peers::merge`]: one [`lacuna_core::Skip`] after the other.
     Merge,
 }
 

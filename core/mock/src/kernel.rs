@@ -1,9 +1,7 @@
 //! The mock guest as a guest: its kernel allocates, frees, writes and reads, and can be replaced by another.
 
 use core::fmt;
-use std::boxed::Box;
 use std::collections::BTreeMap;
-use std::vec::Vec;
 
 use super::buddy::{Buddy, Change};
 use super::build::{
@@ -15,7 +13,7 @@ use super::machine::{Access, Machine, Violation};
 use super::models::MapPlace;
 use super::tables::Tables;
 use super::tables_held::TablesHeld;
-use crate::{
+use lacuna_core::{
     Anchor, BootValue, Contents, Field, Gfn, Guard, GuestPhys, GuestVirt, Kernel, MAX_ROOT_SLOTS, MemoryMap,
     PAGE_SHIFT, PAGE_SIZE, Profile, RootSlot, VcpuRegisters, ZoneCounter,
 };
@@ -34,7 +32,7 @@ pub struct Damage {
     pub read: u64,
 }
 
-/// A mock guest and the machine below it. See the [module](crate::mock).
+/// A mock guest and the machine below it. See the [module](crate).
 pub struct MockGuest {
     pub(super) config: Config,
     pub(super) machine: Machine,
@@ -99,7 +97,8 @@ impl MockGuest {
         });
         let first_descriptor = match &memory_map {
             MemoryMap::Sections(sections) => sections.table.get(),
-            MemoryMap::Vmemmap { .. } | MemoryMap::Extents => self.place.base(),
+            // An array or several, and whatever else a profile may name one day.
+            _ => self.place.base(),
         };
         let slots = [data, first_descriptor].map(|address| {
             let (index, entry) = self.tables.top_entry(address);

@@ -3,7 +3,6 @@
 //! Pure bookkeeping. What it does to descriptors and counters in guest memory is [`super::MockGuest`]'s part.
 
 use std::collections::BTreeSet;
-use std::vec::Vec;
 
 /// A binary buddy allocator over one zone.
 #[derive(Clone, Debug)]

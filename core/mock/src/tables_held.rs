@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::MockGuest;
 use super::faults::Primitive;
-use crate::abi::CHUNK_GFNS;
-use crate::{IndexSize, MAX_GFNS, PAGE_SIZE, PART_WORDS, Part, Shortage, Table, Tables, most_bytes};
+use lacuna_core::abi::CHUNK_GFNS;
+use lacuna_core::{IndexSize, MAX_GFNS, PAGE_SIZE, PART_WORDS, Part, Shortage, Table, Tables, most_bytes};
 
 /// Bytes of a node of the tree by which the hypervisor finds pages, and the bits of a page's number that each
 /// decides (`xen/arch/x86/lacuna/tables.c`).
@@ -92,7 +92,7 @@ impl MockGuest {
         while at < to.min(MAX_GFNS) {
             let part = self.part(Table::Bitmap, at / 64);
             let bitmap = part.bitmap();
-            sum += bitmap.count(crate::Gfn::new(at), crate::Gfn::new(to));
+            sum += bitmap.count(lacuna_core::Gfn::new(at), lacuna_core::Gfn::new(to));
             at = bitmap.gfns();
         }
         sum

@@ -2,11 +2,9 @@
 //!
 //! Translation caches never forget by themselves, which is the worst that a processor may do.
 
-use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet};
-use std::vec::Vec;
 
-use crate::{BytesRule, Order, PAGE_SIZE, Skip};
+use lacuna_core::{BytesRule, Order, PAGE_SIZE, Skip};
 
 /// What a mock neighbour writes into each frame it gets. A guest that ever reads it was let into another's
 /// memory.
@@ -393,10 +391,10 @@ impl Machine {
         if !self.running() {
             return Err(Access::Paused);
         }
-        if let Some(cached) = self.caches[vcpu].get(&gfn) {
-            if cached.writable || !write {
-                return Ok(cached.target);
-            }
+        if let Some(cached) = self.caches[vcpu].get(&gfn)
+            && (cached.writable || !write)
+        {
+            return Ok(cached.target);
         }
         let (target, writable) = match self.entry(gfn) {
             Entry::Hole => return Err(Access::Absent),
@@ -532,7 +530,7 @@ impl Machine {
         gfn..gfn + order.pages()
     }
 
-    /// As [`crate::P2m::share_zero`].
+    /// As [`lacuna_core::P2m::share_zero`].
     pub(super) fn share_zero(&mut self, gfn: u64, order: Order, bytes: BytesRule) -> Result<u64, Skip> {
         let covered = self.covered(gfn, order);
         if self.log_dirty {
@@ -581,7 +579,7 @@ impl Machine {
         Ok(frames.len() as u64)
     }
 
-    /// As [`crate::Protect::protect`] and [`crate::Protect::restore`].
+    /// As [`lacuna_core::Protect::protect`] and [`lacuna_core::Protect::restore`].
     pub(super) fn protect(&mut self, gfn: u64, order: Order, writable: bool) -> Result<(), Skip> {
         let covered = self.covered(gfn, order);
         if covered
@@ -598,7 +596,7 @@ impl Machine {
         Ok(())
     }
 
-    /// As [`crate::P2m::release`]. A neighbour, if there is one, takes each frame at once.
+    /// As [`lacuna_core::P2m::release`]. A neighbour, if there is one, takes each frame at once.
     pub(super) fn release(&mut self) {
         if self.locked {
             self.violations

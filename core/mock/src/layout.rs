@@ -1,7 +1,7 @@
 //! Descriptor layouts as real kernels have them: offsets and marks of several versions of Linux and of
 //! Windows.
 
-use crate::{Blocks, BytesRule, Field, FreeRule, Order, Predicate};
+use lacuna_core::{Blocks, BytesRule, Field, FreeRule, Order, Predicate};
 
 /// How the mock kernel lays out a page descriptor and marks a free block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,6 @@
 //! Page tables of the mock guest (Intel SDM volume 3, chapter 4).
 
-use std::vec::Vec;
-
-use crate::{GuestPhys, PAGE_SHIFT, PAGE_SIZE, PagingLevels};
+use lacuna_core::{GuestPhys, PAGE_SHIFT, PAGE_SIZE, PagingLevels};
 
 const PRESENT_WRITABLE: u64 = 0x3;
 /// The entries of PAE's top level have no such bit: it is reserved (SDM, table 4-8).

@@ -3,8 +3,8 @@
 use super::MockGuest;
 use super::faults::Primitive;
 use super::machine::{Entry, Violation};
-use crate::abi::{GfnInfo, ShimCounters};
-use crate::{
+use lacuna_core::abi::{GfnInfo, ShimCounters};
+use lacuna_core::{
     BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Protect, ReadError, Skip, Status,
     VcpuRegisters, most_bytes,
 };
@@ -26,12 +26,13 @@ const SKIPS: [Skip; 6] = [
 impl MockGuest {
     /// Lets the guest run for a moment, if it is running.
     pub(super) fn interlude(&mut self) {
-        if self.machine.running() && !self.toolstack_pause {
-            if let Some(mut program) = self.interlude.take() {
-                program(self);
-                if self.interlude.is_none() {
-                    self.interlude = Some(program);
-                }
+        if self.machine.running()
+            && !self.toolstack_pause
+            && let Some(mut program) = self.interlude.take()
+        {
+            program(self);
+            if self.interlude.is_none() {
+                self.interlude = Some(program);
             }
         }
     }

@@ -4,11 +4,10 @@
 //! what of it is mapped where, and in how the kernel finds it.
 
 use core::ops::Range;
-use std::vec::Vec;
 
 use super::build::{Config, DATA, MAP_FIRST, MapPages};
 use super::tables::Tables;
-use crate::{Extent, Gfn, GuestVirt, MemoryMap, PAGE_SHIFT, PAGE_SIZE, PagingLevels, Sections};
+use lacuna_core::{Extent, Gfn, GuestVirt, MemoryMap, PAGE_SHIFT, PAGE_SIZE, PagingLevels, Sections};
 
 /// A memory model of a guest kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,12 +3,9 @@
 //! Each function takes any input, panics when a promise is broken, and says how far it got. `fuzz/` feeds
 //! them from libFuzzer, `core/tests/hostile.rs` from random bytes.
 
-use std::vec;
-use std::vec::Vec;
-
 use super::{Config, Layout, MapPages, MockGuest, Model, Primitive};
-use crate::abi::{Op, Request};
-use crate::{
+use lacuna_core::abi::{Op, Request};
+use lacuna_core::{
     Blocks, BytesRule, Field, GuestPhys, GuestVirt, MAX_PROFILE_BYTES, MemoryMap, Order, Outcome, PAGE_SIZE,
     PagingLevels, Profile, Session, Status,
 };

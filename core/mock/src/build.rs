@@ -12,9 +12,9 @@ use super::machine::Machine;
 use super::models::{MapPlace, Model};
 use super::tables::Tables;
 use super::tables_held::TablesHeld;
-use crate::mock::buddy::Buddy;
-use crate::mock::faults::Faults;
-use crate::{PAGE_SHIFT, PAGE_SIZE, PagingLevels, VcpuRegisters};
+use crate::buddy::Buddy;
+use crate::faults::Faults;
+use lacuna_core::{PAGE_SHIFT, PAGE_SIZE, PagingLevels, VcpuRegisters};
 
 /// What maps the memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,9 @@
 //! Sharing by content on the mock machine, and the [`Peers`] of a guest that has none but itself.
 
-use std::boxed::Box;
-
 use super::MockGuest;
 use super::faults::Primitive;
 use super::machine::{Entry, Machine, Owner, REGION, Violation};
-use crate::{DomainId, Gfn, Order, PAGE_SIZE, PageState, Peers, Place, Skip};
+use lacuna_core::{DomainId, Gfn, Order, PAGE_SIZE, PageState, Peers, Place, Skip};
 
 /// The guest's own number.
 const DOMAIN: DomainId = DomainId::new(3);
