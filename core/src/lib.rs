@@ -28,6 +28,7 @@ mod guest;
 mod judge;
 mod p2m;
 mod profile;
+mod refusal;
 mod session;
 mod share;
 mod status;

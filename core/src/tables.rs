@@ -10,7 +10,7 @@
 
 use core::sync::atomic::AtomicU64;
 
-use crate::session::Refusal;
+use crate::refusal::Refusal;
 use crate::{Bitmap, Gfn, Status};
 
 /// Words of a page.
@@ -85,8 +85,10 @@ impl Shortage {
     /// The answer to an operation that needs the page with the frames from `gfn` on.
     pub(crate) fn refusal(self, gfn: u64) -> Refusal {
         match self {
-            Self::NoMemory => (Status::NoMemory, [PART_WORDS * 8, gfn, 0, 0]),
-            Self::Bound { held, most, pages } => (Status::TablesAtBound, [held, most, pages, gfn]),
+            Self::NoMemory => Refusal::new(Status::NoMemory, [PART_WORDS * 8, gfn, 0, 0]),
+            Self::Bound { held, most, pages } => {
+                Refusal::new(Status::TablesAtBound, [held, most, pages, gfn])
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::{
     BytesRule, Contents, FieldRule, FreeRule, Guard, Kernel, MemoryMap, PagingLevels, Predicate, Profile,
 };
+use crate::refusal::Refusal;
 use crate::{Field, GuestPhys, Status};
 
 /// Largest encoded profile, in bytes, header included.
@@ -75,6 +76,13 @@ impl ProfileError {
             Self::Encoding | Self::NoRoom => (Status::ProfileEncoding, [0; 4]),
             Self::Field { rule, value } => (Status::ProfileField, [rule as u64, value, 0, 0]),
         }
+    }
+}
+
+impl From<ProfileError> for Refusal {
+    fn from(error: ProfileError) -> Self {
+        let (status, values) = error.status();
+        Self::new(status, values)
     }
 }
 

@@ -38,9 +38,9 @@ impl Session {
                 return Ok(Outcome::Again);
             }
             // Asked before each stretch: a device may be assigned, or a migration begin, between two.
-            if let Some((status, value)) = host.blocker() {
+            if let Some(blocker) = host.blocker() {
                 request.cursor = at;
-                return Err((status, [value, 0, 0, 0]));
+                return Err(Refusal::blocked(blocker));
             }
             let most = if unlimited {
                 CHUNK

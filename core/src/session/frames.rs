@@ -2,9 +2,9 @@
 //! be forgotten.
 
 use super::{Host, Outcome, Refusal};
+use crate::Gfn;
 use crate::abi::Request;
 use crate::tables::{MAX_GFNS, bitmap_at};
-use crate::{Gfn, Status};
 
 /// Parts of the bitmap that are cleared between two looks at pending interrupts: 64 KiB.
 const CLEAR_CHUNK: u32 = 16;
@@ -52,14 +52,14 @@ pub(super) fn hole_end<H: Host>(host: &mut H, gfn: u64, to: u64) -> u64 {
 pub(super) fn range<H: Host>(host: &mut H, request: &Request) -> Result<(u64, u64, u64), Refusal> {
     let gfns = host.gfns();
     if gfns > MAX_GFNS {
-        return Err((Status::OutOfRange, [gfns, MAX_GFNS, 0, 0]));
+        return Err(Refusal::out_of_range(gfns, MAX_GFNS));
     }
     let end = if request.end == 0 { gfns } else { request.end };
     if end > gfns {
-        return Err((Status::OutOfRange, [end, gfns, 0, 0]));
+        return Err(Refusal::out_of_range(end, gfns));
     }
     if request.cursor > end {
-        return Err((Status::OutOfRange, [request.cursor, end, 0, 0]));
+        return Err(Refusal::out_of_range(request.cursor, end));
     }
     Ok((request.cursor, end, gfns))
 }

@@ -21,12 +21,12 @@ use self::query::{put, read_bitmap, registers};
 use self::scanning::FullScan;
 use crate::abi::{CHUNK_GFNS, GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
 use crate::content::Peers;
+use crate::refusal::Refusal;
 use crate::share::candidates::{SearchEnd, first_to_share};
 use crate::share::slice::{identify_paused, mismatch_values};
 use crate::tables::{Tables, bitmap_at, is_nominated};
 use crate::{
-    Gfn, MAX_PROFILE_BYTES, NotIdentified, P2m, Profile, ProfileError, Skip, Slice, SliceReport, Status,
-    Steps, explain,
+    Gfn, MAX_PROFILE_BYTES, NotIdentified, P2m, Profile, Skip, Slice, SliceReport, Status, Steps, explain,
 };
 
 /// Guard failures in a row, none of them final, after which the profile is dropped all the same.
@@ -56,9 +56,6 @@ pub enum Outcome {
     /// Interrupted; call again with the same request.
     Again,
 }
-
-/// A refusal: status and its values.
-pub(crate) type Refusal = (Status, [u64; 4]);
 
 /// One of the two places of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,9 +135,9 @@ impl Session {
                 request.status = Status::Done.code();
                 outcome
             }
-            Err((status, values)) => {
-                request.status = status.code();
-                request.result = values;
+            Err(refusal) => {
+                request.status = refusal.status().code();
+                request.result = refusal.values();
                 Outcome::Finished
             }
         };
@@ -178,10 +175,9 @@ impl Session {
         request: &mut Request,
         buffer: &mut [u8],
     ) -> Result<Outcome, Refusal> {
-        let bad = |value: u32| (Status::BadRequest, [u64::from(value), 0, 0, 0]);
-        let op = Op::from_code(request.op).ok_or(bad(request.op))?;
+        let op = Op::from_code(request.op).ok_or(Refusal::bad_request(request.op))?;
         if request.pad != 0 {
-            return Err(bad(request.pad));
+            return Err(Refusal::bad_request(request.pad));
         }
         let flags_allowed = match op {
             Op::Share | Op::Content => true,
@@ -189,7 +185,7 @@ impl Session {
             _ => false,
         };
         if request.flags != 0 && !flags_allowed {
-            return Err(bad(request.flags));
+            return Err(Refusal::bad_request(request.flags));
         }
         match op {
             Op::SetProfile => self.set_profile(host, request, buffer),
@@ -209,7 +205,7 @@ impl Session {
             Op::Registers => registers(host, request, buffer).map(|()| Outcome::Finished),
             Op::ReadBitmap => read_bitmap(host, request, buffer).map(|()| Outcome::Finished),
             // They do not come here: the shim has all that they need.
-            Op::ZeroMap | Op::PopulateZero | Op::SetGroup => Err(bad(request.op)),
+            Op::ZeroMap | Op::PopulateZero | Op::SetGroup => Err(Refusal::bad_request(request.op)),
         }
     }
 
@@ -225,12 +221,12 @@ impl Session {
             Some(Place::First) => (second, Place::Second),
             Some(Place::Second) | None => (first, Place::First),
         };
-        spare.decode_from(bytes).map_err(ProfileError::status)?;
+        spare.decode_from(bytes)?;
         // Only what can never change under a profile is refused here; log-dirty mode, say, may be off again
         // by then.
-        if let Some((status, value)) = host.blocker() {
-            if status != Status::LogDirty {
-                return Err((status, [value, 0, 0, 0]));
+        if let Some(blocker) = host.blocker() {
+            if blocker.0 != Status::LogDirty {
+                return Err(Refusal::blocked(blocker));
             }
         }
         begin(host, self.started);
@@ -247,10 +243,10 @@ impl Session {
     }
 
     fn get_profile(&self, request: &mut Request, buffer: &mut [u8]) -> Result<(), Refusal> {
-        let profile = self.profile().ok_or((Status::NoProfile, [0; 4]))?;
+        let profile = self.profile().ok_or(Refusal::of(Status::NoProfile))?;
         let room = buffer.len();
         let bytes = profile.encode(buffer).map_err(|_| {
-            (
+            Refusal::new(
                 Status::BufferTooSmall,
                 [MAX_PROFILE_BYTES as u64, room as u64, 0, 0],
             )
@@ -280,20 +276,18 @@ impl Session {
         match (self.profile(), self.state) {
             (Some(_), State::Ended) => {
                 let s = &self.statistics;
-                Err((
-                    Status::Ended,
-                    [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected],
-                ))
+                let values = [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected];
+                Err(Refusal::new(Status::Ended, values))
             }
             (Some(profile), _) => Ok(profile),
-            (None, _) => Err((Status::NoProfile, [0; 4])),
+            (None, _) => Err(Refusal::of(Status::NoProfile)),
         }
     }
 
     fn share<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
         self.usable()?;
         if self.state != State::Admitted {
-            return Err((Status::NotAdmitted, [0; 4]));
+            return Err(Refusal::of(Status::NotAdmitted));
         }
         let steps = steps(request.flags)?;
         let (from, end, _) = range(host, request)?;
@@ -323,12 +317,12 @@ impl Session {
                 }
             }
             // Asked before each slice: a device may be assigned, or a migration begin, between two.
-            if let Some((status, value)) = host.blocker() {
+            if let Some(blocker) = host.blocker() {
                 request.cursor = at;
-                return Err((status, [value, 0, 0, 0]));
+                return Err(Refusal::blocked(blocker));
             }
             let Some(profile) = self.profile() else {
-                return Err((Status::NoProfile, [0; 4]));
+                return Err(Refusal::of(Status::NoProfile));
             };
             let (report, identified_now) =
                 Slice::new(host, profile, &bitmap, Gfn::new(at), Gfn::new(stop), steps).run();
@@ -362,8 +356,8 @@ impl Session {
         request.cursor = at;
         if !identified {
             // Nothing was left to share. The answer is still about this guest, running this kernel.
-            if let Some((status, value)) = host.blocker() {
-                return Err((status, [value, 0, 0, 0]));
+            if let Some(blocker) = host.blocker() {
+                return Err(Refusal::blocked(blocker));
             }
             self.identify(host)?;
         }
@@ -411,16 +405,16 @@ impl Session {
         self.statistics.guard_failures += 1;
         self.guard_streak += 1;
         match reason {
-            NotIdentified::NoVcpuOnline => (Status::NoVcpuOnline, [0; 4]),
+            NotIdentified::NoVcpuOnline => Refusal::of(Status::NoVcpuOnline),
             NotIdentified::Guard(mismatch) => {
                 let values = mismatch_values(&mismatch);
                 let s = &mut self.statistics;
                 [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected] = values;
                 if mismatch.is_final() || self.guard_streak >= GUARD_PATIENCE {
                     self.end();
-                    (Status::Ended, values)
+                    Refusal::new(Status::Ended, values)
                 } else {
-                    (Status::KernelChanged, values)
+                    Refusal::new(Status::KernelChanged, values)
                 }
             }
         }
@@ -453,7 +447,7 @@ impl Session {
     ) -> Result<(), Refusal> {
         let gfns = host.gfns();
         if request.cursor >= gfns {
-            return Err((Status::OutOfRange, [request.cursor, gfns, 0, 0]));
+            return Err(Refusal::out_of_range(request.cursor, gfns));
         }
         let gfn = Gfn::new(request.cursor);
         let nominated = is_nominated(host, gfn);
@@ -491,6 +485,6 @@ fn steps(flags: u32) -> Result<Steps, Refusal> {
     if flags == 0 {
         Ok(Steps::default())
     } else {
-        Err((Status::BadRequest, [u64::from(flags), 0, 0, 0]))
+        Err(Refusal::bad_request(flags))
     }
 }

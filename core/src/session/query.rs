@@ -5,14 +5,14 @@ use zerocopy::IntoBytes;
 use super::Refusal;
 use crate::abi::Request;
 use crate::tables::{MAX_GFNS, bitmap_at};
-use crate::{Host, Status, VcpuRegisters};
+use crate::{Host, VcpuRegisters};
 
 /// Copies an answer into the buffer.
 pub(super) fn put(request: &mut Request, buffer: &mut [u8], answer: &[u8]) -> Result<(), Refusal> {
     let needed = u32::try_from(answer.len()).unwrap_or(u32::MAX);
     let Some(room) = buffer.get_mut(..answer.len()) else {
         request.buffer_size = needed;
-        return Err((Status::BufferTooSmall, [u64::from(needed), 0, 0, 0]));
+        return Err(Refusal::buffer_too_small(u64::from(needed)));
     };
     room.copy_from_slice(answer);
     request.buffer_size = needed;
@@ -29,7 +29,7 @@ pub(super) fn registers<H: Host>(
     let needed_field = u32::try_from(needed).unwrap_or(u32::MAX);
     let Some(room) = buffer.get_mut(..needed) else {
         request.buffer_size = needed_field;
-        return Err((Status::BufferTooSmall, [needed as u64, 0, 0, 0]));
+        return Err(Refusal::buffer_too_small(needed as u64));
     };
     host.pause();
     for (vcpu, slot) in (0..).zip(room.chunks_exact_mut(EACH)) {
@@ -50,7 +50,7 @@ pub(super) fn read_bitmap<H: Host>(
 ) -> Result<(), Refusal> {
     let covered = host.gfns().min(MAX_GFNS).next_multiple_of(8);
     if request.cursor % 8 != 0 || request.cursor > covered {
-        return Err((Status::OutOfRange, [request.cursor, covered, 0, 0]));
+        return Err(Refusal::out_of_range(request.cursor, covered));
     }
     let available = usize::try_from((covered - request.cursor) / 8).unwrap_or(usize::MAX);
     let used = available.min(buffer.len());

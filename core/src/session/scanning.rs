@@ -51,7 +51,7 @@ impl Session {
         let counters = |host: &mut H| {
             free_by_counters(host, profile)
                 .map(|reading| reading.pages)
-                .map_err(|error| (Status::CountersUnreadable, [error.zone, error.at.get(), 0, 0]))
+                .map_err(|error| Refusal::new(Status::CountersUnreadable, [error.zone, error.at.get(), 0, 0]))
         };
         // A scan from 0 to the end counts as one of all memory, over however many calls.
         let everything = end == gfns;
@@ -159,9 +159,9 @@ impl Session {
         let refusal = match sample {
             None => compare(bytes, found, low, high, slack)
                 .is_err()
-                .then_some((Status::CountsDisagree, [found, low, high, slack])),
+                .then_some(Refusal::new(Status::CountsDisagree, [found, low, high, slack])),
             // No counter to hold it against: the pages themselves.
-            Some(sample) => (!sample.bears_out()).then_some((
+            Some(sample) => (!sample.bears_out()).then_some(Refusal::new(
                 Status::ContentsDisagree,
                 [found, sample.looked_at, sample.zero, 0],
             )),
