@@ -24,9 +24,9 @@ mod addr;
 mod bitmap;
 pub mod boundary;
 mod content;
+mod domain;
 mod guest;
 mod judge;
-mod p2m;
 mod profile;
 mod refusal;
 mod session;
@@ -41,6 +41,7 @@ pub use content::{
     ContentReport, Digest, DomainId, Entry, Index, Inserted, MAX_SHARERS, Peers, Place, Rounds, Seed, Stage,
     merge_protected, share_zero_protected,
 };
+pub use domain::{Domain, P2m, Protect};
 pub use guest::{
     Field, FrameCopies, GuestMemory, Mapping, PagingLevels, Predicate, ReadError, Row, WalkError,
     failing_one_by_one, value_by_bytes, walk,
@@ -50,13 +51,12 @@ pub use judge::{
     GuardFailure, GuardMismatch, InUseReason, MemoryMapReader, OfflineScan, PassedOver, ScanStep, Scanner,
     Taken, UnknownReason, Verdict, check_guard, confirm_zero, explain, free_by_counters, scan_offline,
 };
-pub use p2m::{P2m, Protect};
 pub use profile::{
     Anchor, Blocks, BootValue, BytesRule, Contents, Extent, FieldRule, FreeRule, Gate, Guard, Kernel,
     MAX_ANCHORS, MAX_CONDITIONS, MAX_EXTENTS, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS, MAX_ZONES, MemoryMap,
     Profile, ProfileError, RootSlot, Sections, ZoneCounter,
 };
-pub use session::{Header, Host, Outcome, Session};
+pub use session::{Header, Outcome, Session};
 #[cfg(feature = "mutants")]
 pub use share::Mutation;
 pub use share::{

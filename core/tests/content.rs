@@ -4,7 +4,7 @@
 
 use lacuna_core::abi::{CONTENT_LEAVE_FREE, Op, Request, Statistics};
 use lacuna_core::{
-    DomainId, Gfn, Host, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Place, Session, Skip,
+    Domain, DomainId, Gfn, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Place, Session, Skip,
     Status, Steps, merge_protected, share_zero_protected,
 };
 use lacuna_mock::{Access, Config, MockGuest, Primitive};

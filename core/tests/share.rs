@@ -4,7 +4,7 @@
 
 use lacuna_core::abi::{Op, Request, State};
 use lacuna_core::{
-    Bitmap, BytesRule, Gfn, GuestMemory, Host, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES,
+    Bitmap, BytesRule, Domain, Gfn, GuestMemory, MAX_PROFILE_BYTES, MAX_SLICE_NS, MAX_SLICE_PAGES,
     MAX_SLICE_UNITS, Order, Outcome, PAGE_SIZE, Profile, SUPERPAGE_UNITS, Session, Skip, Slice, SliceReport,
     Status, Steps, Table, Tables, share_zero_protected,
 };

@@ -2,8 +2,8 @@
 
 use lacuna_core::{DomainId, Gfn, Order, PageState, Peers, Place, Protect, Skip};
 
-use crate::host::XenHost;
 use crate::shim;
+use crate::xen_domain::XenDomain;
 
 /// 0, or a negative `LACUNA_SKIP_*`.
 fn skip(result: i32) -> Result<(), Skip> {
@@ -14,7 +14,7 @@ fn skip(result: i32) -> Result<(), Skip> {
     }
 }
 
-impl Protect for XenHost {
+impl Protect for XenDomain {
     fn protect(&mut self, gfn: Gfn, order: Order) -> Result<(), Skip> {
         if order != Order::PAGE {
             return Err(Skip::EntryRefused);
@@ -31,8 +31,8 @@ impl Protect for XenHost {
     }
 }
 
-impl Peers for XenHost {
-    fn domain(&mut self) -> DomainId {
+impl Peers for XenDomain {
+    fn id(&mut self) -> DomainId {
         // SAFETY: invariant.
         DomainId::new(unsafe { shim::lacuna_x_domain_id(self.domain) })
     }

@@ -5,8 +5,8 @@ use core::ffi::c_int;
 use lacuna_core::abi::Request;
 use lacuna_core::{Outcome, Refill, Session, Status};
 
-use crate::host::XenHost;
 use crate::shim::Domain;
+use crate::xen_domain::XenDomain;
 
 /// Pages of 4 KiB in a block of 2 MiB.
 const BLOCK_PAGES: u64 = 512;
@@ -62,9 +62,9 @@ pub unsafe extern "C" fn lacuna_core_op(
         // SAFETY: the caller's promise: initialised hypervisor memory that nobody else uses.
         unsafe { core::slice::from_raw_parts_mut(buffer, buffer_size) }
     };
-    // SAFETY: the caller's promise is the invariant of `XenHost`.
-    let mut host = unsafe { XenHost::new(domain) };
-    match session.operate(&mut host, request, buffer) {
+    // SAFETY: the caller's promise is the invariant of `XenDomain`.
+    let mut xen_domain = unsafe { XenDomain::new(domain) };
+    match session.operate(&mut xen_domain, request, buffer) {
         Outcome::Finished if request.status == Status::Done.code() => FINISHED,
         Outcome::Finished => REFUSED,
         Outcome::Again => AGAIN,

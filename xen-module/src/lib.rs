@@ -10,10 +10,10 @@
 
 mod content;
 mod entry;
-mod host;
 mod mapped_frame;
 mod shim;
 mod tables;
+mod xen_domain;
 
 /// Unreachable: the build refuses an object in which anything refers to a panic. The compiler demands the
 /// function.

@@ -19,7 +19,7 @@ impl MappedFrame {
     pub(crate) fn map(domain: *mut Domain, gfn: Gfn) -> Option<Self> {
         let mut at = ptr::null();
         let mut token = 0;
-        // SAFETY: `domain` is the live domain of the operation (see `XenHost`), and both out-pointers are to
+        // SAFETY: `domain` is the live domain of the operation (see `XenDomain`), and both out-pointers are to
         // locals.
         let result = unsafe { shim::lacuna_x_map(domain, gfn.get(), &raw mut at, &raw mut token) };
         (result == 0 && !at.is_null()).then(|| Self {

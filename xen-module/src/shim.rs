@@ -1,5 +1,5 @@
 //! What Xen's C side offers. One line here for each function of `xen/arch/x86/lacuna/core.h`; the wrappers
-//! that make them safe to call are in [`crate::host`].
+//! that make them safe to call are in [`crate::xen_domain`].
 
 use core::ffi::{c_int, c_void};
 

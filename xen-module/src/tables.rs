@@ -6,8 +6,8 @@ use core::sync::atomic::AtomicU64;
 
 use lacuna_core::{IndexSize, PART_WORDS, Part, Shortage, Table, Tables};
 
-use crate::host::XenHost;
 use crate::shim;
+use crate::xen_domain::XenDomain;
 
 /// `-ENOSPC` (`xen/include/public/errno.h`): the tables have reached their bound.
 const AT_BOUND: c_int = -28;
@@ -38,7 +38,7 @@ impl Words {
     }
 }
 
-impl Tables for XenHost {
+impl Tables for XenDomain {
     type Words = Words;
 
     fn part(&mut self, table: Table, at: u64) -> Part<Words> {

@@ -118,7 +118,7 @@ impl MockGuest {
 }
 
 impl Peers for MockGuest {
-    fn domain(&mut self) -> DomainId {
+    fn id(&mut self) -> DomainId {
         DOMAIN
     }
 

@@ -5,7 +5,7 @@ use super::faults::Primitive;
 use super::machine::{Entry, Violation};
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::{
-    BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, PAGE_SIZE, Protect, ReadError, Skip, Status,
+    BytesRule, Domain, Gfn, GuestMemory, GuestPhys, Order, P2m, PAGE_SIZE, Protect, ReadError, Skip, Status,
     VcpuRegisters, most_bytes,
 };
 
@@ -147,7 +147,7 @@ impl Protect for MockGuest {
     }
 }
 
-impl Host for MockGuest {
+impl Domain for MockGuest {
     fn blocker(&mut self) -> Option<(Status, u64)> {
         if self.faults.strikes(Primitive::Blocker) || self.machine.log_dirty {
             // The shim's number for it (docs: the boundary's `lacuna_x_blocker`).

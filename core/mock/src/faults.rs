@@ -15,9 +15,9 @@ pub enum Primitive {
     Protect,
     /// [`lacuna_core::Tables::extend`] of any table, and [`lacuna_core::Tables::make_header`]: no memory.
     Extend,
-    /// [`lacuna_core::Host::blocker`]: log-dirty mode is on.
+    /// [`lacuna_core::Domain::blocker`]: log-dirty mode is on.
     Blocker,
-    /// [`lacuna_core::Host::preempted`]: yes.
+    /// [`lacuna_core::Domain::preempted`]: yes.
     Preempted,
     /// [`lacuna_core::Peers::equal`]: no.
     Equal,

@@ -2,7 +2,7 @@
 //! on a machine with a p2m, translation caches, references and a host that wants its frames back.
 //!
 //! It implements [`GuestMemory`](lacuna_core::GuestMemory), [`P2m`](lacuna_core::P2m),
-//! [`Protect`](lacuna_core::Protect) and [`Host`](lacuna_core::Host), so every operation of a
+//! [`Protect`](lacuna_core::Protect) and [`Domain`](lacuna_core::Domain), so every operation of a
 //! [`Session`](lacuna_core::Session) runs against it. It knows the truth (which pages are free, what was
 //! written where), can fail any single call ([`MockGuest::fail`]), and can run a guest program between any
 //! two calls of the engine ([`MockGuest::set_interlude`]), which is how tests drive races without threads.

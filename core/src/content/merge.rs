@@ -14,41 +14,41 @@ use crate::{BytesRule, Gfn, Order, Protect, Skip};
 ///
 /// # Errors
 /// [`Skip`] when it cannot be protected or shared, or is no longer zero; it is as before then.
-pub fn share_zero_protected<P: Protect>(host: &mut P, gfn: Gfn, steps: Steps) -> Result<u64, Skip> {
+pub fn share_zero_protected<P: Protect>(domain: &mut P, gfn: Gfn, steps: Steps) -> Result<u64, Skip> {
     let locked = !mutated!(steps, NoLock);
     if locked {
-        host.lock();
+        domain.lock();
     }
-    let result = share_zero_locked(host, gfn, steps);
+    let result = share_zero_locked(domain, gfn, steps);
     if mutated!(steps, ReleaseFirst) {
-        host.release();
+        domain.release();
     }
     if !mutated!(steps, NoFlush) {
-        host.flush();
+        domain.flush();
     }
     if locked {
-        host.unlock();
+        domain.unlock();
     }
-    host.release();
+    domain.release();
     result
 }
 
-fn share_zero_locked<P: Protect>(host: &mut P, gfn: Gfn, steps: Steps) -> Result<u64, Skip> {
+fn share_zero_locked<P: Protect>(domain: &mut P, gfn: Gfn, steps: Steps) -> Result<u64, Skip> {
     if !mutated!(steps, NoProtect) {
-        host.protect(gfn, Order::PAGE)?;
+        domain.protect(gfn, Order::PAGE)?;
     }
     // Until the flush is acknowledged a stale translation can still write.
     if !mutated!(steps, NoProtectFlush) {
-        host.flush();
+        domain.flush();
     }
     let bytes = if mutated!(steps, NoRecheck) {
         BytesRule::Any
     } else {
         BytesRule::Zero
     };
-    let shared = host.share_zero(gfn, Order::PAGE, bytes);
+    let shared = domain.share_zero(gfn, Order::PAGE, bytes);
     if shared.is_err() && !mutated!(steps, NoRestore) {
-        host.restore(gfn, Order::PAGE);
+        domain.restore(gfn, Order::PAGE);
     }
     shared
 }
@@ -59,7 +59,7 @@ fn share_zero_locked<P: Protect>(host: &mut P, gfn: Gfn, steps: Steps) -> Result
 /// [`Skip`] when either cannot be protected or shared, or they are not equal; no byte of either has changed
 /// then.
 pub fn merge_protected<P: Peers>(
-    host: &mut P,
+    domain: &mut P,
     gfn: Gfn,
     partner: Place,
     most: u32,
@@ -67,52 +67,52 @@ pub fn merge_protected<P: Peers>(
 ) -> Result<(), Skip> {
     let locked = !mutated!(steps, NoLock);
     if locked {
-        host.lock_with(partner.domain)?;
+        domain.lock_with(partner.domain)?;
     }
-    let result = merge_locked(host, gfn, partner, most, steps);
+    let result = merge_locked(domain, gfn, partner, most, steps);
     if mutated!(steps, ReleaseFirst) {
-        host.release();
+        domain.release();
     }
     if !mutated!(steps, NoFlush) {
-        host.flush();
+        domain.flush();
     }
     if locked {
-        host.unlock_with();
+        domain.unlock_with();
     }
-    host.release();
+    domain.release();
     result
 }
 
 fn merge_locked<P: Peers>(
-    host: &mut P,
+    domain: &mut P,
     gfn: Gfn,
     partner: Place,
     most: u32,
     steps: Steps,
 ) -> Result<(), Skip> {
-    let early = mutated!(steps, RecheckFirst).then(|| host.equal(gfn, partner));
+    let early = mutated!(steps, RecheckFirst).then(|| domain.equal(gfn, partner));
     if !mutated!(steps, NoProtect) {
-        host.protect(gfn, Order::PAGE)?;
+        domain.protect(gfn, Order::PAGE)?;
     }
     if !mutated!(steps, NoProtectPartner) {
-        if let Err(skip) = host.protect_partner(partner) {
-            host.restore(gfn, Order::PAGE);
+        if let Err(skip) = domain.protect_partner(partner) {
+            domain.restore(gfn, Order::PAGE);
             return Err(skip);
         }
     }
     // Until the flush is acknowledged a stale translation can still write.
     if !mutated!(steps, NoProtectFlush) {
-        host.flush();
+        domain.flush();
     }
-    let equal = early.unwrap_or_else(|| mutated!(steps, NoRecheck) || host.equal(gfn, partner));
+    let equal = early.unwrap_or_else(|| mutated!(steps, NoRecheck) || domain.equal(gfn, partner));
     let result = if equal {
-        host.merge(gfn, partner, most)
+        domain.merge(gfn, partner, most)
     } else {
         Err(Skip::Differs)
     };
     if result.is_err() && !mutated!(steps, NoRestore) {
-        host.restore(gfn, Order::PAGE);
-        host.restore_partner(partner);
+        domain.restore(gfn, Order::PAGE);
+        domain.restore_partner(partner);
     }
     result
 }

@@ -91,7 +91,7 @@ impl Stage<'_> {
     /// [`Shortage`]: it should have gone into the index, and there is no memory for it.
     pub fn page<P: Peers + Tables>(
         &self,
-        host: &mut P,
+        domain: &mut P,
         gfn: Gfn,
         report: &mut ContentReport,
     ) -> Result<(), Shortage> {
@@ -99,7 +99,7 @@ impl Stage<'_> {
             return Ok(());
         }
         report.looked_at += 1;
-        match host.page_state(gfn) {
+        match domain.page_state(gfn) {
             PageState::Private => {}
             PageState::Shared => {
                 report.shared_already += 1;
@@ -107,7 +107,7 @@ impl Stage<'_> {
             }
             PageState::Zero | PageState::Other => return Ok(()),
         }
-        let Ok(digest) = self.seed.digest(host, gfn) else {
+        let Ok(digest) = self.seed.digest(domain, gfn) else {
             return Ok(());
         };
         report.hashed += 1;
@@ -116,30 +116,30 @@ impl Stage<'_> {
             return Ok(());
         }
         if digest.is_zero() {
-            match share_zero_protected(host, gfn, self.steps) {
+            match share_zero_protected(domain, gfn, self.steps) {
                 Ok(pages) => report.zeroed += pages,
                 Err(skip) => report.skipped[skip.index()] += 1,
             }
             return Ok(());
         }
-        self.find_partner(host, gfn, digest, report)
+        self.find_partner(domain, gfn, digest, report)
     }
 
     /// Shares the page with one that the index names, or enters it.
     fn find_partner<P: Peers + Tables>(
         &self,
-        host: &mut P,
+        domain: &mut P,
         gfn: Gfn,
         digest: Digest,
         report: &mut ContentReport,
     ) -> Result<(), Shortage> {
         let here = Place {
-            domain: host.domain(),
+            domain: domain.id(),
             gfn,
         };
         let total = self.index.words;
         let at = Index::bucket_at(total, digest);
-        let mut part = host.part(Table::Index, at);
+        let mut part = domain.part(Table::Index, at);
         let index = Index::part(total, part.first, part.words.as_ref());
         let mut stale = None;
         for entry in index.candidates(digest) {
@@ -147,8 +147,8 @@ impl Stage<'_> {
                 return Ok(());
             }
             // Both may run: no proof, but a page that has changed meanwhile is found out without any flush.
-            let result = if host.equal(gfn, entry.place) {
-                merge_protected(host, gfn, entry.place, MAX_SHARERS, self.steps)
+            let result = if domain.equal(gfn, entry.place) {
+                merge_protected(domain, gfn, entry.place, MAX_SHARERS, self.steps)
             } else {
                 Err(Skip::Differs)
             };
@@ -173,7 +173,7 @@ impl Stage<'_> {
             return Ok(());
         }
         if part.is_absent() {
-            part = host.extend(Table::Index, at)?;
+            part = domain.extend(Table::Index, at)?;
         }
         match Index::part(total, part.first, part.words.as_ref()).insert(digest, here) {
             Inserted::Free => report.indexed += 1,

@@ -30,8 +30,8 @@ pub struct Place {
 /// The domain and those with which it may share: itself, and the members of its trust group. What may share
 /// with what is the hypervisor's to decide; a place of another domain gets [`Skip::NoPartner`].
 pub trait Peers: Protect {
-    /// The domain.
-    fn domain(&mut self) -> DomainId;
+    /// Its number.
+    fn id(&mut self) -> DomainId;
     /// What is at `gfn`. A hint.
     fn page_state(&mut self, gfn: Gfn) -> PageState;
     /// Whether the page has the same bytes as its partner, as far as can be said while either may be written

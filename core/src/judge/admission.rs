@@ -3,7 +3,7 @@
 
 use crate::judge::memory_map::read_virtual;
 use crate::tables::{MAX_GFNS, bitmap_at};
-use crate::{BytesRule, Gfn, GuestMemory, GuestVirt, Host, Profile};
+use crate::{BytesRule, Domain, Gfn, GuestMemory, GuestVirt, Profile};
 
 /// Pages that a scan may find beyond the kernel's own count of its list, where the bytes are looked at; or a
 /// quarter of that count, if it is more.
@@ -113,18 +113,18 @@ impl Sample {
 }
 
 /// Looks at [`SAMPLE`] of the `found` pages that the bitmap nominates, at about equal distances.
-pub(crate) fn sample<H: Host>(host: &mut H, found: u64) -> Sample {
+pub(crate) fn sample<D: Domain>(domain: &mut D, found: u64) -> Sample {
     let mut sample = Sample {
         looked_at: 0,
         zero: 0,
     };
     // Distances in frames for which there are bits: nominated pages lie in runs, and counting them off would
     // mean going through the bitmap.
-    let kept = host.counters().bitmap_gfns.min(host.gfns());
+    let kept = domain.counters().bitmap_gfns.min(domain.gfns());
     let stride = (kept / SAMPLE).max(1);
     let mut at = 0;
     while at < MAX_GFNS && sample.looked_at < SAMPLE.min(found) {
-        let part = bitmap_at(host, at);
+        let part = bitmap_at(domain, at);
         let bitmap = part.bitmap();
         let end = bitmap.gfns().max(at.saturating_add(1));
         let Some(nominee) = bitmap.next_set(Gfn::new(at), Gfn::new(end)) else {
@@ -132,7 +132,7 @@ pub(crate) fn sample<H: Host>(host: &mut H, found: u64) -> Sample {
             continue;
         };
         sample.looked_at += 1;
-        sample.zero += u64::from(host.is_zero(nominee) == Ok(true));
+        sample.zero += u64::from(domain.is_zero(nominee) == Ok(true));
         at = nominee.saturating_add(stride).get();
     }
     sample

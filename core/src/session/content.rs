@@ -7,7 +7,7 @@ use crate::abi::{CONTENT_LEAVE_FREE, Request};
 use crate::content::{ContentReport, Peers, Rounds, Seed, Stage};
 use crate::share::steps::Steps;
 use crate::tables::{IndexSize, Table, bitmap_at};
-use crate::{Gfn, Host, Skip};
+use crate::{Domain, Gfn, Skip};
 
 /// Pages between two looks at pending interrupts: some tens of microseconds of hashing.
 const CHUNK: u64 = 16;
@@ -15,15 +15,15 @@ const CHUNK: u64 = 16;
 impl Session {
     // By itself: what it needs of the stack would otherwise be taken during the other operations, too.
     #[inline(never)]
-    pub(super) fn content<H: Host + Peers>(
+    pub(super) fn content<D: Domain + Peers>(
         &mut self,
-        host: &mut H,
+        domain: &mut D,
         request: &mut Request,
     ) -> Result<Outcome, Refusal> {
         let leave_free = request.flags & CONTENT_LEAVE_FREE != 0;
         let steps = steps(request.flags & !CONTENT_LEAVE_FREE)?;
-        let (from, end, _) = range(host, request)?;
-        let index = host.index_size();
+        let (from, end, _) = range(domain, request)?;
+        let index = domain.index_size();
         let walk = Walk {
             index,
             seed: Seed::new(index.seed),
@@ -33,12 +33,12 @@ impl Session {
         let unlimited = request.budget == 0;
         let mut at = from;
         while at < end {
-            if at != from && host.preempted() {
+            if at != from && domain.preempted() {
                 request.cursor = at;
                 return Ok(Outcome::Again);
             }
             // Asked before each stretch: a device may be assigned, or a migration begin, between two.
-            if let Some(blocker) = host.blocker() {
+            if let Some(blocker) = domain.blocker() {
                 request.cursor = at;
                 return Err(Refusal::blocked(blocker));
             }
@@ -48,7 +48,7 @@ impl Session {
                 CHUNK.min(request.budget)
             };
             let mut report = ContentReport::default();
-            let ended = walk.stretch(host, at, end, most, &mut report);
+            let ended = walk.stretch(domain, at, end, most, &mut report);
             self.count_content(&report);
             let figures = [report.zeroed, report.merged, report.hashed, report.changed];
             for (sum, pages) in request.result.iter_mut().zip(figures) {
@@ -101,30 +101,30 @@ impl Walk {
     ///
     /// # Errors
     /// There is no memory for a table.
-    fn stretch<H: Host + Peers>(
+    fn stretch<D: Domain + Peers>(
         &self,
-        host: &mut H,
+        domain: &mut D,
         at: u64,
         end: u64,
         most: u64,
         report: &mut ContentReport,
     ) -> Result<u64, Refusal> {
-        let mut rounds = host.part(Table::Rounds, at / 2);
+        let mut rounds = domain.part(Table::Rounds, at / 2);
         if rounds.is_absent() {
-            let next = hole_end(host, at, end);
+            let next = hole_end(domain, at, end);
             if next > at {
                 return Ok(next);
             }
         }
         let stop = at.saturating_add(most).min(end).min(rounds.end.saturating_mul(2));
-        let free = self.leave_free.then(|| bitmap_at(host, at));
+        let free = self.leave_free.then(|| bitmap_at(domain, at));
         let leave = free.as_ref().map(|part| part.bitmap());
         let is_private = |gfn: u64| {
             !leave.is_some_and(|free| free.get(Gfn::new(gfn)))
-                && host.page_state(Gfn::new(gfn)) == PageState::Private
+                && domain.page_state(Gfn::new(gfn)) == PageState::Private
         };
         if rounds.is_absent() && (at..stop).any(is_private) {
-            rounds = host
+            rounds = domain
                 .extend(Table::Rounds, at / 2)
                 .map_err(|shortage| shortage.refusal(at))?;
         }
@@ -137,7 +137,7 @@ impl Walk {
         };
         for gfn in at..stop {
             stage
-                .page(host, Gfn::new(gfn), report)
+                .page(domain, Gfn::new(gfn), report)
                 .map_err(|shortage| shortage.refusal(gfn))?;
         }
         Ok(stop)

@@ -1,10 +1,10 @@
 //! Which frames an operation goes through: the range that is asked for, holes to pass over, and what has to
 //! be forgotten.
 
-use super::{Host, Outcome, Refusal};
-use crate::Gfn;
+use super::{Outcome, Refusal};
 use crate::abi::Request;
 use crate::tables::{MAX_GFNS, bitmap_at};
+use crate::{Domain, Gfn};
 
 /// Parts of the bitmap that are cleared between two looks at pending interrupts: 64 KiB.
 const CLEAR_CHUNK: u32 = 16;
@@ -13,16 +13,16 @@ const CLEAR_CHUNK: u32 = 16;
 ///
 /// Nothing is shared on what a caller makes this pass over: until a profile is admitted nothing is shared,
 /// and the scan that admits it writes every bit.
-pub(super) fn forget_nominations<H: Host>(host: &mut H, cursor: &mut u64) -> Outcome {
+pub(super) fn forget_nominations<D: Domain>(domain: &mut D, cursor: &mut u64) -> Outcome {
     let mut cleared = 0;
     while *cursor < MAX_GFNS {
-        let part = bitmap_at(host, *cursor);
+        let part = bitmap_at(domain, *cursor);
         let bitmap = part.bitmap();
         let next = bitmap.gfns().max(cursor.saturating_add(1));
         if !part.is_absent() {
             if cleared == CLEAR_CHUNK {
                 cleared = 0;
-                if host.preempted() {
+                if domain.preempted() {
                     return Outcome::Again;
                 }
             }
@@ -39,8 +39,8 @@ pub(super) fn forget_nominations<H: Host>(host: &mut H, cursor: &mut u64) -> Out
 ///
 /// Passing over holes by it makes the time that an operation takes follow from the guest's memory and its
 /// page tables, both of which it pays for, and not from its frame numbers.
-pub(super) fn hole_end<H: Host>(host: &mut H, gfn: u64, to: u64) -> u64 {
-    let info = host.gfn_info(Gfn::new(gfn));
+pub(super) fn hole_end<D: Domain>(domain: &mut D, gfn: u64, to: u64) -> u64 {
+    let info = domain.gfn_info(Gfn::new(gfn));
     if info.mfn != u64::MAX || info.order == 0 {
         return gfn;
     }
@@ -49,8 +49,8 @@ pub(super) fn hole_end<H: Host>(host: &mut H, gfn: u64, to: u64) -> u64 {
 }
 
 /// The frames that a request covers: first, one past the last, and one past the guest's last.
-pub(super) fn range<H: Host>(host: &mut H, request: &Request) -> Result<(u64, u64, u64), Refusal> {
-    let gfns = host.gfns();
+pub(super) fn range<D: Domain>(domain: &mut D, request: &Request) -> Result<(u64, u64, u64), Refusal> {
+    let gfns = domain.gfns();
     if gfns > MAX_GFNS {
         return Err(Refusal::out_of_range(gfns, MAX_GFNS));
     }

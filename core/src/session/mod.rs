@@ -19,34 +19,18 @@ pub use self::header::Header;
 use self::header::{Announcement, Nominations};
 use self::query::{put, read_bitmap, registers};
 use self::scanning::FullScan;
-use crate::abi::{CHUNK_GFNS, GfnInfo, Op, Request, SCAN_EARLY, ShimCounters, State, Statistics};
+use crate::abi::{CHUNK_GFNS, Op, Request, SCAN_EARLY, State, Statistics};
 use crate::content::Peers;
 use crate::refusal::Refusal;
 use crate::share::candidates::{SearchEnd, first_to_share};
 use crate::share::slice::{identify_paused, mismatch_values};
-use crate::tables::{Tables, bitmap_at, is_nominated};
+use crate::tables::{bitmap_at, is_nominated};
 use crate::{
-    Gfn, MAX_PROFILE_BYTES, NotIdentified, P2m, Profile, Skip, Slice, SliceReport, Status, Steps, explain,
+    Domain, Gfn, MAX_PROFILE_BYTES, NotIdentified, Profile, Skip, Slice, SliceReport, Status, Steps, explain,
 };
 
 /// Guard failures in a row, none of them final, after which the profile is dropped all the same.
 const GUARD_PATIENCE: u64 = 8;
-
-/// What the session needs beyond the p2m.
-pub trait Host: P2m + Tables {
-    /// Why this domain may not share, if so: `Status` and its value.
-    fn blocker(&mut self) -> Option<(Status, u64)>;
-    /// One past the highest frame that the guest has mapped.
-    fn gfns(&mut self) -> u64;
-    /// Whether the processor is wanted elsewhere, or the domain is being destroyed.
-    fn preempted(&mut self) -> bool;
-    /// Whether the toolstack keeps the guest paused.
-    fn paused_by_toolstack(&mut self) -> bool;
-    /// What the shim counts.
-    fn counters(&mut self) -> ShimCounters;
-    /// What the hypervisor has at a frame.
-    fn gfn_info(&mut self, gfn: Gfn) -> GfnInfo;
-}
 
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,13 +108,13 @@ impl Session {
 
     /// Carries out `request`, with `buffer` as the hypervisor's copy of the caller's buffer: filled for
     /// operations that read it, to be filled (and `request.buffer_size` set) by those that write it.
-    pub fn operate<H: Host + Peers>(
+    pub fn operate<D: Domain + Peers>(
         &mut self,
-        host: &mut H,
+        domain: &mut D,
         request: &mut Request,
         buffer: &mut [u8],
     ) -> Outcome {
-        let outcome = match self.dispatch(host, request, buffer) {
+        let outcome = match self.dispatch(domain, request, buffer) {
             Ok(outcome) => {
                 request.status = Status::Done.code();
                 outcome
@@ -143,14 +127,14 @@ impl Session {
         };
         // While a scan is under way, be it between two calls, the bits are nothing that readers can use.
         if outcome == Outcome::Finished && self.scan.is_none() {
-            self.publish(host);
+            self.publish(domain);
         }
         outcome
     }
 
-    fn publish<H: Host>(&self, host: &mut H) {
-        if let Some(words) = host.header() {
-            let chunks = host.counters().bitmap_gfns / CHUNK_GFNS;
+    fn publish<D: Domain>(&self, domain: &mut D) {
+        if let Some(words) = domain.header() {
+            let chunks = domain.counters().bitmap_gfns / CHUNK_GFNS;
             Header::new(words.as_ref()).publish(&Announcement {
                 started: self.started,
                 generation: self.statistics.generation,
@@ -169,9 +153,9 @@ impl Session {
         }
     }
 
-    fn dispatch<H: Host + Peers>(
+    fn dispatch<D: Domain + Peers>(
         &mut self,
-        host: &mut H,
+        domain: &mut D,
         request: &mut Request,
         buffer: &mut [u8],
     ) -> Result<Outcome, Refusal> {
@@ -188,31 +172,31 @@ impl Session {
             return Err(Refusal::bad_request(request.flags));
         }
         match op {
-            Op::SetProfile => self.set_profile(host, request, buffer),
+            Op::SetProfile => self.set_profile(domain, request, buffer),
             Op::GetProfile => self.get_profile(request, buffer).map(|()| Outcome::Finished),
             Op::ClearProfile => {
                 self.clear_profile();
                 Ok(Outcome::Finished)
             }
-            Op::Scan => self.scan(host, request),
-            Op::Share => self.share(host, request),
-            Op::Content => self.content(host, request),
+            Op::Scan => self.scan(domain, request),
+            Op::Share => self.share(domain, request),
+            Op::Content => self.content(domain, request),
             Op::Statistics => {
-                let statistics = self.statistics(host);
+                let statistics = self.statistics(domain);
                 put(request, buffer, statistics.as_bytes()).map(|()| Outcome::Finished)
             }
-            Op::Explain => self.explain(host, request, buffer).map(|()| Outcome::Finished),
-            Op::Registers => registers(host, request, buffer).map(|()| Outcome::Finished),
-            Op::ReadBitmap => read_bitmap(host, request, buffer).map(|()| Outcome::Finished),
+            Op::Explain => self.explain(domain, request, buffer).map(|()| Outcome::Finished),
+            Op::Registers => registers(domain, request, buffer).map(|()| Outcome::Finished),
+            Op::ReadBitmap => read_bitmap(domain, request, buffer).map(|()| Outcome::Finished),
             // They do not come here: the shim has all that they need.
             Op::ZeroMap | Op::PopulateZero | Op::SetGroup => Err(Refusal::bad_request(request.op)),
         }
     }
 
     /// Each call checks the bytes anew; the profile in use stays so until the last one.
-    fn set_profile<H: Host>(
+    fn set_profile<D: Domain>(
         &mut self,
-        host: &mut H,
+        domain: &mut D,
         request: &mut Request,
         bytes: &[u8],
     ) -> Result<Outcome, Refusal> {
@@ -224,14 +208,14 @@ impl Session {
         spare.decode_from(bytes)?;
         // Only what can never change under a profile is refused here; log-dirty mode, say, may be off again
         // by then.
-        if let Some(blocker) = host.blocker() {
+        if let Some(blocker) = domain.blocker() {
             if blocker.0 != Status::LogDirty {
                 return Err(Refusal::blocked(blocker));
             }
         }
-        begin(host, self.started);
+        begin(domain, self.started);
         self.nominations = Nominations::default();
-        if forget_nominations(host, &mut request.cursor) == Outcome::Again {
+        if forget_nominations(domain, &mut request.cursor) == Outcome::Again {
             return Ok(Outcome::Again);
         }
         self.current = Some(place);
@@ -284,22 +268,22 @@ impl Session {
         }
     }
 
-    fn share<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
+    fn share<D: Domain>(&mut self, domain: &mut D, request: &mut Request) -> Result<Outcome, Refusal> {
         self.usable()?;
         if self.state != State::Admitted {
             return Err(Refusal::of(Status::NotAdmitted));
         }
         let steps = steps(request.flags)?;
-        let (from, end, _) = range(host, request)?;
+        let (from, end, _) = range(domain, request)?;
         let unlimited = request.budget == 0;
         let mut at = from;
         let mut identified = false;
         while at < end {
-            if at != from && host.preempted() {
+            if at != from && domain.preempted() {
                 request.cursor = at;
                 return Ok(Outcome::Again);
             }
-            let part = bitmap_at(host, at);
+            let part = bitmap_at(domain, at);
             let bitmap = part.bitmap();
             // What is nominated is in this part, or in a later one.
             let stop = end.min(bitmap.gfns());
@@ -307,7 +291,7 @@ impl Session {
                 at = stop;
                 continue;
             }
-            let search = first_to_share(host, &bitmap, Gfn::new(at), Gfn::new(stop));
+            let search = first_to_share(domain, &bitmap, Gfn::new(at), Gfn::new(stop));
             self.statistics.already += search.already;
             match search.end {
                 SearchEnd::Found(candidate) => at = candidate.get(),
@@ -317,7 +301,7 @@ impl Session {
                 }
             }
             // Asked before each slice: a device may be assigned, or a migration begin, between two.
-            if let Some(blocker) = host.blocker() {
+            if let Some(blocker) = domain.blocker() {
                 request.cursor = at;
                 return Err(Refusal::blocked(blocker));
             }
@@ -325,7 +309,7 @@ impl Session {
                 return Err(Refusal::of(Status::NoProfile));
             };
             let (report, identified_now) =
-                Slice::new(host, profile, &bitmap, Gfn::new(at), Gfn::new(stop), steps).run();
+                Slice::new(domain, profile, &bitmap, Gfn::new(at), Gfn::new(stop), steps).run();
             self.count_slice(&report);
             if let Err(reason) = identified_now {
                 request.cursor = at;
@@ -356,17 +340,17 @@ impl Session {
         request.cursor = at;
         if !identified {
             // Nothing was left to share. The answer is still about this guest, running this kernel.
-            if let Some(blocker) = host.blocker() {
+            if let Some(blocker) = domain.blocker() {
                 return Err(Refusal::blocked(blocker));
             }
-            self.identify(host)?;
+            self.identify(domain)?;
         }
         Ok(Outcome::Finished)
     }
 
     /// Identifies the guest's kernel, without a slice.
-    fn identify<H: Host>(&mut self, host: &mut H) -> Result<(), Refusal> {
-        let (identified, stopped) = identify_paused(host, self.usable()?);
+    fn identify<D: Domain>(&mut self, domain: &mut D) -> Result<(), Refusal> {
+        let (identified, stopped) = identify_paused(domain, self.usable()?);
         self.count_pause(stopped);
         identified.map_err(|reason| self.guard_refused(reason))?;
         self.guard_streak = 0;
@@ -421,8 +405,8 @@ impl Session {
     }
 
     /// The counters, with what the shim counts filled in.
-    pub fn statistics<H: Host>(&self, host: &mut H) -> Statistics {
-        let shim = host.counters();
+    pub fn statistics<D: Domain>(&self, domain: &mut D) -> Statistics {
+        let shim = domain.counters();
         Statistics {
             state: self.state as u64,
             zero_gfns: shim.zero_gfns,
@@ -439,27 +423,27 @@ impl Session {
         }
     }
 
-    fn explain<H: Host>(
+    fn explain<D: Domain>(
         &mut self,
-        host: &mut H,
+        domain: &mut D,
         request: &mut Request,
         buffer: &mut [u8],
     ) -> Result<(), Refusal> {
-        let gfns = host.gfns();
+        let gfns = domain.gfns();
         if request.cursor >= gfns {
             return Err(Refusal::out_of_range(request.cursor, gfns));
         }
         let gfn = Gfn::new(request.cursor);
-        let nominated = is_nominated(host, gfn);
-        let info = host.gfn_info(gfn);
-        let answer = explain(host, self.profile(), nominated, &info, gfn);
+        let nominated = is_nominated(domain, gfn);
+        let info = domain.gfn_info(gfn);
+        let answer = explain(domain, self.profile(), nominated, &info, gfn);
         put(request, buffer, answer.as_bytes())
     }
 }
 
 /// Tells readers of the bitmap that its bits are about to change.
-fn begin<H: Host>(host: &mut H, started: u64) {
-    if let Some(words) = host.header() {
+fn begin<D: Domain>(domain: &mut D, started: u64) {
+    if let Some(words) = domain.header() {
         Header::new(words.as_ref()).begin(started);
     }
 }

@@ -5,7 +5,7 @@ use zerocopy::IntoBytes;
 use super::Refusal;
 use crate::abi::Request;
 use crate::tables::{MAX_GFNS, bitmap_at};
-use crate::{Host, VcpuRegisters};
+use crate::{Domain, VcpuRegisters};
 
 /// Copies an answer into the buffer.
 pub(super) fn put(request: &mut Request, buffer: &mut [u8], answer: &[u8]) -> Result<(), Refusal> {
@@ -19,23 +19,23 @@ pub(super) fn put(request: &mut Request, buffer: &mut [u8], answer: &[u8]) -> Re
     Ok(())
 }
 
-pub(super) fn registers<H: Host>(
-    host: &mut H,
+pub(super) fn registers<D: Domain>(
+    domain: &mut D,
     request: &mut Request,
     buffer: &mut [u8],
 ) -> Result<(), Refusal> {
     const EACH: usize = size_of::<VcpuRegisters>();
-    let needed = host.vcpus() as usize * EACH;
+    let needed = domain.vcpus() as usize * EACH;
     let needed_field = u32::try_from(needed).unwrap_or(u32::MAX);
     let Some(room) = buffer.get_mut(..needed) else {
         request.buffer_size = needed_field;
         return Err(Refusal::buffer_too_small(needed as u64));
     };
-    host.pause();
+    domain.pause();
     for (vcpu, slot) in (0..).zip(room.chunks_exact_mut(EACH)) {
-        slot.copy_from_slice(host.registers(vcpu).as_bytes());
+        slot.copy_from_slice(domain.registers(vcpu).as_bytes());
     }
-    host.unpause();
+    domain.unpause();
     request.buffer_size = needed_field;
     Ok(())
 }
@@ -43,18 +43,18 @@ pub(super) fn registers<H: Host>(
 /// Copies bits out. Where no memory is kept for them they are 0. `result[0]` is one past the last frame of
 /// the guest, and `result[1]` the first frame from `cursor` on for which there are bits; a caller may pass
 /// over what is before.
-pub(super) fn read_bitmap<H: Host>(
-    host: &mut H,
+pub(super) fn read_bitmap<D: Domain>(
+    domain: &mut D,
     request: &mut Request,
     buffer: &mut [u8],
 ) -> Result<(), Refusal> {
-    let covered = host.gfns().min(MAX_GFNS).next_multiple_of(8);
+    let covered = domain.gfns().min(MAX_GFNS).next_multiple_of(8);
     if request.cursor % 8 != 0 || request.cursor > covered {
         return Err(Refusal::out_of_range(request.cursor, covered));
     }
     let available = usize::try_from((covered - request.cursor) / 8).unwrap_or(usize::MAX);
     let used = available.min(buffer.len());
-    let mut part = bitmap_at(host, request.cursor);
+    let mut part = bitmap_at(domain, request.cursor);
     request.result[1] = if part.is_absent() {
         part.bitmap().gfns().min(covered)
     } else {
@@ -62,7 +62,7 @@ pub(super) fn read_bitmap<H: Host>(
     };
     for (at, byte) in (request.cursor / 8..).zip(buffer.iter_mut().take(used)) {
         if at / 8 >= part.end {
-            part = bitmap_at(host, at * 8);
+            part = bitmap_at(domain, at * 8);
         }
         let word = part.bitmap().word(at / 8).to_le_bytes();
         *byte = word[usize::try_from(at % 8).unwrap_or(0)];

@@ -2,11 +2,11 @@
 
 use super::frames::{hole_end, range};
 use super::header::Nominations;
-use super::{Host, Outcome, Refusal, Session, begin};
+use super::{Outcome, Refusal, Session, begin};
 use crate::abi::{Request, State};
 use crate::judge::admission::{Sample, compare, sample, tolerance};
 use crate::tables::{Table, bitmap_at};
-use crate::{FreeCheck, Gfn, ScanStep, Scanner, Status, free_by_counters};
+use crate::{Domain, FreeCheck, Gfn, ScanStep, Scanner, Status, free_by_counters};
 
 /// Descriptors looked at between two looks at the clock and at pending interrupts.
 const SCAN_CHUNK: u64 = 4096;
@@ -25,8 +25,12 @@ pub(super) struct FullScan {
 }
 
 impl Session {
-    pub(super) fn scan<H: Host>(&mut self, host: &mut H, request: &mut Request) -> Result<Outcome, Refusal> {
-        let (from, end, gfns) = range(host, request)?;
+    pub(super) fn scan<D: Domain>(
+        &mut self,
+        domain: &mut D,
+        request: &mut Request,
+    ) -> Result<Outcome, Refusal> {
+        let (from, end, gfns) = range(domain, request)?;
         if from != 0 && from == end && self.scan.is_none() {
             // The part before this one came to the end with nothing left of its budget, so its caller comes
             // back. What was found stands.
@@ -37,19 +41,19 @@ impl Session {
         // that runs at both ran all the while. Calls between need not stop the guest again.
         let goes_on = end == gfns && from != 0 && self.scan.is_some_and(|full| full.total.next == from);
         if !goes_on {
-            self.identify(host)?;
+            self.identify(domain)?;
         }
-        host.make_header().map_err(|shortage| shortage.refusal(0))?;
+        domain.make_header().map_err(|shortage| shortage.refusal(0))?;
         if from == 0 && end == gfns {
             self.started = self.started.wrapping_add(1);
         }
         self.nominations = Nominations::default();
-        begin(host, self.started);
+        begin(domain, self.started);
         let profile = self.usable()?;
         let uncounted = profile.zones.is_empty();
 
-        let counters = |host: &mut H| {
-            free_by_counters(host, profile)
+        let counters = |domain: &mut D| {
+            free_by_counters(domain, profile)
                 .map(|reading| reading.pages)
                 .map_err(|error| Refusal::new(Status::CountersUnreadable, [error.zone, error.at.get(), 0, 0]))
         };
@@ -58,8 +62,8 @@ impl Session {
         let mut full = match self.scan {
             Some(full) if goes_on => Some(full),
             _ if everything && from == 0 => Some(FullScan {
-                start: host.now(),
-                guest_free_before: counters(host)?,
+                start: domain.now(),
+                guest_free_before: counters(domain)?,
                 paused: true,
                 ..FullScan::default()
             }),
@@ -75,17 +79,17 @@ impl Session {
             if at >= end || (!within_block && !unlimited && request.budget == 0) {
                 break Outcome::Finished;
             }
-            if at != from && !within_block && host.preempted() {
+            if at != from && !within_block && domain.preempted() {
                 break Outcome::Again;
             }
-            let paused = host.paused_by_toolstack();
+            let paused = domain.paused_by_toolstack();
             let chunk = if unlimited {
                 SCAN_CHUNK
             } else {
                 SCAN_CHUNK.min(request.budget)
             };
-            let before = host.now();
-            let step = match step(host, &mut scanner, at, end, chunk) {
+            let before = domain.now();
+            let step = match step(domain, &mut scanner, at, end, chunk) {
                 Ok(step) => step,
                 Err(refusal) => {
                     // Half a scan is none: the next one begins anew.
@@ -96,7 +100,7 @@ impl Session {
             };
             if let Some(full) = &mut full {
                 full.total.add(&step);
-                full.elapsed_ns += host.now().saturating_sub(before);
+                full.elapsed_ns += domain.now().saturating_sub(before);
                 full.paused &= paused;
             }
             for (sum, pages) in
@@ -117,12 +121,12 @@ impl Session {
             self.scan = full;
             return Ok(outcome);
         }
-        let after = counters(host);
+        let after = counters(domain);
         self.scan = None;
         // Before the counters: if they are another kernel's, that is what is wrong.
-        self.identify(host)?;
+        self.identify(domain)?;
         if let Some(full) = full {
-            let sample = uncounted.then(|| sample(host, full.total.free));
+            let sample = uncounted.then(|| sample(domain, full.total.free));
             self.complete_scan(&full, after?, sample)?;
             self.nominations = Nominations {
                 scan: self.started,
@@ -182,16 +186,16 @@ impl Session {
 ///
 /// # Errors
 /// There is none to be had.
-fn step<H: Host>(
-    host: &mut H,
+fn step<D: Domain>(
+    domain: &mut D,
     scanner: &mut Scanner<'_>,
     at: u64,
     end: u64,
     budget: u64,
 ) -> Result<ScanStep, Refusal> {
-    let part = bitmap_at(host, at);
+    let part = bitmap_at(domain, at);
     if part.is_absent() && !scanner.is_within_block(at) {
-        let next = hole_end(host, at, end.min(part.bitmap().gfns()));
+        let next = hole_end(domain, at, end.min(part.bitmap().gfns()));
         if next > at {
             return Ok(ScanStep {
                 next,
@@ -201,16 +205,17 @@ fn step<H: Host>(
             });
         }
     }
-    let mut step = scanner.step(host, &part.bitmap(), Gfn::new(at), Gfn::new(end), budget);
+    let mut step = scanner.step(domain, &part.bitmap(), Gfn::new(at), Gfn::new(end), budget);
     if step.wants_memory {
         // It is not for this step to say so any more: the next one takes the look at the block again.
         step.wants_memory = false;
-        let next = hole_end(host, step.next, end);
+        let next = hole_end(domain, step.next, end);
         if next > step.next {
             step.no_descriptor += next - step.next;
             step.next = next;
         } else {
-            host.extend(Table::Bitmap, step.next / 64)
+            domain
+                .extend(Table::Bitmap, step.next / 64)
                 .map_err(|shortage| shortage.refusal(step.next))?;
         }
     }

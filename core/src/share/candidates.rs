@@ -4,7 +4,7 @@
 //! stays free for long, and every scan sets all of its bits. Stopping the guest to find that out would make
 //! each round cost as much as the first.
 
-use crate::{Bitmap, Gfn, Host, Order};
+use crate::{Bitmap, Domain, Gfn, Order};
 
 /// Most entries of the p2m looked at in one search.
 const MAX_LOOKUPS: u64 = 1024;
@@ -33,7 +33,7 @@ pub(crate) enum SearchEnd {
 ///
 /// The guest runs and nothing is locked: the answer is a hint, and a page missed now is met in the next
 /// round.
-pub(crate) fn first_to_share<H: Host>(host: &mut H, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> Search {
+pub(crate) fn first_to_share<D: Domain>(domain: &mut D, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> Search {
     let horizon = from.saturating_add(HORIZON_GFNS).min(to);
     let mut at = from;
     let mut already = 0;
@@ -42,7 +42,7 @@ pub(crate) fn first_to_share<H: Host>(host: &mut H, bitmap: &Bitmap<'_>, from: G
         let Some(candidate) = bitmap.next_set(at, horizon) else {
             return ended(already, SearchEnd::NothingBefore(horizon));
         };
-        let info = host.gfn_info(candidate);
+        let info = domain.gfn_info(candidate);
         if info.zero_frame == 0 {
             return ended(already, SearchEnd::Found(candidate));
         }

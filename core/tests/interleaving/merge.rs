@@ -351,7 +351,7 @@ impl Protect for Hands<'_> {
 }
 
 impl Peers for Hands<'_> {
-    fn domain(&mut self) -> DomainId {
+    fn id(&mut self) -> DomainId {
         DOMAIN
     }
 

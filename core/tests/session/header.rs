@@ -1,7 +1,7 @@
 //! What the header beside the bitmap tells, and when it keeps readers out.
 
 use lacuna_core::abi::{BitmapHeader, Op, Request, State, Statistics};
-use lacuna_core::{Header, Host, Status, Tables};
+use lacuna_core::{Domain, Header, Status, Tables};
 use lacuna_mock::{Config, MockGuest};
 
 use super::{admitted, answer, attached, encoded, request, run, set_profile, status};

@@ -8,7 +8,7 @@ mod kernels;
 
 use lacuna_core::abi::{CHUNK_GFNS, Explanation, Op, Request, State, Statistics};
 use lacuna_core::{
-    Gfn, Host, MAX_PROFILE_BYTES, Outcome, Profile, Session, Status, Table, Tables, VcpuRegisters,
+    Domain, Gfn, MAX_PROFILE_BYTES, Outcome, Profile, Session, Status, Table, Tables, VcpuRegisters,
 };
 use lacuna_mock::{Access, Config, MockGuest, Primitive};
 use proptest::prelude::*;

@@ -3,8 +3,8 @@
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::boundary::SHARE_ONLY_ZERO;
 use lacuna_core::{
-    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, Host, Order, P2m, Predicate, ReadError, Row, Skip,
-    Status, VcpuRegisters, failing_one_by_one, value_by_bytes,
+    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, Order, P2m, Predicate, ReadError, Row, Skip, Status,
+    VcpuRegisters, failing_one_by_one, value_by_bytes,
 };
 
 use crate::mapped_frame::MappedFrame;
@@ -15,15 +15,15 @@ use crate::shim::{self, Domain};
 /// # Invariant
 ///
 /// `domain` is a live domain other than the caller's own, held by a reference for as long as this value
-/// exists, and the domain's Lacuna lock is held. [`XenHost::new`]'s caller promises it; every `unsafe` block
+/// exists, and the domain's Lacuna lock is held. [`XenDomain::new`]'s caller promises it; every `unsafe` block
 /// below leans on it.
-pub(crate) struct XenHost {
+pub(crate) struct XenDomain {
     pub(crate) domain: *mut Domain,
     /// The frame read last. Descriptors of neighbours lie side by side, and so do page-table entries.
     pub(crate) last: Option<MappedFrame>,
 }
 
-impl XenHost {
+impl XenDomain {
     /// # Safety
     /// The invariant of the type.
     pub(crate) const unsafe fn new(domain: *mut Domain) -> Self {
@@ -41,7 +41,7 @@ impl XenHost {
     }
 }
 
-impl GuestMemory for XenHost {
+impl GuestMemory for XenDomain {
     fn read(&mut self, at: GuestPhys, into: &mut [u8]) -> Result<(), ReadError> {
         self.frame(at.gfn())?
             .copy(at.offset(), into)
@@ -64,7 +64,7 @@ impl GuestMemory for XenHost {
     }
 }
 
-impl P2m for XenHost {
+impl P2m for XenDomain {
     fn pause(&mut self) {
         // A mapping made while the guest ran may be of a frame that the guest has since moved elsewhere.
         self.last = None;
@@ -140,7 +140,7 @@ impl P2m for XenHost {
     }
 }
 
-impl Host for XenHost {
+impl lacuna_core::Domain for XenDomain {
     fn blocker(&mut self) -> Option<(Status, u64)> {
         // SAFETY: invariant.
         let reason = unsafe { shim::lacuna_x_blocker(self.domain) };

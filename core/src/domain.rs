@@ -1,7 +1,7 @@
-//! What the engine asks of a domain's p2m and virtual CPUs.
+//! One domain as Xen offers it: its virtual CPUs, its p2m, and what the operations ask of it besides.
 
-use crate::profile::BytesRule;
-use crate::{Gfn, GuestMemory, Order, Skip, VcpuRegisters};
+use crate::abi::{GfnInfo, ShimCounters};
+use crate::{BytesRule, Gfn, GuestMemory, Order, Skip, Status, Tables, VcpuRegisters};
 
 /// The domain's virtual CPUs and its p2m, as the engine needs them.
 pub trait P2m: GuestMemory {
@@ -41,4 +41,21 @@ pub trait Protect: P2m {
     fn protect(&mut self, gfn: Gfn, order: Order) -> Result<(), Skip>;
     /// Undoes [`P2m::share_zero`]'s precondition: the entry is writable again.
     fn restore(&mut self, gfn: Gfn, order: Order);
+}
+
+/// One domain, for the time of one operation: everything that the hypervisor offers for it. A domain that
+/// shares by content is one of [`crate::Peers`], too.
+pub trait Domain: P2m + Tables {
+    /// Why this domain may not share, if so: `Status` and its value.
+    fn blocker(&mut self) -> Option<(Status, u64)>;
+    /// One past the highest frame that the guest has mapped.
+    fn gfns(&mut self) -> u64;
+    /// Whether the processor is wanted elsewhere, or the domain is being destroyed.
+    fn preempted(&mut self) -> bool;
+    /// Whether the toolstack keeps the guest paused.
+    fn paused_by_toolstack(&mut self) -> bool;
+    /// What the shim counts.
+    fn counters(&mut self) -> ShimCounters;
+    /// What the hypervisor has at a frame.
+    fn gfn_info(&mut self, gfn: Gfn) -> GfnInfo;
 }
