@@ -1,7 +1,8 @@
 //! The operation of the content stage.
 
 use super::frames::{hole_end, range};
-use super::{Outcome, Refusal, Session, steps};
+use super::sharing::steps;
+use super::{Outcome, Refusal, Session};
 use crate::PageState;
 use crate::abi::{CONTENT_LEAVE_FREE, Request};
 use crate::content::{ContentReport, Peers, Rounds, Seed, Stage};

@@ -1,0 +1,180 @@
+//! The share operation, slice by slice, and the identity check that goes with it.
+
+use super::frames::range;
+use super::{Outcome, Session};
+use crate::abi::{Request, State};
+use crate::refusal::Refusal;
+use crate::share::candidates::{SearchEnd, first_to_share};
+use crate::share::slice::{identify_paused, mismatch_values};
+use crate::tables::bitmap_at;
+use crate::{Domain, Gfn, NotIdentified, Skip, Slice, SliceReport, Status, Steps};
+
+/// Guard failures in a row, none of them final, after which the profile is dropped all the same.
+const GUARD_PATIENCE: u64 = 8;
+
+impl Session {
+    pub(super) fn share<D: Domain>(
+        &mut self,
+        domain: &mut D,
+        request: &mut Request,
+    ) -> Result<Outcome, Refusal> {
+        self.usable()?;
+        if self.state != State::Admitted {
+            return Err(Refusal::of(Status::NotAdmitted));
+        }
+        let steps = steps(request.flags)?;
+        let (from, end, _) = range(domain, request)?;
+        let unlimited = request.budget == 0;
+        let mut at = from;
+        let mut identified = false;
+        while at < end {
+            if at != from && domain.preempted() {
+                request.cursor = at;
+                return Ok(Outcome::Again);
+            }
+            let part = bitmap_at(domain, at);
+            let bitmap = part.bitmap();
+            // What is nominated is in this part, or in a later one.
+            let stop = end.min(bitmap.gfns());
+            if part.is_absent() {
+                at = stop;
+                continue;
+            }
+            let search = first_to_share(domain, &bitmap, Gfn::new(at), Gfn::new(stop));
+            self.statistics.already += search.already;
+            match search.end {
+                SearchEnd::Found(candidate) => at = candidate.get(),
+                SearchEnd::NothingBefore(next) => {
+                    at = next.get();
+                    continue;
+                }
+            }
+            // Asked before each slice: a device may be assigned, or a migration begin, between two.
+            if let Some(blocker) = domain.blocker() {
+                request.cursor = at;
+                return Err(Refusal::blocked(blocker));
+            }
+            let Some(profile) = self.profile() else {
+                return Err(Refusal::of(Status::NoProfile));
+            };
+            let (report, identified_now) =
+                Slice::new(domain, profile, &bitmap, Gfn::new(at), Gfn::new(stop), steps).run();
+            self.count_slice(&report);
+            if let Err(reason) = identified_now {
+                request.cursor = at;
+                return Err(self.guard_refused(reason));
+            }
+            if report.paused {
+                self.guard_streak = 0;
+                identified = true;
+            }
+            // A slice that stops where it began would loop for ever; none does, and if one did it ends here.
+            at = report.next.max(at.saturating_add(1)).min(stop);
+            let figures = [
+                report.shared,
+                report.superpages,
+                report.rejected,
+                report.skipped[Skip::Held.index()],
+            ];
+            for (sum, pages) in request.result.iter_mut().zip(figures) {
+                *sum = sum.wrapping_add(pages);
+            }
+            if !unlimited {
+                request.budget = request.budget.saturating_sub(report.shared);
+                if request.budget == 0 {
+                    break;
+                }
+            }
+        }
+        request.cursor = at;
+        if !identified {
+            // Nothing was left to share. The answer is still about this guest, running this kernel.
+            if let Some(blocker) = domain.blocker() {
+                return Err(Refusal::blocked(blocker));
+            }
+            self.identify(domain)?;
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// Identifies the guest's kernel, without a slice.
+    pub(super) fn identify<D: Domain>(&mut self, domain: &mut D) -> Result<(), Refusal> {
+        let (identified, stopped) = identify_paused(domain, self.usable()?);
+        self.count_pause(stopped);
+        identified.map_err(|reason| self.guard_refused(reason))?;
+        self.guard_streak = 0;
+        Ok(())
+    }
+
+    fn count_slice(&mut self, report: &SliceReport) {
+        let s = &mut self.statistics;
+        s.slices += u64::from(report.paused);
+        s.shared += report.shared;
+        s.shared_superpages += report.superpages;
+        s.shared_entries += report.entries;
+        s.rejected += report.rejected;
+        s.skipped_not_ram += report.skipped[Skip::NotRam.index()];
+        s.skipped_held += report.skipped[Skip::Held.index()];
+        s.skipped_not_zero += report.skipped[Skip::NotZero.index()];
+        s.skipped_no_pool += report.skipped[Skip::NoPool.index()];
+        s.skipped_entry_refused += report.skipped[Skip::EntryRefused.index()];
+        s.skipped_log_dirty += report.skipped[Skip::LogDirty.index()];
+        s.already += report.skipped[Skip::Already.index()];
+        s.slice_most_units = s.slice_most_units.max(report.units);
+        s.slice_most_pages = s.slice_most_pages.max(report.shared);
+        if report.paused {
+            self.count_pause(report.pause_ns);
+        }
+    }
+
+    fn count_pause(&mut self, stopped_ns: u64) {
+        let s = &mut self.statistics;
+        s.pauses += 1;
+        s.pause_total_ns += stopped_ns;
+        s.pause_longest_ns = s.pause_longest_ns.max(stopped_ns);
+    }
+
+    fn guard_refused(&mut self, reason: NotIdentified) -> Refusal {
+        self.statistics.guard_failures += 1;
+        self.guard_streak += 1;
+        match reason {
+            NotIdentified::NoVcpuOnline => Refusal::of(Status::NoVcpuOnline),
+            NotIdentified::Guard(mismatch) => {
+                let values = mismatch_values(&mismatch);
+                let s = &mut self.statistics;
+                [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected] = values;
+                if mismatch.is_final() || self.guard_streak >= GUARD_PATIENCE {
+                    self.end();
+                    Refusal::new(Status::Ended, values)
+                } else {
+                    Refusal::new(Status::KernelChanged, values)
+                }
+            }
+        }
+    }
+}
+
+/// The steps that a share request asks for: all, but for the test-only feature `mutants`.
+pub(super) fn steps(flags: u32) -> Result<Steps, Refusal> {
+    #[cfg(feature = "mutants")]
+    {
+        use crate::Mutation;
+        let mutation = match flags >> crate::abi::SHARE_MUTATION_SHIFT {
+            1 => Some(Mutation::NoPause),
+            2 => Some(Mutation::NoIdentify),
+            3 => Some(Mutation::NoRecheck),
+            4 => Some(Mutation::NoFlush),
+            5 => Some(Mutation::ResumeFirst),
+            6 => Some(Mutation::ReleaseFirst),
+            _ => None,
+        };
+        if let Some(mutation) = mutation {
+            return Ok(Steps::with(mutation));
+        }
+    }
+    if flags == 0 {
+        Ok(Steps::default())
+    } else {
+        Err(Refusal::bad_request(flags))
+    }
+}
