@@ -133,6 +133,19 @@ pub fn check_guard<M: GuestMemory>(
     if registers.flags & VcpuRegisters::ONLINE == 0 {
         return Ok(());
     }
+    check_registers(profile, vcpu, registers)?;
+    match check_tables(memory, profile, vcpu, registers, registers.cr3) {
+        Err(first) if registers.cr3 & PTI_SWITCH != 0 => {
+            // A virtual CPU stopped in user mode under page-table isolation: its kernel table is the other of
+            // the pair.
+            check_tables(memory, profile, vcpu, registers, registers.cr3 & !PTI_SWITCH).map_err(|_| first)
+        }
+        other => other,
+    }
+}
+
+/// What the registers alone say of the kernel.
+fn check_registers(profile: &Profile, vcpu: u32, registers: &VcpuRegisters) -> Result<(), GuardMismatch> {
     let guard = &profile.guard;
     let require = |holds: bool, failure: GuardFailure, found: u64, expected: u64| {
         if holds {
@@ -194,16 +207,7 @@ pub fn check_guard<M: GuestMemory>(
         GuardFailure::SysenterEip,
         registers.sysenter_eip,
         guard.sysenter_eip,
-    )?;
-
-    match check_tables(memory, profile, vcpu, registers, registers.cr3) {
-        Err(first) if registers.cr3 & PTI_SWITCH != 0 => {
-            // A virtual CPU stopped in user mode under page-table isolation: its kernel table is the other of
-            // the pair.
-            check_tables(memory, profile, vcpu, registers, registers.cr3 & !PTI_SWITCH).map_err(|_| first)
-        }
-        other => other,
-    }
+    )
 }
 
 /// What the page tables that `cr3` names say of the kernel.
