@@ -1,6 +1,7 @@
 //! The operation of the content stage.
 
 use super::frames::{hole_end, range};
+use super::preemptible::{Step, each_step};
 use super::sharing::steps;
 use super::{Outcome, Refusal, Session};
 use crate::PageState;
@@ -31,42 +32,25 @@ impl Session {
             leave_free,
             steps,
         };
-        let unlimited = request.budget == 0;
-        let mut at = from;
-        while at < end {
-            if at != from && domain.preempted() {
-                request.cursor = at;
-                return Ok(Outcome::Again);
-            }
+        each_step(domain, request, from..end, |domain, at, budget| {
             // Asked before each stretch: a device may be assigned, or a migration begin, between two.
             if let Some(blocker) = domain.blocker() {
-                request.cursor = at;
                 return Err(Refusal::blocked(blocker));
             }
-            let most = if unlimited {
-                CHUNK
-            } else {
-                CHUNK.min(request.budget)
-            };
+            let most = CHUNK.min(budget);
             let mut report = ContentReport::default();
-            let ended = walk.stretch(domain, at, end, most, &mut report);
+            let ended = walk.stretch(domain, *at, end, most, &mut report);
             self.count_content(&report);
-            let figures = [report.zeroed, report.merged, report.hashed, report.changed];
-            for (sum, pages) in request.result.iter_mut().zip(figures) {
-                *sum = sum.wrapping_add(pages);
-            }
-            let next = ended.inspect_err(|_| request.cursor = at)?;
-            if !unlimited {
-                // A hole costs as much as a stretch of pages, however long it is.
-                request.budget -= most.min(next - at);
-            }
-            at = next;
-            if !unlimited && request.budget == 0 {
-                break;
-            }
-        }
-        request.cursor = at;
-        Ok(Outcome::Finished)
+            let next = ended?;
+            // A hole costs as much as a stretch of pages, however long it is.
+            let cost = most.min(next - *at);
+            *at = next;
+            Ok(Step {
+                cost,
+                figures: [report.zeroed, report.merged, report.hashed, report.changed],
+                is_half: false,
+            })
+        })
     }
 
     fn count_content(&mut self, report: &ContentReport) {

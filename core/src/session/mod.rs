@@ -9,6 +9,7 @@
 mod content;
 mod frames;
 mod header;
+mod preemptible;
 mod query;
 mod scanning;
 mod sharing;

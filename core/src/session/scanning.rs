@@ -1,12 +1,15 @@
 //! The scan operation: all memory or a part, over as many calls as it takes, and what a complete one proves.
 
+use core::ops::Range;
+
 use super::frames::{hole_end, range};
 use super::header::Nominations;
+use super::preemptible::{Step, each_step};
 use super::{Outcome, Refusal, Session, begin};
 use crate::abi::{Request, State};
 use crate::judge::admission::{Sample, compare, sample, tolerance};
 use crate::tables::{Table, bitmap_at};
-use crate::{Domain, FreeCheck, Gfn, ScanStep, Scanner, Status, free_by_counters};
+use crate::{Domain, FreeCheck, Gfn, Profile, ScanStep, Scanner, Status, free_by_counters};
 
 /// Descriptors looked at between two looks at the clock and at pending interrupts.
 const SCAN_CHUNK: u64 = 4096;
@@ -22,6 +25,25 @@ pub(super) struct FullScan {
     start: u64,
     /// Whether the toolstack kept the guest paused at every step.
     paused: bool,
+}
+
+impl FullScan {
+    /// Reads the clock and the guest's counters.
+    fn begin<D: Domain>(domain: &mut D, profile: &Profile) -> Result<Self, Refusal> {
+        Ok(Self {
+            start: domain.now(),
+            guest_free_before: counted(domain, profile)?,
+            paused: true,
+            ..Self::default()
+        })
+    }
+}
+
+/// The guest's own count of its free pages.
+fn counted<D: Domain>(domain: &mut D, profile: &Profile) -> Result<u64, Refusal> {
+    free_by_counters(domain, profile)
+        .map(|reading| reading.pages)
+        .map_err(|error| Refusal::new(Status::CountersUnreadable, [error.zone, error.at.get(), 0, 0]))
 }
 
 impl Session {
@@ -49,92 +71,75 @@ impl Session {
         }
         self.nominations = Nominations::default();
         begin(domain, self.started);
-        let profile = self.usable()?;
-        let uncounted = profile.zones.is_empty();
-
-        let counters = |domain: &mut D| {
-            free_by_counters(domain, profile)
-                .map(|reading| reading.pages)
-                .map_err(|error| Refusal::new(Status::CountersUnreadable, [error.zone, error.at.get(), 0, 0]))
-        };
-        // A scan from 0 to the end counts as one of all memory, over however many calls.
-        let everything = end == gfns;
         let mut full = match self.scan {
             Some(full) if goes_on => Some(full),
-            _ if everything && from == 0 => Some(FullScan {
-                start: domain.now(),
-                guest_free_before: counters(domain)?,
-                paused: true,
-                ..FullScan::default()
-            }),
+            // A scan from 0 to the end counts as one of all memory, over however many calls.
+            _ if end == gfns && from == 0 => Some(FullScan::begin(domain, self.usable()?)?),
             _ => None,
         };
+        let outcome = self
+            .scan_frames(domain, request, from..end, full.as_mut())
+            // Half a scan is none: the next one begins anew.
+            .inspect_err(|_| self.scan = None)?;
+        match full {
+            Some(full) if request.cursor >= end => self.end_full_scan(domain, &full, gfns),
+            _ => {
+                self.scan = full;
+                Ok(outcome)
+            }
+        }
+    }
 
-        let unlimited = request.budget == 0;
-        let mut scanner = Scanner::new(FreeCheck::new(profile));
-        let mut at = from;
-        let outcome = loop {
-            // A block that has been begun is written down to its end: the next call would not know of it.
-            let within_block = scanner.is_within_block(at);
-            if at >= end || (!within_block && !unlimited && request.budget == 0) {
-                break Outcome::Finished;
-            }
-            if at != from && !within_block && domain.preempted() {
-                break Outcome::Again;
-            }
+    /// Scans `frames`, and adds to `full` what it finds.
+    fn scan_frames<D: Domain>(
+        &self,
+        domain: &mut D,
+        request: &mut Request,
+        frames: Range<u64>,
+        mut full: Option<&mut FullScan>,
+    ) -> Result<Outcome, Refusal> {
+        let end = frames.end;
+        let mut scanner = Scanner::new(FreeCheck::new(self.usable()?));
+        each_step(domain, request, frames, |domain, at, budget| {
             let paused = domain.paused_by_toolstack();
-            let chunk = if unlimited {
-                SCAN_CHUNK
-            } else {
-                SCAN_CHUNK.min(request.budget)
-            };
             let before = domain.now();
-            let step = match step(domain, &mut scanner, at, end, chunk) {
-                Ok(step) => step,
-                Err(refusal) => {
-                    // Half a scan is none: the next one begins anew.
-                    request.cursor = at;
-                    self.scan = None;
-                    return Err(refusal);
-                }
-            };
-            if let Some(full) = &mut full {
+            let step = scan_step(domain, &mut scanner, *at, end, SCAN_CHUNK.min(budget))?;
+            if let Some(full) = full.as_deref_mut() {
                 full.total.add(&step);
                 full.elapsed_ns += domain.now().saturating_sub(before);
                 full.paused &= paused;
             }
-            for (sum, pages) in
-                request
-                    .result
-                    .iter_mut()
-                    .zip([step.free, step.in_use, step.no_descriptor, step.unknown])
-            {
-                *sum = sum.wrapping_add(pages);
-            }
-            if !unlimited {
-                request.budget -= step.descriptors.min(request.budget);
-            }
-            at = step.next;
-        };
-        request.cursor = at;
-        if at < end || full.is_none() {
-            self.scan = full;
-            return Ok(outcome);
-        }
-        let after = counters(domain);
+            *at = step.next;
+            Ok(Step {
+                cost: step.descriptors,
+                figures: [step.free, step.in_use, step.no_descriptor, step.unknown],
+                // A block that has been begun is written down to its end: the next call would not know of it.
+                is_half: scanner.is_within_block(step.next),
+            })
+        })
+    }
+
+    /// Identifies the kernel once more, and admits or refuses the profile by what the scan of all memory found.
+    fn end_full_scan<D: Domain>(
+        &mut self,
+        domain: &mut D,
+        full: &FullScan,
+        gfns: u64,
+    ) -> Result<Outcome, Refusal> {
+        let profile = self.usable()?;
+        let uncounted = profile.zones.is_empty();
+        let after = counted(domain, profile);
         self.scan = None;
         // Before the counters: if they are another kernel's, that is what is wrong.
         self.identify(domain)?;
-        if let Some(full) = full {
-            let sample = uncounted.then(|| sample(domain, full.total.free));
-            self.complete_scan(&full, after?, sample)?;
-            self.nominations = Nominations {
-                scan: self.started,
-                gfns,
-                free: full.total.free,
-                start: full.start,
-            };
-        }
+        let sample = uncounted.then(|| sample(domain, full.total.free));
+        self.complete_scan(full, after?, sample)?;
+        self.nominations = Nominations {
+            scan: self.started,
+            gfns,
+            free: full.total.free,
+            start: full.start,
+        };
         Ok(Outcome::Finished)
     }
 
@@ -186,7 +191,7 @@ impl Session {
 ///
 /// # Errors
 /// There is none to be had.
-fn step<D: Domain>(
+fn scan_step<D: Domain>(
     domain: &mut D,
     scanner: &mut Scanner<'_>,
     at: u64,

@@ -1,6 +1,7 @@
 //! The share operation, slice by slice, and the identity check that goes with it.
 
 use super::frames::range;
+use super::preemptible::{Step, each_step};
 use super::{Outcome, Session};
 use crate::abi::{Request, State};
 use crate::refusal::Refusal;
@@ -24,77 +25,74 @@ impl Session {
         }
         let steps = steps(request.flags)?;
         let (from, end, _) = range(domain, request)?;
-        let unlimited = request.budget == 0;
-        let mut at = from;
         let mut identified = false;
-        while at < end {
-            if at != from && domain.preempted() {
-                request.cursor = at;
-                return Ok(Outcome::Again);
-            }
-            let part = bitmap_at(domain, at);
-            let bitmap = part.bitmap();
-            // What is nominated is in this part, or in a later one.
-            let stop = end.min(bitmap.gfns());
-            if part.is_absent() {
-                at = stop;
-                continue;
-            }
-            let search = first_to_share(domain, &bitmap, Gfn::new(at), Gfn::new(stop));
-            self.statistics.already += search.already;
-            match search.end {
-                SearchEnd::Found(candidate) => at = candidate.get(),
-                SearchEnd::NothingBefore(next) => {
-                    at = next.get();
-                    continue;
-                }
-            }
-            // Asked before each slice: a device may be assigned, or a migration begin, between two.
-            if let Some(blocker) = domain.blocker() {
-                request.cursor = at;
-                return Err(Refusal::blocked(blocker));
-            }
-            let Some(profile) = self.profile() else {
-                return Err(Refusal::of(Status::NoProfile));
-            };
-            let (report, identified_now) =
-                Slice::new(domain, profile, &bitmap, Gfn::new(at), Gfn::new(stop), steps).run();
-            self.count_slice(&report);
-            if let Err(reason) = identified_now {
-                request.cursor = at;
-                return Err(self.guard_refused(reason));
-            }
-            if report.paused {
-                self.guard_streak = 0;
-                identified = true;
-            }
-            // A slice that stops where it began would loop for ever; none does, and if one did it ends here.
-            at = report.next.max(at.saturating_add(1)).min(stop);
-            let figures = [
-                report.shared,
-                report.superpages,
-                report.rejected,
-                report.skipped[Skip::Held.index()],
-            ];
-            for (sum, pages) in request.result.iter_mut().zip(figures) {
-                *sum = sum.wrapping_add(pages);
-            }
-            if !unlimited {
-                request.budget = request.budget.saturating_sub(report.shared);
-                if request.budget == 0 {
-                    break;
-                }
-            }
-        }
-        request.cursor = at;
-        if !identified {
+        let outcome = each_step(domain, request, from..end, |domain, at, _| {
+            let report = self.search_and_share(domain, at, end, steps)?;
+            identified |= report.paused;
+            Ok(Step {
+                cost: report.shared,
+                figures: [
+                    report.shared,
+                    report.superpages,
+                    report.rejected,
+                    report.skipped[Skip::Held.index()],
+                ],
+                is_half: false,
+            })
+        })?;
+        if outcome == Outcome::Finished && !identified {
             // Nothing was left to share. The answer is still about this guest, running this kernel.
             if let Some(blocker) = domain.blocker() {
                 return Err(Refusal::blocked(blocker));
             }
             self.identify(domain)?;
         }
-        Ok(Outcome::Finished)
+        Ok(outcome)
+    }
+
+    /// Searches for a page to share from frame `at` on, and carries out a slice there. Moves `at` on; where
+    /// the search finds none for now, that is all, and the report is empty.
+    fn search_and_share<D: Domain>(
+        &mut self,
+        domain: &mut D,
+        at: &mut u64,
+        end: u64,
+        steps: Steps,
+    ) -> Result<SliceReport, Refusal> {
+        let part = bitmap_at(domain, *at);
+        let bitmap = part.bitmap();
+        // The candidates are in this part, or in a later one.
+        let stop = end.min(bitmap.gfns());
+        if part.is_absent() {
+            *at = stop;
+            return Ok(SliceReport::default());
+        }
+        let search = first_to_share(domain, &bitmap, Gfn::new(*at), Gfn::new(stop));
+        self.statistics.already += search.already;
+        match search.end {
+            SearchEnd::Found(candidate) => *at = candidate.get(),
+            SearchEnd::NothingBefore(next) => {
+                *at = next.get();
+                return Ok(SliceReport::default());
+            }
+        }
+        // Asked before each slice: a device may be assigned, or a migration begin, between two.
+        if let Some(blocker) = domain.blocker() {
+            return Err(Refusal::blocked(blocker));
+        }
+        let Some(profile) = self.profile() else {
+            return Err(Refusal::of(Status::NoProfile));
+        };
+        let (report, identified) =
+            Slice::new(domain, profile, &bitmap, Gfn::new(*at), Gfn::new(stop), steps).run();
+        self.count_slice(&report);
+        identified.map_err(|reason| self.guard_refused(reason))?;
+        if report.paused {
+            self.guard_streak = 0;
+        }
+        // A slice that stops where it began would loop for ever; none does, and if one did it ends here.
+        *at = report.next.max(at.saturating_add(1)).min(stop);
+        Ok(report)
     }
 
     /// Identifies the guest's kernel, without a slice.
