@@ -81,7 +81,7 @@ impl GuestMemory for Flat {
         })
     }
 
-    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+    fn count_failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
         let start = self.frame(row.first)?;
         let stride = usize::try_from(row.stride).map_err(|_| ReadError::CrossesFrame(row.first))?;
         let last = usize::try_from(row.count - 1).map_err(|_| ReadError::CrossesFrame(row.first))?;
@@ -91,10 +91,10 @@ impl GuestMemory for Flat {
         }
         let bytes = &self.bytes[start..start + length];
         Ok(match test.field.width {
-            1 => failing::<1>(bytes, stride, test),
-            2 => failing::<2>(bytes, stride, test),
-            4 => failing::<4>(bytes, stride, test),
-            _ => failing::<8>(bytes, stride, test),
+            1 => count_failing::<1>(bytes, stride, test),
+            2 => count_failing::<2>(bytes, stride, test),
+            4 => count_failing::<4>(bytes, stride, test),
+            _ => count_failing::<8>(bytes, stride, test),
         })
     }
 }
@@ -150,7 +150,7 @@ fn guest(case: &str) -> MockGuest {
 }
 
 /// How many values of `WIDTH` bytes, `stride` apart, fail `test`.
-fn failing<const WIDTH: usize>(bytes: &[u8], stride: usize, test: &Predicate) -> u64 {
+fn count_failing<const WIDTH: usize>(bytes: &[u8], stride: usize, test: &Predicate) -> u64 {
     let mut passed_over = 0;
     let mut at = 0;
     while let Some(value) = bytes.get(at..at + WIDTH) {

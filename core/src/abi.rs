@@ -28,7 +28,7 @@ pub enum Op {
     /// admits the profile. `result`: free pages, pages in use, pages without a descriptor, unknown pages,
     /// added up over continuations (the caller clears them).
     Scan = 4,
-    /// Share nominated pages of `cursor..end`, `budget` pages at most. `result`: pages shared, 2 MiB entries,
+    /// Share the candidates of `cursor..end`, `budget` pages at most. `result`: pages shared, 2 MiB entries,
     /// pages rejected by the re-check, free pages skipped because something holds them; added up likewise.
     Share = 5,
     /// Copy a [`Statistics`] into `buffer`.
@@ -43,7 +43,7 @@ pub enum Op {
     ReadBitmap = 9,
     /// Copy a bit for each frame from `cursor` (a multiple of 8) on into `buffer`, set where a zero frame is
     /// mapped. The shim's own: the engine is not asked.
-    ZeroMap = 10,
+    ZeroFrames = 10,
     /// Map zero frames at the frames in `buffer`, an array of 64-bit numbers, from index `cursor` on; `flags`
     /// is the order of each, 0 or 9. For a domain that is being received. The shim's own.
     PopulateZero = 11,
@@ -75,7 +75,7 @@ impl Op {
             7 => Self::Explain,
             8 => Self::Registers,
             9 => Self::ReadBitmap,
-            10 => Self::ZeroMap,
+            10 => Self::ZeroFrames,
             11 => Self::PopulateZero,
             12 => Self::Content,
             13 => Self::SetGroup,
@@ -288,7 +288,7 @@ statistics! {
     guard_failures,
     /// Virtual CPU of the last refusal.
     guard_vcpu,
-    /// Check that failed in the last refusal, a `GuardFailure`, 0 for none.
+    /// Check that failed in the last refusal, an `IdentityCheck`, 0 for none.
     guard_check,
     /// Value found in the last refusal.
     guard_found,

@@ -38,18 +38,19 @@ pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
 pub use bitmap::Bitmap;
 pub use boundary::{Blocker, PageState, Skip, VcpuRegisters};
 pub use content::{
-    ContentReport, Digest, DomainId, Entry, Index, Inserted, MAX_SHARERS, Peers, Place, Rounds, Seed, Stage,
-    merge_protected, share_zero_protected,
+    ContentReport, Digest, DomainId, DomainPage, Entry, Index, Inserted, MAX_SHARERS, Peers, Rounds, Seed,
+    Stage, merge_protected, share_zero_protected,
 };
 pub use domain::{Domain, P2m, Protect};
 pub use guest::{
     Field, FrameCopies, GuestMemory, Mapping, PagingLevels, Predicate, ReadError, Row, WalkError,
-    failing_one_by_one, value_by_bytes, walk,
+    count_failing_one_by_one, value_by_bytes, walk,
 };
 pub use judge::{
     Agreement, CounterError, CounterReading, Descriptor, DescriptorAt, DescriptorError, FreeCheck,
-    GuardFailure, GuardMismatch, InUseReason, MemoryMapReader, OfflineScan, PassedOver, ScanStep, Scanner,
-    Taken, UnknownReason, Verdict, check_guard, confirm_zero, explain, free_by_counters, scan_offline,
+    IdentityCheck, IdentityMismatch, InUseReason, MemoryMapReader, OfflineScan, PassedOver, ScanStep,
+    Scanner, Taken, UnknownReason, Verdict, check_identity, confirm_zero, explain, free_by_counters,
+    scan_offline,
 };
 pub use profile::{
     Anchor, Blocks, BootValue, BytesRule, Contents, Extent, FieldRule, FreeRule, Gate, Guard, Kernel,

@@ -60,11 +60,11 @@ pub enum Status {
     Blocked = 219,
 
     /// The guest no longer runs the kernel of the profile: a virtual CPU's registers differ. Nothing is
-    /// shared. `result`: virtual CPU, which check failed (see `GuardFailure`), value found, value expected.
+    /// shared. `result`: virtual CPU, which check failed (see `IdentityCheck`), value found, value expected.
     KernelChanged = 300,
     /// No virtual CPU is online, so nothing proves which kernel the guest runs.
     NoVcpuOnline = 301,
-    /// The guard failed for good: the profile is no longer used. Attach again. `result` as for
+    /// The identity check failed for good: the profile is no longer used. Attach again. `result` as for
     /// `KernelChanged`.
     Ended = 302,
 

@@ -136,6 +136,6 @@ pub(crate) fn bitmap_at<T: Tables + ?Sized>(tables: &mut T, gfn: u64) -> Part<T:
 }
 
 /// Whether frame `gfn` was free when last scanned.
-pub(crate) fn is_nominated<T: Tables + ?Sized>(tables: &mut T, gfn: Gfn) -> bool {
+pub(crate) fn is_candidate<T: Tables + ?Sized>(tables: &mut T, gfn: Gfn) -> bool {
     bitmap_at(tables, gfn.get()).bitmap().get(gfn)
 }

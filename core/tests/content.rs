@@ -4,8 +4,8 @@
 
 use lacuna_core::abi::{CONTENT_LEAVE_FREE, Op, Request, Statistics};
 use lacuna_core::{
-    Domain, DomainId, Gfn, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Place, Session, Skip,
-    Status, Steps, merge_protected, share_zero_protected,
+    Domain, DomainId, DomainPage, Gfn, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Session,
+    Skip, Status, Steps, merge_protected, share_zero_protected,
 };
 use lacuna_mock::{Access, Config, MockGuest, Primitive};
 use proptest::prelude::*;
@@ -238,7 +238,7 @@ fn a_held_page_is_left_alone() {
 fn a_stranger_is_no_partner() {
     let (mut guest, pages) = guest_with(1);
     fill(&mut guest, &pages, 1);
-    let stranger = Place {
+    let stranger = DomainPage {
         domain: DomainId::new(9),
         gfn: pages[0],
     };

@@ -559,7 +559,7 @@ fn a_slice_is_bounded_whatever_the_descriptors_say() {
     let mut guest = MockGuest::new(&config);
     let mut profile = guest.profile();
     profile.free.blocks.as_mut().unwrap().max_order = Order::MAX;
-    // The bitmap nominates everything; not one descriptor agrees.
+    // The bitmap calls everything free; not one descriptor agrees.
     for gfn in 0..guest.pages() {
         guest.corrupt(
             Gfn::new(gfn),
@@ -589,7 +589,7 @@ fn a_slice_is_bounded_whatever_the_descriptors_say() {
     );
 }
 
-/// The search for the first nominee is bounded too: a guest of terabytes has a bitmap of many megabytes.
+/// The search for the first candidate is bounded too: a guest of terabytes has a bitmap of many megabytes.
 #[test]
 fn an_empty_bitmap_is_searched_in_parts_and_without_a_pause() {
     let mut guest = MockGuest::new(&Config::default());

@@ -241,7 +241,7 @@ fn frames_without_memory_are_not_free_whatever_descriptors_say() {
     set_profile(&mut session, &mut guest, &profile);
     let (status, request, _) = operate(&mut session, &mut guest, Op::Scan);
     assert_eq!((status, request.result[0]), (Status::CountsDisagree, 0));
-    assert_eq!((guest.tables_bytes().0, guest.nominated(0, u64::MAX)), (0, 0));
+    assert_eq!((guest.tables_bytes().0, guest.candidates(0, u64::MAX)), (0, 0));
 }
 
 /// The same, with a page of its own in each stretch.

@@ -1,6 +1,6 @@
 //! The content stage's traits on Xen.
 
-use lacuna_core::{DomainId, Gfn, Order, PageState, Peers, Place, Protect, Skip};
+use lacuna_core::{DomainId, DomainPage, Gfn, Order, PageState, Peers, Protect, Skip};
 
 use crate::shim;
 use crate::xen_domain::XenDomain;
@@ -43,7 +43,7 @@ impl Peers for XenDomain {
         PageState::from_code(state).unwrap_or(PageState::Other)
     }
 
-    fn equal(&mut self, gfn: Gfn, partner: Place) -> bool {
+    fn equal(&mut self, gfn: Gfn, partner: DomainPage) -> bool {
         // SAFETY: invariant; the C side finds the partner by its number, and refuses one that is not of the
         // group.
         unsafe { shim::lacuna_x_equal(self.domain, gfn.get(), partner.domain.get(), partner.gfn.get()) }
@@ -61,18 +61,18 @@ impl Peers for XenDomain {
         unsafe { shim::lacuna_x_pair_unlock(self.domain) };
     }
 
-    fn protect_partner(&mut self, partner: Place) -> Result<(), Skip> {
+    fn protect_partner(&mut self, partner: DomainPage) -> Result<(), Skip> {
         self.last = None;
         // SAFETY: invariant; the engine holds both locks, so the C side knows the partner.
         skip(unsafe { shim::lacuna_x_protect_partner(self.domain, partner.gfn.get()) })
     }
 
-    fn restore_partner(&mut self, partner: Place) {
+    fn restore_partner(&mut self, partner: DomainPage) {
         // SAFETY: as in `protect_partner`.
         unsafe { shim::lacuna_x_restore_partner(self.domain, partner.gfn.get()) };
     }
 
-    fn merge(&mut self, gfn: Gfn, partner: Place, most: u32) -> Result<(), Skip> {
+    fn merge(&mut self, gfn: Gfn, partner: DomainPage, most: u32) -> Result<(), Skip> {
         self.last = None;
         // SAFETY: as in `protect_partner`; both pages are protected and were found equal.
         skip(unsafe { shim::lacuna_x_merge(self.domain, gfn.get(), partner.gfn.get(), most) })

@@ -63,9 +63,9 @@ impl MappedFrame {
         Some(value)
     }
 
-    /// As `GuestMemory::failing`; `None` where the row leaves the frame or is not aligned to the width of its
+    /// As `GuestMemory::count_failing`; `None` where the row leaves the frame or is not aligned to the width of its
     /// values.
-    pub(crate) fn failing(&self, row: Row, test: &Predicate) -> Option<u64> {
+    pub(crate) fn count_failing(&self, row: Row, test: &Predicate) -> Option<u64> {
         let width = usize::from(test.field.width);
         let stride = usize::try_from(row.stride).ok()?;
         let offset = row.first.offset();
@@ -79,13 +79,13 @@ impl MappedFrame {
             // SAFETY: values of the width of the type lie at `first` and `stride` bytes apart, `count` of
             // them; the last ends within the frame, and all are aligned: both checked above. The frame is
             // mapped until `drop`.
-            1 => unsafe { failing::<u8>(first, stride, count, test) },
+            1 => unsafe { count_failing::<u8>(first, stride, count, test) },
             // SAFETY: as above.
-            2 => unsafe { failing::<u16>(first, stride, count, test) },
+            2 => unsafe { count_failing::<u16>(first, stride, count, test) },
             // SAFETY: as above.
-            4 => unsafe { failing::<u32>(first, stride, count, test) },
+            4 => unsafe { count_failing::<u32>(first, stride, count, test) },
             // SAFETY: as above.
-            8 => unsafe { failing::<u64>(first, stride, count, test) },
+            8 => unsafe { count_failing::<u64>(first, stride, count, test) },
             _ => return None,
         };
         Some(passed_over as u64)
@@ -130,7 +130,7 @@ impl MappedFrame {
 /// # Safety
 ///
 /// Each of the values lies in mapped memory and is aligned.
-unsafe fn failing<T: Copy + Into<u64>>(
+unsafe fn count_failing<T: Copy + Into<u64>>(
     first: *const u8,
     stride: usize,
     count: usize,

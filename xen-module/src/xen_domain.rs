@@ -4,7 +4,7 @@ use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::boundary::SHARE_ONLY_ZERO;
 use lacuna_core::{
     Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, Order, P2m, Predicate, ReadError, Row, Skip, Status,
-    VcpuRegisters, failing_one_by_one, value_by_bytes,
+    VcpuRegisters, count_failing_one_by_one, value_by_bytes,
 };
 
 use crate::mapped_frame::MappedFrame;
@@ -56,11 +56,11 @@ impl GuestMemory for XenDomain {
         }
     }
 
-    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
-        if let Some(passed_over) = self.frame(row.first.gfn())?.failing(row, test) {
+    fn count_failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+        if let Some(passed_over) = self.frame(row.first.gfn())?.count_failing(row, test) {
             return Ok(passed_over);
         }
-        failing_one_by_one(self, row, test)
+        count_failing_one_by_one(self, row, test)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::MockGuest;
 use super::faults::Primitive;
 use super::machine::{Entry, Machine, Owner, REGION, Violation};
-use lacuna_core::{DomainId, Gfn, Order, PAGE_SIZE, PageState, Peers, Place, Skip};
+use lacuna_core::{DomainId, DomainPage, Gfn, Order, PAGE_SIZE, PageState, Peers, Skip};
 
 /// The guest's own number.
 const DOMAIN: DomainId = DomainId::new(3);
@@ -132,7 +132,7 @@ impl Peers for MockGuest {
         }
     }
 
-    fn equal(&mut self, gfn: Gfn, partner: Place) -> bool {
+    fn equal(&mut self, gfn: Gfn, partner: DomainPage) -> bool {
         self.interlude();
         let equal = partner.domain == DOMAIN
             && !self.faults.strikes(Primitive::Equal)
@@ -156,7 +156,7 @@ impl Peers for MockGuest {
         self.interlude();
     }
 
-    fn protect_partner(&mut self, partner: Place) -> Result<(), Skip> {
+    fn protect_partner(&mut self, partner: DomainPage) -> Result<(), Skip> {
         self.interlude();
         if self.faults.strikes(Primitive::Protect) {
             return Err(Skip::NoPool);
@@ -169,14 +169,14 @@ impl Peers for MockGuest {
         result
     }
 
-    fn restore_partner(&mut self, partner: Place) {
+    fn restore_partner(&mut self, partner: DomainPage) {
         self.interlude();
         // One that is shared by now has nothing to undo.
         let _ = self.machine.protect(partner.gfn.get(), Order::PAGE, true);
         self.interlude();
     }
 
-    fn merge(&mut self, gfn: Gfn, partner: Place, most: u32) -> Result<(), Skip> {
+    fn merge(&mut self, gfn: Gfn, partner: DomainPage, most: u32) -> Result<(), Skip> {
         self.interlude();
         if self.faults.strikes(Primitive::Merge) {
             self.share_calls += 1;

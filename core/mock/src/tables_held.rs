@@ -85,8 +85,8 @@ impl MockGuest {
         core::mem::take(&mut self.tables_held.taken)
     }
 
-    /// How many frames of `from..to` are nominated.
-    pub fn nominated(&mut self, from: u64, to: u64) -> u64 {
+    /// How many frames of `from..to` are candidates.
+    pub fn candidates(&mut self, from: u64, to: u64) -> u64 {
         let mut at = from;
         let mut sum = 0;
         while at < to.min(MAX_GFNS) {

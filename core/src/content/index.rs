@@ -16,7 +16,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Digest, DomainId, Place};
+use super::{Digest, DomainId, DomainPage};
 use crate::Gfn;
 
 /// Places of a bucket: as many words as a cache line has.
@@ -46,7 +46,7 @@ pub struct Index<'w> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Where the page was.
-    pub place: Place,
+    pub place: DomainPage,
     slot: usize,
     word: u64,
 }
@@ -66,7 +66,7 @@ const fn tag(digest: Digest) -> u64 {
     digest.get() >> 52 & TAG_MASK
 }
 
-const fn word(digest: Digest, place: Place) -> u64 {
+const fn word(digest: Digest, place: DomainPage) -> u64 {
     place.gfn.get() & 0xffff_ffff
         | (place.domain.get() as u64 & 0x7fff) << DOMAIN_SHIFT
         | USED
@@ -108,7 +108,7 @@ impl<'w> Index<'w> {
         (first..).zip(words).filter_map(move |(slot, word)| {
             let word = word.load(Ordering::Relaxed);
             (word & USED != 0 && word >> TAG_SHIFT & TAG_MASK == tag).then(|| Entry {
-                place: Place {
+                place: DomainPage {
                     domain: DomainId::new((word >> DOMAIN_SHIFT & 0x7fff) as u16),
                     gfn: Gfn::new(word & 0xffff_ffff),
                 },
@@ -119,7 +119,7 @@ impl<'w> Index<'w> {
     }
 
     /// Enters a page. One whose frame number or domain does not fit an entry is never found again by it.
-    pub fn insert(&self, digest: Digest, place: Place) -> Inserted {
+    pub fn insert(&self, digest: Digest, place: DomainPage) -> Inserted {
         let (_, words) = self.bucket(digest);
         let mut victim = None;
         for slot in words {
@@ -143,15 +143,15 @@ impl<'w> Index<'w> {
         Inserted::Refused
     }
 
-    /// A page was shared through the entry.
-    pub fn pays(&self, entry: &Entry) {
+    /// Raises the worth of the entry: a page was shared through it.
+    pub fn credit(&self, entry: &Entry) {
         if entry.word >> WORTH_SHIFT < MAX_WORTH {
             self.change(entry, entry.word + WORTH);
         }
     }
 
-    /// Another page takes the entry's place, and begins without worth.
-    pub fn replace(&self, entry: &Entry, digest: Digest, place: Place) {
+    /// Puts another page in the entry's place, without worth.
+    pub fn replace(&self, entry: &Entry, digest: Digest, place: DomainPage) {
         self.change(entry, word(digest, place));
     }
 
@@ -176,8 +176,8 @@ mod tests {
         (0..words).map(|_| AtomicU64::new(0)).collect()
     }
 
-    fn at(gfn: u64) -> Place {
-        Place {
+    fn at(gfn: u64) -> DomainPage {
+        DomainPage {
             domain: DomainId::new(7),
             gfn: Gfn::new(gfn),
         }
@@ -245,13 +245,13 @@ mod tests {
         let words = table(1024);
         let index = Index::new(&words);
         index.insert(digest(1), at(1));
-        index.pays(&find(&index, 1).unwrap());
+        index.credit(&find(&index, 1).unwrap());
         for value in 2..200_000_u64 {
             index.insert(digest(value), at(value));
             // It pays now and then: once in about a thousand pages.
             if value % 1024 == 0 {
                 let entry = find(&index, 1).expect("an entry that pays was evicted");
-                index.pays(&entry);
+                index.credit(&entry);
             }
         }
         assert!(find(&index, 1).is_some());
@@ -264,7 +264,7 @@ mod tests {
         for value in 0..8 {
             index.insert(digest(value), at(value));
             let entry = find(&index, value).unwrap();
-            index.pays(&entry);
+            index.credit(&entry);
         }
         assert_eq!(index.insert(digest(100), at(100)), Inserted::Refused);
         assert_eq!(index.insert(digest(100), at(100)), Inserted::Replaced);
@@ -286,7 +286,7 @@ mod tests {
         let stale = find(&index, 1).unwrap();
         index.replace(&stale, digest(2), at(2));
         index.replace(&stale, digest(3), at(3));
-        index.pays(&stale);
+        index.credit(&stale);
         assert!(find(&index, 2).is_some());
         assert!(find(&index, 3).is_none());
     }

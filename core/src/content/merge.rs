@@ -3,7 +3,7 @@
 // Where mutations do not exist, `mutated!` is the constant `false`.
 #![allow(clippy::nonminimal_bool)]
 
-use super::{Peers, Place};
+use super::{DomainPage, Peers};
 use crate::share::steps::{Steps, mutated};
 use crate::{BytesRule, Gfn, Order, Protect, Skip};
 
@@ -61,7 +61,7 @@ fn share_zero_locked<P: Protect>(domain: &mut P, gfn: Gfn, steps: Steps) -> Resu
 pub fn merge_protected<P: Peers>(
     domain: &mut P,
     gfn: Gfn,
-    partner: Place,
+    partner: DomainPage,
     most: u32,
     steps: Steps,
 ) -> Result<(), Skip> {
@@ -86,7 +86,7 @@ pub fn merge_protected<P: Peers>(
 fn merge_locked<P: Peers>(
     domain: &mut P,
     gfn: Gfn,
-    partner: Place,
+    partner: DomainPage,
     most: u32,
     steps: Steps,
 ) -> Result<(), Skip> {

@@ -7,7 +7,7 @@
 //!            no: remember it                          none: remember where it is
 //! ```
 //!
-//! The guest runs all the while. Hash, last round's hash and index only nominate: what they hold may be out
+//! The guest runs all the while. Hash, last round's hash and index only name candidates: what they hold may be out
 //! of date, be that of another domain that is gone by now, or be made up by a guest. A page changes hands
 //! after every byte of it was compared with its partner's while neither could be written: both entries were
 //! made read-only, the flush of all processors' translations was acknowledged, and the p2m lock kept write
@@ -38,7 +38,7 @@ use crate::{Bitmap, Gfn, PageState, Skip};
 pub use digest::{Digest, Seed};
 pub use index::{Entry, Index, Inserted};
 pub use merge::{merge_protected, share_zero_protected};
-pub use peers::{DomainId, Peers, Place};
+pub use peers::{DomainId, DomainPage, Peers};
 pub use rounds::Rounds;
 
 /// Most frames that share one. Xen finds the sharers of a frame in a list up to this number, and by a table
@@ -111,7 +111,7 @@ impl Stage<'_> {
             return Ok(());
         };
         report.hashed += 1;
-        if !self.rounds.unchanged(gfn, digest) {
+        if !self.rounds.remember(gfn, digest) {
             report.changed += 1;
             return Ok(());
         }
@@ -133,7 +133,7 @@ impl Stage<'_> {
         digest: Digest,
         report: &mut ContentReport,
     ) -> Result<(), Shortage> {
-        let here = Place {
+        let here = DomainPage {
             domain: domain.id(),
             gfn,
         };
@@ -154,7 +154,7 @@ impl Stage<'_> {
             };
             let Err(skip) = result else {
                 report.merged += 1;
-                index.pays(&entry);
+                index.credit(&entry);
                 return Ok(());
             };
             report.skipped[skip.index()] += 1;

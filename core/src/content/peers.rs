@@ -20,7 +20,7 @@ impl DomainId {
 
 /// A page of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct DomainPage {
     /// Whose.
     pub domain: DomainId,
     /// Which.
@@ -36,7 +36,7 @@ pub trait Peers: Protect {
     fn page_state(&mut self, gfn: Gfn) -> PageState;
     /// Whether the page has the same bytes as its partner, as far as can be said while either may be written
     /// to. [`Peers::lock_with`] and protection make the answer final.
-    fn equal(&mut self, gfn: Gfn, partner: Place) -> bool;
+    fn equal(&mut self, gfn: Gfn, partner: DomainPage) -> bool;
     /// Takes the p2m locks of this domain and of `partner`.
     ///
     /// # Errors
@@ -48,13 +48,13 @@ pub trait Peers: Protect {
     ///
     /// # Errors
     /// [`Skip`]; nothing has changed then.
-    fn protect_partner(&mut self, partner: Place) -> Result<(), Skip>;
+    fn protect_partner(&mut self, partner: DomainPage) -> Result<(), Skip>;
     /// As [`Protect::restore`] for a page of the partner's. One that is shared by now stays as it is.
-    fn restore_partner(&mut self, partner: Place);
+    fn restore_partner(&mut self, partner: DomainPage);
     /// Makes `gfn` another entry for the partner's frame, unless that has `most` already, and queues its own
     /// frame for [`crate::P2m::release`]. Both are protected and equal.
     ///
     /// # Errors
     /// [`Skip`]; no bytes of either have changed then, and the page is still on a frame of its own.
-    fn merge(&mut self, gfn: Gfn, partner: Place, most: u32) -> Result<(), Skip>;
+    fn merge(&mut self, gfn: Gfn, partner: DomainPage, most: u32) -> Result<(), Skip>;
 }

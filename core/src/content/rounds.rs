@@ -24,9 +24,9 @@ impl<'w> Rounds<'w> {
         Self { first, words }
     }
 
-    /// Whether the page had this hash in the last round; it has from now on. A frame outside the part never
-    /// does.
-    pub fn unchanged(&self, gfn: Gfn, digest: Digest) -> bool {
+    /// Remembers the hash of the page for the next round. Returns whether it had the same in the last one; a
+    /// frame outside the part never had.
+    pub fn remember(&self, gfn: Gfn, digest: Digest) -> bool {
         // The middle of the hash: the index takes its bucket from the one end and its tag from the other.
         let number = (digest.get() >> 20 & 0xffff_ffff).max(1);
         let shift = gfn.get() % 2 * 32;
@@ -60,15 +60,15 @@ mod tests {
         let digest = |gfn: u64, round: u64| Digest::of_value((gfn * 100 + round + 1) << 20);
         for round in [0, 1] {
             for gfn in 100..104 {
-                assert!(!rounds.unchanged(Gfn::new(gfn), digest(gfn, round)));
+                assert!(!rounds.remember(Gfn::new(gfn), digest(gfn, round)));
             }
             for gfn in 100..104 {
-                assert!(rounds.unchanged(Gfn::new(gfn), digest(gfn, round)));
+                assert!(rounds.remember(Gfn::new(gfn), digest(gfn, round)));
             }
         }
         for gfn in [0, 99, 104] {
-            assert!(!rounds.unchanged(Gfn::new(gfn), digest(gfn, 0)));
-            assert!(!rounds.unchanged(Gfn::new(gfn), digest(gfn, 0)));
+            assert!(!rounds.remember(Gfn::new(gfn), digest(gfn, 0)));
+            assert!(!rounds.remember(Gfn::new(gfn), digest(gfn, 0)));
         }
     }
 
@@ -76,7 +76,7 @@ mod tests {
     fn a_hash_of_zero_is_met_for_the_first_time_too() {
         let words = [AtomicU64::new(0)];
         let rounds = Rounds::part(0, &words);
-        assert!(!rounds.unchanged(Gfn::new(0), Digest::of_value(0)));
-        assert!(rounds.unchanged(Gfn::new(0), Digest::of_value(0)));
+        assert!(!rounds.remember(Gfn::new(0), Digest::of_value(0)));
+        assert!(rounds.remember(Gfn::new(0), Digest::of_value(0)));
     }
 }

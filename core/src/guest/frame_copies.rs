@@ -1,7 +1,7 @@
 //! Memory that stands still, read a frame at a time.
 
 use crate::{
-    Field, Gfn, GuestMemory, GuestPhys, PAGE_SIZE, Predicate, ReadError, Row, failing_one_by_one,
+    Field, Gfn, GuestMemory, GuestPhys, PAGE_SIZE, Predicate, ReadError, Row, count_failing_one_by_one,
     value_by_bytes,
 };
 
@@ -101,23 +101,23 @@ impl<M: GuestMemory> GuestMemory for FrameCopies<M> {
         }
     }
 
-    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+    fn count_failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
         let width = test.field.width;
         let Ok(stride) = usize::try_from(row.stride) else {
-            return failing_one_by_one(self, row, test);
+            return count_failing_one_by_one(self, row, test);
         };
         let offset = row.first.offset();
         let frame = self.frame(row.first.gfn())?;
         let passed_over = match width {
-            1 => failing::<1>(&frame[offset..], stride, row.count, test),
-            2 => failing::<2>(&frame[offset..], stride, row.count, test),
-            4 => failing::<4>(&frame[offset..], stride, row.count, test),
-            8 => failing::<8>(&frame[offset..], stride, row.count, test),
+            1 => count_failing::<1>(&frame[offset..], stride, row.count, test),
+            2 => count_failing::<2>(&frame[offset..], stride, row.count, test),
+            4 => count_failing::<4>(&frame[offset..], stride, row.count, test),
+            8 => count_failing::<8>(&frame[offset..], stride, row.count, test),
             _ => None,
         };
         match passed_over {
             Some(count) => Ok(count),
-            None => failing_one_by_one(self, row, test),
+            None => count_failing_one_by_one(self, row, test),
         }
     }
 
@@ -129,7 +129,12 @@ impl<M: GuestMemory> GuestMemory for FrameCopies<M> {
 
 /// How many of `count` values of `WIDTH` bytes, `stride` apart from the start of `bytes`, fail `test` before
 /// the first that passes; `None` where they do not all lie in `bytes`.
-fn failing<const WIDTH: usize>(bytes: &[u8], stride: usize, count: u64, test: &Predicate) -> Option<u64> {
+fn count_failing<const WIDTH: usize>(
+    bytes: &[u8],
+    stride: usize,
+    count: u64,
+    test: &Predicate,
+) -> Option<u64> {
     let mut at = 0_usize;
     for passed_over in 0..count {
         let value = bytes.get(at..)?.first_chunk::<WIDTH>()?;

@@ -32,15 +32,15 @@ pub trait GuestMemory {
         value_by_bytes(self, at, width)
     }
 
-    /// How many values of a row, from its first on, fail `test`: up to the first that passes, which is the
+    /// Counts the values of a row, from its first on, that fail `test`: up to the first that passes, which is the
     /// one after them, or all of them. The scan goes through descriptors in use with it, so an implementation
     /// that has the frame mapped does well to look it up once.
     ///
     /// # Errors
     /// As [`GuestMemory::read`].
     #[inline]
-    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
-        failing_one_by_one(self, row, test)
+    fn count_failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+        count_failing_one_by_one(self, row, test)
     }
 
     /// Whether all bytes of a frame are zero.
@@ -73,8 +73,8 @@ impl<M: GuestMemory + ?Sized> GuestMemory for &mut M {
     }
 
     #[inline]
-    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
-        (**self).failing(row, test)
+    fn count_failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+        (**self).count_failing(row, test)
     }
 
     fn is_zero(&mut self, gfn: Gfn) -> Result<bool, ReadError> {
@@ -106,11 +106,11 @@ pub fn value_by_bytes<M: GuestMemory + ?Sized>(
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// [`GuestMemory::failing`] by [`GuestMemory::read_value`] alone.
+/// [`GuestMemory::count_failing`] by [`GuestMemory::read_value`] alone.
 ///
 /// # Errors
 /// As [`GuestMemory::read`].
-pub fn failing_one_by_one<M: GuestMemory + ?Sized>(
+pub fn count_failing_one_by_one<M: GuestMemory + ?Sized>(
     memory: &mut M,
     row: Row,
     test: &Predicate,

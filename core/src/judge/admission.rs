@@ -95,7 +95,7 @@ pub(crate) const fn compare(bytes: BytesRule, found: u64, low: u64, high: u64, s
     }
 }
 
-/// A look at some of the pages that a scan nominated.
+/// A look at some of the candidates that a scan found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
     /// Pages looked at.
@@ -106,19 +106,19 @@ pub(crate) struct Sample {
 
 impl Sample {
     /// Whether the pages are what the profile says they are, but for a few that the guest took meanwhile. A
-    /// wrong layout nominates pages of any kind, few of which are zero.
+    /// wrong layout names pages of any kind, few of which are zero.
     pub(crate) const fn bears_out(self) -> bool {
         self.looked_at > 0 && self.zero >= self.looked_at - self.looked_at / 16
     }
 }
 
-/// Looks at [`SAMPLE`] of the `found` pages that the bitmap nominates, at about equal distances.
+/// Looks at [`SAMPLE`] of the `found` candidates in the bitmap, at about equal distances.
 pub(crate) fn sample<D: Domain>(domain: &mut D, found: u64) -> Sample {
     let mut sample = Sample {
         looked_at: 0,
         zero: 0,
     };
-    // Distances in frames for which there are bits: nominated pages lie in runs, and counting them off would
+    // Distances in frames for which there are bits: candidates lie in runs, and counting them off would
     // mean going through the bitmap.
     let kept = domain.counters().bitmap_gfns.min(domain.gfns());
     let stride = (kept / SAMPLE).max(1);
@@ -127,13 +127,13 @@ pub(crate) fn sample<D: Domain>(domain: &mut D, found: u64) -> Sample {
         let part = bitmap_at(domain, at);
         let bitmap = part.bitmap();
         let end = bitmap.gfns().max(at.saturating_add(1));
-        let Some(nominee) = bitmap.next_set(Gfn::new(at), Gfn::new(end)) else {
+        let Some(candidate) = bitmap.next_set(Gfn::new(at), Gfn::new(end)) else {
             at = end;
             continue;
         };
         sample.looked_at += 1;
-        sample.zero += u64::from(domain.is_zero(nominee) == Ok(true));
-        at = nominee.saturating_add(stride).get();
+        sample.zero += u64::from(domain.is_zero(candidate) == Ok(true));
+        at = candidate.saturating_add(stride).get();
     }
     sample
 }

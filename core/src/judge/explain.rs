@@ -3,19 +3,19 @@
 use crate::abi::{Explanation, GfnInfo};
 use crate::{FreeCheck, Gfn, GuestMemory, InUseReason, MemoryMapReader, Profile, UnknownReason, Verdict};
 
-/// Explains frame `gfn`: what the guest's descriptors say of it, whether it is nominated, and what Xen has
+/// Explains frame `gfn`: what the guest's descriptors say of it, whether it is a candidate, and what Xen has
 /// there.
 pub fn explain<M: GuestMemory>(
     memory: &mut M,
     profile: Option<&Profile>,
-    nominated: bool,
+    candidate: bool,
     info: &GfnInfo,
     gfn: Gfn,
 ) -> Explanation {
     let mut answer = Explanation {
         verdict: 3,
         predicate: u64::MAX,
-        nominated: u64::from(nominated),
+        nominated: u64::from(candidate),
         mfn: info.mfn,
         count_info: info.count_info,
         type_info: info.type_info,

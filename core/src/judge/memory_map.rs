@@ -313,7 +313,7 @@ impl<'p> MemoryMapReader<'p> {
             stride: self.descriptor_bytes,
             count: in_frame.min(left).min(limit),
         };
-        let count = memory.failing(row, test).ok()?;
+        let count = memory.count_failing(row, test).ok()?;
         Some(PassedOver {
             count,
             next_passes: count < row.count,

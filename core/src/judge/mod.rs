@@ -4,7 +4,7 @@
 pub(crate) mod admission;
 mod explain;
 mod free;
-pub(crate) mod guard;
+pub(crate) mod identity;
 pub(crate) mod memory_map;
 mod offline;
 mod scan;
@@ -12,7 +12,7 @@ mod scan;
 pub use admission::{CounterError, CounterReading, free_by_counters};
 pub use explain::explain;
 pub use free::{FreeCheck, InUseReason, UnknownReason, Verdict};
-pub use guard::{GuardFailure, GuardMismatch, check_guard};
+pub use identity::{IdentityCheck, IdentityMismatch, check_identity};
 pub use memory_map::{Descriptor, DescriptorAt, DescriptorError, MemoryMapReader, PassedOver};
 pub use offline::{Agreement, OfflineScan, Taken, confirm_zero, scan_offline};
 pub use scan::{ScanStep, Scanner};

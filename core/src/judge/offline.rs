@@ -1,6 +1,6 @@
 //! A scan of memory that stands still, with the last word on every page: what `lacuna scan --dump` says.
 //!
-//! In the hypervisor a scan nominates, and the share step decides. Nothing comes after a scan of a dump, so
+//! In the hypervisor a scan finds candidates, and the share step decides. Nothing comes after a scan of a dump, so
 //! it decides itself: where the profile looks at the bytes of a page, they are looked at here.
 
 use crate::judge::admission::compare;
@@ -122,14 +122,14 @@ impl Taken {
 pub fn confirm_zero<M: GuestMemory>(memory: &mut M, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> Taken {
     let mut taken = Taken::default();
     let mut at = from;
-    while let Some(nominee) = bitmap.next_set(at, to) {
-        at = nominee.saturating_add(1);
-        match memory.is_zero(nominee) {
+    while let Some(candidate) = bitmap.next_set(at, to) {
+        at = candidate.saturating_add(1);
+        match memory.is_zero(candidate) {
             Ok(true) => continue,
             Ok(false) => taken.not_zero += 1,
             Err(_) => taken.absent += 1,
         }
-        bitmap.clear_range(nominee, at);
+        bitmap.clear_range(candidate, at);
     }
     taken
 }

@@ -1,6 +1,6 @@
 //! The scan: descriptors into the bitmap, beside the running guest.
 //!
-//! It nominates only. A guest that allocates and frees while it is scanned leaves the bitmap wrong in places;
+//! It only names candidates. A guest that allocates and frees while it is scanned leaves the bitmap wrong in places;
 //! the share slice asks again.
 
 use crate::{Bitmap, FreeCheck, Gfn, GuestMemory, UnknownReason, Verdict};

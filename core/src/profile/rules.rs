@@ -89,7 +89,7 @@ impl Profile {
             FieldRule::Zones,
             0,
         )?;
-        self.check_guard()
+        self.check_identity()
     }
 
     /// Checks what a scan of a stopped guest's memory leans on: every [`FieldRule`] but those of the guard
@@ -284,7 +284,7 @@ impl Profile {
         Ok(())
     }
 
-    fn check_guard(&self) -> Result<(), ProfileError> {
+    fn check_identity(&self) -> Result<(), ProfileError> {
         let guard = &self.guard;
         let levels = self.levels;
         require(

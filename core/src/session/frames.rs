@@ -8,12 +8,12 @@ use crate::{Domain, Gfn};
 
 /// Parts of the bitmap that are cleared between two looks at pending interrupts: 64 KiB.
 const CLEAR_CHUNK: u32 = 16;
-/// What an earlier profile nominated means nothing under another one: clears the bitmap from frame `cursor`
-/// on.
+/// Clears the bitmap from frame `cursor` on: the candidates of an earlier profile mean nothing under another
+/// one.
 ///
 /// Nothing is shared on what a caller makes this pass over: until a profile is admitted nothing is shared,
 /// and the scan that admits it writes every bit.
-pub(super) fn forget_nominations<D: Domain>(domain: &mut D, cursor: &mut u64) -> Outcome {
+pub(super) fn forget_candidates<D: Domain>(domain: &mut D, cursor: &mut u64) -> Outcome {
     let mut cleared = 0;
     while *cursor < MAX_GFNS {
         let part = bitmap_at(domain, *cursor);

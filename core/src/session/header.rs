@@ -18,7 +18,7 @@ const WORDS: usize = size_of::<BitmapHeader>() / 8;
 
 /// What the bits are: those of one complete, believed scan; all zero when they are not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Nominations {
+pub(crate) struct Candidates {
     /// Which of the scans begun they are of.
     pub(crate) scan: u64,
     /// Frames that the scan covered.
@@ -35,13 +35,13 @@ pub(crate) struct Announcement<'p> {
     pub(crate) started: u64,
     pub(crate) generation: u64,
     pub(crate) state: u64,
-    pub(crate) nominations: Nominations,
+    pub(crate) candidates: Candidates,
     pub(crate) profile: Option<&'p Profile>,
     /// Chunks of the mapped bitmap.
     pub(crate) chunks: u64,
 }
 
-/// The header's `contents`. Where a free page is one only if it is zero, the bits are nominations and no
+/// The header's `contents`. Where a free page is one only if it is zero, the bits are candidates and no
 /// more.
 const fn what_free_pages_hold(profile: &Profile) -> u64 {
     match (profile.free.bytes, profile.contents) {
@@ -101,7 +101,7 @@ impl<'w> Header<'w> {
             started,
             generation,
             state,
-            nominations,
+            candidates,
             profile,
             chunks,
         } = *announcement;
@@ -111,13 +111,13 @@ impl<'w> Header<'w> {
             chunks: u32::try_from(chunks).unwrap_or(0),
             sequence,
             started,
-            complete: nominations.scan,
+            complete: candidates.scan,
             generation,
-            gfns: nominations.gfns,
+            gfns: candidates.gfns,
             state,
             contents: profile.map_or(0, what_free_pages_hold),
-            free: nominations.free,
-            start: nominations.start,
+            free: candidates.free,
+            start: candidates.start,
         };
         let words: [u64; WORDS] = zerocopy::transmute!(header);
         let news = words

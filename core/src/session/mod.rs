@@ -16,15 +16,15 @@ mod sharing;
 
 use zerocopy::IntoBytes;
 
-use self::frames::forget_nominations;
+use self::frames::forget_candidates;
 pub use self::header::Header;
-use self::header::{Announcement, Nominations};
+use self::header::{Announcement, Candidates};
 use self::query::{put, read_bitmap, registers};
 use self::scanning::FullScan;
 use crate::abi::{CHUNK_GFNS, Op, Request, SCAN_EARLY, State, Statistics};
 use crate::content::Peers;
 use crate::refusal::Refusal;
-use crate::tables::is_nominated;
+use crate::tables::is_candidate;
 use crate::{Domain, Gfn, MAX_PROFILE_BYTES, Profile, Status, explain};
 
 /// How an operation ended.
@@ -38,7 +38,7 @@ pub enum Outcome {
 
 /// One of the two places of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Slot {
     First,
     Second,
 }
@@ -48,18 +48,18 @@ enum Place {
 pub struct Session {
     /// Two places for profiles: the one in use, and the one into which the next is decoded. A profile is too
     /// large for the hypervisor's stack, and a bad one must not cost the good one.
-    places: [Profile; 2],
+    slots: [Profile; 2],
     /// Which place is in use, if any.
-    current: Option<Place>,
+    current: Option<Slot>,
     state: State,
     statistics: Statistics,
     scan: Option<FullScan>,
     /// Scans of all memory begun.
     started: u64,
     /// What the bitmap's bits are.
-    nominations: Nominations,
-    /// Guard failures since the last slice that passed.
-    guard_streak: u64,
+    candidates: Candidates,
+    /// Mismatches since the last slice that passed.
+    mismatch_streak: u64,
 }
 
 // What a domain costs the hypervisor that was ever asked about.
@@ -75,23 +75,23 @@ impl Session {
     /// A session without a profile.
     pub fn new() -> Self {
         Self {
-            places: [Profile::blank(), Profile::blank()],
+            slots: [Profile::blank(), Profile::blank()],
             current: None,
             state: State::Empty,
             statistics: Statistics::default(),
             scan: None,
             started: 0,
-            nominations: Nominations::default(),
-            guard_streak: 0,
+            candidates: Candidates::default(),
+            mismatch_streak: 0,
         }
     }
 
     /// The profile in use.
     pub const fn profile(&self) -> Option<&Profile> {
-        let [first, second] = &self.places;
+        let [first, second] = &self.slots;
         match self.current {
-            Some(Place::First) => Some(first),
-            Some(Place::Second) => Some(second),
+            Some(Slot::First) => Some(first),
+            Some(Slot::Second) => Some(second),
             None => None,
         }
     }
@@ -134,7 +134,7 @@ impl Session {
                 started: self.started,
                 generation: self.statistics.generation,
                 state: self.state as u64,
-                nominations: self.nominations,
+                candidates: self.candidates,
                 profile: self.profile(),
                 chunks,
             });
@@ -184,7 +184,7 @@ impl Session {
             Op::Registers => registers(domain, request, buffer).map(|()| Outcome::Finished),
             Op::ReadBitmap => read_bitmap(domain, request, buffer).map(|()| Outcome::Finished),
             // They do not come here: the shim has all that they need.
-            Op::ZeroMap | Op::PopulateZero | Op::SetGroup => Err(Refusal::bad_request(request.op)),
+            Op::ZeroFrames | Op::PopulateZero | Op::SetGroup => Err(Refusal::bad_request(request.op)),
         }
     }
 
@@ -195,10 +195,10 @@ impl Session {
         request: &mut Request,
         bytes: &[u8],
     ) -> Result<Outcome, Refusal> {
-        let [first, second] = &mut self.places;
-        let (spare, place) = match self.current {
-            Some(Place::First) => (second, Place::Second),
-            Some(Place::Second) | None => (first, Place::First),
+        let [first, second] = &mut self.slots;
+        let (spare, slot) = match self.current {
+            Some(Slot::First) => (second, Slot::Second),
+            Some(Slot::Second) | None => (first, Slot::First),
         };
         spare.decode_from(bytes)?;
         // Only what can never change under a profile is refused here; log-dirty mode, say, may be off again
@@ -209,14 +209,14 @@ impl Session {
             }
         }
         begin(domain, self.started);
-        self.nominations = Nominations::default();
-        if forget_nominations(domain, &mut request.cursor) == Outcome::Again {
+        self.candidates = Candidates::default();
+        if forget_candidates(domain, &mut request.cursor) == Outcome::Again {
             return Ok(Outcome::Again);
         }
-        self.current = Some(place);
+        self.current = Some(slot);
         self.state = State::Loaded;
         self.scan = None;
-        self.guard_streak = 0;
+        self.mismatch_streak = 0;
         self.statistics.generation += 1;
         Ok(Outcome::Finished)
     }
@@ -239,15 +239,15 @@ impl Session {
         self.current = None;
         self.state = State::Empty;
         self.scan = None;
-        self.nominations = Nominations::default();
-        self.guard_streak = 0;
+        self.candidates = Candidates::default();
+        self.mismatch_streak = 0;
     }
 
     /// The profile is no longer true: keep it for `status`, use it for nothing.
     fn end(&mut self) {
         self.state = State::Ended;
         self.scan = None;
-        self.nominations = Nominations::default();
+        self.candidates = Candidates::default();
     }
 
     /// The profile, if it may be used at all.
@@ -293,9 +293,9 @@ impl Session {
             return Err(Refusal::out_of_range(request.cursor, gfns));
         }
         let gfn = Gfn::new(request.cursor);
-        let nominated = is_nominated(domain, gfn);
+        let candidate = is_candidate(domain, gfn);
         let info = domain.gfn_info(gfn);
-        let answer = explain(domain, self.profile(), nominated, &info, gfn);
+        let answer = explain(domain, self.profile(), candidate, &info, gfn);
         put(request, buffer, answer.as_bytes())
     }
 }

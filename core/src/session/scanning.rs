@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use super::frames::{hole_end, range};
-use super::header::Nominations;
+use super::header::Candidates;
 use super::preemptible::{Step, each_step};
 use super::{Outcome, Refusal, Session, begin};
 use crate::abi::{Request, State};
@@ -69,7 +69,7 @@ impl Session {
         if from == 0 && end == gfns {
             self.started = self.started.wrapping_add(1);
         }
-        self.nominations = Nominations::default();
+        self.candidates = Candidates::default();
         begin(domain, self.started);
         let mut full = match self.scan {
             Some(full) if goes_on => Some(full),
@@ -134,7 +134,7 @@ impl Session {
         self.identify(domain)?;
         let sample = uncounted.then(|| sample(domain, full.total.free));
         self.complete_scan(full, after?, sample)?;
-        self.nominations = Nominations {
+        self.candidates = Candidates {
             scan: self.started,
             gfns,
             free: full.total.free,
@@ -176,7 +176,7 @@ impl Session {
             )),
         };
         if let Some(refusal) = refusal {
-            // The nominations of a profile that is not believed are never acted on: it stays, or falls back
+            // The candidates of a profile that is not believed are never acted on: it stays, or falls back
             // to, loaded.
             self.state = State::Loaded;
             return Err(refusal);

@@ -10,8 +10,8 @@ use crate::share::slice::{identify_paused, mismatch_values};
 use crate::tables::bitmap_at;
 use crate::{Domain, Gfn, NotIdentified, Skip, Slice, SliceReport, Status, Steps};
 
-/// Guard failures in a row, none of them final, after which the profile is dropped all the same.
-const GUARD_PATIENCE: u64 = 8;
+/// Mismatches in a row, none of them final, after which the profile is dropped all the same.
+const MOST_MISMATCHES: u64 = 8;
 
 impl Session {
     pub(super) fn share<D: Domain>(
@@ -86,9 +86,9 @@ impl Session {
         let (report, identified) =
             Slice::new(domain, profile, &bitmap, Gfn::new(*at), Gfn::new(stop), steps).run();
         self.count_slice(&report);
-        identified.map_err(|reason| self.guard_refused(reason))?;
+        identified.map_err(|reason| self.not_identified(reason))?;
         if report.paused {
-            self.guard_streak = 0;
+            self.mismatch_streak = 0;
         }
         // A slice that stops where it began would loop for ever; none does, and if one did it ends here.
         *at = report.next.max(at.saturating_add(1)).min(stop);
@@ -99,8 +99,8 @@ impl Session {
     pub(super) fn identify<D: Domain>(&mut self, domain: &mut D) -> Result<(), Refusal> {
         let (identified, stopped) = identify_paused(domain, self.usable()?);
         self.count_pause(stopped);
-        identified.map_err(|reason| self.guard_refused(reason))?;
-        self.guard_streak = 0;
+        identified.map_err(|reason| self.not_identified(reason))?;
+        self.mismatch_streak = 0;
         Ok(())
     }
 
@@ -132,16 +132,16 @@ impl Session {
         s.pause_longest_ns = s.pause_longest_ns.max(stopped_ns);
     }
 
-    fn guard_refused(&mut self, reason: NotIdentified) -> Refusal {
+    fn not_identified(&mut self, reason: NotIdentified) -> Refusal {
         self.statistics.guard_failures += 1;
-        self.guard_streak += 1;
+        self.mismatch_streak += 1;
         match reason {
             NotIdentified::NoVcpuOnline => Refusal::of(Status::NoVcpuOnline),
-            NotIdentified::Guard(mismatch) => {
+            NotIdentified::Mismatch(mismatch) => {
                 let values = mismatch_values(&mismatch);
                 let s = &mut self.statistics;
                 [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected] = values;
-                if mismatch.is_final() || self.guard_streak >= GUARD_PATIENCE {
+                if mismatch.is_final() || self.mismatch_streak >= MOST_MISMATCHES {
                     self.end();
                     Refusal::new(Status::Ended, values)
                 } else {

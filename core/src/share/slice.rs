@@ -27,11 +27,11 @@
 //! the limit. The first page is always dealt with. Otherwise no slice would get anywhere where *identify*
 //! alone takes as long as the limit (a slow machine, or one whose processor was taken away).
 
-use crate::judge::guard::check_boot_value;
+use crate::judge::identity::check_boot_value;
 use crate::share::steps::{Steps, mutated};
 use crate::{
-    Bitmap, BytesRule, FreeCheck, Gfn, GuardMismatch, Order, P2m, Profile, Skip, VcpuRegisters, Verdict,
-    check_guard,
+    Bitmap, BytesRule, FreeCheck, Gfn, IdentityMismatch, Order, P2m, Profile, Skip, VcpuRegisters, Verdict,
+    check_identity,
 };
 
 /// Most work in one slice.
@@ -74,7 +74,7 @@ pub struct SliceReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotIdentified {
     /// Another kernel runs, or none that can be recognised.
-    Guard(GuardMismatch),
+    Mismatch(IdentityMismatch),
     /// No virtual CPU is online.
     NoVcpuOnline,
 }
@@ -375,17 +375,17 @@ fn identify<P: P2m>(p2m: &mut P, profile: &Profile) -> Result<(), NotIdentified>
     for vcpu in 0..p2m.vcpus() {
         let registers = p2m.registers(vcpu);
         online += registers.flags & VcpuRegisters::ONLINE;
-        check_guard(p2m, profile, vcpu, &registers).map_err(NotIdentified::Guard)?;
+        check_identity(p2m, profile, vcpu, &registers).map_err(NotIdentified::Mismatch)?;
     }
     if online == 0 {
         return Err(NotIdentified::NoVcpuOnline);
     }
-    check_boot_value(p2m, profile).map_err(NotIdentified::Guard)
+    check_boot_value(p2m, profile).map_err(NotIdentified::Mismatch)
 }
 
 /// The values of a mismatch as they cross the hypercall.
-pub(crate) fn mismatch_values(mismatch: &GuardMismatch) -> [u64; 4] {
-    let GuardMismatch {
+pub(crate) fn mismatch_values(mismatch: &IdentityMismatch) -> [u64; 4] {
+    let IdentityMismatch {
         vcpu,
         failure,
         found,

@@ -89,7 +89,7 @@ fn the_hypercalls_numbers_are_the_cores() {
         ("XEN_DOMCTL_LACUNA_explain", Op::Explain as u32),
         ("XEN_DOMCTL_LACUNA_registers", Op::Registers as u32),
         ("XEN_DOMCTL_LACUNA_read_bitmap", Op::ReadBitmap as u32),
-        ("XEN_DOMCTL_LACUNA_frames", Op::ZeroMap as u32),
+        ("XEN_DOMCTL_LACUNA_frames", Op::ZeroFrames as u32),
         ("XEN_DOMCTL_LACUNA_populate_zero", Op::PopulateZero as u32),
         ("XEN_DOMCTL_LACUNA_content", Op::Content as u32),
         ("XEN_DOMCTL_LACUNA_set_group", Op::SetGroup as u32),

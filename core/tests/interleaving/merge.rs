@@ -10,8 +10,8 @@ use loom::sync::atomic::AtomicUsize;
 use loom::sync::{Mutex, MutexGuard};
 
 use lacuna_core::{
-    BytesRule, DomainId, Gfn, GuestMemory, GuestPhys, MAX_SHARERS, Mutation, Order, P2m, PageState, Peers,
-    Place, Protect, ReadError, Skip, Steps, VcpuRegisters, merge_protected,
+    BytesRule, DomainId, DomainPage, Gfn, GuestMemory, GuestPhys, MAX_SHARERS, Mutation, Order, P2m,
+    PageState, Peers, Protect, ReadError, Skip, Steps, VcpuRegisters, merge_protected,
 };
 
 use crate::protection::Protection;
@@ -360,7 +360,7 @@ impl Peers for Hands<'_> {
     }
 
     /// Reads one page, then the other: something may happen between.
-    fn equal(&mut self, gfn: Gfn, partner: Place) -> bool {
+    fn equal(&mut self, gfn: Gfn, partner: DomainPage) -> bool {
         let read = |gfn: Gfn| {
             let page = usize::try_from(gfn.get()).unwrap();
             self.world
@@ -378,15 +378,15 @@ impl Peers for Hands<'_> {
         self.unlock();
     }
 
-    fn protect_partner(&mut self, partner: Place) -> Result<(), Skip> {
+    fn protect_partner(&mut self, partner: DomainPage) -> Result<(), Skip> {
         self.set_writable(partner.gfn, self.protection.is_writable())
     }
 
-    fn restore_partner(&mut self, partner: Place) {
+    fn restore_partner(&mut self, partner: DomainPage) {
         let _ = self.set_writable(partner.gfn, true);
     }
 
-    fn merge(&mut self, gfn: Gfn, partner: Place, _most: u32) -> Result<(), Skip> {
+    fn merge(&mut self, gfn: Gfn, partner: DomainPage, _most: u32) -> Result<(), Skip> {
         let page = usize::try_from(gfn.get()).unwrap();
         let source = usize::try_from(partner.gfn.get()).unwrap();
         // Xen looks at the references, then changes the entries: one step under the lock, two without.
@@ -427,7 +427,7 @@ fn explore_protected(program: Program, protection: Protection, steps: Steps) -> 
                 locked: None,
                 protection,
             };
-            let partner = Place {
+            let partner = DomainPage {
                 domain: DOMAIN,
                 gfn: Gfn::new(1),
             };

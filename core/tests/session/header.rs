@@ -21,7 +21,7 @@ fn the_header_tells_of_one_complete_scan_and_of_nothing_else() {
     );
     assert_eq!(status(&mut session, &mut guest, Op::Scan), Status::Done);
     let first = header(&mut guest).unwrap();
-    let free = guest.nominated(0, first.gfns);
+    let free = guest.candidates(0, first.gfns);
     assert_eq!((first.version, first.chunks, first.sequence % 2), (2, 1, 0));
     assert_eq!(
         (first.started, first.complete, first.generation, first.state),

@@ -2,7 +2,7 @@
 
 use lacuna_core::abi::{Op, State, Statistics};
 use lacuna_core::{
-    Anchor, Gate, Gfn, GuardFailure, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels, Status, VcpuRegisters,
+    Anchor, Gate, Gfn, GuestPhys, GuestVirt, IdentityCheck, PAGE_SIZE, PagingLevels, Status, VcpuRegisters,
 };
 use lacuna_mock::{Access, Config, Layout, MapPages, MockGuest, Model, Primitive};
 
@@ -61,7 +61,7 @@ fn every_kind_of_kernel_is_admitted_and_gives_up_its_free_pages() {
 }
 
 /// A way to change a virtual CPU's registers, and what notices.
-type Change = (fn(&mut VcpuRegisters), GuardFailure);
+type Change = (fn(&mut VcpuRegisters), IdentityCheck);
 
 #[test]
 fn each_register_of_a_32_bit_kernel_that_differs_is_noticed() {
@@ -73,14 +73,14 @@ fn each_register_of_a_32_bit_kernel_that_differs_is_noticed() {
             ..Config::default()
         };
         let changes: [Change; 7] = [
-            (|r| r.idt_limit = 0, GuardFailure::IdtLimit),
-            (|r| r.idt_base ^= 0x1000, GuardFailure::IdtBase),
-            (|r| r.efer |= 1 << 10, GuardFailure::Mode),
-            (|r| r.cr4 ^= 1 << 5, GuardFailure::Levels),
-            (|r| r.sysenter_eip = 0, GuardFailure::SysenterEip),
-            (|r| r.sysenter_eip += 16, GuardFailure::SysenterEip),
+            (|r| r.idt_limit = 0, IdentityCheck::IdtLimit),
+            (|r| r.idt_base ^= 0x1000, IdentityCheck::IdtBase),
+            (|r| r.efer |= 1 << 10, IdentityCheck::Mode),
+            (|r| r.cr4 ^= 1 << 5, IdentityCheck::Levels),
+            (|r| r.sysenter_eip = 0, IdentityCheck::SysenterEip),
+            (|r| r.sysenter_eip += 16, IdentityCheck::SysenterEip),
             // A table of zeros.
-            (|r| r.cr3 = 20 << 12, GuardFailure::Unreadable),
+            (|r| r.cr3 = 20 << 12, IdentityCheck::Unreadable),
         ];
         for (change, failure) in changes {
             let mut guest = MockGuest::new(&config);
@@ -92,7 +92,7 @@ fn each_register_of_a_32_bit_kernel_that_differs_is_noticed() {
                 "{failure:?}"
             );
             assert_eq!(
-                GuardFailure::from_code(refused.result[1]),
+                IdentityCheck::from_code(refused.result[1]),
                 Some(failure),
                 "{levels:?}"
             );
@@ -105,8 +105,8 @@ fn each_register_of_a_32_bit_kernel_that_differs_is_noticed() {
         let (status, refused, _) = run(&mut session, &mut guest, request(Op::Share));
         assert_eq!(status, Status::Ended);
         assert_eq!(
-            GuardFailure::from_code(refused.result[1]),
-            Some(GuardFailure::BootValue)
+            IdentityCheck::from_code(refused.result[1]),
+            Some(IdentityCheck::BootValue)
         );
     }
 }
@@ -133,8 +133,8 @@ fn an_anchor_that_leads_elsewhere_is_noticed() {
     let (status, refused, _) = run(&mut session, &mut guest, request(Op::Scan));
     assert_eq!(status, Status::KernelChanged);
     assert_eq!(
-        GuardFailure::from_code(refused.result[1]),
-        Some(GuardFailure::Anchor)
+        IdentityCheck::from_code(refused.result[1]),
+        Some(IdentityCheck::Anchor)
     );
     assert_eq!(refused.result[2], DATA_FRAME * PAGE_SIZE as u64 + 0x40);
 }
@@ -187,8 +187,8 @@ fn a_gate_stands_for_tables_that_lie_elsewhere_on_each_cpu() {
         let (status, refused, _) = run(&mut session, &mut guest, request(Op::Share));
         assert_eq!(status, Status::KernelChanged);
         assert_eq!(
-            GuardFailure::from_code(refused.result[1]),
-            Some(GuardFailure::Gate)
+            IdentityCheck::from_code(refused.result[1]),
+            Some(IdentityCheck::Gate)
         );
         assert_eq!((refused.result[2], refused.result[3]), (found, HANDLER));
     }
@@ -197,8 +197,8 @@ fn a_gate_stands_for_tables_that_lie_elsewhere_on_each_cpu() {
     guest.registers_mut(1).idt_base = 0xffff_ff00_0000_0000;
     let (_, refused, _) = run(&mut session, &mut guest, request(Op::Share));
     assert_eq!(
-        GuardFailure::from_code(refused.result[1]),
-        Some(GuardFailure::Unreadable)
+        IdentityCheck::from_code(refused.result[1]),
+        Some(IdentityCheck::Unreadable)
     );
     guest.registers_mut(1).idt_base = data + ROOM;
     assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done);

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod admission;
-mod guard;
 mod header;
+mod identity;
 mod kernels;
 
 use lacuna_core::abi::{CHUNK_GFNS, Explanation, Op, Request, State, Statistics};
@@ -177,7 +177,7 @@ fn another_profile_has_to_be_admitted_again_and_inherits_no_nomination() {
         assert_eq!(set_profile(&mut session, &mut guest, &bytes), Status::Done);
         assert_eq!(session.state(), State::Loaded);
         assert_eq!(status(&mut session, &mut guest, Op::Share), Status::NotAdmitted);
-        assert_eq!(guest.nominated(0, u64::MAX), 0);
+        assert_eq!(guest.candidates(0, u64::MAX), 0);
     }
     let mut room = vec![0; MAX_PROFILE_BYTES];
     let mut get = request(Op::GetProfile);
@@ -213,7 +213,7 @@ fn nominations_are_forgotten_in_pieces_and_the_old_profile_holds_until_all_are()
         let part = guest.extend(Table::Bitmap, gfn / 64).unwrap();
         part.bitmap().set_range(Gfn::new(gfn), Gfn::new(gfns));
     }
-    assert_eq!(guest.nominated(0, u64::MAX), gfns);
+    assert_eq!(guest.candidates(0, u64::MAX), gfns);
     guest.fail_all(Primitive::Preempted);
     let mut request = request(Op::SetProfile);
     let mut interruptions = 0;
@@ -223,7 +223,7 @@ fn nominations_are_forgotten_in_pieces_and_the_old_profile_holds_until_all_are()
     }
     assert_eq!((interruptions, request.status), (3, 0));
     assert_eq!(session.state(), State::Loaded);
-    assert_eq!(guest.nominated(0, u64::MAX), 0);
+    assert_eq!(guest.candidates(0, u64::MAX), 0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The engine's answers in words.
 
-use lacuna_core::{GuardFailure, Status};
+use lacuna_core::{IdentityCheck, Status};
 
 use crate::failure::Class;
 
@@ -214,18 +214,18 @@ pub fn explain_status(status: Status, values: &[u64; 4]) -> Answer {
 
 /// A failed check of the guard in words.
 pub fn mismatch(check: u64, found: u64, expected: u64) -> String {
-    let name = match GuardFailure::from_code(check) {
-        Some(GuardFailure::Mode) => "processor mode",
-        Some(GuardFailure::Levels) => "levels of the page tables",
-        Some(GuardFailure::IdtBase) => "base of the IDT",
-        Some(GuardFailure::IdtLimit) => "limit of the IDT",
-        Some(GuardFailure::Lstar) => "LSTAR",
-        Some(GuardFailure::SysenterEip) => "SYSENTER_EIP",
-        Some(GuardFailure::Gate) => "where a gate of the IDT leads",
-        Some(GuardFailure::Anchor) => "where an address of the kernel leads",
-        Some(GuardFailure::RootSlot) => "top-level page-table entry",
-        Some(GuardFailure::BootValue) => "random value of this boot",
-        Some(GuardFailure::Unreadable) => return format!("memory at {found:#x} cannot be read"),
+    let name = match IdentityCheck::from_code(check) {
+        Some(IdentityCheck::Mode) => "processor mode",
+        Some(IdentityCheck::Levels) => "levels of the page tables",
+        Some(IdentityCheck::IdtBase) => "base of the IDT",
+        Some(IdentityCheck::IdtLimit) => "limit of the IDT",
+        Some(IdentityCheck::Lstar) => "LSTAR",
+        Some(IdentityCheck::SysenterEip) => "SYSENTER_EIP",
+        Some(IdentityCheck::Gate) => "where a gate of the IDT leads",
+        Some(IdentityCheck::Anchor) => "where an address of the kernel leads",
+        Some(IdentityCheck::RootSlot) => "top-level page-table entry",
+        Some(IdentityCheck::BootValue) => "random value of this boot",
+        Some(IdentityCheck::Unreadable) => return format!("memory at {found:#x} cannot be read"),
         None => "an unknown check",
     };
     format!("{name} is {found:#x}, expected {expected:#x}")

@@ -386,7 +386,7 @@ impl Engine {
                 flags: kind as u32,
                 ..Request::default()
             };
-            let answer = self.call_request(Op::ZeroMap, request, &mut bytes)?;
+            let answer = self.call_request(Op::ZeroFrames, request, &mut bytes)?;
             let used = usize::try_from(answer.buffer_size).unwrap_or(0).min(bytes.len());
             if used == 0 {
                 return Ok(all);

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use lacuna_core::{
-    Blocks, BytesRule, Contents, CounterReading, Field, FreeRule, Gfn, GuardMismatch, GuestMemory, GuestVirt,
-    Kernel, Order, PagingLevels, Predicate, Profile, ProfileError, free_by_counters,
+    Blocks, BytesRule, Contents, CounterReading, Field, FreeRule, Gfn, GuestMemory, GuestVirt,
+    IdentityMismatch, Kernel, Order, PagingLevels, Predicate, Profile, ProfileError, free_by_counters,
 };
 use thiserror::Error;
 
@@ -95,7 +95,7 @@ pub enum BuildError {
         /// Which.
         vcpu: u32,
         /// What does not fit.
-        failure: lacuna_core::GuardFailure,
+        failure: lacuna_core::IdentityCheck,
         /// Found.
         found: u64,
         /// Expected.
@@ -114,9 +114,9 @@ pub enum BuildError {
     Profile(ProfileError),
 }
 
-impl From<GuardMismatch> for BuildError {
-    fn from(mismatch: GuardMismatch) -> Self {
-        let GuardMismatch {
+impl From<IdentityMismatch> for BuildError {
+    fn from(mismatch: IdentityMismatch) -> Self {
+        let IdentityMismatch {
             vcpu,
             failure,
             found,

@@ -2,7 +2,7 @@
 
 use lacuna_core::{
     Anchor, BootValue, Guard, GuestMemory, GuestVirt, MAX_ANCHORS, MAX_ROOT_SLOTS, PagingLevels, Profile,
-    RootSlot, VcpuRegisters, check_guard,
+    RootSlot, VcpuRegisters, check_identity,
 };
 
 use super::facts::{Facts, Source};
@@ -116,7 +116,7 @@ impl Registers {
                 },
                 ..*registers
             };
-            check_guard(&mut *memory, profile, vcpu, &filled)?;
+            check_identity(&mut *memory, profile, vcpu, &filled)?;
         }
         Ok(())
     }

@@ -1,28 +1,28 @@
 //! What ends a session: another kernel in the domain, seen by the identity check, or Xen's soft reset.
 
 use lacuna_core::abi::{Op, Request, State};
-use lacuna_core::{Gfn, GuardFailure, Status, VcpuRegisters};
+use lacuna_core::{Gfn, IdentityCheck, Status, VcpuRegisters};
 use lacuna_mock::{Access, Config, Layout, MockGuest};
 use proptest::prelude::*;
 
 use super::{admitted, attached, encoded, request, run, set_profile, status};
 
 /// A way to change a virtual CPU's registers, what notices, and whether that ends the session at once.
-type Change = (fn(&mut VcpuRegisters), GuardFailure, bool);
+type Change = (fn(&mut VcpuRegisters), IdentityCheck, bool);
 
 #[test]
 fn each_register_that_differs_is_noticed_on_each_cpu() {
     let changes: [Change; 9] = [
-        (|r| r.idt_limit = 0, GuardFailure::IdtLimit, false),
-        (|r| r.idt_base ^= 0x1000, GuardFailure::IdtBase, false),
-        (|r| r.cr0 &= !(1 << 31), GuardFailure::Mode, false),
-        (|r| r.cr0 &= !1, GuardFailure::Mode, false),
-        (|r| r.efer &= !(1 << 10), GuardFailure::Mode, false),
-        (|r| r.cr4 |= 1 << 12, GuardFailure::Levels, false),
-        (|r| r.lstar = 0, GuardFailure::Lstar, false),
-        (|r| r.lstar += 64, GuardFailure::Lstar, true),
+        (|r| r.idt_limit = 0, IdentityCheck::IdtLimit, false),
+        (|r| r.idt_base ^= 0x1000, IdentityCheck::IdtBase, false),
+        (|r| r.cr0 &= !(1 << 31), IdentityCheck::Mode, false),
+        (|r| r.cr0 &= !1, IdentityCheck::Mode, false),
+        (|r| r.efer &= !(1 << 10), IdentityCheck::Mode, false),
+        (|r| r.cr4 |= 1 << 12, IdentityCheck::Levels, false),
+        (|r| r.lstar = 0, IdentityCheck::Lstar, false),
+        (|r| r.lstar += 64, IdentityCheck::Lstar, true),
         // A table of zeros: the frame after the kernel's data.
-        (|r| r.cr3 = 20 << 12, GuardFailure::RootSlot, false),
+        (|r| r.cr3 = 20 << 12, IdentityCheck::RootSlot, false),
     ];
     for vcpu in 0..2 {
         for (change, failure, ends) in changes {
@@ -41,7 +41,7 @@ fn each_register_that_differs_is_noticed_on_each_cpu() {
                 (expected, vcpu as u64),
                 "{failure:?}"
             );
-            assert_eq!(GuardFailure::from_code(refused.result[1]), Some(failure));
+            assert_eq!(IdentityCheck::from_code(refused.result[1]), Some(failure));
             assert_eq!((guest.zero_gfns(), guest.audit()), (0, Ok(())));
             // What can pass in a healthy guest may pass.
             *guest.registers_mut(vcpu) = good;
@@ -69,8 +69,8 @@ fn a_table_that_cannot_be_read_is_refused() {
     let (status, refused, _) = run(&mut session, &mut guest, request(Op::Share));
     assert_eq!(status, Status::KernelChanged);
     assert_eq!(
-        GuardFailure::from_code(refused.result[1]),
-        Some(GuardFailure::Unreadable)
+        IdentityCheck::from_code(refused.result[1]),
+        Some(IdentityCheck::Unreadable)
     );
 }
 
@@ -167,7 +167,7 @@ proptest! {
             let op = if share { Op::Share } else { Op::Scan };
             let (status, request, _) = run(&mut session, &mut guest, request(op));
             prop_assert_eq!(status, Status::Ended);
-            prop_assert_eq!(GuardFailure::from_code(request.result[1]), Some(GuardFailure::BootValue));
+            prop_assert_eq!(IdentityCheck::from_code(request.result[1]), Some(IdentityCheck::BootValue));
         }
         prop_assert_eq!(session.state(), State::Ended);
         prop_assert_eq!(guest.zero_gfns(), zero - unshared);

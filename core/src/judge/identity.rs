@@ -31,7 +31,7 @@ const PTI_SWITCH: u64 = 1 << 12;
 
 /// Which check failed. The numbers cross the hypercall (`result[1]` of `Status::KernelChanged`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuardFailure {
+pub enum IdentityCheck {
     /// Not in 64-bit mode with paging, or, for a 32-bit kernel, not in 32-bit mode.
     Mode,
     /// The number of page-table levels.
@@ -56,7 +56,7 @@ pub enum GuardFailure {
     Anchor,
 }
 
-impl GuardFailure {
+impl IdentityCheck {
     /// The stable number of this check.
     pub const fn code(self) -> u64 {
         match self {
@@ -95,25 +95,25 @@ impl GuardFailure {
 
 /// What the identity check found otherwise than the profile says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GuardMismatch {
+pub struct IdentityMismatch {
     /// The virtual CPU; 0 for what concerns all of them.
     pub vcpu: u32,
     /// What failed.
-    pub failure: GuardFailure,
+    pub failure: IdentityCheck,
     /// The value found.
     pub found: u64,
     /// The value of the profile.
     pub expected: u64,
 }
 
-impl GuardMismatch {
+impl IdentityMismatch {
     /// Whether another kernel certainly runs, so that the profile can never become true again. The other
     /// checks, and an entry point that is still 0, can fail for a moment in a healthy guest (a virtual CPU on
     /// its way up, a firmware call).
     pub const fn is_final(&self) -> bool {
         match self.failure {
-            GuardFailure::BootValue => true,
-            GuardFailure::Lstar | GuardFailure::SysenterEip => self.found != 0,
+            IdentityCheck::BootValue => true,
+            IdentityCheck::Lstar | IdentityCheck::SysenterEip => self.found != 0,
             _ => false,
         }
     }
@@ -123,13 +123,13 @@ impl GuardMismatch {
 /// nothing.
 ///
 /// # Errors
-/// The first [`GuardMismatch`].
-pub fn check_guard<M: GuestMemory>(
+/// The first [`IdentityMismatch`].
+pub fn check_identity<M: GuestMemory>(
     memory: &mut M,
     profile: &Profile,
     vcpu: u32,
     registers: &VcpuRegisters,
-) -> Result<(), GuardMismatch> {
+) -> Result<(), IdentityMismatch> {
     if registers.flags & VcpuRegisters::ONLINE == 0 {
         return Ok(());
     }
@@ -145,13 +145,13 @@ pub fn check_guard<M: GuestMemory>(
 }
 
 /// What the registers alone say of the kernel.
-fn check_registers(profile: &Profile, vcpu: u32, registers: &VcpuRegisters) -> Result<(), GuardMismatch> {
+fn check_registers(profile: &Profile, vcpu: u32, registers: &VcpuRegisters) -> Result<(), IdentityMismatch> {
     let guard = &profile.guard;
-    let require = |holds: bool, failure: GuardFailure, found: u64, expected: u64| {
+    let require = |holds: bool, failure: IdentityCheck, found: u64, expected: u64| {
         if holds {
             Ok(())
         } else {
-            Err(GuardMismatch {
+            Err(IdentityMismatch {
                 vcpu,
                 failure,
                 found,
@@ -162,26 +162,26 @@ fn check_registers(profile: &Profile, vcpu: u32, registers: &VcpuRegisters) -> R
     // The IDT limit first: it is the earliest sign of a kexec, and the others may still look right.
     require(
         registers.idt_limit == guard.idt_limit,
-        GuardFailure::IdtLimit,
+        IdentityCheck::IdtLimit,
         u64::from(registers.idt_limit),
         u64::from(guard.idt_limit),
     )?;
     require(
         guard.idt_base == 0 || registers.idt_base == guard.idt_base,
-        GuardFailure::IdtBase,
+        IdentityCheck::IdtBase,
         registers.idt_base,
         guard.idt_base,
     )?;
     require(
         registers.cr0 & CR0_PAGED == CR0_PAGED,
-        GuardFailure::Mode,
+        IdentityCheck::Mode,
         registers.cr0,
         CR0_PAGED,
     )?;
     let long = if profile.levels.is_32_bit() { 0 } else { EFER_LMA };
     require(
         registers.efer & EFER_LMA == long,
-        GuardFailure::Mode,
+        IdentityCheck::Mode,
         registers.efer,
         long,
     )?;
@@ -192,19 +192,19 @@ fn check_registers(profile: &Profile, vcpu: u32, registers: &VcpuRegisters) -> R
     };
     require(
         registers.cr4 & (CR4_PAE | CR4_LA57) == levels,
-        GuardFailure::Levels,
+        IdentityCheck::Levels,
         registers.cr4,
         levels,
     )?;
     require(
         guard.lstar == 0 || registers.lstar == guard.lstar,
-        GuardFailure::Lstar,
+        IdentityCheck::Lstar,
         registers.lstar,
         guard.lstar,
     )?;
     require(
         guard.sysenter_eip == 0 || registers.sysenter_eip == guard.sysenter_eip,
-        GuardFailure::SysenterEip,
+        IdentityCheck::SysenterEip,
         registers.sysenter_eip,
         guard.sysenter_eip,
     )
@@ -217,8 +217,8 @@ fn check_tables<M: GuestMemory>(
     vcpu: u32,
     registers: &VcpuRegisters,
     cr3: u64,
-) -> Result<(), GuardMismatch> {
-    let mismatch = |failure, found, expected| GuardMismatch {
+) -> Result<(), IdentityMismatch> {
+    let mismatch = |failure, found, expected| IdentityMismatch {
         vcpu,
         failure,
         found,
@@ -228,11 +228,11 @@ fn check_tables<M: GuestMemory>(
         let at = GuestPhys::new(address(cr3) + u64::from(slot.index) * 8);
         let found = memory
             .read_value(at, 8)
-            .map_err(|_| mismatch(GuardFailure::Unreadable, at.get(), slot.entry))?;
+            .map_err(|_| mismatch(IdentityCheck::Unreadable, at.get(), slot.entry))?;
         // The address of the next table; its other bits may change.
         let compared = |entry| (is_present(entry), address(entry));
         if compared(found) != compared(slot.entry) {
-            return Err(mismatch(GuardFailure::RootSlot, found, slot.entry));
+            return Err(mismatch(IdentityCheck::RootSlot, found, slot.entry));
         }
     }
     for anchor in &profile.guard.anchors {
@@ -240,20 +240,20 @@ fn check_tables<M: GuestMemory>(
         let found = walk(memory, GuestPhys::new(cr3), profile.levels, anchor.at)
             .ok()
             .and_then(|mapping| mapping.translate(anchor.at))
-            .ok_or(mismatch(GuardFailure::Unreadable, anchor.at.get(), expected))?;
+            .ok_or(mismatch(IdentityCheck::Unreadable, anchor.at.get(), expected))?;
         if found != anchor.physical {
-            return Err(mismatch(GuardFailure::Anchor, found.get(), expected));
+            return Err(mismatch(IdentityCheck::Anchor, found.get(), expected));
         }
     }
     if let Some(gate) = profile.guard.gate {
         let expected = gate.handler.get();
         let found = handler(memory, profile.levels, registers.idt_base, gate, cr3).ok_or(mismatch(
-            GuardFailure::Unreadable,
+            IdentityCheck::Unreadable,
             registers.idt_base,
             expected,
         ))?;
         if found != expected {
-            return Err(mismatch(GuardFailure::Gate, found, expected));
+            return Err(mismatch(IdentityCheck::Gate, found, expected));
         }
     }
     Ok(())
@@ -287,25 +287,25 @@ fn handler<M: GuestMemory>(
 /// Checks the value that the kernel draws at each boot, where the profile has one.
 ///
 /// # Errors
-/// A [`GuardMismatch`] for virtual CPU 0.
+/// A [`IdentityMismatch`] for virtual CPU 0.
 pub(crate) fn check_boot_value<M: GuestMemory>(
     memory: &mut M,
     profile: &Profile,
-) -> Result<(), GuardMismatch> {
+) -> Result<(), IdentityMismatch> {
     let Some(drawn) = profile.guard.boot_value else {
         return Ok(());
     };
-    let mismatch = |failure, found| GuardMismatch {
+    let mismatch = |failure, found| IdentityMismatch {
         vcpu: 0,
         failure,
         found,
         expected: drawn.value,
     };
     let found = read_virtual(memory, profile.root, profile.levels, drawn.at, drawn.bytes)
-        .map_err(|_| mismatch(GuardFailure::Unreadable, drawn.at.get()))?;
+        .map_err(|_| mismatch(IdentityCheck::Unreadable, drawn.at.get()))?;
     if found == drawn.value {
         Ok(())
     } else {
-        Err(mismatch(GuardFailure::BootValue, found))
+        Err(mismatch(IdentityCheck::BootValue, found))
     }
 }
