@@ -30,7 +30,7 @@ fn code(text: &str) -> String {
     lines.map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
-/// The paths that begin with `start`; braces are taken apart: `crate::{a::B, C}` are `a::B` and `C`.
+/// The paths that begin with `start`. Braces are taken apart, so each item of a group is a path of its own.
 fn paths(code: &str, start: &str) -> Vec<String> {
     let is_path = |letter: &char| letter.is_alphanumeric() || "_:".contains(*letter);
     let mut found = Vec::new();
