@@ -15,11 +15,12 @@
 mod callgrind;
 
 use std::hint::black_box;
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lacuna_core::{
-    BytesRule, ContentReport, DomainId, Gfn, GuestMemory, GuestPhys, IndexSize, Order, P2m, PAGE_SIZE,
+    BytesRule, ContentReport, DomainId, Gfn, GuestMemory, GuestPhys, IndexSize, LINE, Order, P2m, PAGE_SIZE,
     PageState, Part, Peers, Place, Protect, ReadError, Rounds, Seed, Shortage, Skip, Stage, Steps, Table,
     Tables, VcpuRegisters,
 };
@@ -55,9 +56,9 @@ impl Domain {
                 .map(|(gfn, number)| AtomicU64::new(word(gfn, number)))
                 .collect(),
             states: (0..PAGES).map(|_| PageState::Private).collect(),
-            rounds: zeroed(PAGES as usize / 2).leak(),
+            rounds: zeroed(at(Gfn::new(PAGES / 2))).leak(),
             // Roomy: no two pages are in each other's way.
-            index: zeroed(PAGES as usize * 8).leak(),
+            index: zeroed(at(Gfn::new(PAGES * 8))).leak(),
         }
     }
 
@@ -77,6 +78,20 @@ impl GuestMemory for Domain {
             .zip(into.chunks_exact_mut(8))
         {
             eight.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn lines<F>(&mut self, gfn: Gfn, first: usize, mut take: F) -> Result<(), ReadError>
+    where
+        F: FnMut(&[u64; LINE]) -> ControlFlow<()>,
+    {
+        for line in self.frame(gfn)?[first * LINE..].chunks_exact(LINE) {
+            let words = std::array::from_fn(|number| line[number].load(Ordering::Relaxed));
+            if take(&words).is_break() {
+                break;
+            }
         }
         Ok(())
     }
@@ -201,7 +216,7 @@ fn measured_round(domain: &mut Domain, stage: &Stage<'_>) -> ContentReport {
 /// The child under valgrind.
 fn run(case: &str) {
     let spread = |word: u64| word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    // In pages of zeros but for the last word, and in pages of equal pairs, and like no other.
+    // Pages of zeros, of zeros but for the last word, alike in pairs, and like no other.
     let mut domain = match case {
         "zero" => Domain::new(|_, _| 0),
         "late" => Domain::new(|gfn, number| if number + 1 == WORDS as u64 { gfn + 1 } else { 0 }),

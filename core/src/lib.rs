@@ -43,8 +43,8 @@ pub use content::{
 };
 pub use domain::{Domain, P2m, Protect};
 pub use guest::{
-    Field, FrameCopies, GuestMemory, Mapping, PagingLevels, Predicate, ReadError, Row, WalkError,
-    count_failing_one_by_one, value_by_bytes, walk,
+    Field, FrameCopies, GuestMemory, LINE, LINES, Mapping, PagingLevels, Predicate, ReadError, Row, WalkError,
+    count_failing_one_by_one, lines_by_copies, value_by_bytes, walk,
 };
 pub use judge::{
     Agreement, CounterError, CounterReading, Descriptor, DescriptorAt, DescriptorError, FreeCheck,

@@ -1,8 +1,9 @@
 //! One guest frame, mapped read-only, with the page reference that keeps it.
 
+use core::ops::ControlFlow;
 use core::ptr;
 
-use lacuna_core::{Gfn, PAGE_SIZE, Predicate, Row};
+use lacuna_core::{Gfn, LINE, LINES, PAGE_SIZE, Predicate, Row};
 
 use crate::shim::{self, Domain};
 
@@ -89,6 +90,26 @@ impl MappedFrame {
             _ => return None,
         };
         Some(passed_over as u64)
+    }
+
+    /// Hands the frame's words to `take`, a line at a time from line `first` on, until it breaks off or has
+    /// had them all.
+    #[expect(
+        clippy::cast_ptr_alignment,
+        reason = "words are read at multiples of eight in a page-aligned frame"
+    )]
+    #[inline]
+    pub(crate) fn lines(&self, first: usize, mut take: impl FnMut(&[u64; LINE]) -> ControlFlow<()>) {
+        for number in first..LINES {
+            let line = core::array::from_fn(|index| {
+                // SAFETY: as in `value`: line `number` ends within the frame, which has `LINES` of them, and
+                // its words are aligned. Volatile, because the guest may write at once.
+                unsafe { self.at.cast::<u64>().add(number * LINE + index).read_volatile() }
+            });
+            if take(&line).is_break() {
+                return;
+            }
+        }
     }
 
     #[cold]

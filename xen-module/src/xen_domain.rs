@@ -1,9 +1,11 @@
 //! `lacuna-core`'s traits on Xen.
 
+use core::ops::ControlFlow;
+
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::boundary::SHARE_ONLY_ZERO;
 use lacuna_core::{
-    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, Order, P2m, Predicate, ReadError, Row, Skip, Status,
+    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, LINE, Order, P2m, Predicate, ReadError, Row, Skip, Status,
     VcpuRegisters, count_failing_one_by_one, value_by_bytes,
 };
 
@@ -61,6 +63,15 @@ impl GuestMemory for XenDomain {
             return Ok(passed_over);
         }
         count_failing_one_by_one(self, row, test)
+    }
+
+    #[inline]
+    fn lines<F>(&mut self, gfn: Gfn, first: usize, take: F) -> Result<(), ReadError>
+    where
+        F: FnMut(&[u64; LINE]) -> ControlFlow<()>,
+    {
+        self.frame(gfn)?.lines(first, take);
+        Ok(())
     }
 }
 

@@ -80,7 +80,7 @@ impl GuestMemory for Flat {
         })
     }
 
-    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+    fn count_failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
         let start = self.frame(row.first)?;
         let stride = usize::try_from(row.stride).map_err(|_| ReadError::CrossesFrame(row.first))?;
         let last = usize::try_from(row.count - 1).map_err(|_| ReadError::CrossesFrame(row.first))?;

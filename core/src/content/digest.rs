@@ -1,11 +1,16 @@
 //! The hash of a page.
 
-use rapidhash::v3::{RapidSecrets, rapidhash_v3_inline};
+use core::hash::{BuildHasher, Hasher};
+use core::ops::ControlFlow;
 
-use crate::{Gfn, GuestMemory, GuestPhys, PAGE_SIZE, ReadError};
+use rapidhash::inner::SeedableState;
+use rapidhash::v3::RapidSecrets;
 
-/// Bytes hashed at once: what the hypervisor's stack has room for.
-const CHUNK: usize = 256;
+use crate::guest::is_zero;
+use crate::{Gfn, GuestMemory, LINES, ReadError};
+
+/// rapidhash for numbers: each 16 bytes go through one multiplication, with the state and with a secret.
+type State<'s> = SeedableState<'s, true, true>;
 
 /// The hash of a page's bytes. Equal bytes have equal hashes; the converse is never relied upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,25 +48,43 @@ impl Seed {
         Self(RapidSecrets::seed(random))
     }
 
-    /// Hashes frame `gfn`. It may be written to meanwhile: the hash is then one of no page, and nothing else
-    /// is wrong.
+    /// Hashes frame `gfn` in one pass. Lines of zeros at its beginning are passed over, so that a page of zeros
+    /// costs no more than reading it; how many there were shows in the number of those that are hashed. The frame may be written to meanwhile:
+    /// the hash is then one of no page, and nothing else is wrong.
     ///
     /// # Errors
     /// As [`GuestMemory::read`].
     pub fn digest<M: GuestMemory>(&self, memory: &mut M, gfn: Gfn) -> Result<Digest, ReadError> {
-        let mut bytes = [0; CHUNK];
-        let mut at = gfn.base().ok_or(ReadError::Absent(gfn))?;
-        let mut secrets = self.0;
-        let mut all = 0;
-        for _ in 0..PAGE_SIZE / CHUNK {
-            memory.read(at, &mut bytes)?;
-            all = bytes.iter().fold(all, |all, byte| all | byte);
-            secrets.seed = rapidhash_v3_inline::<true, true, true>(&bytes, &secrets);
-            at = GuestPhys::new(at.get().wrapping_add(CHUNK as u64));
+        let mut zeros = 0;
+        memory.lines(gfn, 0, |line| {
+            if is_zero(line) {
+                zeros += 1;
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        let mut hash = State::custom(self.0.seed, &self.0.secrets).build_hasher();
+        if zeros < LINES {
+            memory.lines(gfn, zeros, |line| {
+                hash.write_u128(pair(line[0], line[1]));
+                hash.write_u128(pair(line[2], line[3]));
+                hash.write_u128(pair(line[4], line[5]));
+                hash.write_u128(pair(line[6], line[7]));
+                ControlFlow::Continue(())
+            })?;
         }
         Ok(Digest {
-            value: secrets.seed,
-            zero: all == 0,
+            value: hash.finish(),
+            zero: zeros == LINES,
         })
     }
 }
+
+const fn pair(low: u64, high: u64) -> u128 {
+    low as u128 | (high as u128) << 64
+}
+
+#[cfg(test)]
+#[path = "digest_tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! Reading guest memory: bounded and copying. No reference to guest memory ever exists.
 
+use core::ops::ControlFlow;
+
 use crate::{Gfn, GuestPhys, PAGE_SIZE, Predicate};
 
 /// Why bytes of guest memory could not be read.
@@ -43,23 +45,48 @@ pub trait GuestMemory {
         count_failing_one_by_one(self, row, test)
     }
 
+    /// Hands a frame's words to `take`, [`LINE`] at a time and in order from line `first` on, until it breaks
+    /// off or has had them all. Each word is read once. The content stage hashes pages with it, so an
+    /// implementation that has the frame mapped does well to read it there.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`]; `take` may have had some of the words.
+    #[inline]
+    fn lines<F>(&mut self, gfn: Gfn, first: usize, take: F) -> Result<(), ReadError>
+    where
+        F: FnMut(&[u64; LINE]) -> ControlFlow<()>,
+    {
+        lines_by_copies(self, gfn, first, take)
+    }
+
     /// Whether all bytes of a frame are zero.
     ///
     /// # Errors
     /// As [`GuestMemory::read`].
     fn is_zero(&mut self, gfn: Gfn) -> Result<bool, ReadError> {
-        // Small enough for the hypervisor's stack.
-        let mut bytes = [0; 256];
-        let mut at = gfn.base().ok_or(ReadError::Absent(gfn))?;
-        for _ in 0..PAGE_SIZE / bytes.len() {
-            self.read(at, &mut bytes)?;
-            if bytes.iter().any(|&byte| byte != 0) {
-                return Ok(false);
+        let mut zero = true;
+        self.lines(gfn, 0, |line| {
+            zero = is_zero(line);
+            if zero {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
             }
-            at = GuestPhys::new(at.get().wrapping_add(bytes.len() as u64));
-        }
-        Ok(true)
+        })?;
+        Ok(zero)
     }
+}
+
+/// Words of a line: 64 bytes, as much as a processor fetches at a time.
+pub const LINE: usize = 8;
+
+/// Lines of a frame.
+pub const LINES: usize = PAGE_SIZE / (8 * LINE);
+
+/// Whether all words of a line are zero.
+#[inline]
+pub(crate) fn is_zero(line: &[u64; LINE]) -> bool {
+    line.iter().fold(0, |all, word| all | word) == 0
 }
 
 impl<M: GuestMemory + ?Sized> GuestMemory for &mut M {
@@ -75,6 +102,14 @@ impl<M: GuestMemory + ?Sized> GuestMemory for &mut M {
     #[inline]
     fn count_failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
         (**self).count_failing(row, test)
+    }
+
+    #[inline]
+    fn lines<F>(&mut self, gfn: Gfn, first: usize, take: F) -> Result<(), ReadError>
+    where
+        F: FnMut(&[u64; LINE]) -> ControlFlow<()>,
+    {
+        (**self).lines(gfn, first, take)
     }
 
     fn is_zero(&mut self, gfn: Gfn) -> Result<bool, ReadError> {
@@ -104,6 +139,31 @@ pub fn value_by_bytes<M: GuestMemory + ?Sized>(
         memory.read(next, second)?;
     }
     Ok(u64::from_le_bytes(bytes))
+}
+
+/// [`GuestMemory::lines`] by [`GuestMemory::read`] alone.
+///
+/// # Errors
+/// As [`GuestMemory::read`].
+pub fn lines_by_copies<M, F>(memory: &mut M, gfn: Gfn, first: usize, mut take: F) -> Result<(), ReadError>
+where
+    M: GuestMemory + ?Sized,
+    F: FnMut(&[u64; LINE]) -> ControlFlow<()>,
+{
+    let base = gfn.base().ok_or(ReadError::Absent(gfn))?;
+    for number in first..LINES {
+        let mut bytes = [0; 8 * LINE];
+        let offset = (number * bytes.len()) as u64;
+        memory.read(GuestPhys::new(base.get().wrapping_add(offset)), &mut bytes)?;
+        let mut line = [0; LINE];
+        for (word, eight) in line.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = eight.first_chunk().map_or(0, |eight| u64::from_le_bytes(*eight));
+        }
+        if take(&line).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// [`GuestMemory::count_failing`] by [`GuestMemory::read_value`] alone.

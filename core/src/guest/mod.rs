@@ -6,7 +6,10 @@ mod predicate;
 mod walk;
 
 pub use frame_copies::FrameCopies;
-pub use memory::{GuestMemory, ReadError, Row, count_failing_one_by_one, value_by_bytes};
+pub(crate) use memory::is_zero;
+pub use memory::{
+    GuestMemory, LINE, LINES, ReadError, Row, count_failing_one_by_one, lines_by_copies, value_by_bytes,
+};
 pub use predicate::{Field, Predicate};
 pub(crate) use walk::{ACCESSED_DIRTY, address, is_present};
 pub use walk::{Mapping, PagingLevels, WalkError, walk};
