@@ -20,8 +20,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lacuna_core::{
-    BytesRule, ContentReport, DomainId, Gfn, GuestMemory, GuestPhys, IndexSize, LINE, Order, P2m, PAGE_SIZE,
-    PageState, Part, Peers, Place, Protect, ReadError, Rounds, Seed, Shortage, Skip, Stage, Steps, Table,
+    BytesRule, ContentReport, DomainId, DomainPage, Gfn, GuestMemory, GuestPhys, IndexSize, LINE, Order, P2m,
+    PAGE_SIZE, PageState, Part, Peers, Protect, ReadError, Rounds, Seed, Shortage, Skip, Stage, Steps, Table,
     Tables, VcpuRegisters,
 };
 
@@ -138,7 +138,7 @@ impl Protect for Domain {
 }
 
 impl Peers for Domain {
-    fn domain(&mut self) -> DomainId {
+    fn id(&mut self) -> DomainId {
         DomainId::new(1)
     }
 
@@ -147,7 +147,7 @@ impl Peers for Domain {
     }
 
     #[inline(never)]
-    fn equal(&mut self, _gfn: Gfn, _partner: Place) -> bool {
+    fn equal(&mut self, _gfn: Gfn, _partner: DomainPage) -> bool {
         true
     }
 
@@ -157,14 +157,14 @@ impl Peers for Domain {
 
     fn unlock_with(&mut self) {}
 
-    fn protect_partner(&mut self, _partner: Place) -> Result<(), Skip> {
+    fn protect_partner(&mut self, _partner: DomainPage) -> Result<(), Skip> {
         Ok(())
     }
 
-    fn restore_partner(&mut self, _partner: Place) {}
+    fn restore_partner(&mut self, _partner: DomainPage) {}
 
     #[inline(never)]
-    fn merge(&mut self, gfn: Gfn, partner: Place, _most: u32) -> Result<(), Skip> {
+    fn merge(&mut self, gfn: Gfn, partner: DomainPage, _most: u32) -> Result<(), Skip> {
         self.states[at(gfn)] = PageState::Shared;
         self.states[at(partner.gfn)] = PageState::Shared;
         Ok(())

@@ -41,8 +41,8 @@ impl GuestMemory for Domain {
         self.memory.read_value(at, width)
     }
 
-    fn failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
-        self.memory.failing(row, test)
+    fn count_failing(&mut self, row: Row, test: &Predicate) -> Result<u64, ReadError> {
+        self.memory.count_failing(row, test)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::VcpuRegisters;
 /// The domctl's number, `XEN_DOMCTL_lacuna`: "LA", far above what Xen allots in sequence.
 pub const DOMCTL_LACUNA: u32 = 0x4c41;
 /// Version of this interface.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// What is asked of the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub enum Op {
     /// is the order of each, 0 or 9. For a domain that is being received. The shim's own.
     PopulateZero = 11,
     /// Content stage over frames `cursor..end`, `budget` pages at most. Needs no profile. `flags`:
-    /// [`CONTENT_LEAVE_FREE`]. `result`: pages put on zero frames, pages put on a shared frame, pages hashed,
+    /// [`CONTENT_LEAVE_FREE`], [`CONTENT_AGAIN`]. `result`: pages put on zero frames, pages put on a shared frame, pages hashed,
     /// of them not as in the last round or met for the first time; added up likewise.
     Content = 12,
     /// Have the domain share by content with the members of the trust group that `buffer` names, and they
@@ -58,6 +58,9 @@ pub enum Op {
 
 /// Flag of [`Op::Content`]: leave pages alone that the last scan found free.
 pub const CONTENT_LEAVE_FREE: u32 = 1;
+/// Flag of [`Op::Content`]: look at nothing but the pages that the round before met for the first time, and
+/// that could be shared if they stood still since.
+pub const CONTENT_AGAIN: u32 = 2;
 
 /// Longest name of a trust group, in bytes (`XEN_DOMCTL_LACUNA_GROUP_MAX`).
 pub const GROUP_NAME_MAX: usize = 63;
@@ -453,7 +456,7 @@ mod tests {
         };
         let mut golden = [0_u8; 88];
         for (at, value) in [
-            (0, 5),
+            (0, 6),
             (4, 4),
             (8, 2),
             (12, 3),

@@ -38,7 +38,7 @@ pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
 pub use bitmap::Bitmap;
 pub use boundary::{Blocker, PageState, Skip, VcpuRegisters};
 pub use content::{
-    ContentReport, Digest, DomainId, DomainPage, Entry, Index, Inserted, MAX_SHARERS, Peers, Rounds, Seed,
+    Before, ContentReport, Digest, DomainId, DomainPage, Entry, Index, Inserted, MAX_SHARERS, Peers, Rounds, Seed,
     Stage, merge_protected, share_zero_protected,
 };
 pub use domain::{Domain, P2m, Protect};

@@ -5,7 +5,11 @@
 //! ```text
 //! hash -> as in the last round? -> zero: zero frame | look up -> compare -> lock p2m -> R, flush -> compare -> S or restore -> flush
 //!            no: remember it                          none: remember where it is
+//!            never met: zero, or others that may be equal: mark | none: remember where it is
 //! ```
+//!
+//! At the end of a round the marked pages are taken once more: those that stood still meanwhile are as in the
+//! last round then.
 //!
 //! The guest runs all the while. Hash, last round's hash and index only name candidates: what they hold may be out
 //! of date, be that of another domain that is gone by now, or be made up by a guest. A page changes hands
@@ -32,14 +36,14 @@ mod peers;
 mod rounds;
 
 use crate::share::steps::Steps;
-use crate::tables::{IndexSize, Shortage, Table, Tables};
+use crate::tables::{IndexSize, Part, Shortage, Table, Tables};
 use crate::{Bitmap, Gfn, PageState, Skip};
 
 pub use digest::{Digest, Seed};
 pub use index::{Entry, Index, Inserted};
 pub use merge::{merge_protected, share_zero_protected};
-pub use peers::{DomainId, DomainPage, Peers};
-pub use rounds::Rounds;
+pub use peers::{DomainId, Peers, DomainPage};
+pub use rounds::{Before, Rounds};
 
 /// Most frames that share one. Xen finds the sharers of a frame in a list up to this number, and by a table
 /// after it (`RMAP_HEAVY_SHARED_PAGE`, `xen/arch/x86/mm/mem_sharing.c`); the next page with these bytes
@@ -111,9 +115,16 @@ impl Stage<'_> {
             return Ok(());
         };
         report.hashed += 1;
-        if !self.rounds.remember(gfn, digest) {
-            report.changed += 1;
-            return Ok(());
+        match self.rounds.meet(gfn, digest) {
+            Before::Same => {}
+            Before::Another => {
+                report.changed += 1;
+                return Ok(());
+            }
+            Before::Unknown => {
+                report.changed += 1;
+                return self.first_sight(domain, gfn, digest, report);
+            }
         }
         if digest.is_zero() {
             match share_zero_protected(domain, gfn, self.steps) {
@@ -123,6 +134,47 @@ impl Stage<'_> {
             return Ok(());
         }
         self.find_partner(domain, gfn, digest, report)
+    }
+
+    /// Takes the first marked page of `from..end`, which lie in one part of the hashes; passes over the rest.
+    /// Returns where to go on.
+    ///
+    /// # Errors
+    /// As [`Stage::page`], and the page: it is marked no longer.
+    pub fn marked_page<P: Peers + Tables>(
+        &self,
+        domain: &mut P,
+        from: Gfn,
+        end: Gfn,
+        report: &mut ContentReport,
+    ) -> Result<Gfn, (Gfn, Shortage)> {
+        let Some(gfn) = self.rounds.next_marked(from, end) else {
+            return Ok(end);
+        };
+        self.page(domain, gfn, report).map_err(|shortage| (gfn, shortage))?;
+        Ok(gfn.saturating_add(1))
+    }
+
+    /// Marks a page that is met for the first time if it could be shared, or enters it into the index.
+    fn first_sight<P: Peers + Tables>(
+        &self,
+        domain: &mut P,
+        gfn: Gfn,
+        digest: Digest,
+        report: &mut ContentReport,
+    ) -> Result<(), Shortage> {
+        let (total, at) = (self.index.words, Index::bucket_at(self.index.words, digest));
+        let part = domain.part(Table::Index, at);
+        let index = Index::part(total, part.first, part.words.as_ref());
+        if digest.is_zero() || index.candidates(digest).next().is_some() {
+            self.rounds.mark(gfn);
+            return Ok(());
+        }
+        let here = DomainPage {
+            domain: domain.id(),
+            gfn,
+        };
+        enter(domain, part, total, (digest, here), report)
     }
 
     /// Shares the page with one that the index names, or enters it.
@@ -139,7 +191,7 @@ impl Stage<'_> {
         };
         let total = self.index.words;
         let at = Index::bucket_at(total, digest);
-        let mut part = domain.part(Table::Index, at);
+        let part = domain.part(Table::Index, at);
         let index = Index::part(total, part.first, part.words.as_ref());
         let mut stale = None;
         for entry in index.candidates(digest) {
@@ -172,17 +224,28 @@ impl Stage<'_> {
             report.indexed += 1;
             return Ok(());
         }
-        if part.is_absent() {
-            part = domain.extend(Table::Index, at)?;
-        }
-        match Index::part(total, part.first, part.words.as_ref()).insert(digest, here) {
-            Inserted::Free => report.indexed += 1,
-            Inserted::Replaced => {
-                report.indexed += 1;
-                report.evicted += 1;
-            }
-            Inserted::Refused => {}
-        }
-        Ok(())
+        enter(domain, part, total, (digest, here), report)
     }
+}
+
+/// Enters a page into the index of `total` words, whose bucket for it is in `part`.
+fn enter<T: Tables>(
+    tables: &mut T,
+    mut part: Part<T::Words>,
+    total: u64,
+    (digest, here): (Digest, DomainPage),
+    report: &mut ContentReport,
+) -> Result<(), Shortage> {
+    if part.is_absent() {
+        part = tables.extend(Table::Index, Index::bucket_at(total, digest))?;
+    }
+    match Index::part(total, part.first, part.words.as_ref()).insert(digest, here) {
+        Inserted::Free => report.indexed += 1,
+        Inserted::Replaced => {
+            report.indexed += 1;
+            report.evicted += 1;
+        }
+        Inserted::Refused => {}
+    }
+    Ok(())
 }

@@ -1,13 +1,21 @@
 //! The hash that each page had in the last round: who changes is not worth a comparison.
 //!
 //! A page that is written between two rounds is likely to be written again, and sharing it would cost a fault
-//! and a copy. Four bytes a frame; two pages that differ have the same number once in four thousand million
-//! times, and cost a comparison then.
+//! and a copy. Of a page that is met for the first time nothing is known yet. Where another page may have its
+//! bytes it is marked, and looked at again at the end of the round.
+//!
+//! Four bytes a frame: 31 bits of the hash and the mark. Two pages that differ have the same number once in
+//! two thousand million times, and cost a comparison then.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Digest;
 use crate::Gfn;
+
+/// The mark in a frame's half of a word.
+const MARK: u64 = 1 << 31;
+const NUMBER: u64 = MARK - 1;
+const HALF: u64 = 0xffff_ffff;
 
 /// A borrowed table, or a part of one: the half `gfn % 2` of word `gfn / 2` is that frame's; 0 for one that
 /// was not met yet. There is one writer (the domain's Lacuna lock).
@@ -18,33 +26,69 @@ pub struct Rounds<'w> {
     words: &'w [AtomicU64],
 }
 
+/// What a page was when it was last looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// The same.
+    Same,
+    /// Another.
+    Another,
+    /// Not looked at yet.
+    Unknown,
+}
+
 impl<'w> Rounds<'w> {
     /// The words of a table from number `first` on, two frames in each.
     pub const fn part(first: u64, words: &'w [AtomicU64]) -> Self {
         Self { first, words }
     }
 
-    /// Remembers the hash of the page for the next round. Returns whether it had the same in the last one; a
-    /// frame outside the part never had.
-    pub fn remember(&self, gfn: Gfn, digest: Digest) -> bool {
+    /// The word of `gfn`, and the place of its half; `None` for a frame outside the part.
+    fn word(&self, gfn: Gfn) -> Option<(&'w AtomicU64, u64)> {
+        let at = usize::try_from((gfn.get() / 2).wrapping_sub(self.first)).ok()?;
+        Some((self.words.get(at)?, gfn.get() % 2 * 32))
+    }
+
+    /// Enters the page's hash, unmarked, and says what it was before. A frame outside the part counts as
+    /// another every time.
+    pub fn meet(&self, gfn: Gfn, digest: Digest) -> Before {
         // The middle of the hash: the index takes its bucket from the one end and its tag from the other.
-        let number = (digest.get() >> 20 & 0xffff_ffff).max(1);
-        let shift = gfn.get() % 2 * 32;
-        let Some(word) = usize::try_from((gfn.get() / 2).wrapping_sub(self.first))
-            .ok()
-            .and_then(|at| self.words.get(at))
-        else {
-            return false;
+        let number = (digest.get() >> 20 & NUMBER).max(1);
+        let Some((word, shift)) = self.word(gfn) else {
+            return Before::Another;
         };
         let found = word.load(Ordering::Relaxed);
-        if found >> shift & 0xffff_ffff == number {
-            return true;
+        let half = found >> shift & HALF;
+        if half != number {
+            word.store(found & !(HALF << shift) | number << shift, Ordering::Relaxed);
         }
-        word.store(
-            found & !(0xffff_ffff << shift) | number << shift,
-            Ordering::Relaxed,
-        );
-        false
+        match half & NUMBER {
+            0 => Before::Unknown,
+            before if before == number => Before::Same,
+            _ => Before::Another,
+        }
+    }
+
+    /// Marks a page that was met.
+    pub fn mark(&self, gfn: Gfn) {
+        if let Some((word, shift)) = self.word(gfn) {
+            let found = word.load(Ordering::Relaxed);
+            word.store(found | MARK << shift, Ordering::Relaxed);
+        }
+    }
+
+    /// The first marked page of `from..end`, all of which lie in the part.
+    pub fn next_marked(&self, from: Gfn, end: Gfn) -> Option<Gfn> {
+        let mut at = from;
+        while at < end {
+            let (word, shift) = self.word(at)?;
+            let found = word.load(Ordering::Relaxed) >> shift;
+            if found & MARK != 0 {
+                return Some(at);
+            }
+            at = at.saturating_add(1);
+        }
+        None
     }
 }
 
@@ -60,15 +104,22 @@ mod tests {
         let digest = |gfn: u64, round: u64| Digest::of_value((gfn * 100 + round + 1) << 20);
         for round in [0, 1] {
             for gfn in 100..104 {
-                assert!(!rounds.remember(Gfn::new(gfn), digest(gfn, round)));
+                let before = rounds.meet(Gfn::new(gfn), digest(gfn, round));
+                let expected = if round == 0 {
+                    Before::Unknown
+                } else {
+                    Before::Another
+                };
+                assert_eq!(before, expected, "{gfn}");
             }
             for gfn in 100..104 {
-                assert!(rounds.remember(Gfn::new(gfn), digest(gfn, round)));
+                assert_eq!(rounds.meet(Gfn::new(gfn), digest(gfn, round)), Before::Same);
             }
         }
         for gfn in [0, 99, 104] {
-            assert!(!rounds.remember(Gfn::new(gfn), digest(gfn, 0)));
-            assert!(!rounds.remember(Gfn::new(gfn), digest(gfn, 0)));
+            for _ in 0..2 {
+                assert_eq!(rounds.meet(Gfn::new(gfn), digest(gfn, 0)), Before::Another);
+            }
         }
     }
 
@@ -76,7 +127,37 @@ mod tests {
     fn a_hash_of_zero_is_met_for_the_first_time_too() {
         let words = [AtomicU64::new(0)];
         let rounds = Rounds::part(0, &words);
-        assert!(!rounds.remember(Gfn::new(0), Digest::of_value(0)));
-        assert!(rounds.remember(Gfn::new(0), Digest::of_value(0)));
+        assert_eq!(rounds.meet(Gfn::new(0), Digest::of_value(0)), Before::Unknown);
+        assert_eq!(rounds.meet(Gfn::new(0), Digest::of_value(0)), Before::Same);
+    }
+
+    #[test]
+    fn a_mark_lasts_until_the_page_is_met_again_and_is_no_part_of_its_hash() {
+        let words: Vec<AtomicU64> = (0..2).map(|_| AtomicU64::new(0)).collect();
+        let rounds = Rounds::part(50, &words);
+        let all = || rounds.next_marked(Gfn::new(100), Gfn::new(104));
+        let digest = Digest::of_value(u64::MAX);
+        for gfn in 100..104 {
+            rounds.meet(Gfn::new(gfn), digest);
+            assert_eq!(all(), None);
+        }
+        for gfn in [103, 101] {
+            rounds.mark(Gfn::new(gfn));
+            assert_eq!(all(), Some(Gfn::new(gfn)));
+        }
+        assert_eq!(
+            rounds.next_marked(Gfn::new(102), Gfn::new(104)),
+            Some(Gfn::new(103))
+        );
+        assert_eq!(rounds.next_marked(Gfn::new(102), Gfn::new(103)), None);
+        assert_eq!(rounds.meet(Gfn::new(101), digest), Before::Same);
+        assert_eq!(
+            rounds.meet(Gfn::new(103), Digest::of_value(1 << 20)),
+            Before::Another
+        );
+        assert_eq!(all(), None);
+        rounds.mark(Gfn::new(99));
+        rounds.mark(Gfn::new(104));
+        assert_eq!(rounds.next_marked(Gfn::new(104), Gfn::new(110)), None);
     }
 }

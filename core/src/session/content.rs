@@ -1,15 +1,17 @@
 //! The operation of the content stage.
 
+use core::sync::atomic::AtomicU64;
+
 use super::frames::{hole_end, range};
 use super::preemptible::{Step, each_step};
 use super::sharing::steps;
 use super::{Outcome, Refusal, Session};
 use crate::PageState;
-use crate::abi::{CONTENT_LEAVE_FREE, Request};
+use crate::abi::{CONTENT_AGAIN, CONTENT_LEAVE_FREE, Request};
 use crate::content::{ContentReport, Peers, Rounds, Seed, Stage};
 use crate::share::steps::Steps;
-use crate::tables::{IndexSize, Table, bitmap_at};
-use crate::{Domain, Gfn, Skip};
+use crate::tables::{IndexSize, Part, Table, bitmap_at};
+use crate::{Bitmap, Domain, Gfn, Skip};
 
 /// Pages between two looks at pending interrupts: some tens of microseconds of hashing.
 const CHUNK: u64 = 16;
@@ -23,7 +25,8 @@ impl Session {
         request: &mut Request,
     ) -> Result<Outcome, Refusal> {
         let leave_free = request.flags & CONTENT_LEAVE_FREE != 0;
-        let steps = steps(request.flags & !CONTENT_LEAVE_FREE)?;
+        let again = request.flags & CONTENT_AGAIN != 0;
+        let steps = steps(request.flags & !(CONTENT_LEAVE_FREE | CONTENT_AGAIN))?;
         let (from, end, _) = range(domain, request)?;
         let index = domain.index_size();
         let walk = Walk {
@@ -39,10 +42,14 @@ impl Session {
             }
             let most = CHUNK.min(budget);
             let mut report = ContentReport::default();
-            let ended = walk.stretch(domain, *at, end, most, &mut report);
+            let ended = if again {
+                walk.marked_stretch(domain, *at, end, most, &mut report)
+            } else {
+                walk.stretch(domain, *at, end, most, &mut report)
+            };
             self.count_content(&report);
             let next = ended?;
-            // A hole costs as much as a stretch of pages, however long it is.
+            // A hole, or what has no mark, costs as much as a stretch of pages, however long it is.
             let cost = most.min(next - *at);
             *at = next;
             Ok(Step {
@@ -113,18 +120,54 @@ impl Walk {
                 .extend(Table::Rounds, at / 2)
                 .map_err(|shortage| shortage.refusal(at))?;
         }
-        let stage = Stage {
-            rounds: Rounds::part(rounds.first, rounds.words.as_ref()),
-            index: self.index,
-            seed: self.seed,
-            leave,
-            steps: self.steps,
-        };
+        let stage = self.stage(&rounds, leave);
         for gfn in at..stop {
             stage
                 .page(domain, Gfn::new(gfn), report)
                 .map_err(|shortage| shortage.refusal(gfn))?;
         }
         Ok(stop)
+    }
+
+    /// Takes the marked pages from `at` on, `most` of them, and of one part of the hashes. Returns where to go
+    /// on.
+    ///
+    /// # Errors
+    /// There is no memory for a table.
+    fn marked_stretch<D: Domain + Peers>(
+        &self,
+        domain: &mut D,
+        at: u64,
+        end: u64,
+        most: u64,
+        report: &mut ContentReport,
+    ) -> Result<u64, Refusal> {
+        let rounds = domain.part(Table::Rounds, at / 2);
+        let stop = Gfn::new(end.min(rounds.end.saturating_mul(2)));
+        if rounds.is_absent() {
+            return Ok(stop.get());
+        }
+        let free = self.leave_free.then(|| bitmap_at(domain, at));
+        let stage = self.stage(&rounds, free.as_ref().map(|part| part.bitmap()));
+        let mut next = Gfn::new(at);
+        for _ in 0..most {
+            next = stage
+                .marked_page(domain, next, stop, report)
+                .map_err(|(gfn, shortage)| shortage.refusal(gfn.get()))?;
+            if next >= stop {
+                break;
+            }
+        }
+        Ok(next.get())
+    }
+
+    fn stage<'w, W: AsRef<[AtomicU64]>>(&self, rounds: &'w Part<W>, leave: Option<Bitmap<'w>>) -> Stage<'w> {
+        Stage {
+            rounds: Rounds::part(rounds.first, rounds.words.as_ref()),
+            index: self.index,
+            seed: self.seed,
+            leave,
+            steps: self.steps,
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::AddAssign;
 use std::rc::Rc;
 
-use lacuna_core::abi::{CONTENT_LEAVE_FREE, Explanation, Op, Request, Statistics, VERSION};
+use lacuna_core::abi::{CONTENT_AGAIN, CONTENT_LEAVE_FREE, Explanation, Op, Request, Statistics, VERSION};
 use lacuna_core::{Gfn, MAX_PROFILE_BYTES, PAGE_SIZE, Status, VcpuRegisters};
 use thiserror::Error;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -293,16 +293,20 @@ impl Engine {
     }
 
     /// One round of the content stage over all memory, part by part; `leave_free`: but for what the last scan
-    /// found free.
+    /// found free. At its end it looks once more at pages that it met for the first time and that could be
+    /// shared if they stood still.
     ///
     /// # Errors
     /// [`EngineError`].
     pub fn content(&self, leave_free: bool) -> Result<Contents, EngineError> {
-        in_parts(|from| self.content_part(from, CONTENT_PART, leave_free))
+        let leave_free = if leave_free { CONTENT_LEAVE_FREE } else { 0 };
+        let mut sum = in_parts(|from| self.content_request(from, CONTENT_PART, leave_free))?;
+        sum += in_parts(|from| self.content_request(from, CONTENT_PART, leave_free | CONTENT_AGAIN))?;
+        Ok(sum)
     }
 
-    /// The content stage over `frames` frame numbers (not 0) from `from` on; `leave_free` as in
-    /// [`Self::content`].
+    /// The content stage over `frames` frame numbers (not 0) from `from` on, without a look at the end;
+    /// `leave_free` as in [`Self::content`].
     ///
     /// # Errors
     /// [`EngineError`].
@@ -312,8 +316,12 @@ impl Engine {
         frames: u64,
         leave_free: bool,
     ) -> Result<Part<Contents>, EngineError> {
+        self.content_request(from, frames, if leave_free { CONTENT_LEAVE_FREE } else { 0 })
+    }
+
+    fn content_request(&self, from: u64, frames: u64, flags: u32) -> Result<Part<Contents>, EngineError> {
         let request = Request {
-            flags: if leave_free { CONTENT_LEAVE_FREE } else { 0 },
+            flags,
             cursor: from,
             budget: frames.max(1),
             ..Request::default()
