@@ -229,6 +229,7 @@ fn run(case: &str) {
         rounds: Rounds::part(0, domain.rounds),
         index,
         seed: Seed::new(index.seed),
+        rest: None,
         leave: None,
         steps: Steps::default(),
     };

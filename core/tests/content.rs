@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use lacuna_core::abi::{CONTENT_AGAIN, CONTENT_LEAVE_FREE, Op, Request, Statistics};
+use lacuna_core::abi::{CONTENT_AGAIN, CONTENT_LEAVE_FREE, CONTENT_REST, Op, Request, Statistics};
 use lacuna_core::{
     Domain, DomainId, DomainPage, Gfn, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Session,
     Skip, Status, Steps, merge_protected, share_zero_protected,
@@ -136,6 +136,51 @@ fn a_page_that_was_another_in_the_last_round_is_not_looked_at_again() {
         assert_eq!(again(&mut session, &mut guest, &pages).result, [0; 4]);
     }
     assert_eq!(guest.content_gfns(), 0);
+}
+
+/// A round from frame 0 on in which pages rest.
+fn resting_round(session: &mut Session, guest: &mut MockGuest) -> Request {
+    let asked = Request {
+        flags: CONTENT_REST,
+        ..Request::default()
+    };
+    let (status, request) = run(session, guest, asked);
+    assert_eq!(status, Status::Done);
+    guest.audit().unwrap();
+    request
+}
+
+/// A round that finds nothing new hashes an eighth of the pages in the end; newcomers find those that rest;
+/// and what has changed among these is noticed within eight rounds, and shared in the one after.
+#[test]
+fn pages_that_stand_still_rest_and_are_found_all_the_same() {
+    let (mut guest, pages) = guest_with(800);
+    fill(&mut guest, &pages, 800);
+    let mut session = Session::new();
+    let hashed: Vec<u64> = (0..30)
+        .map(|_| resting_round(&mut session, &mut guest).result[2])
+        .collect();
+    // In the first two there are pages of zeros.
+    let (all, last) = (hashed[2], *hashed.last().unwrap());
+    assert!(all >= 800 && last <= all / 6, "{hashed:?}");
+    // As one of those that rest.
+    let newcomer = guest.alloc(0, 0).unwrap();
+    assert_eq!(guest.fill(0, newcomer, 1 + 500), Access::Done);
+    let merged = |session: &mut Session, guest: &mut MockGuest, rounds: u32| -> u64 {
+        (0..rounds).map(|_| resting_round(session, guest).result[1]).sum()
+    };
+    assert_eq!(merged(&mut session, &mut guest, 9), 1);
+    assert_eq!(guest.page_state(newcomer), PageState::Shared);
+    // Two of those that rest become alike.
+    for page in [3, 700] {
+        assert_eq!(guest.fill(0, pages[page], 9000), Access::Done);
+    }
+    assert_eq!(merged(&mut session, &mut guest, 10), 1);
+    assert_eq!(guest.page_state(pages[3]), PageState::Shared);
+    guest.verify().unwrap();
+    // A round in which nothing rests looks at all of them.
+    let rest = round(&mut session, &mut guest, &pages).result[2];
+    assert_eq!(rest, 800 - 3);
 }
 
 #[test]
@@ -291,7 +336,7 @@ fn budget_and_range_hold() {
         &mut session,
         &mut guest,
         Request {
-            flags: 4,
+            flags: 8,
             ..Request::default()
         },
     );

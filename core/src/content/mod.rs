@@ -53,7 +53,7 @@ pub const MAX_SHARERS: u32 = 255;
 /// What a stretch of the stage did, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ContentReport {
-    /// Looked at.
+    /// Looked at: all but those that rest or are left to the free stage.
     pub looked_at: u64,
     /// Hashed.
     pub hashed: u64,
@@ -82,6 +82,8 @@ pub struct Stage<'w> {
     pub index: IndexSize,
     /// What hashes begin with.
     pub seed: Seed,
+    /// The number of the round, if pages that stood still for rounds are to rest.
+    pub rest: Option<u64>,
     /// Pages to leave to the free stage, if any.
     pub leave: Option<Bitmap<'w>>,
     /// All steps, but for tests.
@@ -100,6 +102,9 @@ impl Stage<'_> {
         report: &mut ContentReport,
     ) -> Result<(), Shortage> {
         if self.leave.is_some_and(|free| free.get(gfn)) {
+            return Ok(());
+        }
+        if self.rest.is_some_and(|number| self.rounds.rests(gfn, number)) {
             return Ok(());
         }
         report.looked_at += 1;
@@ -196,6 +201,7 @@ impl Stage<'_> {
         let mut stale = None;
         for entry in index.candidates(digest) {
             if entry.place == here {
+                self.rounds.stood_still(gfn);
                 return Ok(());
             }
             // Both may run: no proof, but a page that has changed meanwhile is found out without any flush.

@@ -4,8 +4,11 @@
 //! and a copy. Of a page that is met for the first time nothing is known yet. Where another page may have its
 //! bytes it is marked, and looked at again at the end of the round.
 //!
-//! Four bytes a frame: 31 bits of the hash and the mark. Two pages that differ have the same number once in
-//! two thousand million times, and cost a comparison then.
+//! A page that stood still for rounds and is in the index needs no look: whoever comes to equal it finds it
+//! there. It rests, the longer the longer it stood still, and is looked at in every eighth round at least.
+//!
+//! Four bytes a frame: 28 bits of the hash, for how many rounds it stood still (7 at most), and the mark. Two
+//! pages that differ have the same number once in 268 million times, and cost a comparison then.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +17,10 @@ use crate::Gfn;
 
 /// The mark in a frame's half of a word.
 const MARK: u64 = 1 << 31;
-const NUMBER: u64 = MARK - 1;
+/// The rounds for which the page stood still.
+const AGE_SHIFT: u32 = 28;
+const AGE: u64 = 7 << AGE_SHIFT;
+const NUMBER: u64 = (1 << AGE_SHIFT) - 1;
 const HALF: u64 = 0xffff_ffff;
 
 /// A borrowed table, or a part of one: the half `gfn % 2` of word `gfn / 2` is that frame's; 0 for one that
@@ -59,14 +65,37 @@ impl<'w> Rounds<'w> {
         };
         let found = word.load(Ordering::Relaxed);
         let half = found >> shift & HALF;
-        if half != number {
-            word.store(found & !(HALF << shift) | number << shift, Ordering::Relaxed);
+        let (before, to) = match half & NUMBER {
+            0 => (Before::Unknown, number),
+            same if same == number => (Before::Same, half & !MARK),
+            _ => (Before::Another, number),
+        };
+        if half != to {
+            word.store(found & !(HALF << shift) | to << shift, Ordering::Relaxed);
         }
-        match half & NUMBER {
-            0 => Before::Unknown,
-            before if before == number => Before::Same,
-            _ => Before::Another,
+        before
+    }
+
+    /// A page that was met stood still for another round, and is in the index.
+    pub fn stood_still(&self, gfn: Gfn) {
+        if let Some((word, shift)) = self.word(gfn) {
+            let found = word.load(Ordering::Relaxed);
+            if found >> shift & AGE != AGE {
+                word.store(found.wrapping_add((1 << AGE_SHIFT) << shift), Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Whether a page that stood still for rounds is left alone in round `number`: every other time after two
+    /// rounds, three of four times after four, and seven of eight after six. Neighbours have their turns in
+    /// different rounds.
+    pub fn rests(&self, gfn: Gfn, number: u64) -> bool {
+        let Some((word, shift)) = self.word(gfn) else {
+            return false;
+        };
+        let half = word.load(Ordering::Relaxed) >> shift & HALF;
+        let every = 1 << (((half & AGE) >> AGE_SHIFT) / 2);
+        half & MARK == 0 && number.wrapping_add(gfn.get()) % every != 0
     }
 
     /// Marks a page that was met.
@@ -121,6 +150,32 @@ mod tests {
                 assert_eq!(rounds.meet(Gfn::new(gfn), digest(gfn, 0)), Before::Another);
             }
         }
+    }
+
+    #[test]
+    fn a_page_rests_the_longer_the_longer_it_stood_still() {
+        let words: Vec<AtomicU64> = (0..1).map(|_| AtomicU64::new(0)).collect();
+        let rounds = Rounds::part(0, &words);
+        let (page, other) = (Gfn::new(1), Gfn::new(0));
+        let digest = Digest::of_value(u64::MAX);
+        let looks = |gfn: Gfn| (0..64).filter(|number| !rounds.rests(gfn, *number)).count();
+        for gfn in [page, other] {
+            rounds.meet(gfn, digest);
+        }
+        for expected in [64, 64, 32, 32, 16, 16, 8, 8, 8, 8] {
+            assert_eq!(looks(page), expected);
+            assert_eq!(rounds.meet(page, digest), Before::Same);
+            rounds.stood_still(page);
+        }
+        assert_eq!(looks(other), 64, "a neighbour's");
+        assert_eq!(looks(Gfn::new(2)), 64, "one outside the part");
+        rounds.mark(page);
+        assert_eq!(looks(page), 64, "a marked one");
+        assert_eq!(rounds.meet(page, digest), Before::Same);
+        assert_eq!(looks(page), 8);
+        assert_eq!(rounds.meet(page, Digest::of_value(1 << 20)), Before::Another);
+        assert_eq!(looks(page), 64, "one that has changed");
+        assert_eq!(rounds.meet(other, digest), Before::Same);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::preemptible::{Step, each_step};
 use super::sharing::steps;
 use super::{Outcome, Refusal, Session};
 use crate::PageState;
-use crate::abi::{CONTENT_AGAIN, CONTENT_LEAVE_FREE, Request};
+use crate::abi::{CONTENT_AGAIN, CONTENT_LEAVE_FREE, CONTENT_REST, Request};
 use crate::content::{ContentReport, Peers, Rounds, Seed, Stage};
 use crate::share::steps::Steps;
 use crate::tables::{IndexSize, Part, Table, bitmap_at};
@@ -26,13 +26,17 @@ impl Session {
     ) -> Result<Outcome, Refusal> {
         let leave_free = request.flags & CONTENT_LEAVE_FREE != 0;
         let again = request.flags & CONTENT_AGAIN != 0;
-        let steps = steps(request.flags & !(CONTENT_LEAVE_FREE | CONTENT_AGAIN))?;
+        let steps = steps(request.flags & !(CONTENT_LEAVE_FREE | CONTENT_AGAIN | CONTENT_REST))?;
         let (from, end, _) = range(domain, request)?;
+        if from == 0 && !again {
+            self.content_rounds = self.content_rounds.wrapping_add(1);
+        }
         let index = domain.index_size();
         let walk = Walk {
             index,
             seed: Seed::new(index.seed),
             leave_free,
+            rest: (request.flags & CONTENT_REST != 0).then_some(self.content_rounds),
             steps,
         };
         each_step(domain, request, from..end, |domain, at, budget| {
@@ -85,6 +89,8 @@ struct Walk {
     index: IndexSize,
     seed: Seed,
     leave_free: bool,
+    /// As in [`Stage`].
+    rest: Option<u64>,
     steps: Steps,
 }
 
@@ -167,6 +173,7 @@ impl Walk {
             index: self.index,
             seed: self.seed,
             leave,
+            rest: self.rest,
             steps: self.steps,
         }
     }

@@ -56,6 +56,8 @@ pub struct Session {
     scan: Option<FullScan>,
     /// Scans of all memory begun.
     started: u64,
+    /// Rounds of the content stage begun.
+    content_rounds: u64,
     /// What the bitmap's bits are.
     candidates: Candidates,
     /// Mismatches since the last slice that passed.
@@ -81,6 +83,7 @@ impl Session {
             statistics: Statistics::default(),
             scan: None,
             started: 0,
+            content_rounds: 0,
             candidates: Candidates::default(),
             mismatch_streak: 0,
         }

@@ -3,7 +3,9 @@
 use std::ops::AddAssign;
 use std::rc::Rc;
 
-use lacuna_core::abi::{CONTENT_AGAIN, CONTENT_LEAVE_FREE, Explanation, Op, Request, Statistics, VERSION};
+use lacuna_core::abi::{
+    CONTENT_AGAIN, CONTENT_LEAVE_FREE, CONTENT_REST, Explanation, Op, Request, Statistics, VERSION,
+};
 use lacuna_core::{Gfn, MAX_PROFILE_BYTES, PAGE_SIZE, Status, VcpuRegisters};
 use thiserror::Error;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -305,8 +307,9 @@ impl Engine {
         Ok(sum)
     }
 
-    /// The content stage over `frames` frame numbers (not 0) from `from` on, without a look at the end;
-    /// `leave_free` as in [`Self::content`].
+    /// A part of one of many rounds of the content stage: over `frames` frame numbers (not 0) from `from` on,
+    /// without a look at the end, and without pages that stood still for rounds; `leave_free` as in
+    /// [`Self::content`].
     ///
     /// # Errors
     /// [`EngineError`].
@@ -316,7 +319,8 @@ impl Engine {
         frames: u64,
         leave_free: bool,
     ) -> Result<Part<Contents>, EngineError> {
-        self.content_request(from, frames, if leave_free { CONTENT_LEAVE_FREE } else { 0 })
+        let leave_free = if leave_free { CONTENT_LEAVE_FREE } else { 0 };
+        self.content_request(from, frames, leave_free | CONTENT_REST)
     }
 
     fn content_request(&self, from: u64, frames: u64, flags: u32) -> Result<Part<Contents>, EngineError> {
