@@ -131,6 +131,13 @@ pub(crate) enum Error {
     #[error("ended, as something else failed")]
     Ended,
 
+    /// An operation was named for a measurement that has none.
+    #[error("only `where` measures a single operation: run `cargo lab bench where {operation}`")]
+    NoOperation {
+        /// The operation.
+        operation: String,
+    },
+
     /// No scenario's name matches the filter.
     #[error("no scenario matches `{filter}`; there are: {known}")]
     NoScenario {

@@ -135,6 +135,8 @@ enum Task {
         /// What to measure
         #[arg(default_value = "core")]
         subject: bench::Subject,
+        /// Of `where`: which operation; all of them if not given
+        operation: Option<bench::Operation>,
         /// Write the figures of `dump`, `gmd` and `migration` to this file as JSON, too
         #[arg(long)]
         json: Option<PathBuf>,
@@ -205,7 +207,11 @@ fn run(context: &Context, task: Task) -> Result<()> {
             trial::Verdict::Refused => std::process::exit(trial::REFUSED),
         },
         Task::Matrix { filters, table } => matrix::run(context, &filters, table),
-        Task::Bench { subject, json } => bench::run(context, subject, json.as_deref()),
+        Task::Bench {
+            subject,
+            operation,
+            json,
+        } => bench::run(context, subject, operation, json.as_deref()),
         Task::Doctor { json } => doctor::run(context, json),
         Task::Patches {
             command: PatchTask::Check { json },

@@ -19,6 +19,8 @@ use crate::progress::Progress;
 pub(crate) enum Subject {
     /// Instructions of the core's hot functions
     Core,
+    /// Where the instructions of the core's hot functions go, by function and source file
+    Where,
     /// Instructions and peak memory of reading a kernel's PDB
     Pdb,
     /// `lacuna scan` on dumps against makedumpfile, processor time
@@ -29,10 +31,46 @@ pub(crate) enum Subject {
     Migration,
 }
 
+/// What the hypervisor is asked to do. The core has no part in an unshare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Operation {
+    /// A scan of blocks of eight pages, every other one free
+    Scan,
+    /// Slices over every other page
+    Share,
+    /// A round of the content stage over pages that are as they were
+    Content,
+}
+
+impl Operation {
+    /// The program under `core/benches`, and its case.
+    const fn case(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Scan => ("scan", "mixed"),
+            Self::Share => ("share", "fragmented"),
+            Self::Content => ("content", "same"),
+        }
+    }
+}
+
 /// Measures `subject`, and writes the figures to `report` where the subject has such.
-pub(crate) fn run(context: &Context, subject: Subject, report: Option<&Path>) -> Result<()> {
+///
+/// # Errors
+/// A subject that has no operations was given one.
+pub(crate) fn run(
+    context: &Context,
+    subject: Subject,
+    operation: Option<Operation>,
+    report: Option<&Path>,
+) -> Result<()> {
+    if let (Some(operation), true) = (operation, subject != Subject::Where) {
+        return Err(Error::NoOperation {
+            operation: format!("{operation:?}").to_lowercase(),
+        });
+    }
     match subject {
         Subject::Core => core(context),
+        Subject::Where => tell_where(context, operation),
         Subject::Pdb => large_pdb(context),
         Subject::Dump => dump::run(context, report),
         Subject::Gmd => gmd::run(context, report),
@@ -60,13 +98,32 @@ pub(crate) fn large_pdb(context: &Context) -> Result<()> {
     pdb::run(context)
 }
 
+/// Has the core's counting benchmarks tell where instructions go.
+fn tell_where(context: &Context, operation: Option<Operation>) -> Result<()> {
+    have_valgrind(context)?;
+    let all = [Operation::Scan, Operation::Share, Operation::Content];
+    for operation in all
+        .into_iter()
+        .filter(|one| operation.is_none_or(|wanted| wanted == *one))
+    {
+        let (program, case) = operation.case();
+        bench(context, &["--bench", program, "--", "--where", case])?;
+    }
+    Ok(())
+}
+
 /// Runs the core's counting benchmarks under valgrind.
 pub(crate) fn core(context: &Context) -> Result<()> {
     have_valgrind(context)?;
+    bench(context, &[])
+}
+
+fn bench(context: &Context, arguments: &[&str]) -> Result<()> {
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(&context.repository)
-        .args(["bench", "--locked", "--package", "lacuna-core"]);
+        .args(["bench", "--locked", "--package", "lacuna-core"])
+        .args(arguments);
     let status = start(&mut cargo)?.wait().on("wait for", "cargo bench")?;
     if status.success() {
         Ok(())
