@@ -328,12 +328,16 @@ impl<'a, P: P2m> Slice<'a, P> {
                 at = at.saturating_add(1);
                 continue;
             };
-            while at < block_end.min(end) {
+            // A block ends behind the candidate, of which the clock was asked above.
+            loop {
+                self.share_page(at);
+                at = at.saturating_add(1);
+                if at >= block_end.min(end) {
+                    break;
+                }
                 if self.is_spent(at) {
                     return at;
                 }
-                self.share_page(at);
-                at = at.saturating_add(1);
             }
         }
         end
