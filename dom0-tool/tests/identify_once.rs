@@ -18,7 +18,7 @@ fn a_linux_guest_is_looked_at_once() {
         looks += 1;
         Ok(FakeKernel::vcpus().iter().map(Cpu::from_registers).collect())
     };
-    let (kernel, cpus) = identify_running(&mut guest, look, &mut Silent).unwrap();
+    let (kernel, cpus) = identify_running(&mut guest, None, look, &mut Silent).unwrap();
     assert!(matches!(kernel, Kernel::Linux(_)));
     assert_eq!(cpus.len(), FakeKernel::vcpus().len());
     assert_eq!(looks, 1);

@@ -57,7 +57,7 @@ fn a_healthy_kernel_is_found_and_confirmed() {
     let found = find(&mut FakeKernel::new()).unwrap();
     assert_eq!(found.release, RELEASE);
     assert_eq!(found.banner.as_deref(), Some("Linux version 6.12.0-fake (fake)"));
-    assert_eq!(found.note_at.get(), NOTE);
+    assert_eq!(found.note_at.unwrap().get(), NOTE);
     assert_eq!(found.space.root.get(), IMAGE_AT + at::TOP);
     assert!(found.rejected.is_empty());
     assert!(
@@ -100,7 +100,7 @@ fn a_forged_note_that_comes_first_is_not_believed() {
     let forged = FakeKernel::note_text().replace("SIZE(page)=64", "SIZE(page)=56");
     guest.note(0x5000, &forged);
     let found = find(&mut guest).unwrap();
-    assert_eq!(found.note_at.get(), NOTE);
+    assert_eq!(found.note_at.unwrap().get(), NOTE);
     assert_eq!(found.info.unsigned(Kind::Size, "page"), Ok(64));
     // Where the image's own pointer cannot be followed, all of memory is searched, and it is not believed
     // either.
@@ -119,7 +119,7 @@ fn a_forged_note_that_a_word_of_the_image_leads_to_is_not_believed() {
     // An address like many: it may be in the image by chance, or in a page of it that the kernel has freed.
     guest.u64(IMAGE_AT + at::NOTE_POINTER + 0x400, DIRECT + 0x5000);
     let found = find(&mut guest).unwrap();
-    assert_eq!(found.note_at.get(), NOTE);
+    assert_eq!(found.note_at.unwrap().get(), NOTE);
     assert_eq!(
         found
             .rejected
@@ -135,7 +135,7 @@ fn without_registers_the_kernel_is_found_by_what_its_note_names() {
     let mut guest = FakeKernel::new();
     let found = identify(&mut guest, &[], &mut |_, _| {}).unwrap();
     assert_eq!(
-        (found.note_at.get(), found.space.root.get()),
+        (found.note_at.unwrap().get(), found.space.root.get()),
         (NOTE, IMAGE_AT + at::TOP)
     );
     // A note of another kernel than the one that they map is not confirmed.
@@ -154,7 +154,7 @@ fn a_guest_that_floods_its_memory_with_notes_is_refused() {
         guest.note(page * 0x1000, &forged);
     }
     // The image leads to the kernel's own, so that the flood is never looked at.
-    assert_eq!(find(&mut guest).unwrap().note_at.get(), NOTE);
+    assert_eq!(find(&mut guest).unwrap().note_at.unwrap().get(), NOTE);
     guest.u64(IMAGE_AT + at::NOTE_POINTER, 0);
     assert!(matches!(find(&mut guest), Err(IdentifyError::TooMany { rejected }) if rejected.len() == 201));
 }
@@ -174,7 +174,7 @@ fn without_the_symbol_two_notes_that_the_image_leads_to_are_refused_if_they_diff
         0x5000,
         &FakeKernel::note_text().replace("SIZE(page)=64", "SIZE(page)=56"),
     );
-    assert_eq!(find(&mut guest).unwrap().note_at.get(), NOTE);
+    assert_eq!(find(&mut guest).unwrap().note_at.unwrap().get(), NOTE);
     guest.u64(IMAGE_AT + at::NOTE_POINTER + 0x400, DIRECT + 0x5000);
     assert!(matches!(find(&mut guest), Err(IdentifyError::Ambiguous { at }) if at.len() == 2));
     // The same text twice (a kernel before a kexec leaves one behind) says nothing else.
@@ -191,7 +191,7 @@ fn without_the_symbol_two_notes_that_the_image_leads_to_are_refused_if_they_diff
         FakeKernel::note_text().len() as u64,
     );
     guest.u64(IMAGE_AT + at::NOTE_POINTER + 8, DIRECT + 0x6000);
-    assert_eq!(find(&mut guest).unwrap().note_at.get(), NOTE);
+    assert_eq!(find(&mut guest).unwrap().note_at.unwrap().get(), NOTE);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::os::Sources;
 pub(super) fn run(arguments: &Identify, out: Out) -> Result<Value, Failure> {
     let sources = Sources {
         symbols: (&arguments.symbols).into(),
+        system_map: arguments.system_map.clone(),
         layouts: arguments.layouts.clone(),
         ..Sources::default()
     };

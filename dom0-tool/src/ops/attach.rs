@@ -122,7 +122,7 @@ fn give_profile<O: Observer + ?Sized>(
 
 /// The guest's profile, encoded. The guest's memory is closed before anything is shared.
 fn build<O: Observer + ?Sized>(live: &Live, sources: &Sources, observer: &mut O) -> Result<Vec<u8>, Failure> {
-    live.with_kernel(observer, |memory, kernel, cpus, observer| {
+    live.with_kernel(sources, observer, |memory, kernel, cpus, observer| {
         let built = kernel.build(memory, cpus, sources, observer)?;
         if let Some(missing) = built.unusable() {
             return Err(Failure::new(

@@ -47,12 +47,12 @@ pub fn which_kernel<O: Observer + ?Sized>(wanted: &Wanted, observer: &mut O) -> 
         Wanted::Guest(Guest::Domain(text)) => {
             let live = Live::open(text)?;
             let cpus = live.cpus()?;
-            identify_linux(&mut live.memory()?, &cpus, observer)?
+            identify_linux(&mut live.memory()?, &cpus, None, observer)?
         }
         Wanted::Guest(Guest::Dump(file)) => {
             let mut dump = file.open(observer)?;
             let cpus = dump.cpus.clone();
-            let found = identify_linux(&mut dump, &cpus, observer);
+            let found = identify_linux(&mut dump, &cpus, None, observer);
             dump.check_unharmed()?;
             found?
         }

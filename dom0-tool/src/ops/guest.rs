@@ -161,17 +161,23 @@ impl Live {
     }
 
     /// Opens the domain's memory, identifies its kernel, and does `work` with both. The memory is closed
-    /// afterwards.
+    /// afterwards. `sources` may have what tells a kernel that does not speak for itself.
     ///
     /// # Errors
     /// Why no kernel was identified, or what `work` returns.
     pub fn with_kernel<O: Observer + ?Sized, T>(
         &self,
+        sources: &Sources,
         observer: &mut O,
         work: impl FnOnce(&mut DomainMemory, &Kernel, &[Cpu], &mut O) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut memory = self.memory()?;
-        let (kernel, cpus) = identify_running(&mut memory, || self.cpus(), observer)?;
+        let (kernel, cpus) = identify_running(
+            &mut memory,
+            sources.system_map.as_deref(),
+            || self.cpus(),
+            observer,
+        )?;
         observer.identified(&kernel);
         work(&mut memory, &kernel, &cpus, observer)
     }

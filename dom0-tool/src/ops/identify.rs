@@ -15,7 +15,9 @@ pub fn identify<O: Observer + ?Sized>(
     observer: &mut O,
 ) -> Result<Kernel, Failure> {
     match guest {
-        Guest::Domain(text) => Live::open(text)?.with_kernel(observer, |_, kernel, _, _| Ok(kernel.clone())),
+        Guest::Domain(text) => {
+            Live::open(text)?.with_kernel(sources, observer, |_, kernel, _, _| Ok(kernel.clone()))
+        }
         Guest::Dump(file) => {
             let mut dump = file.open(observer)?;
             with_dumped_kernel(&mut dump, sources, observer, |_, kernel, _, _| Ok(kernel))

@@ -30,11 +30,13 @@ pub fn build<O: Observer + ?Sized>(
         refuse_inputs(out, inputs(guest, sources))?;
     }
     let (kernel, built) = match guest {
-        Guest::Domain(text) => Live::open(text)?.with_kernel(observer, |memory, kernel, cpus, observer| {
-            let built = kernel.build(memory, cpus, sources, observer)?;
-            observer.built(&built);
-            Ok((kernel.clone(), built))
-        }),
+        Guest::Domain(text) => {
+            Live::open(text)?.with_kernel(sources, observer, |memory, kernel, cpus, observer| {
+                let built = kernel.build(memory, cpus, sources, observer)?;
+                observer.built(&built);
+                Ok((kernel.clone(), built))
+            })
+        }
         Guest::Dump(file) => {
             let mut dump = file.open(observer)?;
             with_dumped_kernel(&mut dump, sources, observer, |dump, kernel, cpus, observer| {

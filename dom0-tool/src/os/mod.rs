@@ -8,6 +8,7 @@ mod sources;
 pub mod view;
 pub mod windows;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lacuna_core::{GuestMemory, Profile, VcpuRegisters};
@@ -15,6 +16,7 @@ use lacuna_core::{GuestMemory, Profile, VcpuRegisters};
 use crate::failure::{Class, Failure};
 use crate::progress::{Progress, Remark, Step};
 use crate::source::{Cpu, GuestSource};
+use linux::by_system_map;
 use linux::find_layout::wanted_layout;
 use linux::identify::{Identified, IdentifyError};
 use windows::locate::{self, LocateError, Located};
@@ -110,13 +112,15 @@ impl Kernel {
 }
 
 /// Identifies the kernel of a guest that runs. `look` stops the guest for a moment and returns its virtual
-/// CPUs; it is called once, and again only while all of them are in programs of Windows. Returns the kernel
-/// and what it was identified by.
+/// CPUs; it is called once, and again only while all of them are in programs of Windows. `system_map` is the
+/// kernel's, where it is a Linux kernel and the file is to be had. Returns the kernel and what it was
+/// identified by.
 ///
 /// # Errors
 /// Why no kernel was identified, or what `look` returns.
 pub fn identify_running<M: GuestSource, P: Progress + ?Sized>(
     memory: &mut M,
+    system_map: Option<&Path>,
     mut look: impl FnMut() -> Result<Vec<Cpu>, Failure>,
     progress: &mut P,
 ) -> Result<(Kernel, Vec<Cpu>), Failure> {
@@ -131,7 +135,7 @@ pub fn identify_running<M: GuestSource, P: Progress + ?Sized>(
         }
         std::thread::sleep(BETWEEN_LOOKS);
     };
-    let kernel = identify_linux(memory, &cpus, progress)?;
+    let kernel = identify_linux(memory, &cpus, system_map, progress)?;
     Ok((Kernel::Linux(Box::new(kernel)), cpus))
 }
 
@@ -155,7 +159,7 @@ pub fn with_standing_kernel<M: GuestSource, P: Progress + ?Sized, T>(
     }
     let mut is_linux = false;
     let mut linux = |memory: &mut M, progress: &mut P| {
-        let kernel = identify_linux(memory, cpus, progress)?;
+        let kernel = identify_linux(memory, cpus, sources.system_map.as_deref(), progress)?;
         is_linux = true;
         work(memory, Kernel::Linux(Box::new(kernel)), progress)
     };
@@ -184,17 +188,30 @@ pub fn with_standing_kernel<M: GuestSource, P: Progress + ?Sized, T>(
     }
 }
 
-/// Identifies a Linux kernel, in a guest that runs or stands still.
+/// Identifies a Linux kernel, in a guest that runs or stands still: by its note, or where no note is
+/// confirmed by the System.map that was given.
 ///
 /// # Errors
 /// Why none was identified.
 pub fn identify_linux<M: GuestSource, P: Progress + ?Sized>(
     memory: &mut M,
     cpus: &[Cpu],
+    system_map: Option<&Path>,
     progress: &mut P,
 ) -> Result<Identified, Failure> {
     progress.begin(Step::SearchForLinux);
-    let found = linux::identify::identify(memory, cpus, &mut |at, end| progress.advance(at, end));
+    let mut advance = |at, end| progress.advance(at, end);
+    let found = linux::identify::identify(memory, cpus, &mut advance);
+    let found = match (found, system_map) {
+        (
+            Err(without @ (IdentifyError::NothingFound { .. } | IdentifyError::NoneConfirmed { .. })),
+            Some(file),
+        ) => by_system_map::identify(memory, cpus, file, &mut advance).map_err(|by_map| {
+            let without = Box::new(without);
+            IdentifyError::NotByMap { without, by_map }
+        }),
+        (found, _) => found,
+    };
     progress.end();
     match (found, memory.trouble()) {
         (Err(IdentifyError::NothingFound { .. }), Some(trouble)) => Err(Failure::new(

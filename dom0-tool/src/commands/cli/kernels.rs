@@ -49,7 +49,8 @@ pub struct LayoutSource {
     /// A layout file
     #[arg(long, value_name = "FILE")]
     pub layout: Option<PathBuf>,
-    /// The guest kernel's System.map, a second source for symbols
+    /// The guest kernel's System.map: a second source for symbols, and with --headers what tells a kernel
+    /// that has no VMCOREINFO
     #[arg(long, value_name = "FILE")]
     pub system_map: Option<PathBuf>,
     /// The guest kernel's configuration: held against what its memory shows, and used with sources that have

@@ -112,6 +112,9 @@ pub struct Identify {
     /// What tells one Windows kernel from another when a dump has no registers
     #[command(flatten)]
     pub symbols: SymbolSource,
+    /// The System.map of a Linux kernel, by which one without VMCOREINFO is told
+    #[arg(long, value_name = "FILE")]
+    pub system_map: Option<PathBuf>,
     /// Folder of what `lacuna profile import` kept
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
     pub layouts: PathBuf,

@@ -24,7 +24,10 @@ pub(super) fn show_kernel(found: &Identified, out: Out) {
     if let Some(build_id) = &found.build_id {
         out.line(format!("build id    {build_id} (as VMCOREINFO says)"));
     }
-    out.line(format!("VMCOREINFO  at {:#x}", found.note_at.get()));
+    out.line(match found.note_at {
+        Some(at) => format!("VMCOREINFO  at {:#x}", at.get()),
+        None => "VMCOREINFO  none: told by its System.map".to_owned(),
+    });
     out.line(format!(
         "page tables {:#x}, {}, {}",
         found.space.root.get(),
@@ -56,7 +59,7 @@ pub(super) fn kernel_json(found: &Identified) -> Value {
         "paging": paging_name(found.space.levels),
         "banner": found.banner,
         "build_id": found.build_id,
-        "vmcoreinfo_at": format!("{:#x}", found.note_at.get()),
+        "vmcoreinfo_at": found.note_at.map(|at| format!("{:#x}", at.get())),
         "page_table_root": format!("{:#x}", found.space.root.get()),
         "page_table_levels": format!("{:?}", found.space.levels).to_lowercase(),
         "symbols": found.symbols.is_some(),

@@ -81,7 +81,9 @@ fn look_at(host: &mut ThisHost, seen: &Seen, sources: &Sources) -> Check {
             "start it with hap=1, the default, on a machine that has it",
         );
     }
-    let kernel = live.with_kernel(&mut Silent, |_, kernel, _, _| Ok(kernel.clone()));
+    let kernel = live.with_kernel(&Sources::default(), &mut Silent, |_, kernel, _, _| {
+        Ok(kernel.clone())
+    });
     match kernel {
         Ok(kernel) => not_attached(subject, &live, &kernel, sources),
         Err(failure) => Check::failed(subject, Verdict::Warning, failure),

@@ -21,9 +21,9 @@ const CPU_ENTRY_AREA: std::ops::Range<u64> = 0xffff_fe00_0000_0000..0xffff_fe80_
 /// image.
 const FIXMAP: std::ops::Range<u64> = 0xffff_ffff_ff00_0000..0xffff_ffff_ffe0_0000;
 /// `__NEW_UTS_LEN + 1`: bytes of a name in `struct new_utsname` (`include/uapi/linux/utsname.h`).
-const UTS_FIELD: usize = 65;
+pub(super) const UTS_FIELD: usize = 65;
 /// Where a 32-bit kernel's half can begin: `VMSPLIT_3G`, `3G_OPT`, `2G`, `2G_OPT`, `1G` (`arch/x86/Kconfig`).
-const PAGE_OFFSETS: [u64; 5] = [0xc000_0000, 0xb000_0000, 0x8000_0000, 0x7800_0000, 0x4000_0000];
+pub(super) const PAGE_OFFSETS: [u64; 5] = [0xc000_0000, 0xb000_0000, 0x8000_0000, 0x7800_0000, 0x4000_0000];
 
 /// How well a note is confirmed, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,7 +67,7 @@ pub(super) fn confirm<M: GuestMemory>(
     let uts = in_kernel(&info, "init_uts_ns", levels)?;
 
     let space = confirm_page_tables(memory, &info, levels, top, &running)?;
-    confirmed.push(of_tables(space, running.len()));
+    confirmed.push(of_tables(space, running.len(), "init_top_pgt"));
 
     let mut view = KernelView::new(memory, space);
     confirm_release(&mut view, &info, uts, &release)?;
@@ -99,11 +99,10 @@ pub(super) fn confirm<M: GuestMemory>(
             release,
             banner,
             build_id: info.word("BUILD-ID").map(str::to_owned),
-            note_at,
+            note_at: Some(note_at),
             info,
             space,
             symbols,
-            pointed_at: true,
             tie: Tie::of(cpus, text),
             confirmed,
             rejected: Vec::new(),
@@ -121,24 +120,11 @@ fn confirm_page_tables<M: GuestMemory>(
     running: &[(usize, &Cpu)],
 ) -> Result<AddressSpace, Rejection> {
     let root = find_root(memory, info, levels, top, running)?;
-    for (vcpu, cpu) in running {
-        let cr3 = cpu.cr3.unwrap_or(0);
-        let maps = tables_of(cr3, levels)
-            .into_iter()
-            .any(|space| maps_to(memory, space, top, root));
-        if !maps {
-            return Err(Rejection::PageTables {
-                vcpu: *vcpu,
-                root: table_of(cr3, levels),
-                symbol: "init_top_pgt",
-                stated: root,
-            });
-        }
-    }
     let space = AddressSpace {
         root: GuestPhys::new(root),
         levels,
     };
+    all_map(memory, running, space, ("init_top_pgt", top))?;
     if maps_to(memory, space, top, root) {
         Ok(space)
     } else {
@@ -146,14 +132,51 @@ fn confirm_page_tables<M: GuestMemory>(
     }
 }
 
-/// What the page tables confirm.
-fn of_tables(space: AddressSpace, running: usize) -> String {
+/// The page tables of every virtual CPU map the top-level table `top`, a symbol and its address, to that of
+/// `space`.
+pub(super) fn all_map<M: GuestMemory>(
+    memory: &mut M,
+    running: &[(usize, &Cpu)],
+    space: AddressSpace,
+    top: (&'static str, GuestVirt),
+) -> Result<(), Rejection> {
+    let (symbol, at) = top;
+    let AddressSpace { root, levels } = space;
+    for (vcpu, cpu) in running {
+        let cr3 = cpu.cr3.unwrap_or(0);
+        let maps = tables_of(cr3, levels)
+            .into_iter()
+            .any(|space| maps_to(memory, space, at, root.get()));
+        if !maps {
+            return Err(Rejection::PageTables {
+                vcpu: *vcpu,
+                root: table_of(cr3, levels),
+                symbol,
+                stated: root.get(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What the page tables confirm of the top-level table `symbol`.
+pub(super) fn of_tables(space: AddressSpace, running: usize, symbol: &str) -> String {
     let root = space.root.get();
     if running == 0 {
-        format!("without registers: the page table at {root:#x}, which the note names, maps itself there")
+        format!("without registers: the page table at {root:#x} maps {symbol} to itself")
     } else {
-        format!("the page tables of all {running} paging virtual CPUs map init_top_pgt to {root:#x}")
+        format!("the page tables of all {running} paging virtual CPUs map {symbol} to {root:#x}")
     }
+}
+
+/// Whether a top-level table can lie at `root`.
+pub(super) fn is_root(root: u64, levels: PagingLevels) -> bool {
+    let alignment = if levels == PagingLevels::Pae {
+        32
+    } else {
+        PAGE_SIZE as u64
+    };
+    root.is_multiple_of(alignment) && root & !CR3_ADDRESS & !0xfff == 0
 }
 
 /// How the kernel's image vouches for its note.
@@ -207,12 +230,7 @@ fn find_root<M: GuestMemory>(
     top: GuestVirt,
     running: &[(usize, &Cpu)],
 ) -> Result<u64, Rejection> {
-    let alignment = if levels == PagingLevels::Pae {
-        32
-    } else {
-        PAGE_SIZE as u64
-    };
-    let valid = |root: u64| root.is_multiple_of(alignment) && root & !CR3_ADDRESS & !0xfff == 0;
+    let valid = |root: u64| is_root(root, levels);
     let by_note = if levels.is_32_bit() {
         None
     } else {
@@ -301,7 +319,7 @@ fn confirm_release<M: GuestMemory>(
 }
 
 /// What of the registers can be held against the kernel's text and its IDT's place.
-fn confirm_registers(
+pub(super) fn confirm_registers(
     running: &[(usize, &Cpu)],
     levels: PagingLevels,
     text: GuestVirt,
@@ -399,7 +417,13 @@ fn in_kernel(info: &VmcoreInfo, symbol: &'static str, levels: PagingLevels) -> R
     }
 }
 
-fn maps_to<M: GuestMemory>(memory: &mut M, space: AddressSpace, at: GuestVirt, physical: u64) -> bool {
+/// Whether the tables at `space` have `at` at `physical`.
+pub(super) fn maps_to<M: GuestMemory>(
+    memory: &mut M,
+    space: AddressSpace,
+    at: GuestVirt,
+    physical: u64,
+) -> bool {
     KernelView::new(memory, space)
         .translate(at)
         .is_ok_and(|found| found.get() == physical)

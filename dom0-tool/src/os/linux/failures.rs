@@ -1,5 +1,6 @@
 //! What goes wrong with a Linux guest, and what to do about it.
 
+use super::by_system_map::MapError;
 use super::contents::ContentsError;
 use super::facts::FactError;
 use super::identify::{IdentifyError, Rejected, Rejection};
@@ -24,12 +25,15 @@ const GIVE_HEADERS: &str =
 
 impl From<IdentifyError> for Failure {
     fn from(error: IdentifyError) -> Self {
+        if let IdentifyError::NotByMap { without, by_map } = &error {
+            return not_by_map(&error, without, by_map);
+        }
         let mut clues = Clues::default();
         let (class, remedy, of_file, cause) = match &error {
             IdentifyError::NothingFound { .. } => (
                 Class::NotFound,
-                "a Linux guest has one once it has booted: try again then",
-                "is the file all of a guest's memory, and was its kernel up? Of a kernel without the note, nothing is known",
+                "a Linux guest has one once it has booted: try again then; a kernel without it is known by its System.map and its headers: --system-map FILE --headers DIR",
+                "is the file all of a guest's memory, and was its kernel up? A kernel without the note is known by its System.map and its headers: --system-map FILE --headers DIR",
                 Cause::UnknownKernel,
             ),
             IdentifyError::OtherProcessor(_) => (
@@ -58,7 +62,9 @@ impl From<IdentifyError> for Failure {
                 BY_REGISTERS,
                 Cause::Contradiction,
             ),
-            IdentifyError::Ambiguous { .. } | IdentifyError::AnotherRuns { .. } => {
+            IdentifyError::NotByMap { .. }
+            | IdentifyError::Ambiguous { .. }
+            | IdentifyError::AnotherRuns { .. } => {
                 clues.is_linux = true;
                 (
                     Class::Refused,
@@ -71,6 +77,26 @@ impl From<IdentifyError> for Failure {
         clues.remedy = Some(of_file);
         Self::new(class, error, remedy).because(cause).with_clues(clues)
     }
+}
+
+/// What to do where a System.map was given and led to no kernel.
+fn not_by_map(error: &IdentifyError, without: &IdentifyError, by_map: &MapError) -> Failure {
+    const THIS_BUILD: &str = "give the System.map of the very build that the guest runs, and its headers; of a dump its registers, too (--registers FILE, or --cr3 HEX)";
+    let of_notes = Failure::from(without.clone());
+    let (class, remedy) = match by_map {
+        MapError::AnotherRuns { .. } | MapError::Several { .. } => (Class::Refused, BY_REGISTERS),
+        MapError::File(_) | MapError::NotThere { .. } | MapError::Rejected { .. } => {
+            (of_notes.class, THIS_BUILD)
+        }
+    };
+    let clues = Clues {
+        remedy: Some(remedy),
+        is_linux: true,
+        ..of_notes.clues
+    };
+    Failure::new(class, error, remedy)
+        .because(of_notes.cause)
+        .with_clues(clues)
 }
 
 /// The frame for want of which a note was not confirmed.
@@ -157,6 +183,7 @@ fn lacks_fact(error: &BuildError) -> bool {
     matches!(
         error,
         BuildError::NoMark(_)
+            | BuildError::NoNote
             | BuildError::Fact(FactError::Missing { .. })
             | BuildError::MemoryModel(MemoryModelError::Fact(FactError::Missing { .. }))
             | BuildError::Zones(ZonesError::Fact(FactError::Missing { .. }))
@@ -188,6 +215,10 @@ impl From<BuildError> for Failure {
                 "the headers are not those of this very build, or the guest is lying: give the right ones",
                 "the headers are not those of this very build: give the right ones",
             ),
+            BuildError::OtherHeaders { .. } => {
+                let remedy = "give the headers and the System.map of the very build that the guest runs";
+                (remedy, remedy)
+            }
             BuildError::NoSymbol(_) => {
                 let remedy = "give the kernel's real System.map with --system-map (Debian: in the package linux-image-RELEASE-dbg)";
                 (remedy, remedy)

@@ -73,7 +73,12 @@ pub(super) fn find_first_task<M: GuestMemory>(
 
 /// Whether the structure at `task`, which leads its own thread group, is its own parent and is called as the
 /// first task is.
-fn is_first<M: GuestMemory>(view: &mut KernelView<'_, M>, task: u64, parent: u64, name: u64) -> bool {
+pub(super) fn is_first<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    task: u64,
+    parent: u64,
+    name: u64,
+) -> bool {
     let member = |offset: u64| GuestVirt::new(task.wrapping_add(offset));
     let mut called = [0; NAME_BYTES];
     view.word(member(parent)).is_ok_and(|parent| parent == task)

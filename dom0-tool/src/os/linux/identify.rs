@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 use lacuna_core::{Gfn, GuestPhys, PagingLevels, VcpuRegisters};
 use thiserror::Error;
 
+use super::by_system_map::MapError;
 use super::confirm::{Confirmation, confirm};
 use super::image::{Evidence, KERNEL_MAP, KERNEL_MAP_BYTES, mapped, notes};
 use super::kallsyms::{KallsymsError, Symbols};
@@ -46,6 +47,8 @@ pub const WANTED: &[&str] = &[
     "__stop_BTF",
     "crashk_res",
     "kexec_in_progress",
+    "system_call",
+    "syncookie_secret",
 ];
 
 /// Why a note does not belong to the kernel that runs.
@@ -131,6 +134,22 @@ pub enum Rejection {
         /// By the note.
         stated: &'static str,
     },
+    /// By a System.map: there are no names of a kernel.
+    #[error("{symbol} at {at:#x} does not hold a Linux kernel's names")]
+    NoNames {
+        /// The symbol.
+        symbol: &'static str,
+        /// Where it should be.
+        at: u64,
+    },
+    /// By a System.map: the kernel's banner does not say the release.
+    #[error("the kernel calls itself {release}, and its linux_banner says {found:?}")]
+    Banner {
+        /// By its names.
+        release: String,
+        /// By the banner.
+        found: String,
+    },
     /// The kernel's own note is another page.
     #[error("the kernel's own note is at {own:#x}")]
     NotTheKernelsOwn {
@@ -159,16 +178,14 @@ pub struct Identified {
     pub banner: Option<String>,
     /// `BUILD-ID` of the note, as it says.
     pub build_id: Option<String>,
-    /// Where the note is.
-    pub note_at: GuestPhys,
-    /// The note.
+    /// Where the note is; `None` of a kernel that has none and was told by its System.map.
+    pub note_at: Option<GuestPhys>,
+    /// The note, or what it would say.
     pub info: VmcoreInfo,
     /// The kernel's reference page table.
     pub space: AddressSpace,
     /// What of [`WANTED`] the symbol table holds; `None` when there is no table.
     pub symbols: Option<Symbols>,
-    /// Whether the kernel's own pointer leads to this note, so that no other can be meant.
-    pub pointed_at: bool,
     /// What ties it to the processors.
     pub tie: Tie,
     /// What was confirmed, for people.
@@ -211,6 +228,14 @@ pub enum IdentifyError {
     Ambiguous {
         /// Where they are.
         at: Vec<GuestPhys>,
+    },
+    /// No note is confirmed, and the System.map that was given leads to no kernel either.
+    #[error("{without}; and of the System.map given: {by_map}")]
+    NotByMap {
+        /// What came of the search for notes.
+        without: Box<IdentifyError>,
+        /// What came of the file.
+        by_map: MapError,
     },
     /// Nothing ties the only kernel that is confirmed to a processor, and another may run in its place.
     #[error(
@@ -404,8 +429,8 @@ impl Search {
             .iter()
             .any(|other| other.info != first.info || other.space != first.space)
         {
-            let mut at = vec![first.note_at];
-            at.extend(found.iter().map(|other| other.note_at));
+            let mut at: Vec<GuestPhys> = first.note_at.into_iter().collect();
+            at.extend(found.iter().filter_map(|other| other.note_at));
             return Err(IdentifyError::Ambiguous { at });
         }
         Ok(Identified {

@@ -2,6 +2,7 @@
 
 pub mod btf;
 mod btf_in_memory;
+pub mod by_system_map;
 pub mod config;
 mod confirm;
 pub mod contents;

@@ -10,6 +10,7 @@ use lacuna_core::{
 use thiserror::Error;
 
 use super::btf_in_memory::find_btf;
+use super::by_system_map::complete;
 use super::config::{Config, ConfigError};
 use super::contents::{ContentsError, FreeContents, by_free_pages, free_contents};
 use super::facts::{FactError, Facts};
@@ -52,6 +53,18 @@ pub enum BuildError {
     /// No source says what marks a free page.
     #[error("no source says what marks a free page ({0} asked)")]
     NoMark(String),
+    /// The kernel has no note, and nothing else says what its structures look like.
+    #[error("the kernel has no VMCOREINFO note, so only its headers say what its structures look like")]
+    NoNote,
+    /// The headers' first task is not the kernel's.
+    #[error(
+        "init_task at {:#x} is not the first task by the headers: they are not those of this build, or the System.map is not",
+        at.get()
+    )]
+    OtherHeaders {
+        /// Where the System.map has it.
+        at: GuestVirt,
+    },
     /// A source that was asked for alone is not to be had.
     #[error("the guest's memory holds no BTF of its kernel")]
     NoBtf,
@@ -185,6 +198,7 @@ pub fn build<M: GuestMemory>(
     let mut view = KernelView::new(memory, kernel.space);
     let mut facts = gather(&mut view, kernel, sources, symbols)?;
     facts.check()?;
+    let kernel = &*complete(&mut view, kernel, &facts)?;
     let mut contents = free_contents(&mut view, symbols, &facts)?;
     let memory_model = find_memory_map(&mut view, kernel, symbols, &facts)?;
     let zones = find_zones(&mut view, &kernel.info, &facts)?;
@@ -292,14 +306,14 @@ fn gather<M: GuestMemory>(
         }
         facts.add_layout(layout);
     }
-    if sources.vmcoreinfo {
+    if sources.vmcoreinfo && kernel.note_at.is_some() {
         facts.add_vmcoreinfo(&kernel.info, u64::from(kernel.space.levels.pointer_bytes()))?;
     }
     if sources.btf {
         let found = find_btf(view, symbols, kernel.info.symbol("_stext")?);
         match found {
             Some((btf, _)) => facts.add_btf(&btf),
-            None if facts.sources().is_empty() => return Err(BuildError::NoBtf),
+            None if facts.sources().is_empty() && kernel.note_at.is_some() => return Err(BuildError::NoBtf),
             None => {}
         }
     }
@@ -349,6 +363,10 @@ fn all_symbols<M: GuestMemory>(
     kernel: &Identified,
     system_map: Option<&Path>,
 ) -> Result<Option<Symbols>, BuildError> {
+    let Some(note_at) = kernel.note_at else {
+        // It was told by them.
+        return Ok(kernel.symbols.clone());
+    };
     let by_file = system_map
         .map(|file| system_map::read(file, &kernel.info, WANTED))
         .transpose()?;
@@ -370,13 +388,13 @@ fn all_symbols<M: GuestMemory>(
             let mut view = KernelView::new(memory, kernel.space);
             let own = GuestVirt::new(view.word(pointer)?);
             let own = view.translate(own)?;
-            if own == kernel.note_at {
+            if own == note_at {
                 Ok(Some(by_file))
             } else {
                 Err(BuildError::MapDisagrees {
                     what: "place of the VMCOREINFO note",
                     by_file: own.get(),
-                    by_kernel: kernel.note_at.get(),
+                    by_kernel: note_at.get(),
                 })
             }
         }

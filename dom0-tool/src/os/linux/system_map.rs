@@ -40,7 +40,7 @@ pub enum SystemMapError {
         /// Lines that are symbols.
         symbols: usize,
     },
-    /// It lacks `_stext`, from which the kernel's displacement follows.
+    /// It lacks a symbol without which the kernel is not found.
     #[error("{} does not name {symbol}", file.display())]
     Lacks {
         /// The file.
@@ -62,52 +62,100 @@ pub enum SystemMapError {
     },
 }
 
+/// The addresses of a file, as the linker gave them.
+#[derive(Clone, Debug)]
+pub struct SystemMap {
+    file: PathBuf,
+    linked: Vec<(String, u64)>,
+}
+
+impl SystemMap {
+    /// Reads `wanted` and `_stext` from `file`.
+    ///
+    /// # Errors
+    /// [`SystemMapError`].
+    pub fn open(file: &Path, wanted: &[&[&str]]) -> Result<Self, SystemMapError> {
+        let io_error = |cause| SystemMapError::Io {
+            file: file.to_owned(),
+            cause,
+        };
+        let size = fs::metadata(file).map_err(io_error)?.len();
+        if size > MAX_FILE {
+            return Err(io_error(io::Error::other(format!(
+                "{size} bytes are too many for a System.map"
+            ))));
+        }
+        let text = String::from_utf8_lossy(&fs::read(file).map_err(io_error)?).into_owned();
+        let mut count = 0;
+        let mut linked: Vec<(String, u64)> = Vec::new();
+        for (name, address) in text.lines().filter_map(parse_line) {
+            count += 1;
+            if name == "_stext" || wanted.iter().any(|names| names.contains(&name)) {
+                linked.push((name.to_owned(), address));
+            }
+        }
+        if count < FEWEST {
+            return Err(SystemMapError::Stub {
+                file: file.to_owned(),
+                symbols: count,
+            });
+        }
+        let map = Self {
+            file: file.to_owned(),
+            linked,
+        };
+        map.linked("_stext").map(|_| map)
+    }
+
+    /// The address that the linker gave `symbol`.
+    ///
+    /// # Errors
+    /// [`SystemMapError::Lacks`].
+    pub fn linked(&self, symbol: &'static str) -> Result<u64, SystemMapError> {
+        self.find(symbol).ok_or_else(|| SystemMapError::Lacks {
+            file: self.file.clone(),
+            symbol,
+        })
+    }
+
+    /// The same, if the file has it.
+    pub fn find(&self, symbol: &str) -> Option<u64> {
+        self.linked
+            .iter()
+            .find(|(name, _)| name == symbol)
+            .map(|(_, address)| *address)
+    }
+
+    /// The symbols of a kernel that runs `moved` bytes from where it was linked to.
+    pub fn moved_by(&self, moved: u64) -> Symbols {
+        Symbols::from_pairs(
+            self.linked
+                .iter()
+                .map(|(name, address)| (name.clone(), GuestVirt::new(address.wrapping_add(moved)))),
+        )
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+}
+
 /// Reads `wanted` from `file`, moved by as much as KASLR has moved `_stext`, and confirms it against
 /// VMCOREINFO.
 ///
 /// # Errors
 /// [`SystemMapError`].
 pub fn read(file: &Path, info: &VmcoreInfo, wanted: &[&str]) -> Result<Symbols, SystemMapError> {
-    let io_error = |cause| SystemMapError::Io {
-        file: file.to_owned(),
-        cause,
-    };
-    let size = fs::metadata(file).map_err(io_error)?.len();
-    if size > MAX_FILE {
-        return Err(io_error(io::Error::other(format!(
-            "{size} bytes are too many for a System.map"
-        ))));
-    }
-    let text = String::from_utf8_lossy(&fs::read(file).map_err(io_error)?).into_owned();
-    let mut count = 0;
-    let mut kept: Vec<(&str, u64)> = Vec::new();
-    for (name, address) in text.lines().filter_map(parse_line) {
-        count += 1;
-        if name == "_stext" || wanted.contains(&name) || WITNESSES.contains(&name) {
-            kept.push((name, address));
-        }
-    }
-    if count < FEWEST {
-        return Err(SystemMapError::Stub {
+    let map = SystemMap::open(file, &[wanted, &WITNESSES])?;
+    let running = info
+        .find_symbol("_stext")
+        .ok_or_else(|| SystemMapError::Lacks {
             file: file.to_owned(),
-            symbols: count,
-        });
-    }
-    let lacks = || SystemMapError::Lacks {
-        file: file.to_owned(),
-        symbol: "_stext",
-    };
-    let linked = kept
-        .iter()
-        .find(|(name, _)| *name == "_stext")
-        .map(|(_, address)| *address)
-        .ok_or_else(lacks)?;
-    let running = info.find_symbol("_stext").ok_or_else(lacks)?.get();
-    let moved = running.wrapping_sub(linked);
-    let symbols = Symbols::from_pairs(
-        kept.into_iter()
-            .map(|(name, address)| (name.to_owned(), GuestVirt::new(address.wrapping_add(moved)))),
-    );
+            symbol: "_stext",
+        })?
+        .get();
+    let symbols = map.moved_by(running.wrapping_sub(map.linked("_stext")?));
     for symbol in WITNESSES {
         if let (Some(by_file), Some(by_kernel)) = (symbols.find(symbol), info.find_symbol(symbol))
             && by_file != by_kernel

@@ -17,7 +17,7 @@ const ACCESSED_DIRTY: u64 = 0x60;
 /// What a dump's registers most often lack; the rest of the guard can be checked all the same.
 const LSTAR_MISSING: &str = "the registers lack LSTAR";
 /// By the headers' word: nothing tells this boot from another, so such a guest is left alone while it runs.
-const NO_STACK_PROTECTOR: &str = "the kernel is built without a stack protector: no random value ties a profile to this boot, and a kexec would go unnoticed";
+const NO_STACK_PROTECTOR: &str = "the kernel is built without a stack protector, and no syncookie_secret is known that it has drawn: no random value ties a profile to this boot, and a kexec would go unnoticed";
 /// Boot value of a profile that is only looked at: no kernel's, so that no guest is ever taken for the one
 /// described.
 const NO_BOOT_VALUE: u64 = 1;
@@ -47,7 +47,9 @@ impl Registers {
         let mut lstar = first.lstar;
         if !levels.is_32_bit() && lstar == 0 {
             unusable.get_or_insert(LSTAR_MISSING);
-            match symbols.and_then(|symbols| symbols.find("entry_SYSCALL_64")) {
+            let by_symbol = |name| symbols.and_then(|symbols| symbols.find(name));
+            // Until 4.1 it was called system_call.
+            match by_symbol("entry_SYSCALL_64").or_else(|| by_symbol("system_call")) {
                 Some(entry) => lstar = entry.get(),
                 None => *unusable = Some("the registers lack LSTAR, and the kernel's symbols are not known"),
             }
@@ -185,11 +187,13 @@ fn boot_value<M: GuestMemory>(
     text: GuestVirt,
 ) -> Result<Result<BootValue, &'static str>, BuildError> {
     let Some(canary) = facts.find("offsetof(struct task_struct,stack_canary)")? else {
-        return Ok(Err(if facts.sources().contains(&Source::Stub) {
-            NO_STACK_PROTECTOR
-        } else {
-            "no source says where the kernel's random value of this boot is"
-        }));
+        return match by_symbol(view, symbols)? {
+            Some(drawn) => Ok(Ok(drawn)),
+            None if facts.sources().contains(&Source::Stub) => Ok(Err(NO_STACK_PROTECTOR)),
+            None => Ok(Err(
+                "no source says where the kernel's random value of this boot is",
+            )),
+        };
     };
     let by_symbol = symbols.and_then(|symbols| symbols.find("init_task"));
     let found = match by_symbol {
@@ -207,6 +211,24 @@ fn boot_value<M: GuestMemory>(
         bytes: view.space().levels.pointer_bytes(),
         value: view.word(at)?,
     }))
+}
+
+/// What a kernel without a stack protector drew at boot: the secret of its SYN cookies
+/// (`net/ipv4/syncookies.c`: in an initcall until 3.12, since 3.13 with the first cookie, and never again).
+/// `None` where it has none, or has not drawn it.
+fn by_symbol<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    symbols: Option<&Symbols>,
+) -> Result<Option<BootValue>, ViewError> {
+    let Some(at) = symbols.and_then(|symbols| symbols.find("syncookie_secret")) else {
+        return Ok(None);
+    };
+    let drawn = BootValue {
+        at,
+        bytes: view.space().levels.pointer_bytes(),
+        value: view.word(at)?,
+    };
+    Ok((drawn.value != 0).then_some(drawn))
 }
 
 /// The top-level entries through which `needed` are reached, from the kernel's reference table.

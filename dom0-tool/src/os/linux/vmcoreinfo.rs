@@ -191,6 +191,27 @@ impl VmcoreInfo {
         }
     }
 
+    /// What a note would say of a kernel that has none: its release and `symbols`. See
+    /// [`by_system_map`](super::by_system_map).
+    pub(super) fn without_note<'s>(
+        release: &str,
+        symbols: impl IntoIterator<Item = (&'s str, GuestVirt)>,
+    ) -> Self {
+        let mut info = Self {
+            numbers: BTreeMap::new(),
+            words: BTreeMap::from([("OSRELEASE".to_owned(), release.to_owned())]),
+        };
+        for (name, at) in symbols {
+            info.state(Kind::Symbol, name, at.get());
+        }
+        info
+    }
+
+    /// Adds what a note would say, or replaces it.
+    pub(super) fn state(&mut self, kind: Kind, name: &str, value: u64) {
+        self.numbers.insert((kind, name.to_owned()), value.into());
+    }
+
     /// `OSRELEASE`: the release as `uname -r` gives it.
     ///
     /// # Errors

@@ -75,6 +75,8 @@ static const struct lacuna_fact facts[] = {
     OFFSET_OF(struct mem_section, section_mem_map),
     FACT("SECTION_SIZE_BITS", SECTION_SIZE_BITS),
     FACT("SECTIONS_PER_ROOT", SECTIONS_PER_ROOT),
+/* The table itself, or since 4.15 a pointer to it. */
+    FACT("sizeof(mem_section)", sizeof(mem_section)),
 #endif
 #if defined(CONFIG_STACKPROTECTOR) || defined(CONFIG_CC_STACKPROTECTOR)
     OFFSET_OF(struct task_struct, stack_canary),
