@@ -34,6 +34,7 @@ fn build_layout(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
     let layout = profile::build_layout(
         headers,
         &(&arguments.layout).into(),
+        arguments.release.as_deref(),
         arguments.out.as_deref(),
         &mut Terminal::new(out),
     )?;

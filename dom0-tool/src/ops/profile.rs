@@ -54,20 +54,22 @@ pub fn build<O: Observer + ?Sized>(
     Ok((kernel, built))
 }
 
-/// Makes the layout of a kernel from its headers alone, and writes it to `out`.
+/// Makes the layout of a kernel from its headers alone, and writes it to `out`. `release` is what the kernel
+/// calls itself, for sources that were never built.
 ///
 /// # Errors
 /// Why there is none, or why it was not written.
 pub fn build_layout<O: Observer + ?Sized>(
     headers: &Path,
     sources: &Sources,
+    release: Option<&str>,
     out: Option<&Path>,
     observer: &mut O,
 ) -> Result<Layout, Failure> {
     if let Some(out) = out {
         refuse_inputs(out, named(sources))?;
     }
-    let layout = from_headers(headers, sources, None, observer)?;
+    let layout = from_headers(headers, sources, release, observer)?;
     if let Some(out) = out {
         layout.save(out)?;
     }

@@ -32,6 +32,7 @@ pub(crate) fn layout(
             lacuna,
             headers,
             config: None,
+            release: None,
             out: &staged.path,
         };
         order.run(sysroot, &context.step_log(&name), progress)?;
@@ -48,6 +49,8 @@ pub(crate) struct Order<'a> {
     pub(crate) headers: &'a Path,
     /// The configuration, for sources that have none.
     pub(crate) config: Option<&'a Path>,
+    /// What the kernel calls itself, for sources that were never built.
+    pub(crate) release: Option<&'a str>,
     /// Where the layout goes.
     pub(crate) out: &'a Path,
 }
@@ -69,6 +72,9 @@ impl Order<'_> {
         ];
         if let Some(config) = &config {
             line.extend(["--config", config]);
+        }
+        if let Some(release) = self.release {
+            line.extend(["--release", release]);
         }
         run_logged(sysroot.command("/", &line), log, progress)
     }

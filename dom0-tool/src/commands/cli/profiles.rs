@@ -48,6 +48,10 @@ pub struct ProfileBuild {
     /// Where the layout comes from
     #[command(flatten)]
     pub layout: LayoutSource,
+    /// For a layout of sources that were never built and do not know it: what the kernel calls itself, as
+    /// `uname -r` has it
+    #[arg(long, value_name = "RELEASE", conflicts_with_all = ["domain", "dump"])]
+    pub release: Option<String>,
     /// File to write
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,

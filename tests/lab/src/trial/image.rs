@@ -70,14 +70,15 @@ pub(super) fn build(stage: &Stage, options: &Options) -> Result<Plan> {
     let kernel = options.kernel.as_ref().map(|file| contents.put("kernel", file));
     let (initrd, agent) = initrd(stage, options, &mut contents)?;
     if let Some(tree) = options.headers.as_ref().or(options.source.as_ref()) {
-        let layout = layout(stage, tree, options.config.as_deref())?;
+        let layout = layout(stage, tree, options)?;
         contents.put_for_attach("layout.json", &layout, "--layout");
     }
     if let Some(file) = &options.config {
         contents.put_for_attach("config", file, "--config");
     }
     if let Some(file) = &options.system_map {
-        contents.put_for_attach("System.map", file, "--system-map");
+        let inside = contents.put_for_attach("System.map", file, "--system-map");
+        contents.identify.extend(["--system-map".to_owned(), inside]);
     }
     if let Some(file) = &options.pdb {
         let inside = contents.put_for_attach("kernel.pdb", file, "--pdb");
@@ -139,12 +140,20 @@ fn initrd(stage: &Stage, options: &Options, contents: &mut Contents) -> Result<(
 }
 
 /// Has `lacuna` make a layout of the user's headers or sources, with the sysroot's compiler.
-fn layout(stage: &Stage, tree: &Path, config: Option<&Path>) -> Result<PathBuf> {
+fn layout(stage: &Stage, tree: &Path, options: &Options) -> Result<PathBuf> {
     let context = stage.context();
     let tree = fs::canonicalize(tree).on("find", tree)?;
-    let config = config
+    let config = options
+        .config
+        .as_ref()
         .map(|file| fs::canonicalize(file).on("find", file))
         .transpose()?;
+    let release = options
+        .kernel
+        .as_deref()
+        .map(kernel::release)
+        .transpose()?
+        .flatten();
     let others = config.iter().cloned().chain([seen_for(&tree)]);
     let made = Staged::file(context.cached("trial/layout.json"))?;
     let progress = Progress::begin("the layout of the guest's kernel");
@@ -152,6 +161,7 @@ fn layout(stage: &Stage, tree: &Path, config: Option<&Path>) -> Result<PathBuf> 
         lacuna: &stage.lacuna,
         headers: &tree,
         config: config.as_deref(),
+        release: release.as_deref(),
         out: &made.path,
     };
     let log = context.step_log("trial-layout");

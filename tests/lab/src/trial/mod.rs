@@ -118,6 +118,9 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<Verdict> {
     match failure {
         Some(failure) => {
             println!("{failure}\n  logs:     {}", logs.display());
+            if !options.hvm && steps.len() < 2 {
+                println!("  help:     a kernel without an entry for PVH guests needs --hvm");
+            }
             let (failed, total) = (1, steps.len());
             Err(Error::Failed { failed, total })
         }
@@ -148,6 +151,9 @@ impl Options {
             if !std::fs::metadata(directory).on("read", directory)?.is_dir() {
                 return Err(not(directory, "a directory"));
             }
+        }
+        if let Some(file) = self.kernel.as_ref().filter(|_| !self.hvm) {
+            kernel::require_pvh(file, self.config.as_deref(), self.system_map.as_deref())?;
         }
         if self.kernel.is_none() && self.disk.is_none() && self.cdrom.is_none() {
             return Err(Error::Unexpected {
