@@ -29,6 +29,8 @@ pub enum Step {
 pub enum Remark {
     /// Neither a layout nor headers of the guest's kernel are here, and the guest's own memory has to do.
     NoLayout,
+    /// There are headers of the guest's kernel, no compiler for them, and the guest's own memory has to do.
+    NoCompiler,
     /// Where the layout of the guest's kernel was found.
     LayoutFrom(String),
     /// The layout that was made is kept in this file.

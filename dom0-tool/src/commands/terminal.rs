@@ -74,6 +74,10 @@ impl Progress for Terminal {
             Remark::NoLayout => {
                 "layout      no headers of this kernel here: the guest's own memory has to do".to_owned()
             }
+            Remark::NoCompiler => {
+                "layout      no gcc or clang here for the headers: the guest's own memory has to do (its BTF, where it has one)"
+                    .to_owned()
+            }
             Remark::LayoutFrom(from) => format!("layout      {from}"),
             Remark::LayoutKept(file) => format!("kept the layout as {}", file.display()),
             Remark::LayoutNotKept(why) => format!("the layout could not be kept for next time: {why}"),

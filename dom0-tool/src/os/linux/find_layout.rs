@@ -6,6 +6,7 @@ use super::identify::{Identified, architecture};
 use super::layout::Layout;
 use super::packages::{HeaderCache, KernelName};
 use super::stub::headers::HeaderTree;
+use super::stub::toolchain::Compiler;
 use super::stub::{StubOptions, layout_from_headers};
 use crate::failure::{Cause, Class, Failure};
 use crate::os::{LayoutChoice, Sources};
@@ -36,9 +37,21 @@ pub fn wanted_layout<P: Progress + ?Sized>(
         }
         LayoutChoice::Auto | LayoutChoice::Stub => {}
     }
+    if sources.choice == LayoutChoice::Auto && kernel.note_at.is_some() && lacks_compiler(sources, release) {
+        progress.remark(Remark::NoCompiler);
+        return Ok(None);
+    }
     let (layout, from) = layout_for(sources, kernel, progress)?;
     progress.remark(Remark::LayoutFrom(from));
     Ok(Some(layout))
+}
+
+/// Whether headers would have to be compiled, and there is nothing to do it with. A compiler that is named is
+/// wanted, and an error if it is not there.
+fn lacks_compiler(sources: &Sources, release: &str) -> bool {
+    let is_made = sources.layout.is_some()
+        || sources.headers.is_none() && Layout::file_in(&sources.layouts, release).is_file();
+    !is_made && sources.compiler.is_none() && !Compiler::installed().is_here()
 }
 
 /// Where the headers of `kernel` may be: where distributions put them, and where they were fetched to.
