@@ -51,7 +51,9 @@ const NOTED: [&str; 5] = [
     "mem_section",
 ];
 /// By what a kernel is displaced: multiples of this (`MIN_KERNEL_ALIGN`, `CONFIG_PHYSICAL_ALIGN`).
-const STEP: u64 = 2 << 20;
+const STEP: usize = 2 << 20;
+/// Most places that are taken for a kernel's names in memory; a process can make up as many as it has memory.
+const MOST_NAMED: usize = 256;
 /// Where a 32-bit kernel can be, at most, from where it was linked to (`KERNEL_IMAGE_SIZE` with KASLR).
 const MOVED_32: u64 = 512 << 20;
 /// Bits of physical addresses for which a kernel since 4.15 has a table of sections, by its levels
@@ -220,7 +222,7 @@ impl Linked {
         } else {
             (self.root.1.max(KERNEL_MAP), KERNEL_MAP + KERNEL_MAP_BYTES)
         };
-        (0..end.saturating_sub(at)).step_by(usize::try_from(STEP).unwrap_or(usize::MAX))
+        (0..end.saturating_sub(at)).step_by(STEP)
     }
 
     /// Where the page tables that `cpu` uses have the kernel.
@@ -262,13 +264,13 @@ impl Linked {
             return places;
         }
         // Where the text lies, and how far it was moved virtually, have nothing to do with each other.
-        let first = self.text.wrapping_sub(KERNEL_MAP) % STEP;
-        for text in (first..end).step_by(usize::try_from(STEP).unwrap_or(usize::MAX)) {
-            let physical = |linked: u64| linked.wrapping_sub(self.text).wrapping_add(text);
-            if !is_called_linux(memory, physical(self.names.1)) {
-                continue;
-            }
-            let root = GuestPhys::new(physical(self.root.1));
+        let first = self.text.wrapping_sub(KERNEL_MAP) % STEP as u64;
+        let physical = |linked: u64, text: u64| linked.wrapping_sub(self.text).wrapping_add(text);
+        let texts = (first..end)
+            .step_by(STEP)
+            .filter(|text| is_called_linux(memory, physical(self.names.1, *text)));
+        for text in texts.take(MOST_NAMED).collect::<Vec<_>>() {
+            let root = GuestPhys::new(physical(self.root.1, text));
             for moved in self.moves() {
                 let at = GuestVirt::new(self.root.1.wrapping_add(moved));
                 for levels in [PagingLevels::Four, PagingLevels::Five] {
