@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::numbers;
 
 /// What a kernel says when its memory is not what it left there (`mm/page_alloc.c`, `mm/page_poison.c`,
-/// `mm/slub.c`, `lib/bug.c`, `kernel/watchdog.c`).
+/// `mm/slub.c`, `lib/bug.c`, `kernel/watchdog.c`), or a disk (`block/blk-mq.c`).
 const TROUBLE: &[&str] = &[
     "Oops",
     "BUG:",
@@ -27,6 +27,7 @@ const TROUBLE: &[&str] = &[
     "WARNING: CPU",
     "Out of memory",
     "segfault",
+    "I/O error",
 ];
 
 /// Kilobytes in a page, as `/proc/meminfo` counts in kilobytes.

@@ -13,6 +13,9 @@ pub mod truth;
 /// What a line of the agent starts with.
 pub const MARK: &str = "@@agent ";
 
+/// The guest's disk, where it has one.
+pub const DISK: &str = "xvda";
+
 /// An order to the agent, with a number that its reply will carry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
@@ -127,6 +130,21 @@ pub enum Task {
         pages: u32,
         /// How.
         way: Way,
+    },
+    /// Load the driver of Xen's virtual disks and write the whole of the disk [`DISK`], in pages with known
+    /// contents, which the kernel keeps no copy of. Reply: [`Report::Disk`].
+    DiskFill {
+        /// Makes the contents this run's own.
+        seed: u64,
+    },
+    /// Read all of it into the kernel's page cache, that is into memory which the kernel has not written to
+    /// itself, and look at every word; and now and then write a page anew and read it back. What cannot be
+    /// read or written is counted, and does not end it. Reply: [`Report::Disk`].
+    DiskCheck {
+        /// As it was filled with.
+        seed: u64,
+        /// Every so many-th page is written anew.
+        every: u64,
     },
     /// What the kernel has logged, and its memory counters. Reply: [`Report::Health`].
     Health,
@@ -296,6 +314,17 @@ pub enum Report {
     GivenUp {
         /// How many Xen took.
         pages: u64,
+    },
+    /// What came of work on a disk.
+    Disk {
+        /// Pages written or read.
+        pages: u64,
+        /// Pages that did not hold what was written.
+        wrong: u64,
+        /// Accesses that failed.
+        errors: u64,
+        /// The first failure.
+        first: Option<String>,
     },
     /// How the guest is.
     Health {

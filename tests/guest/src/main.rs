@@ -2,6 +2,7 @@
 
 mod account;
 mod console;
+mod disk;
 mod health;
 mod kexec;
 mod memory;
@@ -186,6 +187,8 @@ impl Agent {
             | Task::GiveUp { .. } => {
                 Err("only the Windows-like guest keeps its lists itself, and calls Xen itself".to_owned())
             }
+            Task::DiskFill { seed } => disk::fill(seed).map_err(text),
+            Task::DiskCheck { seed, every } => disk::check(seed, every).map_err(text),
             Task::Health => health::report().map_err(text),
         }
     }

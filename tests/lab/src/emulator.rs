@@ -73,6 +73,7 @@ impl From<Boot> for Machine {
         match boot {
             Boot::Release
             | Boot::OtherGuests
+            | Boot::XenDisks
             | Boot::Mutants
             | Boot::Flask
             | Boot::Ept

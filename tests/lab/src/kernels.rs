@@ -155,6 +155,22 @@ pub(crate) fn with_disks(context: &Context, sysroot: &Sysroot, wanted: Wanted) -
     Ok((root, release))
 }
 
+/// Likewise, both ends of Xen's virtual disks, and a disk in memory.
+pub(crate) fn with_xen_disks(
+    context: &Context,
+    sysroot: &Sysroot,
+    wanted: Wanted,
+) -> Result<(PathBuf, String)> {
+    let name = format!("kernel/{}-xen-disks", wanted.series);
+    let root = context
+        .cached("kernels")
+        .join(format!("{}-xen-disks", wanted.series));
+    let key = KeyBuilder::new(&name, 1).text(wanted.suite).finish();
+    let packages = wanted.packages(&["*/drivers/block/*"]);
+    let release = packages.unpacked(context, sysroot, (&name, &key), &root)?;
+    Ok((root, release))
+}
+
 /// A kernel's packages: which, and what of them is used.
 pub(crate) struct Packages<'a> {
     /// The Debian release.

@@ -217,6 +217,11 @@ fn boot(stage: &Stage, boot: Boot, logs: &Path, progress: &Progress) -> Result<E
         booting();
         return Emulator::boot(&stage.sysroot, &xen, &images, boot.into(), logs);
     }
+    if boot == Boot::XenDisks {
+        let images = stage.xen_disks()?;
+        booting();
+        return Emulator::boot(&stage.sysroot, &xen, &images, boot.into(), logs);
+    }
     booting();
     Emulator::boot(&stage.sysroot, &xen, &stage.images, boot.into(), logs)
 }

@@ -36,6 +36,7 @@ mod variant;
 mod windows;
 mod windows_guest;
 mod xen;
+mod xen_disks;
 
 use std::path::PathBuf;
 

@@ -26,7 +26,7 @@ use crate::sysroot::Sysroot;
 use crate::variant::{FLASK, MUTANTS, RELEASE, Variant};
 use crate::xen::series::Series;
 use crate::xen::{Hypervisor, Source, Tools};
-use crate::{kernels, layouts, module, other_guests, programs, windows_guest, xen};
+use crate::{kernels, layouts, module, other_guests, programs, windows_guest, xen, xen_disks};
 
 /// The parts of the work, as they are told.
 const PROGRAMS: &str = "the programs";
@@ -88,6 +88,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) tools: Tools,
     /// The product's command.
     pub(crate) lacuna: PathBuf,
+    /// The guests' first process.
+    pub(crate) agent: PathBuf,
     /// dom0's kernel and file system.
     pub(crate) images: Images,
     dom0_kernel: Kernel,
@@ -148,6 +150,7 @@ impl<'a> Stage<'a> {
                 context,
                 tools,
                 lacuna: programs.lacuna,
+                agent: programs.agent,
                 images,
                 dom0_kernel: kernels.into_iter().next().ok_or(Error::Ended)?,
                 guests,
@@ -207,6 +210,7 @@ impl<'a> Stage<'a> {
             Boot::Release
             | Boot::Counted
             | Boot::OtherGuests
+            | Boot::XenDisks
             | Boot::Ept
             | Boot::Pair
             | Boot::Iommu
@@ -225,6 +229,11 @@ impl<'a> Stage<'a> {
     /// Makes the image with guests of other kinds.
     pub(crate) fn other_guests(&self) -> Result<Images> {
         other_guests::images(self.context, &self.sysroot, self)
+    }
+
+    /// Makes the image with virtual disks for guests.
+    pub(crate) fn xen_disks(&self) -> Result<Images> {
+        xen_disks::images(self.context, &self.sysroot, self)
     }
 
     /// Makes the CD from which the machine with EPT boots the hypervisor that `boot` needs.

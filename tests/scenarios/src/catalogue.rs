@@ -13,6 +13,8 @@ pub enum Boot {
     /// The same, with guests of other kinds at hand: kernels of before 6.0, 32-bit ones, and a device model
     /// for HVM guests.
     OtherGuests,
+    /// The same, with virtual disks for guests, which dom0's kernel serves.
+    XenDisks,
     /// The debug build whose share rounds can leave a step out.
     Mutants,
     /// The release hypervisor on Intel's nested paging, EPT, which only Bochs emulates: one processor, and
@@ -128,6 +130,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("policy/refill", 600),
     quick("overcommit/all-at-once", 1800),
     quick("overcommit/claims", 900),
+    long_on(Boot::XenDisks, "overcommit/disks", 1200),
     quick_on(Boot::Counted, "reclaim/pause", 900),
     // Fourteen rounds, half of them with two hypercalls a page.
     long_on(Boot::Counted, GMD, 3600),

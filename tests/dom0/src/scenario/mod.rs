@@ -7,6 +7,7 @@ mod content;
 mod content_balloon;
 mod content_daemon;
 mod daemon;
+mod disks;
 mod ept;
 mod flask;
 mod gmd;
@@ -84,6 +85,7 @@ const BODIES: &[(&str, Body)] = &[
     ("policy/refill", refill::blocks),
     ("overcommit/all-at-once", overcommit::all_at_once),
     ("overcommit/claims", claims::claims),
+    ("overcommit/disks", disks::without_memory),
     ("reclaim/pause", pause::bounded),
     ("gmd/baseline", gmd::against_baseline),
     ("policy/swing", swing::swing),
