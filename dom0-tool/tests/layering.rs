@@ -109,6 +109,35 @@ fn no_module_uses_one_above_it() {
     }
 }
 
+/// Whether a line of code names the calls of the lab, `xen::lab`.
+fn names_the_lab(line: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    code.contains("lab::") || code.contains("mod lab;")
+}
+
+/// What only the lab calls is compiled for the lab alone: each line outside `xen/lab` that names it is behind
+/// the feature. The compiler sees to that, unless somebody drops the attribute of the module.
+#[test]
+fn the_product_has_no_calls_of_the_lab() {
+    const GATE: &str = "#[cfg(feature = \"lab\")]";
+    let module = fs::read_to_string(sources().join("xen/mod.rs")).unwrap();
+    assert!(
+        module.contains(&format!("{GATE}\npub mod lab;\n")),
+        "xen/mod.rs compiles `lab` without the feature"
+    );
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let manifest = fs::read_to_string(manifest).unwrap();
+    assert!(
+        !manifest.contains("default ="),
+        "no feature is on by default: {manifest}"
+    );
+    for (file, text) in files() {
+        let names = text.lines().any(names_the_lab);
+        let may = file.starts_with("xen/lab/") || ["xen/mod.rs", "xen/privcmd.rs"].contains(&file.as_str());
+        assert!(may || !names, "{file} names what only the lab calls");
+    }
+}
+
 #[test]
 fn a_use_of_what_lies_above_is_seen() {
     for (file, line, expected) in [

@@ -10,7 +10,7 @@ mod failures;
 mod figures;
 pub mod hypervisor;
 mod interface;
+#[cfg(feature = "lab")]
+pub mod lab;
 pub mod privcmd;
-pub mod provoke;
-pub mod sharing;
 pub mod xenstore;

@@ -29,21 +29,16 @@ use super::interface::{DomctlVersion, SysctlVersion, accepted};
 const IOCTL_HYPERCALL: libc::c_ulong = 48 << 16 | 0x5000;
 /// `_IOC(_IOC_NONE, 'P', 4, sizeof(struct privcmd_mmapbatch_v2))`.
 const IOCTL_MMAPBATCH_V2: libc::c_ulong = 32 << 16 | 0x5004;
-/// `__HYPERVISOR_memory_op`, `__HYPERVISOR_hvm_op`, `__HYPERVISOR_domctl` and `__HYPERVISOR_dm_op` (`xen.h`).
+/// `__HYPERVISOR_memory_op` and `__HYPERVISOR_domctl` (`xen.h`).
 pub(super) const MEMORY_OP: u64 = 12;
-pub(super) const HVM_OP: u64 = 34;
 pub(super) const DOMCTL: u64 = 36;
-const DM_OP: u64 = 41;
-/// `__HYPERVISOR_mca` (`arch-x86/xen.h`).
-pub(super) const MCA: u64 = 48;
 /// `__HYPERVISOR_sysctl` (`xen.h`) and `XEN_SYSCTL_physinfo` (`sysctl.h`).
 const SYSCTL: u64 = 35;
 const SYSCTL_PHYSINFO: u32 = 3;
 /// `sizeof(struct xen_sysctl)`: an 8-byte head and a union of 128.
 const SYSCTL_BYTES: usize = 136;
-/// `XENMEM_maximum_gpfn` and `XENMEM_sharing_op` (`memory.h`).
+/// `XENMEM_maximum_gpfn` (`memory.h`).
 const MAXIMUM_GPFN: u64 = 14;
-const SHARING_OP: u64 = 22;
 /// Domctl numbers (`domctl.h`).
 const DOMCTL_PAUSE: u32 = 3;
 const DOMCTL_UNPAUSE: u32 = 4;
@@ -52,8 +47,6 @@ const DOMCTL_GETDOMAININFO: u32 = 5;
 pub(super) const DOMCTL_BYTES: usize = 144;
 /// Where the union begins.
 pub(super) const UNION: usize = 16;
-/// `sizeof(struct xen_mem_sharing_op)`: an 8-byte head and a union of 40 (`memory.h`).
-pub(super) const SHARING_OP_BYTES: usize = 48;
 /// Where the guest handle of the payload is in [`Request`].
 const HANDLE_IN_REQUEST: usize = std::mem::offset_of!(Request, buffer);
 
@@ -150,11 +143,6 @@ impl Privcmd {
     /// A `struct xen_domctl` with an empty union.
     pub(super) fn domctl(&self, number: u32, domain: DomainId) -> [u8; DOMCTL_BYTES] {
         domctl(self.domctl, number, domain)
-    }
-
-    /// The version of the domctl interface that Xen takes.
-    pub(super) fn domctl_version(&self) -> DomctlVersion {
-        self.domctl
     }
 
     /// The Lacuna operation `request` on `domain`, with `payload` as its buffer in both directions. On return
@@ -255,30 +243,6 @@ impl Privcmd {
         Ok(Gfn::new(u64::from(highest)))
     }
 
-    /// A place for the argument of [`Self::sharing_op`]. Making one takes two system calls: whoever makes
-    /// many calls keeps it.
-    pub(super) fn sharing_buffer(&self) -> Result<HypercallBuffer, PrivcmdError> {
-        HypercallBuffer::new(&self.buffers, SHARING_OP_BYTES).map_err(|cause| PrivcmdError::Call {
-            call: "a buffer for XENMEM_sharing_op",
-            cause,
-        })
-    }
-
-    /// One `struct xen_mem_sharing_op`, which holds no address, from `buffer` and back into `argument` when
-    /// Xen did it.
-    pub(super) fn sharing_op(
-        &self,
-        buffer: &HypercallBuffer,
-        call: &'static str,
-        argument: &mut [u8; SHARING_OP_BYTES],
-    ) -> Result<(), PrivcmdError> {
-        buffer.write(0, argument);
-        self.issue(MEMORY_OP, SHARING_OP, buffer)
-            .map_err(|cause| PrivcmdError::Call { call, cause })?;
-        buffer.read(0, argument);
-        Ok(())
-    }
-
     /// One hypercall whose argument is `argument`, which may hold, at `handle_at`, the guest handle of
     /// `payload`. With `command` not 0 it goes first and the argument second, as `memory_op` and `hvm_op`
     /// want it.
@@ -305,31 +269,6 @@ impl Privcmd {
         buffer.read(0, argument);
         buffer.read(payload_at, payload);
         returned.map_err(failed)
-    }
-
-    /// One `struct xen_dm_op`, `argument`, on `domain`, with `payload` as the second buffer.
-    pub(super) fn dm_op(
-        &self,
-        call: &'static str,
-        domain: DomainId,
-        argument: &[u8],
-        payload: &[u8],
-    ) -> Result<(), PrivcmdError> {
-        let failed = |cause| PrivcmdError::Call { call, cause };
-        // Two struct xen_dm_op_buf, each an address and a size, then what they lead to.
-        let argument_at = 32;
-        let payload_at = argument_at + argument.len().next_multiple_of(16);
-        let buffer = HypercallBuffer::new(&self.buffers, payload_at + payload.len()).map_err(failed)?;
-        for (index, (at, bytes)) in [(argument_at, argument), (payload_at, payload)]
-            .into_iter()
-            .enumerate()
-        {
-            buffer.write(16 * index, &((buffer.address + at) as u64).to_le_bytes());
-            buffer.write(16 * index + 8, &(bytes.len() as u64).to_le_bytes());
-            buffer.write(at, bytes);
-        }
-        let arguments = [u64::from(domain.get()), 2, buffer.address as u64, 0, 0];
-        self.raise(DM_OP, arguments).map(drop).map_err(failed)
     }
 
     /// Hypercall `number` with the argument at the start of `buffer`, `command` before it unless that is 0.
@@ -435,6 +374,66 @@ impl Privcmd {
         }
         mapping.present = errors.iter().map(|error| *error == 0).collect();
         Ok(mapping)
+    }
+}
+
+/// Calls that [`super::lab`] makes, and no command.
+#[cfg(feature = "lab")]
+impl Privcmd {
+    /// Returns the version of the domctl interface that Xen takes.
+    pub(super) fn domctl_version(&self) -> DomctlVersion {
+        self.domctl
+    }
+
+    /// Allocates a buffer for the argument of [`Self::sharing_op`]. That takes two system calls, so a caller
+    /// keeps the buffer for all of its operations.
+    pub(super) fn sharing_buffer(&self) -> Result<HypercallBuffer, PrivcmdError> {
+        HypercallBuffer::new(&self.buffers, super::lab::SHARING_OP_BYTES).map_err(|cause| {
+            PrivcmdError::Call {
+                call: "a buffer for XENMEM_sharing_op",
+                cause,
+            }
+        })
+    }
+
+    /// Issues `XENMEM_sharing_op` with `argument`, a `struct xen_mem_sharing_op`, which holds no address. On
+    /// success `argument` is what Xen wrote back.
+    pub(super) fn sharing_op(
+        &self,
+        buffer: &HypercallBuffer,
+        call: &'static str,
+        argument: &mut [u8; super::lab::SHARING_OP_BYTES],
+    ) -> Result<(), PrivcmdError> {
+        buffer.write(0, argument);
+        self.issue(MEMORY_OP, super::lab::SHARING_OP, buffer)
+            .map_err(|cause| PrivcmdError::Call { call, cause })?;
+        buffer.read(0, argument);
+        Ok(())
+    }
+
+    /// Issues `dm_op` on `domain` with `argument`, a `struct xen_dm_op`, and `payload` as its second buffer.
+    pub(super) fn dm_op(
+        &self,
+        call: &'static str,
+        domain: DomainId,
+        argument: &[u8],
+        payload: &[u8],
+    ) -> Result<(), PrivcmdError> {
+        let failed = |cause| PrivcmdError::Call { call, cause };
+        // Two struct xen_dm_op_buf, each an address and a size, then what they lead to.
+        let argument_at = 32;
+        let payload_at = argument_at + argument.len().next_multiple_of(16);
+        let buffer = HypercallBuffer::new(&self.buffers, payload_at + payload.len()).map_err(failed)?;
+        for (index, (at, bytes)) in [(argument_at, argument), (payload_at, payload)]
+            .into_iter()
+            .enumerate()
+        {
+            buffer.write(16 * index, &((buffer.address + at) as u64).to_le_bytes());
+            buffer.write(16 * index + 8, &(bytes.len() as u64).to_le_bytes());
+            buffer.write(at, bytes);
+        }
+        let arguments = [u64::from(domain.get()), 2, buffer.address as u64, 0, 0];
+        self.raise(super::lab::DM_OP, arguments).map(drop).map_err(failed)
     }
 }
 

@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use lacuna::xen::engine::{Engine, EngineError};
+use lacuna::xen::lab::provoke::{EmptyDomain, LogDirty};
+use lacuna::xen::lab::sharing::Sharing;
 use lacuna::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd, PrivcmdError};
-use lacuna::xen::provoke::{EmptyDomain, LogDirty};
-use lacuna::xen::sharing::Sharing;
 use lacuna_core::Gfn;
 use lacuna_core::abi::{Op, Request, SHARE_MUTATION_SHIFT, VERSION};
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use lacuna::source::GuestSource;
-use lacuna::xen::sharing::{Merged, Nominated};
+use lacuna::xen::lab::sharing::{Merged, Nominated};
 use lacuna_core::{Gfn, PAGE_SIZE};
 
 use super::{Free, Gmd, Round, unusable};

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lacuna::source::GuestSource;
-use lacuna::xen::sharing::{Merged, Nominated};
+use lacuna::xen::lab::sharing::{Merged, Nominated};
 use lacuna_core::{Gfn, GuestMemory};
 
 use super::{Free, Gmd, Round, unusable};

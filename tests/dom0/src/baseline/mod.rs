@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 use lacuna::source::GuestSource;
 use lacuna::source::live::DomainMemory;
 use lacuna::xen::engine::Engine;
+use lacuna::xen::lab::sharing::{Nominated, Sharing};
 use lacuna::xen::privcmd::{DomainId, Privcmd};
-use lacuna::xen::sharing::{Nominated, Sharing};
 use lacuna_core::{Bitmap, FrameCopies, Gfn, Profile, Seed, scan_offline};
 
 use crate::failure::{Failure, Result, differs};

@@ -213,11 +213,11 @@ pub(crate) fn stock_limits(host: &mut Host) -> Result<()> {
     }
     let content = host.lacuna(&["status", guest.name])?.number("content_gfns")?;
     equal("pages that are counted as shared by Lacuna", &0, &content)?;
-    direct.set_log_dirty(lacuna::xen::provoke::LogDirty::On)?;
+    direct.set_log_dirty(lacuna::xen::lab::provoke::LogDirty::On)?;
     // All but the last: Xen takes the highest page of a domain for one past its end (`modified_memory()`).
     let all_but_one = u32::try_from(pages - 1).unwrap_or(u32::MAX);
     direct.tell_modified(Gfn::new(NOTHING_AT), all_but_one)?;
-    direct.set_log_dirty(lacuna::xen::provoke::LogDirty::Off)?;
+    direct.set_log_dirty(lacuna::xen::lab::provoke::LogDirty::Off)?;
     let owned = direct.pages()?;
     host.figure("most_pages", most)?;
     host.figure("pages_shared", pages)?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use lacuna::xen::provoke::{EmptyDomain, LogDirty};
+use lacuna::xen::lab::provoke::{EmptyDomain, LogDirty};
 use lacuna_guest::Task;
 
 use crate::engine::{Direct, refused};

@@ -1,12 +1,14 @@
-//! What the lab does to domains so that the engine has something to refuse: states that a toolstack brings
-//! about on other occasions, or would not bring about at all. The product's commands use none of it.
+//! Brings domains into states that the engine has to refuse or to survive: log-dirty mode, altp2m, memory
+//! errors, domains without memory. A toolstack brings some of them about on other occasions, and others never.
 //!
 //! Sources: `xen/include/public/{domctl,memory,hvm/hvm_op,hvm/dm_op,arch-x86/xen,arch-x86/xen-mca}.h` of Xen
 //! 4.17 and 4.20.
 
 use lacuna_core::Gfn;
 
-use super::privcmd::{DOMCTL, DomainId, HVM_OP, MCA, MEMORY_OP, Privcmd, PrivcmdError, UNION};
+use super::super::interface::DomctlVersion;
+use super::super::privcmd::{DOMCTL, DomainId, MEMORY_OP, Privcmd, PrivcmdError, UNION};
+use super::{HVM_OP, MCA};
 
 /// Domctl numbers (`domctl.h`).
 const DOMCTL_CREATE: u32 = 1;
@@ -99,7 +101,7 @@ impl Privcmd {
         set(36, u32::MAX);
         set(40, u32::MAX);
         set(44, GRANT_VERSION);
-        set(self.domctl_version().created_architecture_at(), emulated);
+        set(created_architecture_at(self.domctl_version()), emulated);
         let call = "XEN_DOMCTL_createdomain";
         self.hypercall(call, DOMCTL, 0, &mut bytes, &mut [], None)?;
         DomainId::new(u16::from_le_bytes([bytes[8], bytes[9]])).ok_or_else(|| PrivcmdError::Call {
@@ -261,4 +263,21 @@ fn reservation(domain: DomainId, extents: u64, order: u32) -> [u8; 32] {
     bytes[16..20].copy_from_slice(&order.to_le_bytes());
     bytes[24..26].copy_from_slice(&domain.get().to_le_bytes());
     bytes
+}
+
+/// Returns where the architecture's part of `struct xen_domctl_createdomain` begins, in bytes: from interface
+/// version 0x17 on a word for altp2m precedes it.
+fn created_architecture_at(version: DomctlVersion) -> usize {
+    if version.number() >= 0x17 { 60 } else { 56 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a wrong offset Xen 4.17 would read the flags as the member after them, and refuse.
+    #[test]
+    fn a_new_domain_has_its_architecture_where_each_version_expects_it() {
+        assert_eq!(DomctlVersion::KNOWN.map(created_architecture_at), [60, 56, 56]);
+    }
 }

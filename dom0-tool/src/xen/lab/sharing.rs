@@ -1,11 +1,11 @@
-//! Xen's own memory sharing, as a program in Dom0 can use it: two hypercalls a page.
+//! Calls Xen's own memory sharing as a program in Dom0 can: with two hypercalls for each page.
 //!
-//! The product does not work this way: its stages share inside the hypervisor. The lab's baseline does, which
-//! is the engine that the paper describes (section 4), and to measure against.
+//! Lacuna shares pages inside the hypervisor and makes none of these calls. The lab's baseline does: it is the
+//! engine that the paper describes (section 4), and Lacuna is measured against it.
 //!
-//! *Nominate* makes a page read-only and gives it a handle; the handle lives until the guest writes to the
-//! page. *Share* puts one nominated page onto the frame of another, and fails when either handle is not that
-//! page's any more. It does not compare them.
+//! *Nominate* is Xen's word: it makes a page read-only and gives it a handle, which is valid until the guest
+//! writes to the page. *Share* maps one nominated page to the frame of another, and fails if either handle is
+//! no longer valid. It does not compare the pages.
 //!
 //! Sources: Xen `xen/include/public/memory.h` (`struct xen_mem_sharing_op`), `xen/arch/x86/mm/mem_sharing.c`.
 
@@ -13,7 +13,8 @@ use std::rc::Rc;
 
 use lacuna_core::Gfn;
 
-use super::privcmd::{DomainId, HypercallBuffer, Privcmd, PrivcmdError, SHARING_OP_BYTES};
+use super::super::privcmd::{DomainId, HypercallBuffer, Privcmd, PrivcmdError};
+use super::SHARING_OP_BYTES;
 
 /// `XENMEM_sharing_op_nominate_gfn`, `XENMEM_sharing_op_share` and `XENMEM_sharing_op_add_physmap`.
 const NOMINATE: u8 = 0;
