@@ -25,7 +25,8 @@ pub enum Class {
 }
 
 impl Class {
-    /// The exit status of a process that fails so. Besides these there are 0 (done) and 2 (wrong usage).
+    /// Returns the exit status of a process that fails so. Besides these there are 0 (done) and 2 (wrong
+    /// usage).
     pub fn exit_status(self) -> u8 {
         match self {
             Self::Failed => 1,
@@ -68,7 +69,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The name, which does not change.
+    /// Returns the name, which does not change.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Other => "other",
@@ -117,7 +118,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure of `class`.
+    /// Creates a failure of `class`.
     pub fn new(class: Class, what: impl fmt::Display, remedy: impl Into<String>) -> Self {
         Self {
             class,
@@ -128,7 +129,7 @@ impl Failure {
         }
     }
 
-    /// A failure that `what` says everything about.
+    /// Creates a failure without a remedy: `what` says everything.
     pub fn plain(class: Class, what: impl fmt::Display) -> Self {
         Self {
             class,
@@ -139,13 +140,13 @@ impl Failure {
         }
     }
 
-    /// The same failure, with its cause named.
+    /// Returns the same failure, with its cause named.
     #[must_use]
     pub fn because(self, cause: Cause) -> Self {
         Self { cause, ..self }
     }
 
-    /// The same failure, with what it says where the guest is a file.
+    /// Returns the same failure, with what it says where the guest is a file.
     #[must_use]
     pub fn with_clues(self, clues: Clues) -> Self {
         Self { clues, ..self }

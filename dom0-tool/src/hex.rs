@@ -1,6 +1,6 @@
 //! Numbers as people read them.
 
-/// Bytes in hexadecimal, two digits each.
+/// Renders bytes in hexadecimal, two digits each.
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes
         .iter()

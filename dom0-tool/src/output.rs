@@ -26,7 +26,7 @@ pub fn refuse_inputs<'p>(output: &Path, inputs: impl IntoIterator<Item = &'p Pat
     }
 }
 
-/// Whether both name one file, by device and inode.
+/// Returns whether both name one file, by device and inode.
 fn is_same(one: &Path, other: &Path) -> bool {
     match (fs::metadata(one), fs::metadata(other)) {
         (Ok(one), Ok(other)) => one.dev() == other.dev() && one.ino() == other.ino(),
@@ -59,7 +59,7 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result
     outcome
 }
 
-/// A name in the same folder that only this process uses.
+/// Returns a name in the same folder that only this process uses.
 fn beside(target: &Path) -> io::Result<PathBuf> {
     let name = target
         .file_name()

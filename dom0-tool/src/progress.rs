@@ -49,25 +49,25 @@ pub enum Remark {
 
 /// Is told how an operation gets on. Each method does nothing unless it is written.
 pub trait Progress {
-    /// A step begins.
+    /// Tells that a step begins.
     fn begin(&mut self, step: Step) {
         let _ = step;
     }
 
-    /// The step has come so far: `done` of `total`, in the step's own unit.
+    /// Tells how far the step has come: `done` of `total`, in the step's own unit.
     fn advance(&mut self, done: u64, total: u64) {
         let _ = (done, total);
     }
 
-    /// The step goes on with this.
+    /// Tells what the step is working on now.
     fn describe(&mut self, what: &str) {
         let _ = what;
     }
 
-    /// The step is over, well or not.
+    /// Tells that the step is over, successfully or not.
     fn end(&mut self) {}
 
-    /// Something was met on the way.
+    /// Tells of something that happened on the way.
     fn remark(&mut self, remark: Remark) {
         let _ = remark;
     }

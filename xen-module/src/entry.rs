@@ -81,7 +81,7 @@ pub unsafe extern "C" fn lacuna_core_reset(state: *mut Session, _reason: u32) {
     unsafe { (*state).reset() };
 }
 
-/// Whether a guest that writes to a block of 2 MiB wholly on zero frames should get all of it.
+/// Returns whether a guest that writes to a block of 2 MiB wholly on zero frames should get all of it.
 ///
 /// # Safety
 /// `refill` points to the domain's, all zero to begin with; the domain's p2m lock is held for writing. So for

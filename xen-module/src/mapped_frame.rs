@@ -145,8 +145,8 @@ impl MappedFrame {
     }
 }
 
-/// How many of `count` values, `stride` bytes apart from `first` on, fail `test` before the first that
-/// passes.
+/// Returns how many of `count` values, `stride` bytes apart from `first` on, fail `test` before the first
+/// that passes.
 ///
 /// # Safety
 ///

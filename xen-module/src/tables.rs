@@ -22,7 +22,7 @@ impl AsRef<[AtomicU64]> for Words {
 }
 
 impl Words {
-    /// The words at `at`.
+    /// Returns the words at `at`.
     ///
     /// # Safety
     /// `at` is null, or `length` words of initialised, 8-byte-aligned memory are there that only atomics

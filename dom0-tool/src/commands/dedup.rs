@@ -74,7 +74,7 @@ fn show(done: &Deduplicated, mode: Mode, out: Out) {
     }
 }
 
-/// What the `number`th round came to.
+/// Describes the result of the `number`th round.
 pub(super) fn lines(round: &Round, number: u64, mode: Mode) -> Vec<String> {
     let mut lines = Vec::new();
     if mode.has_intro() {

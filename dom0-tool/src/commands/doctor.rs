@@ -38,7 +38,7 @@ pub(super) fn run(out: Out) -> (Value, u8) {
     (answer(&checks), exit_status(&checks))
 }
 
-/// Whether the daemon runs, by the lock that it holds.
+/// Returns whether the daemon runs, by the lock that it holds.
 fn daemon(lock: &Path) -> Check {
     let subject = "daemon";
     let is_held = File::open(lock).is_ok_and(|file| {

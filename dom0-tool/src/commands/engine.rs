@@ -89,7 +89,7 @@ pub(super) fn status(domain: &str, out: Out) -> Result<Value, Failure> {
     Ok(answer)
 }
 
-/// What an operator wants to know first, of a guest that has `memory` pages.
+/// Returns the summary that comes before the counters, for a guest of `memory` pages.
 fn summary(statistics: &Statistics, memory: u64) -> Vec<String> {
     let given_back = statistics.zero_gfns + statistics.content_gfns;
     let mut lines = vec![
@@ -118,7 +118,7 @@ fn summary(statistics: &Statistics, memory: u64) -> Vec<String> {
     lines
 }
 
-/// A counter's name and value for people: `pause_total_ns`, 73600000 is "pause total", "73.6 ms".
+/// Returns a counter's name and value in words: `pause_total_ns`, 73600000 is "pause total", "73.6 ms".
 fn in_words(name: &str, value: u64) -> (String, String) {
     let (words, shown) = match name.strip_suffix("_ns") {
         Some(words) => (words, duration(value)),
@@ -127,7 +127,7 @@ fn in_words(name: &str, value: u64) -> (String, String) {
     (words.replace('_', " "), shown)
 }
 
-/// The counters of the guest's latest migration on one side of it, shown as they are found.
+/// Shows the counters of the guest's latest migration on one side of it, and returns them.
 fn told(counters: Option<Value>, side: Side, out: Out) -> Value {
     let Some(counters) = counters else {
         return Value::Null;
@@ -230,7 +230,7 @@ fn verdict_name(verdict: u64) -> &'static str {
     }
 }
 
-/// The verdict in words; the numbers are those of `lacuna_core::abi::Explanation`.
+/// Returns the verdict in words; the numbers are those of `lacuna_core::abi::Explanation`.
 fn verdict(answer: &Explanation) -> String {
     match (answer.verdict, answer.reason) {
         (0, _) => format!(
@@ -267,7 +267,7 @@ fn verdict(answer: &Explanation) -> String {
     }
 }
 
-/// The verdict in words where pages are free each by itself: Windows, whose profile goes by an entry and its
+/// Returns the verdict in words for a Windows guest, where each page is judged by its own entry and its
 /// bytes.
 fn verdict_by_entries(answer: &Explanation) -> String {
     match (answer.verdict, answer.reason) {

@@ -97,7 +97,7 @@ fn pe_json(image: &PeImage, layout: FileLayout) -> Value {
     })
 }
 
-/// The key of the PDB at `path`: a PDB does not hold its own name, so that is the file's.
+/// Returns the key of the PDB at `path`: a PDB does not hold its own name, so that is the file's.
 fn pdb_key(path: &Path, facts: &PdbFacts) -> Option<SymbolKey> {
     let name = PdbName::from_path(path.file_name()?.to_str()?).ok()?;
     Some(SymbolKey {

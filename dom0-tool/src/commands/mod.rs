@@ -113,7 +113,7 @@ fn dispatch(command: &Command, out: Out) -> Result<(Value, u8), Failure> {
     Ok((answer?, DONE))
 }
 
-/// A failure as `--json` prints it.
+/// Returns a failure as `--json` prints it.
 fn failure_json(failure: &Failure) -> Value {
     json!({
         "error": failure.what,

@@ -10,7 +10,7 @@ use super::terminal::Terminal;
 use crate::failure::{Class, Failure};
 use crate::ops::profile::{self, Shown};
 
-/// `lacuna profile build`.
+/// Runs `lacuna profile build`.
 pub(super) fn build(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
     let Some(guest) = arguments.chosen() else {
         return build_layout(arguments, out);
@@ -42,7 +42,7 @@ fn build_layout(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
     Ok(layout_json(&layout))
 }
 
-/// `lacuna profile show`.
+/// Runs `lacuna profile show`.
 pub(super) fn show(arguments: &ProfileShow, out: Out) -> Result<Value, Failure> {
     Ok(match profile::show(&arguments.what)? {
         Shown::Layout(layout) => {

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar over pages of guest memory.
+/// Creates a progress bar over pages of guest memory.
 pub(crate) fn over_memory(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());
     // The template is a constant; were it wrong, the default style would do.
@@ -15,7 +15,7 @@ pub(crate) fn over_memory(what: &'static str) -> ProgressBar {
     bar
 }
 
-/// A bar over the bytes of a download.
+/// Creates a progress bar over the bytes of a download.
 pub(crate) fn over_download() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());
     let template = "fetching {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}";
@@ -25,7 +25,7 @@ pub(crate) fn over_download() -> ProgressBar {
     bar
 }
 
-/// A spinner beside a step whose length is not known.
+/// Creates a spinner for a step of unknown length.
 pub(crate) fn spinner(what: impl Into<String>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());
     if let Ok(style) = ProgressStyle::with_template("{msg} {spinner} {elapsed}") {

@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::ops::symbols;
 use crate::os::windows::store::Miss;
 
-/// `lacuna symbols fetch`.
+/// Runs `lacuna symbols fetch`.
 pub(super) fn fetch(arguments: &SymbolsFetch, out: Out) -> Result<Value, Failure> {
     let sources = (&arguments.symbols).into();
     let (key, hit) = symbols::fetch(&arguments.what, &sources, &mut Terminal::new(out))?;
@@ -23,7 +23,7 @@ pub(super) fn fetch(arguments: &SymbolsFetch, out: Out) -> Result<Value, Failure
     }))
 }
 
-/// `lacuna profile export`.
+/// Runs `lacuna profile export`.
 pub(super) fn export(arguments: &ProfileExport, out: Out) -> Result<Value, Failure> {
     let sources = (&arguments.symbols).into();
     let path = symbols::export(&arguments.what, &sources, &arguments.out, &mut Terminal::new(out))?;
@@ -31,7 +31,7 @@ pub(super) fn export(arguments: &ProfileExport, out: Out) -> Result<Value, Failu
     Ok(json!({ "written": arguments.out.display().to_string(), "symbol_path": path }))
 }
 
-/// `lacuna profile import`.
+/// Runs `lacuna profile import`.
 pub(super) fn import(arguments: &ProfileImport, out: Out) -> Result<Value, Failure> {
     let (file, key) = symbols::import(&arguments.file, &arguments.layouts)?;
     out.line(format!("kept        {}", file.display()));

@@ -17,7 +17,7 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = 256;
 
-/// `lacuna top`.
+/// Runs `lacuna top`.
 pub(super) fn run(arguments: &Top, out: Out) -> Result<Value, Failure> {
     let mut host = ThisHost::open()?;
     let mut before = Sample::take(&mut host)?;
@@ -36,7 +36,7 @@ pub(super) fn run(arguments: &Top, out: Out) -> Result<Value, Failure> {
     }
 }
 
-/// `lacuna status` without a guest.
+/// Runs `lacuna status` without a guest.
 pub(super) fn host(out: Out) -> Result<Value, Failure> {
     let sample = Sample::take(&mut ThisHost::open()?)?;
     let promised = sample.promised();

@@ -1,6 +1,6 @@
 //! Figures in words.
 
-/// Pages of 4 KiB in words: their number and their size.
+/// Renders a number of 4 KiB pages: the number and its size in MiB.
 pub(crate) fn pages(count: u64) -> String {
     #[allow(clippy::cast_precision_loss)] // for reading, to a tenth
     let mebibytes = count as f64 / 256.0;

@@ -32,7 +32,7 @@ impl Backoff {
         self.failures
     }
 
-    /// It worked: the next failure waits for the first time again.
+    /// Records a success: the delay after the next failure is the first one again.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }

@@ -22,7 +22,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// `percent` of one CPU from `now` on, with the credit of a full burst.
+    /// Creates a budget of `percent` of one CPU from `now` on, with the credit of a full burst.
     pub fn new(percent: u32, now: Duration) -> Self {
         let mut budget = Self {
             percent,
@@ -33,14 +33,14 @@ impl Budget {
         budget
     }
 
-    /// Another share from `now` on; credit and debt stay.
+    /// Changes the share from `now` on. Credit and debt stay.
     pub fn set_percent(&mut self, percent: u32, now: Duration) {
         self.grow(now);
         self.percent = percent;
         self.credit = self.credit.min(self.most());
     }
 
-    /// How long to wait before work may begin; zero for not at all.
+    /// Returns how long to wait before work may begin; zero for not at all.
     pub fn wait(&mut self, now: Duration) -> Duration {
         self.grow(now);
         if self.credit > 0 {
@@ -51,7 +51,7 @@ impl Budget {
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
     }
 
-    /// Work that took `cost` of CPU time has ended at `now`.
+    /// Records that work which took `cost` of CPU time has ended at `now`.
     pub fn spend(&mut self, cost: Duration, now: Duration) {
         self.grow(now);
         self.credit -= i128::try_from(cost.as_nanos()).unwrap_or(i128::MAX / 2);

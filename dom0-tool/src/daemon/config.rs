@@ -41,7 +41,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The mode as the file has it.
+    /// Returns the mode as the file has it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -51,12 +51,12 @@ impl Mode {
         }
     }
 
-    /// Whether free pages are given back.
+    /// Returns whether free pages are given back.
     pub const fn gives_back(self) -> bool {
         matches!(self, Self::Free | Self::FreeContent)
     }
 
-    /// Whether pages are shared by content.
+    /// Returns whether pages are shared by content.
     pub const fn has_content(self) -> bool {
         matches!(self, Self::FreeContent)
     }
@@ -74,7 +74,7 @@ pub enum Extent {
 }
 
 impl Extent {
-    /// The extent as the file has it.
+    /// Returns the extent as the file has it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Settled => "settled",
@@ -248,13 +248,13 @@ impl Config {
         })
     }
 
-    /// How the guest called `name` is treated; one without a name as the defaults say.
+    /// Returns how the guest called `name` is treated. A guest without a name is treated by the defaults.
     pub fn treatment(&self, name: Option<&str>) -> &Treatment {
         name.and_then(|name| self.domains.get(name))
             .unwrap_or(&self.defaults)
     }
 
-    /// The settings in force, for people.
+    /// Renders the settings in force as text.
     pub fn describe(&self) -> String {
         use std::fmt::Write;
         let listen = match &self.listen {
@@ -364,7 +364,7 @@ impl Source<'_> {
         }
     }
 
-    /// An error of the parser, which names what it expected after a comma.
+    /// Converts an error of the TOML parser, which names what it expected after a comma.
     fn of_toml(&self, error: &toml::de::Error) -> ConfigError {
         let at = error.span().map_or(0, |span| span.start);
         let message = error.message().trim();
@@ -469,7 +469,7 @@ impl Source<'_> {
     }
 }
 
-/// The same text without line breaks: an error is one line of a journal.
+/// Returns the same text without line breaks: an error is one line of a journal.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -16,7 +16,8 @@ pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; char
 /// The media type of the text format 0.0.4.
 pub const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The text format 0.0.4 of `openmetrics`, a text that [`crate::daemon::metrics::Snapshot::text`] made.
+/// Converts `openmetrics`, the output of [`crate::daemon::metrics::Snapshot::text`], to the text format
+/// 0.0.4.
 pub fn plain_text(openmetrics: &str) -> String {
     let counters: BTreeSet<&str> = openmetrics
         .lines()

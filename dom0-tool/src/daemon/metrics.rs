@@ -374,7 +374,7 @@ const STATE: (&str, &str) = (
 );
 
 impl Snapshot {
-    /// What there is to tell now.
+    /// Collects the values of all metrics now.
     pub fn of<X: Xen>(supervisor: &Supervisor<X>) -> Self {
         Self {
             guests: supervisor
@@ -394,7 +394,7 @@ impl Snapshot {
         }
     }
 
-    /// As text in the format of `OpenMetrics`.
+    /// Renders the snapshot as text in the format of `OpenMetrics`.
     pub fn text(self) -> String {
         let mut registry = Registry::with_prefix("lacuna");
         registry.register_collector(Box::new(self));
@@ -493,7 +493,7 @@ fn put_value(encoder: MetricEncoder<'_>, kind: Kind, value: Value) -> Result<(),
     }
 }
 
-/// Every metric's full name, as samples carry it, and its definition: for the documentation's test.
+/// Returns every metric's full name, as samples carry it, and its definition: for the documentation's test.
 pub fn definitions() -> BTreeMap<String, &'static str> {
     fn full(name: &str, measure: Measure, kind: Kind) -> String {
         let unit = measure

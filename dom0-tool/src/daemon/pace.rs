@@ -37,19 +37,19 @@ pub struct Look {
 }
 
 impl Pace {
-    /// A round has given free pages back: whether to look at contents now.
+    /// Records a round that gave free pages back, and returns whether a content round is due now.
     pub const fn is_due(&mut self) -> bool {
         let due = self.left == 0;
         self.left = self.left.saturating_sub(1);
         due
     }
 
-    /// A look begins.
+    /// Records that a content round begins.
     pub fn begin(&mut self) {
         self.now = Look::default();
     }
 
-    /// A part of the look under way came to `part`.
+    /// Adds the figures of a part of the content round.
     pub const fn add(&mut self, part: Look) {
         self.now.gave += part.gave;
         self.now.hashed += part.hashed;

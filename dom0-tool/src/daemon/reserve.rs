@@ -34,7 +34,7 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// A watch over `mib` MiB of reserve.
+    /// Creates a watch over a reserve of `mib` MiB.
     pub fn new(mib: u64) -> Self {
         Self {
             size: mib.saturating_mul(PAGES_PER_MIB),
@@ -42,12 +42,13 @@ impl Reserve {
         }
     }
 
-    /// Another size, in MiB; takes effect with the next look.
+    /// Changes the size, in MiB. This takes effect with the next call of [`Self::look`].
     pub fn set_mib(&mut self, mib: u64) {
         self.size = mib.saturating_mul(PAGES_PER_MIB);
     }
 
-    /// The host has `memory`, and guests may take back `promised` pages. What is to be told of, if anything.
+    /// Records that the host has `memory` and that guests may take back `promised` pages. Returns what
+    /// changed, if anything did.
     pub fn look(&mut self, memory: HostMemory, promised: u64) -> Option<Change> {
         self.memory = memory;
         self.promised = promised;
@@ -67,17 +68,17 @@ impl Reserve {
         }
     }
 
-    /// A guest has given back `pages`.
+    /// Records that a guest has given back `pages`.
     pub fn gave_back(&mut self, pages: u64) {
         self.promised += pages;
     }
 
-    /// Most pages that may be given back now.
+    /// Returns the most pages that may be given back now.
     pub fn allowance(&self) -> u64 {
         self.cap.map_or(u64::MAX, |cap| cap.saturating_sub(self.promised))
     }
 
-    /// Whether the host is low.
+    /// Returns whether the host is low.
     pub const fn is_low(&self) -> bool {
         self.cap.is_some()
     }
@@ -87,17 +88,17 @@ impl Reserve {
         self.lows
     }
 
-    /// The reserve, in pages.
+    /// Returns the reserve, in pages.
     pub const fn pages(&self) -> u64 {
         self.size
     }
 
-    /// The host's memory at the last look.
+    /// Returns the host's memory at the last look.
     pub const fn memory(&self) -> HostMemory {
         self.memory
     }
 
-    /// Pages that guests may take back.
+    /// Returns the number of pages that guests may take back.
     pub const fn promised(&self) -> u64 {
         self.promised
     }

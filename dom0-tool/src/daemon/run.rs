@@ -66,7 +66,7 @@ pub fn run(arguments: &Arguments) -> u8 {
     }
 }
 
-/// The configuration in `file`, or in the usual one, which need not be there.
+/// Reads the configuration from `file`, or from the usual file, which may be absent.
 ///
 /// # Errors
 /// What is wrong with the file.

@@ -154,7 +154,7 @@ fn answer(mut client: impl Client, board: &Board) -> io::Result<()> {
     client.flush()
 }
 
-/// Whether the client says that it takes `OpenMetrics`, as Prometheus does.
+/// Returns whether the client accepts `OpenMetrics`, as Prometheus does.
 fn wants_openmetrics(request: &str) -> bool {
     request.lines().skip(1).any(|line| {
         line.split_once(':').is_some_and(|(name, value)| {
@@ -163,7 +163,7 @@ fn wants_openmetrics(request: &str) -> bool {
     })
 }
 
-/// The request, up to the empty line that ends its head, as text.
+/// Reads a request up to the empty line that ends its head.
 fn request(client: &mut impl Read) -> io::Result<String> {
     let started = Instant::now();
     let mut bytes = Vec::new();

@@ -39,7 +39,7 @@ pub struct Supervisor<X> {
 }
 
 impl<X: Xen> Supervisor<X> {
-    /// A supervisor that knows no guest yet.
+    /// Creates a supervisor that knows no guest yet.
     pub fn new(xen: X, config: Config) -> Self {
         let now = xen.now();
         Self {
@@ -53,7 +53,7 @@ impl<X: Xen> Supervisor<X> {
         }
     }
 
-    /// Another configuration, from now on.
+    /// Replaces the configuration, from now on.
     pub fn configure(&mut self, config: Config) {
         let now = self.xen.now();
         self.budget.set_percent(config.cpu_percent, now);
@@ -65,32 +65,32 @@ impl<X: Xen> Supervisor<X> {
         }
     }
 
-    /// The guests, by domain number.
+    /// Returns the guests, by domain number.
     pub const fn guests(&self) -> &BTreeMap<u16, Watched> {
         &self.guests
     }
 
-    /// The host's memory.
+    /// Returns the host's memory.
     pub const fn reserve(&self) -> &Reserve {
         &self.reserve
     }
 
-    /// The configuration in force.
+    /// Returns the configuration in force.
     pub const fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Time since the supervisor's fixed moment.
+    /// Returns the time since the supervisor's fixed moment.
     pub fn now(&self) -> Duration {
         self.xen.now()
     }
 
-    /// CPU time used by this process.
+    /// Returns the CPU time used by this process.
     pub fn cpu_time(&self) -> Duration {
         self.xen.cpu_time()
     }
 
-    /// Whether every guest has had a round, or is left alone.
+    /// Returns whether every guest has had a round, or is left alone.
     pub fn all_served(&self) -> bool {
         self.guests.values().all(|watched| {
             watched.deeds.rounds > 0 || watched.exclusion.is_some() || watched.treatment.mode == Mode::Off
@@ -238,7 +238,7 @@ impl<X: Xen> Supervisor<X> {
         }
     }
 
-    /// The next step for a guest.
+    /// Does the next step for a guest.
     fn step(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
         let look = self.xen.look(domain)?;
         let Some(watched) = self.guests.get_mut(&domain) else {

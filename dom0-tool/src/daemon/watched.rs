@@ -106,7 +106,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// A guest that has just been seen.
+    /// Creates the record of a guest that has just been seen.
     pub fn new(name: Option<String>, config: &Config, now: Duration) -> Self {
         Self {
             treatment: config.treatment(name.as_deref()).clone(),
@@ -127,7 +127,7 @@ impl Watched {
         }
     }
 
-    /// Another configuration is in force.
+    /// Applies another configuration.
     pub fn configure(&mut self, config: &Config, now: Duration) {
         self.backoff = Backoff::new(config.retry_first, config.retry_longest);
         let treatment = config.treatment(self.name.as_deref());
@@ -140,19 +140,19 @@ impl Watched {
         self.due = now;
     }
 
-    /// A round begins, with a scan.
+    /// Begins a round, with a scan.
     pub fn begin_round(&mut self, now: Duration) {
         self.work = Work::Scan(0);
         self.round_began = now;
         self.gave = 0;
     }
 
-    /// The name for people.
+    /// Returns the name for people.
     pub fn title(&self) -> &str {
         self.name.as_deref().unwrap_or("")
     }
 
-    /// [`Look::given_back`] by the last look.
+    /// Returns [`Look::given_back`] of the last look.
     pub fn given_back(&self) -> u64 {
         self.look.map_or(0, |look| look.given_back())
     }

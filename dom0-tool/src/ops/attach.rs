@@ -67,8 +67,8 @@ pub fn attach<O: Observer + ?Sized>(
 /// 10 s on a processor of this decade, and an idle guest does not reach this for long.
 const BOOTING: Duration = Duration::from_secs(30);
 
-/// What to tell instead of `failure` where the guest has run for `ran` only: that its kernel is not to be
-/// known, or not as its profile has it, is what a guest that boots looks like.
+/// Returns the failure to report for a guest that has run for `ran`. A guest that is still booting looks
+/// like one whose kernel is unknown or does not fit its profile, so such a `failure` is reported as booting.
 fn while_booting(failure: Failure, ran: Duration) -> Failure {
     let looks_so = matches!(failure.cause, Cause::UnknownKernel | Cause::Contradiction);
     if !looks_so || ran >= BOOTING {
@@ -120,7 +120,7 @@ fn give_profile<O: Observer + ?Sized>(
     })
 }
 
-/// The guest's profile, encoded. The guest's memory is closed before anything is shared.
+/// Builds the guest's profile and encodes it. The guest's memory is closed before anything is shared.
 fn build<O: Observer + ?Sized>(live: &Live, sources: &Sources, observer: &mut O) -> Result<Vec<u8>, Failure> {
     live.with_kernel(sources, observer, |memory, kernel, cpus, observer| {
         let built = kernel.build(memory, cpus, sources, observer)?;
@@ -136,7 +136,7 @@ fn build<O: Observer + ?Sized>(live: &Live, sources: &Sources, observer: &mut O)
     })
 }
 
-/// Has the engine scan until it believes the profile.
+/// Makes the engine scan until it admits the profile.
 fn admit<O: Observer + ?Sized>(live: &Live, paused: bool, observer: &mut O) -> Result<Scanned, Failure> {
     observer.begin(Step::ScanGuest);
     // The guest goes on for a moment between two tries.

@@ -34,17 +34,17 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Whether free pages are looked for.
+    /// Returns whether free pages are looked for.
     pub const fn has_intro(self) -> bool {
         matches!(self, Self::Intro | Self::IntroDedup)
     }
 
-    /// Whether equal pages are looked for.
+    /// Returns whether equal pages are looked for.
     pub const fn has_content(self) -> bool {
         matches!(self, Self::Dedup | Self::IntroDedup)
     }
 
-    /// Its name.
+    /// Returns the name of the mode.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Intro => "intro",
@@ -97,7 +97,7 @@ impl Round {
         self.contents += other.contents;
     }
 
-    /// Pages given back.
+    /// Returns the number of pages given back.
     pub const fn given_back(&self) -> u64 {
         self.shared.pages + self.contents.zeroed + self.contents.merged
     }

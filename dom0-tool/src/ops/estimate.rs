@@ -41,7 +41,7 @@ impl Count {
         count
     }
 
-    /// Pages that the first iteration leaves behind (docs/migration.md, rule 4).
+    /// Returns the number of pages that the first iteration leaves behind (docs/migration.md, rule 4).
     fn skipped(&self, contents: Contents, receiver: Receiver) -> u64 {
         match (receiver, contents) {
             (Receiver::Lacuna, _) => self.either,
@@ -62,7 +62,7 @@ pub enum Receiver {
 }
 
 impl Receiver {
-    /// Its name.
+    /// Returns the receiver's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -89,7 +89,7 @@ pub enum Estimate {
         count: Count,
         /// What the guest expects of free pages.
         contents: Contents,
-        /// Pages that the first iteration leaves behind.
+        /// Returns the number of pages that the first iteration leaves behind.
         skipped: u64,
         /// Pages that it sends.
         sent: u64,
@@ -156,7 +156,8 @@ impl From<EngineError> for Unknown {
     }
 }
 
-/// The guest's free pages by a scan of now, and what it expects of them; or why a migration would not ask.
+/// Returns the guest's free pages by a scan of now, and what it expects of them; or why a migration would
+/// not ask.
 fn nominated(live: &Live) -> Result<(Contents, Vec<u8>), Unknown> {
     let statistics = live.engine.statistics()?;
     if State::from_code(statistics.state) == Some(State::Empty) {
@@ -171,7 +172,7 @@ fn nominated(live: &Live) -> Result<(Contents, Vec<u8>), Unknown> {
     Ok((profile.contents, free))
 }
 
-/// Why free or zero pages would be sent all the same.
+/// Returns why free or zero pages would be sent all the same.
 fn why_sent(contents: Contents, receiver: Receiver, count: &Count) -> Option<String> {
     if receiver == Receiver::Lacuna {
         return None;

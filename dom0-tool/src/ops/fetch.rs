@@ -26,7 +26,7 @@ pub enum Wanted {
     },
 }
 
-/// The kernel that is named, or that the guest named runs.
+/// Returns the kernel that is named, or that the guest named runs.
 ///
 /// # Errors
 /// No kernel was identified, or it has no name that packages have.
@@ -76,7 +76,7 @@ pub fn fetch<O: Observer + ?Sized>(
     fetched.map_err(|error| explain(&error, kernel, cache))
 }
 
-/// What happened, and what to fetch by hand.
+/// Returns what happened, and what to fetch by hand.
 fn explain(error: &FetchError, kernel: &KernelName, cache: &Path) -> Failure {
     match error {
         FetchError::Io { .. } => Failure::new(

@@ -99,7 +99,7 @@ impl Live {
         Ok(Self::new(&privcmd, domain))
     }
 
-    /// A domain that was found before.
+    /// Creates the handle of a domain that was found before.
     pub fn new(privcmd: &Rc<Privcmd>, domain: Domain) -> Self {
         Self {
             privcmd: Rc::clone(privcmd),
@@ -108,7 +108,7 @@ impl Live {
         }
     }
 
-    /// The domain's memory. Drop it before sharing: it holds references on what it has mapped.
+    /// Returns the domain's memory. Drop it before sharing: it holds references on what it has mapped.
     ///
     /// # Errors
     /// The domain is a PV guest, or the hypervisor does not let its memory be read.
@@ -128,7 +128,7 @@ impl Live {
         )?)
     }
 
-    /// The virtual CPUs. The domain is stopped for the moment that this takes.
+    /// Returns the virtual CPUs. The domain is stopped for the moment that this takes.
     ///
     /// # Errors
     /// The engine's refusal.
@@ -136,7 +136,7 @@ impl Live {
         Ok(self.engine.registers()?.iter().map(Cpu::from_registers).collect())
     }
 
-    /// Pages of memory that the domain has: its own, and those on frames that it shares.
+    /// Returns the number of pages that the domain has: its own, and those on frames that it shares.
     ///
     /// # Errors
     /// The domain is gone, or the hypervisor cannot be asked.
@@ -146,13 +146,13 @@ impl Live {
         Ok(own + statistics.zero_gfns + statistics.content_gfns)
     }
 
-    /// Time for which the domain's virtual CPUs have run so far; `None` when it is gone.
+    /// Returns the time for which the domain's virtual CPUs have run so far; `None` when it is gone.
     pub fn ran(&self) -> Option<Duration> {
         let info = self.privcmd.domain_info(self.domain.id).ok()??;
         Some(Duration::from_nanos(info.cpu_time))
     }
 
-    /// Number and name.
+    /// Returns the domain's number and name.
     pub fn title(&self) -> String {
         match &self.domain.name {
             Some(name) => format!("domain {} ({name})", self.domain.id.get()),
@@ -183,7 +183,7 @@ impl Live {
     }
 }
 
-/// A scan's figures for people, of a guest with `memory` pages.
+/// Adjusts a scan's figures for display, for a guest with `memory` pages.
 ///
 /// A kernel has descriptors for whole sections (128 MiB on x86, `SECTION_SIZE_BITS`), and calls what is not
 /// there in use, or rather reserved. Pages in use are those that are left of the guest's memory; the rest
@@ -219,7 +219,7 @@ pub fn with_dumped_kernel<O: Observer + ?Sized, T>(
     outcome.map_err(|failure| of_a_file(failure, dump))
 }
 
-/// A failure with what it means for a file: nothing is tried again with one, but it may lack what a guest
+/// Adds to a failure what it means for a dump: trying again is useless, but the file may lack what a guest
 /// has.
 fn of_a_file(failure: Failure, dump: &Dump) -> Failure {
     let Clues { remedy, absent, .. } = failure.clues;

@@ -38,15 +38,15 @@ pub struct Look {
 }
 
 impl Look {
-    /// Pages of the guest on zero frames or on frames shared by content: so many may want a frame of their
-    /// own again.
+    /// Returns the number of the guest's pages on zero frames or on frames shared by content. Each of them
+    /// may need a frame of its own again.
     pub const fn given_back(&self) -> u64 {
         self.statistics
             .zero_gfns
             .saturating_add(self.statistics.content_gfns)
     }
 
-    /// Pages that the guest has taken off such frames by writing to them.
+    /// Returns the number of pages that the guest has taken off such frames by writing to them.
     pub const fn unshared(&self) -> u64 {
         self.statistics
             .unshared
@@ -56,21 +56,21 @@ impl Look {
 
 /// What the daemon asks of the host.
 pub trait Xen {
-    /// Time since some fixed moment; never steps back.
+    /// Returns the time since some fixed moment. It never steps back.
     fn now(&self) -> Duration;
-    /// CPU time that this process has used, hypercalls included.
+    /// Returns the CPU time that this process has used, hypercalls included.
     fn cpu_time(&self) -> Duration;
-    /// The guests there are, dom0 left out.
+    /// Returns the guests there are, dom0 left out.
     ///
     /// # Errors
     /// xenstore could not be asked.
     fn guests(&mut self) -> Result<Vec<Seen>, Failure>;
-    /// The host's memory.
+    /// Returns the host's memory.
     ///
     /// # Errors
     /// The hypervisor could not be asked.
     fn memory(&mut self) -> Result<HostMemory, Failure>;
-    /// What the hypervisor says of a guest.
+    /// Returns what the hypervisor says of a guest.
     ///
     /// # Errors
     /// Why it does not; [`Cause::Gone`] for a guest that is not there.
@@ -85,7 +85,7 @@ pub trait Xen {
     /// # Errors
     /// The engine's refusal.
     fn scan(&mut self, domain: u16, from: u64) -> Result<Part<Scanned>, Failure>;
-    /// What the last scan saw: a bit a frame, lowest first, set where the frame was free.
+    /// Returns what the last scan saw: a bit a frame, lowest first, set where the frame was free.
     ///
     /// # Errors
     /// The engine's refusal.
@@ -97,7 +97,7 @@ pub trait Xen {
     /// The engine's refusal.
     fn share(&mut self, domain: u16, from: u64, end: Option<u64>, most: u64)
     -> Result<Part<Shared>, Failure>;
-    /// Has a guest share by content with the members of trust group `name`, with nobody else for an empty
+    /// Makes a guest share by content with the members of trust group `name`, with nobody else for an empty
     /// name.
     ///
     /// # Errors

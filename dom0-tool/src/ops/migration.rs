@@ -29,7 +29,7 @@ pub enum Side {
     Received,
 }
 
-/// The file in `folder` that is about the guest with `handle`, by its ending.
+/// Returns the file in `folder` that is about the guest with `handle`, by its ending.
 fn file(folder: &Path, handle: &[u8; 16], ending: &str) -> PathBuf {
     let mut name = String::new();
     for (index, byte) in handle.iter().enumerate() {
@@ -41,7 +41,7 @@ fn file(folder: &Path, handle: &[u8; 16], ending: &str) -> PathBuf {
     folder.join(format!("{name}.{ending}"))
 }
 
-/// The counters of the guest's latest migration on `side`; `None` when this host knows of none.
+/// Returns the counters of the guest's latest migration on `side`; `None` when this host knows of none.
 ///
 /// # Errors
 /// The file cannot be read, or is not what a helper writes.
@@ -76,7 +76,7 @@ fn counters_in(folder: &Path, domain: &DomainInfo, side: Side) -> io::Result<Opt
         .map_err(|error| io::Error::new(ErrorKind::InvalidData, format!("{}: {error}", path.display())))
 }
 
-/// Why the guest was refused a profile; `None` when it was not.
+/// Returns why the guest was refused a profile; `None` when it was not.
 pub fn refusal(domain: &DomainInfo) -> Option<String> {
     refusal_in(FOLDER.as_ref(), domain)
 }

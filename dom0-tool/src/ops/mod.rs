@@ -37,32 +37,32 @@ use dedup::Round;
 /// Is told what an operation has found so far, so that it can be shown while the rest goes on. Each method
 /// does nothing unless it is written.
 pub trait Observer: Progress {
-    /// A dump was opened.
+    /// Tells that a dump was opened.
     fn dump_opened(&mut self, dump: &Dump) {
         let _ = dump;
     }
 
-    /// The guest's kernel was identified.
+    /// Tells that the guest's kernel was identified.
     fn identified(&mut self, kernel: &Kernel) {
         let _ = kernel;
     }
 
-    /// The kernel's profile was built.
+    /// Tells that the kernel's profile was built.
     fn built(&mut self, built: &BuiltProfile) {
         let _ = built;
     }
 
-    /// The hypervisor scanned the guest.
+    /// Tells that the hypervisor scanned the guest.
     fn scanned(&mut self, scanned: &Scanned) {
         let _ = scanned;
     }
 
-    /// The dump of a guest with this profile was scanned.
+    /// Tells that the dump of a guest with this profile was scanned.
     fn dump_scanned(&mut self, built: &BuiltProfile, scanned: &OfflineScan) {
         let _ = (built, scanned);
     }
 
-    /// A round of giving memory back was done: the `number`th.
+    /// Tells that the `number`th round of giving memory back is done.
     fn round_done(&mut self, number: u64, round: &Round) {
         let _ = (number, round);
     }

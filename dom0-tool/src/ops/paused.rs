@@ -31,7 +31,8 @@ pub fn while_paused<T>(
     }
 }
 
-/// What to tell when the guest does not go on: that first, then what else went wrong.
+/// Returns the failure to report when the guest could not be unpaused. It says that first, and then what
+/// else went wrong.
 fn stuck(live: &Live, error: &PrivcmdError, also: Option<Failure>) -> Failure {
     let also = also.map_or_else(String::new, |failure| format!("; before that: {}", failure.what));
     Failure::new(

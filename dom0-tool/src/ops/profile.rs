@@ -76,7 +76,7 @@ pub fn build_layout<O: Observer + ?Sized>(
     Ok(layout)
 }
 
-/// The files that are read for a guest.
+/// Returns the files that are read for a guest.
 pub(super) fn inputs<'g>(guest: &'g Guest, sources: &'g Sources) -> impl Iterator<Item = &'g Path> {
     let dump = match guest {
         Guest::Domain(_) => None,
@@ -85,7 +85,7 @@ pub(super) fn inputs<'g>(guest: &'g Guest, sources: &'g Sources) -> impl Iterato
     dump.into_iter().flatten().flatten().chain(named(sources))
 }
 
-/// The files that `sources` name.
+/// Returns the files that `sources` name.
 fn named(sources: &Sources) -> impl Iterator<Item = &Path> {
     [
         &sources.layout,
@@ -97,7 +97,7 @@ fn named(sources: &Sources) -> impl Iterator<Item = &Path> {
     .filter_map(|file: &Option<PathBuf>| file.as_deref())
 }
 
-/// The profile as the hypervisor wants it.
+/// Encodes a profile in the form that the hypervisor takes.
 ///
 /// # Errors
 /// It does not fit.
@@ -122,7 +122,7 @@ pub fn decode(bytes: &[u8]) -> Result<Profile, Failure> {
     })
 }
 
-/// The bytes of a profile file, or the beginning of any other.
+/// Reads a profile file, or the beginning of any other file.
 ///
 /// # Errors
 /// The file cannot be read.

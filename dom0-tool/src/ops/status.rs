@@ -20,7 +20,7 @@ pub struct Status {
     pub received: Option<Value>,
 }
 
-/// What the engine knows and has done for a guest, and what its migrations left behind here.
+/// Returns what the engine knows and has done for a guest, and what its migrations left behind here.
 ///
 /// # Errors
 /// The engine's refusal, or a damaged file of a migration's.

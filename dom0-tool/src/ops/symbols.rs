@@ -90,7 +90,7 @@ fn begins(file: &Path) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// The key that an executable's debug record or a store path names.
+/// Returns the key that an executable's debug record or a store path names.
 fn key_of(what: &str) -> Result<SymbolKey, Failure> {
     let path = Path::new(what);
     if !path.is_file() {

@@ -62,13 +62,13 @@ impl Sample {
         Ok(Self { at, memory, guests })
     }
 
-    /// Pages that guests could take back.
+    /// Returns the number of pages that guests could take back.
     pub fn promised(&self) -> u64 {
         self.guests.iter().map(|(_, look)| look.given_back()).sum()
     }
 }
 
-/// The guests of `after`, with rates since `before` where they were there.
+/// Returns a row for each guest in `after`, with rates since `before` for those that existed then.
 #[allow(clippy::cast_precision_loss)] // rates, for reading
 pub fn rows(before: &Sample, after: &Sample) -> Vec<Row> {
     let seconds = after.at.saturating_sub(before.at).as_secs_f64();

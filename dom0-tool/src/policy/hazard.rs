@@ -27,7 +27,7 @@ struct Seen {
 }
 
 impl Hazard {
-    /// Another scan begins to be looked at.
+    /// Lets older observations count less, once for each scan.
     pub fn fade(&mut self) {
         for seen in &mut self.seen {
             seen.taken *= 1.0 - FADE;
@@ -35,8 +35,9 @@ impl Hazard {
         }
     }
 
-    /// A region that had been left alone for `age` scans has had `taken` of its pages taken since. What was
-    /// not free before has no age, and small change is younger than its region: neither belongs here.
+    /// Records that `taken` pages were taken from a region that had been left alone for `age` scans. Not
+    /// to be counted: pages that were not free before, which have no age, and small change, which is younger
+    /// than its region.
     #[allow(clippy::cast_precision_loss)] // 512
     pub fn learn(&mut self, age: u8, taken: u32) {
         let group = AGES.iter().rposition(|least| age >= *least);
@@ -46,8 +47,8 @@ impl Hazard {
         }
     }
 
-    /// The age from which on a page is likely to stay free for `scans` scans: 0 where none is too young, 128
-    /// where none was seen to be old enough.
+    /// Returns the age from which on a page is likely to stay free for `scans` scans: 0 where none is too
+    /// young, 128 where none was seen to be old enough.
     pub fn safe_age(&self, scans: u16) -> u8 {
         let risky = |seen: &Seen| seen.taken * f64::from(scans) > seen.exposed;
         // Each but the oldest, which nothing comes after.
@@ -63,8 +64,8 @@ impl Hazard {
 mod tests {
     use super::Hazard;
 
-    /// `scans` scans of ten regions, two of which are free for 12 scans and then in use for as long; of the
-    /// others `small` pages are taken at each scan.
+    /// Simulates `scans` scans of ten regions. Two of them are free for 12 scans and then in use for as long;
+    /// of the others `small` pages are taken at each scan.
     fn swings(hazard: &mut Hazard, scans: u32, small: u32) {
         for scan in 0..scans {
             hazard.fade();

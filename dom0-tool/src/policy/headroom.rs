@@ -29,7 +29,7 @@ impl Headroom {
         self.demand = faded.max(net).max(taken);
     }
 
-    /// Free pages to leave to a guest of `total` pages.
+    /// Returns the number of free pages to leave to a guest of `total` pages.
     pub const fn pages(&self, total: u64) -> u64 {
         let wanted = self.demand + self.demand / MARGIN_PART;
         let (least, most) = (total / LEAST_PART, total / MOST_PART);

@@ -76,7 +76,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Frames in it.
+    /// Returns the number of frames in the run.
     pub const fn pages(self) -> u64 {
         self.to - self.from
     }
@@ -127,17 +127,17 @@ impl Policy {
         }
     }
 
-    /// The decision has been carried out for this run.
+    /// Records that the decision has been carried out for this run.
     pub fn gave_back(&mut self, run: Run) {
         self.regions.gave_back(run);
     }
 
-    /// How many times longer than usual every region has to wait, as a power of two.
+    /// Returns how many times longer than usual every region has to wait, as a power of two.
     pub const fn pressure(&self) -> u32 {
         self.pressure.level()
     }
 
-    /// Free pages that are left to the guest.
+    /// Returns the number of free pages that are left to the guest.
     pub fn headroom(&self) -> u64 {
         self.headroom.pages(self.last.map_or(0, |last| last.total))
     }

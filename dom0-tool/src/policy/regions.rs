@@ -51,8 +51,8 @@ impl Default for Region {
 }
 
 impl Region {
-    /// A scan has shown whether it was left alone but for small change, and whether most of it is free now. A
-    /// fault is worth a page that the host has for `worth` scans.
+    /// Records what a scan has shown: whether the region was left alone except for small change, and whether
+    /// most of it is free now. A fault is worth a page that the host has for `worth` scans.
     fn learn(&mut self, left_alone: bool, mostly_free: bool, worth: u16) {
         if !left_alone || !mostly_free {
             if self.given_back {
@@ -97,12 +97,12 @@ pub struct Regions {
 }
 
 impl Regions {
-    /// How many there are.
+    /// Returns how many there are.
     pub fn len(&self) -> usize {
         self.each.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.each.is_empty()
     }
@@ -159,12 +159,12 @@ impl Regions {
         self.each.get(index).map_or(0, |region| region.age)
     }
 
-    /// Whether a region was given back, and no more than small change has been seen taken since.
+    /// Returns whether a region was given back, and no more than small change has been seen taken since.
     pub fn is_given_back(&self, index: usize) -> bool {
         self.each.get(index).is_some_and(|region| region.given_back)
     }
 
-    /// A run of regions was given back.
+    /// Records that a run of regions was given back.
     pub fn gave_back(&mut self, run: Run) {
         let end = (run.to / REGION_PAGES).min(self.each.len() as u64);
         for index in run.from.div_ceil(REGION_PAGES)..end {

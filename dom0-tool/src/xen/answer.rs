@@ -212,7 +212,7 @@ pub fn explain_status(status: Status, values: &[u64; 4]) -> Answer {
     }
 }
 
-/// A failed check of the guard in words.
+/// Describes a failed identity check.
 pub fn mismatch(check: u64, found: u64, expected: u64) -> String {
     let name = match IdentityCheck::from_code(check) {
         Some(IdentityCheck::Mode) => "processor mode",
@@ -231,7 +231,7 @@ pub fn mismatch(check: u64, found: u64, expected: u64) -> String {
     format!("{name} is {found:#x}, expected {expected:#x}")
 }
 
-/// The rule of `lacuna_core::profile::FieldRule` with number `code`.
+/// Describes the rule of `lacuna_core::profile::FieldRule` with number `code`.
 fn rule(code: u64) -> &'static str {
     match code {
         1 => "the page-table root is aligned",

@@ -81,7 +81,7 @@ fn by_name(name: &str) -> Result<DomainId, DomainError> {
     }
 }
 
-/// A name is for people: without xenstore there is none.
+/// Returns the name of a domain, which is only shown: without xenstore there is none.
 fn name_of(id: DomainId) -> Option<String> {
     Xenstore::connect()
         .ok()?

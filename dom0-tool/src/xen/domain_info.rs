@@ -11,12 +11,12 @@ impl DomainId {
     /// Dom0; to `XEN_DOMCTL_createdomain` it says that Xen is to choose a number.
     pub const ZERO: Self = Self(0);
 
-    /// Domain `number`; `None` for a reserved one.
+    /// Returns the identifier of domain `number`; `None` for a reserved one.
     pub fn new(number: u16) -> Option<Self> {
         (number < Self::LIMIT).then_some(Self(number))
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn get(self) -> u16 {
         self.0
     }
@@ -52,13 +52,13 @@ impl DomainInfo {
     /// `XEN_DOMINF_hap`: hardware-assisted paging.
     pub const HAP: u32 = 1 << 8;
 
-    /// Whether no virtual CPU of the domain has run so far: it is being built, restored or received.
+    /// Returns whether no virtual CPU of the domain has run so far: it is being built, restored or received.
     pub const fn has_not_run(&self) -> bool {
         self.cpu_time == 0
     }
 
-    /// Why the domain has shut down (`SHUTDOWN_*` of `public/sched.h`: 0 power off, 1 reboot, 2 suspend, 3
-    /// crash, 4 watchdog, 5 soft reset); `None` while it has not.
+    /// Returns why the domain has shut down (`SHUTDOWN_*` of `public/sched.h`: 0 power off, 1 reboot, 2
+    /// suspend, 3 crash, 4 watchdog, 5 soft reset); `None` while it has not.
     pub fn shutdown_reason(&self) -> Option<u8> {
         // XEN_DOMINF_shutdownshift and -mask.
         (self.flags & Self::SHUTDOWN != 0).then(|| self.flags.to_le_bytes()[2])

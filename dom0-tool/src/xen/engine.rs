@@ -145,7 +145,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// The engine's side of `domain`.
+    /// Returns the engine as it concerns `domain`.
     pub fn new(privcmd: &Rc<Privcmd>, domain: DomainId) -> Self {
         Self {
             privcmd: Rc::clone(privcmd),
@@ -206,7 +206,7 @@ impl Engine {
         }
     }
 
-    /// Gives the domain a profile, encoded.
+    /// Gives the domain an encoded profile.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -214,7 +214,7 @@ impl Engine {
         self.call(Op::SetProfile, 0, &mut encoded.to_vec()).map(|_| ())
     }
 
-    /// The domain's profile, encoded.
+    /// Returns the domain's encoded profile.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -241,7 +241,8 @@ impl Engine {
         in_parts(|from| self.scan_part(from, SCAN_PART))
     }
 
-    /// Shares nominated pages of all of the domain's memory, part by part.
+    /// Shares the candidates (pages that the last scan found free) in all of the domain's memory, part by
+    /// part.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -271,8 +272,8 @@ impl Engine {
         Ok(Part::of(figures, &answer))
     }
 
-    /// Shares nominated pages from frame `from` on, before frame `end` if that is given, about `pages` of
-    /// them (not 0).
+    /// Shares candidates from frame `from` on, before frame `end` if that is given, about `pages` of them
+    /// (not 0).
     ///
     /// # Errors
     /// [`EngineError`].
@@ -294,8 +295,8 @@ impl Engine {
         Ok(Part::of(figures, &answer))
     }
 
-    /// One round of the content stage over all memory, part by part; `leave_free`: but for what the last scan
-    /// found free. At its end it looks once more at pages that it met for the first time and that could be
+    /// Runs one round of the content stage over all memory, part by part. With `leave_free` it leaves out what
+    /// the last scan found free. At its end it looks once more at pages that it met for the first time and that could be
     /// shared if they stood still.
     ///
     /// # Errors
@@ -307,7 +308,7 @@ impl Engine {
         Ok(sum)
     }
 
-    /// A part of one of many rounds of the content stage: over `frames` frame numbers (not 0) from `from` on,
+    /// Runs a part of one of many rounds of the content stage: over `frames` frame numbers (not 0) from `from` on,
     /// without a look at the end, and without pages that stood still for rounds; `leave_free` as in
     /// [`Self::content`].
     ///
@@ -341,8 +342,8 @@ impl Engine {
         Ok(Part::of(figures, &answer))
     }
 
-    /// Lets the domain share by content with the members of the trust group called `name`; with none for an
-    /// empty name.
+    /// Lets the domain share by content with the members of the trust group called `name`, or with nobody
+    /// else if `name` is empty.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -351,7 +352,7 @@ impl Engine {
         self.call(Op::SetGroup, 0, &mut bytes).map(|_| ())
     }
 
-    /// The domain's counters.
+    /// Returns the domain's counters.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -361,7 +362,7 @@ impl Engine {
         Ok(statistics)
     }
 
-    /// What is known of one frame.
+    /// Returns what is known of one frame.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -371,7 +372,7 @@ impl Engine {
         Ok(explanation)
     }
 
-    /// The registers of every virtual CPU. The domain is paused for the moment that takes.
+    /// Returns the registers of every virtual CPU. The domain is paused for the moment that takes.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -385,7 +386,8 @@ impl Engine {
             .collect())
     }
 
-    /// The frames of `kind`: a bit a frame, lowest first, up to the last frame that the domain has mapped.
+    /// Returns the frames of `kind`: a bit a frame, lowest first, up to the last frame that the domain has
+    /// mapped.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -407,8 +409,8 @@ impl Engine {
         }
     }
 
-    /// The bitmap of free pages as of the last scan, with how many frames it is for: a bit a frame, lowest
-    /// first.
+    /// Returns the bitmap of free pages as of the last scan, with how many frames it is for: a bit a frame,
+    /// lowest first.
     ///
     /// Stretches for which the hypervisor keeps no bits are not asked for. Their zeros are pages that nothing
     /// was written to, so a guest with a page at a very high frame does not make this program use memory.

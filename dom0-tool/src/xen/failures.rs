@@ -9,7 +9,7 @@ use super::engine::EngineError;
 use super::privcmd::PrivcmdError;
 use crate::failure::{Cause, Class, Clues, Failure};
 
-/// Why the engine refused with `status`.
+/// Returns why the engine refused with `status`.
 fn cause_of(status: Status) -> Cause {
     match status {
         Status::NotHap

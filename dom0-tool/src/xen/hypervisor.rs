@@ -31,7 +31,7 @@ pub struct Described {
     pub lacuna: Option<u32>,
 }
 
-/// What `folder`, in the form of [`SYSFS`], says of the hypervisor.
+/// Returns what `folder`, in the form of [`SYSFS`], says of the hypervisor.
 pub fn described(folder: &Path) -> Described {
     let read = |name: &str| {
         let text = fs::read_to_string(folder.join(name)).ok()?;
@@ -66,7 +66,7 @@ pub fn require_lacuna(privcmd: &Rc<Privcmd>) -> Result<(), EngineError> {
     )
 }
 
-/// What to make of the answer for the domain that asks, and of what the hypervisor says of itself.
+/// Decides from the answer for the calling domain, and from what the hypervisor says of itself.
 fn judge(refusal: Option<EngineError>, described: &Described) -> Result<(), EngineError> {
     match (refusal, described.lacuna) {
         (Some(EngineError::NotThere), _) => Err(EngineError::NotThere),

@@ -20,7 +20,7 @@ impl DomctlVersion {
     /// All of them, the newest first: of Xen 4.19 to 4.21, of 4.18, and of 4.17.
     pub(super) const KNOWN: [Self; 3] = [Self(0x17), Self(0x16), Self(0x15)];
 
-    /// The number that goes into the structure.
+    /// Returns the number that goes into the structure.
     pub(super) fn number(self) -> u32 {
         self.0
     }
@@ -34,14 +34,14 @@ impl SysctlVersion {
     /// All of them, the newest first: of Xen 4.21, and of 4.17 to 4.20.
     pub(super) const KNOWN: [Self; 2] = [Self(0x16), Self(0x15)];
 
-    /// The number that goes into the structure.
+    /// Returns the number that goes into the structure.
     pub(super) fn number(self) -> u32 {
         self.0
     }
 }
 
-/// The first of `versions` that Xen does not refuse, as `attempt` finds by making a call with it; and what
-/// the call returned.
+/// Returns the first of `versions` that Xen does not refuse, as `attempt` finds by making a call with it;
+/// and what the call returned.
 ///
 /// # Errors
 /// [`PrivcmdError::NoVersion`] when Xen refuses each of them. Another error of the call is the call's own:
@@ -66,7 +66,7 @@ pub(super) fn accepted<V: Copy, T>(
     })
 }
 
-/// What Xen calls itself, `4.20` for example, from the two files that Linux keeps in `directory`.
+/// Returns what Xen calls itself, `4.20` for example, from the two files that Linux keeps in `directory`.
 fn running_xen(directory: &Path) -> String {
     let part = |name: &str| {
         let text = fs::read_to_string(directory.join(name)).ok()?;
@@ -82,7 +82,7 @@ fn running_xen(directory: &Path) -> String {
 mod tests {
     use super::*;
 
-    /// A Xen that takes `own` and nothing else, and then answers with `answer`.
+    /// Returns a Xen that takes `own` and nothing else, and then answers with `answer`.
     fn xen(own: u32, answer: Result<(), i32>) -> impl Fn(u32) -> Result<(), PrivcmdError> {
         move |version| {
             let answer = if version == own { answer } else { Err(libc::EACCES) };

@@ -82,7 +82,7 @@ pub enum PrivcmdError {
 }
 
 impl PrivcmdError {
-    /// The error number, if the hypervisor or the driver gave one.
+    /// Returns the error number, if the hypervisor or the driver gave one.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Open { cause, .. } | Self::Call { cause, .. } => cause.raw_os_error(),
@@ -140,13 +140,13 @@ impl Privcmd {
         Ok(opened)
     }
 
-    /// A `struct xen_domctl` with an empty union.
+    /// Returns a `struct xen_domctl` with an empty union.
     pub(super) fn domctl(&self, number: u32, domain: DomainId) -> [u8; DOMCTL_BYTES] {
         domctl(self.domctl, number, domain)
     }
 
-    /// The Lacuna operation `request` on `domain`, with `payload` as its buffer in both directions. On return
-    /// the request holds what the hypervisor wrote back, also after an error of the hypervisor.
+    /// Issues the Lacuna operation `request` on `domain`, with `payload` as its buffer in both directions.
+    /// On return the request holds what the hypervisor wrote back, also after an error of the hypervisor.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -168,7 +168,7 @@ impl Privcmd {
         outcome.map(|_| ())
     }
 
-    /// What Xen knows of `domain`; `None` when there is no such domain.
+    /// Returns what Xen knows of `domain`; `None` when there is no such domain.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -182,7 +182,7 @@ impl Privcmd {
         Ok(DomainInfo::read(&bytes[UNION..], domain))
     }
 
-    /// The host's memory.
+    /// Returns the host's memory.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -225,7 +225,7 @@ impl Privcmd {
             .map(|_| ())
     }
 
-    /// The highest frame that `domain` has mapped.
+    /// Returns the highest frame that `domain` has mapped.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -243,9 +243,9 @@ impl Privcmd {
         Ok(Gfn::new(u64::from(highest)))
     }
 
-    /// One hypercall whose argument is `argument`, which may hold, at `handle_at`, the guest handle of
-    /// `payload`. With `command` not 0 it goes first and the argument second, as `memory_op` and `hvm_op`
-    /// want it.
+    /// Issues one hypercall with `argument`. If `handle_at` is given, the guest handle of `payload` is
+    /// stored there in the argument. If `command` is not 0, it is passed first and the argument second, as
+    /// `memory_op` and `hvm_op` expect.
     pub(super) fn hypercall(
         &self,
         call: &'static str,
@@ -271,7 +271,8 @@ impl Privcmd {
         returned.map_err(failed)
     }
 
-    /// Hypercall `number` with the argument at the start of `buffer`, `command` before it unless that is 0.
+    /// Issues hypercall `number` with the argument at the start of `buffer`, and `command` before it unless
+    /// that is 0.
     fn issue(&self, number: u64, command: u64, buffer: &HypercallBuffer) -> io::Result<u32> {
         let address = buffer.address as u64;
         let arguments = if command == 0 {
@@ -282,8 +283,8 @@ impl Privcmd {
         self.raise(number, arguments)
     }
 
-    /// Hypercall `number`. The addresses among its arguments are those of a buffer that the caller keeps
-    /// until then.
+    /// Issues hypercall `number`. The addresses among its arguments are those of a buffer that the caller
+    /// keeps until this returns.
     fn raise(&self, number: u64, arg: [u64; 5]) -> io::Result<u32> {
         #[repr(C)]
         struct Hypercall {
@@ -304,7 +305,7 @@ impl Privcmd {
         u32::try_from(returned).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Maps frames of `domain` for reading. Frames that are not there are left out, see
+    /// Maps frames of `domain` for reading. Frames that do not exist are left out, see
     /// [`ForeignFrames::copy`].
     ///
     /// # Errors
@@ -446,7 +447,7 @@ pub enum Pause {
     End,
 }
 
-/// A `struct xen_domctl` with an empty union.
+/// Returns a `struct xen_domctl` with an empty union.
 fn domctl(version: DomctlVersion, number: u32, domain: DomainId) -> [u8; DOMCTL_BYTES] {
     let mut bytes = [0; DOMCTL_BYTES];
     bytes[..4].copy_from_slice(&number.to_le_bytes());
@@ -534,7 +535,7 @@ pub struct ForeignFrames {
 }
 
 impl ForeignFrames {
-    /// Whether frame `index` of those asked for is there.
+    /// Returns whether frame `index` of those asked for is there.
     pub fn is_present(&self, index: usize) -> bool {
         self.present.get(index).copied().unwrap_or(false)
     }

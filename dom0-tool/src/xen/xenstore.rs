@@ -69,7 +69,7 @@ impl Xenstore {
         })
     }
 
-    /// The value at `path`.
+    /// Returns the value at `path`.
     ///
     /// # Errors
     /// [`XenstoreError`].
@@ -78,7 +78,7 @@ impl Xenstore {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// The names of what is directly below `path`.
+    /// Returns the names of what is directly below `path`.
     ///
     /// # Errors
     /// [`XenstoreError`].

@@ -7,7 +7,7 @@ use lacuna_guest::truth::{Capture, PAGE_SIZE, PAGE_WORDS};
 
 use crate::failure::{Result, differs};
 
-/// The latest complete capture in the account that the guest `domain` keeps in the frames `gfns`.
+/// Returns the latest complete capture in the account that the guest `domain` keeps in the frames `gfns`.
 ///
 /// The mapping, which holds references on the frames, is gone when this returns.
 pub(crate) fn read(domain: u16, gfns: &[u64]) -> Result<Capture> {

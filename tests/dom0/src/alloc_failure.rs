@@ -81,7 +81,7 @@ impl Failures {
         Ok(failures)
     }
 
-    /// Has the hypervisor take every site for one that has not failed.
+    /// Makes the hypervisor take every site for one that has not failed.
     pub(crate) fn forget(&self) -> Result<()> {
         self.call(Fail::Nothing, 0, true).map(drop)
     }

@@ -67,7 +67,7 @@ impl Daemon {
         )
     }
 
-    /// Has it read another configuration.
+    /// Makes it read another configuration.
     pub(crate) fn configure(&self, configuration: &str) -> Result<()> {
         fs::write(CONFIGURATION, configuration)?;
         Ok(rustix::process::kill_process(
@@ -76,13 +76,13 @@ impl Daemon {
         )?)
     }
 
-    /// How often daemons of this scenario have told of `event`, in logs of the format `json`.
+    /// Returns how often daemons of this scenario have told of `event`, in logs of the format `json`.
     pub(crate) fn told(event: &str) -> Result<usize> {
         let log = fs::read_to_string(Path::new(CONSOLES).join(LOG))?;
         Ok(log.matches(&format!("\"event\":\"{event}\"")).count())
     }
 
-    /// What it tells; nothing while it does not answer yet. Fails when it has ended by itself.
+    /// Returns what it tells; nothing while it does not answer yet. Fails when it has ended by itself.
     pub(crate) fn metrics(&mut self) -> Result<Option<Metrics>> {
         if let Some(status) = self.child.try_wait()? {
             return Err(differs("the daemon", "running", &status.to_string()));
@@ -171,7 +171,8 @@ impl Metrics {
         }
     }
 
-    /// The sample of `metric` for the guest called `name` with domain number `domain`, if it is told.
+    /// Returns the sample of `metric` for the guest called `name` with domain number `domain`, if it is
+    /// told.
     pub(crate) fn of_guest(&self, metric: &str, name: &str, domain: u16) -> Option<f64> {
         self.0
             .get(&format!(
@@ -180,12 +181,12 @@ impl Metrics {
             .copied()
     }
 
-    /// The sample of `metric` without labels, if it is told.
+    /// Returns the sample of `metric` without labels, if it is told.
     pub(crate) fn of_host(&self, metric: &str) -> Option<f64> {
         self.0.get(&format!("lacuna_{metric}")).copied()
     }
 
-    /// How many samples there are.
+    /// Returns how many samples there are.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -51,7 +51,7 @@ impl Direct {
         Self::open(domain.get())
     }
 
-    /// The domain's number, as a command's argument.
+    /// Returns the domain's number, as a command's argument.
     pub(crate) fn number(&self) -> String {
         self.domain.get().to_string()
     }
@@ -63,17 +63,17 @@ impl Direct {
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// How long the domain's virtual CPUs have run, in ns.
+    /// Returns how long the domain's virtual CPUs have run, in ns.
     pub(crate) fn cpu_time(&self) -> Result<u64> {
         Ok(self.info()?.cpu_time)
     }
 
-    /// The pages that the domain owns.
+    /// Returns the pages that the domain owns.
     pub(crate) fn pages(&self) -> Result<u64> {
         Ok(self.info()?.pages)
     }
 
-    /// Why the domain has shut down (`SHUTDOWN_*` of Xen's `public/sched.h`); nothing while it runs.
+    /// Returns why the domain has shut down (`SHUTDOWN_*` of Xen's `public/sched.h`); nothing while it runs.
     pub(crate) fn shutdown_reason(&self) -> Result<Option<u8>> {
         Ok(self.info()?.shutdown_reason())
     }
@@ -91,28 +91,28 @@ impl Direct {
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// Has Xen track the domain's writes, or stop it.
+    /// Makes Xen track the domain's writes, or stop it.
     pub(crate) fn set_log_dirty(&self, mode: LogDirty) -> Result<()> {
         self.privcmd
             .set_log_dirty(self.domain, mode)
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// Has Xen track writes to so many of the domain's pages, as a device model does with video memory.
+    /// Makes Xen track writes to so many of the domain's pages, as a device model does with video memory.
     pub(crate) fn track_video(&self, first: Gfn, pages: u32) -> Result<()> {
         self.privcmd
             .track_video(self.domain, first, pages)
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// Has Xen take pages for written to by a device model.
+    /// Makes Xen take pages for written to by a device model.
     pub(crate) fn tell_modified(&self, first: Gfn, pages: u32) -> Result<()> {
         self.privcmd
             .tell_modified(self.domain, first, pages)
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// Has the processor seem to find an error in the memory of frame `mfn`, whoever has it.
+    /// Makes the processor seem to find an error in the memory of frame `mfn`, whoever has it.
     pub(crate) fn fail_memory(&self, mfn: u64) -> Result<()> {
         self.privcmd
             .fail_memory(mfn)
@@ -124,7 +124,7 @@ impl Direct {
         Sharing::open(&self.privcmd, self.domain).map_err(|error| unusable(&error.to_string()))
     }
 
-    /// The most pages that the domain may own.
+    /// Returns the most pages that the domain may own.
     pub(crate) fn most_pages(&self) -> Result<u64> {
         Ok(self.info()?.max_pages)
     }
@@ -136,14 +136,14 @@ impl Direct {
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// The host's memory, in pages.
+    /// Returns the host's memory, in pages.
     pub(crate) fn host_memory(&self) -> Result<HostMemory> {
         self.privcmd
             .host_memory()
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// Has Xen keep memory for the domain until it has `pages` pages, and tells what Xen says to that.
+    /// Makes Xen keep memory for the domain until it has `pages` pages, and tells what Xen says to that.
     pub(crate) fn claim(&self, pages: u64) -> Result<(), PrivcmdError> {
         self.privcmd.claim_pages(self.domain, pages)
     }

@@ -52,7 +52,7 @@ impl From<rustix::io::Errno> for Failure {
 }
 
 impl Failure {
-    /// What was looked at, what was expected, what was seen.
+    /// Returns what was looked at, what was expected, what was seen.
     pub(crate) fn into_parts(self) -> (String, String, String) {
         match self {
             Self::Differs { what, expected, seen } => (what, expected, seen),
@@ -93,7 +93,7 @@ pub(crate) fn ensure(holds: bool, what: &str, expected: &str, seen: &str) -> Res
     }
 }
 
-/// The failure itself.
+/// Returns the failure itself.
 pub(crate) fn differs(what: &str, expected: &str, seen: &str) -> Failure {
     Failure::Differs {
         what: what.to_owned(),

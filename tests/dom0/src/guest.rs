@@ -40,7 +40,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// What makes it one, in lines of xl's configuration.
+    /// Returns the lines of xl's configuration that make a guest of this kind.
     pub(crate) const fn machine(self) -> &'static str {
         match self {
             Self::Pvh => "type=\"pvh\"",
@@ -104,7 +104,7 @@ impl Plan {
         Ok(file)
     }
 
-    /// The guest's configuration for xl.
+    /// Returns the guest's configuration for xl.
     fn configuration(&self) -> String {
         // Native time-stamps: emulating them costs an exit each, and the emulator has no other clock to
         // offer. Errors only on the console (loglevel=4): the agent's lines should stay whole, and it reads
@@ -134,12 +134,12 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// The latest capture, whatever the guest is doing.
+    /// Returns the latest capture, whatever the guest is doing.
     pub(crate) fn read(&self) -> Result<Capture> {
         account::read(self.domain, &self.gfns)
     }
 
-    /// The frames that hold the account.
+    /// Returns the frames that hold the account.
     pub(crate) fn gfns(&self) -> &[u64] {
         &self.gfns
     }
@@ -198,7 +198,7 @@ impl Guest {
         }
     }
 
-    /// Whether the domain is there, has shut down, and no operation of Lacuna was carried out on it.
+    /// Returns whether the domain is there, has shut down, and no operation of Lacuna was carried out on it.
     fn died_untouched(&self) -> bool {
         let Ok(direct) = Direct::open(self.domain) else {
             return false;
@@ -316,7 +316,7 @@ impl Guest {
         }
     }
 
-    /// Has the guest allocate `mib` MiB, which it must get whole and all zero.
+    /// Makes the guest allocate `mib` MiB, which it must get whole and all zero.
     pub(crate) fn grow(&mut self, mib: u32, limit: Duration) -> Result<()> {
         let sent = self.send(Task::Grow { mib })?;
         self.grown(&sent, mib, limit)
@@ -342,7 +342,7 @@ impl Guest {
         self.work_counters(Task::WorkStop, limit)
     }
 
-    /// The same of work that goes on.
+    /// Returns the same of work that goes on.
     pub(crate) fn work_so_far(&mut self, limit: Duration) -> Result<(u64, u64)> {
         self.work_counters(Task::WorkStatus, limit)
     }
@@ -407,7 +407,7 @@ impl Guest {
         ))
     }
 
-    /// What the guest's kernel has logged that sounds like trouble.
+    /// Returns what the guest's kernel has logged that sounds like trouble.
     pub(crate) fn trouble(&mut self) -> Result<Vec<String>> {
         match self.order(Task::Health, Duration::from_secs(60))? {
             Report::Health { trouble, .. } => Ok(trouble),
@@ -419,7 +419,7 @@ impl Guest {
         }
     }
 
-    /// The pseudo-terminal that xenconsoled made for the guest.
+    /// Returns the pseudo-terminal that xenconsoled made for the guest.
     fn terminal(&self) -> Result<String> {
         run(&mut xen(
             "bin/xenstore-read",
@@ -492,7 +492,7 @@ impl Guest {
         }
     }
 
-    /// The whole lines that have arrived since the last call.
+    /// Returns the whole lines that have arrived since the last call.
     fn new_lines(&mut self) -> Result<Vec<String>> {
         if let Ok(mut log) = File::open(&self.log) {
             log.seek(SeekFrom::Start(self.read))?;
@@ -508,7 +508,7 @@ impl Guest {
         Ok(whole.lines().map(ToOwned::to_owned).collect())
     }
 
-    /// The end of what the guest has written on its console.
+    /// Returns the end of what the guest has written on its console.
     pub(crate) fn last_lines(&self) -> String {
         let text = String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned();
         let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
@@ -516,8 +516,8 @@ impl Guest {
     }
 }
 
-/// The lines of Xen's log `said` that tell of the last triple fault: where the virtual CPU stood, and the
-/// address that it could not reach.
+/// Returns the lines of Xen's log `said` that tell of the last triple fault: where the virtual CPU stood,
+/// and the address that it could not reach.
 fn last_triple_fault(said: &str) -> Vec<&str> {
     /// Lines of Xen's dump of a virtual CPU.
     const DUMP: usize = 16;

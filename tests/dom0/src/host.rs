@@ -35,7 +35,7 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// The host that tells what happens over `channel`.
+    /// Returns the host that tells what happens over `channel`.
     pub(crate) fn new(channel: &'a mut Channel) -> Self {
         Self { channel }
     }
@@ -66,7 +66,7 @@ impl<'a> Host<'a> {
         run(&mut xen("sbin/xl", arguments))
     }
 
-    /// The number of the domain called `name`.
+    /// Returns the number of the domain called `name`.
     pub(crate) fn domain_number(&mut self, name: &str) -> Result<u16> {
         let text = self.xl(&["domid", name])?;
         text.trim()
@@ -129,7 +129,7 @@ impl<'a> Host<'a> {
         Ok(answer)
     }
 
-    /// The names of the domains that exist, dom0 included.
+    /// Returns the names of the domains that exist, dom0 included.
     pub(crate) fn domains(&mut self) -> Result<Vec<String>> {
         let listing = self.xl(&["list"])?;
         Ok(listing
@@ -194,7 +194,7 @@ pub(crate) fn claimed_mib() -> Result<u64> {
     of_information("outstanding_claims")
 }
 
-/// The number called `name` in `xl info`.
+/// Returns the number called `name` in `xl info`.
 fn of_information(name: &str) -> Result<u64> {
     let information = information()?;
     let text = information.get(name).cloned().unwrap_or_default();
@@ -244,7 +244,7 @@ pub(crate) fn xen_release() -> Result<(u32, u32)> {
     Ok((number("xen_major")?, number("xen_minor")?))
 }
 
-/// The fields of `xl info`.
+/// Returns the fields of `xl info`.
 fn information() -> Result<BTreeMap<String, String>> {
     let text = run(&mut xen("sbin/xl", &["info"]))?;
     let fields = text.lines().filter_map(|line| line.split_once(':'));

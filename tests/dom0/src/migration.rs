@@ -114,7 +114,7 @@ impl Migration {
         Ok(fs::write(self.folder.join(tap::GO), "")?)
     }
 
-    /// What the tap has to say.
+    /// Returns what the tap has to say.
     pub(crate) fn report(&self) -> Result<Report> {
         let bytes = fs::read(self.folder.join(tap::REPORT))?;
         Ok(serde_json::from_slice(&bytes).map_err(std::io::Error::other)?)

@@ -18,13 +18,13 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The member `name`, which must be a whole number.
+    /// Returns the member `name`, which must be a whole number.
     pub(crate) fn number(&self, name: &str) -> Result<u64> {
         number(&self.body, name)
     }
 }
 
-/// The member of `body` at `path` (members separated by dots), which must be a whole number.
+/// Returns the member of `body` at `path` (members separated by dots), which must be a whole number.
 pub(crate) fn number(body: &Value, path: &str) -> Result<u64> {
     let found = path.split('.').try_fold(body, |value, name| value.get(name));
     found.and_then(Value::as_u64).ok_or_else(|| {

@@ -62,7 +62,7 @@ impl Account {
         Ok(Self { gfns, stop, thread })
     }
 
-    /// The guest frames of the account, in order.
+    /// Returns the guest frames of the account, in order.
     pub(crate) fn gfns(&self) -> &[u64] {
         &self.gfns
     }
@@ -92,7 +92,7 @@ impl Capture {
         &self.memory[self.first + at]
     }
 
-    /// The page frame of each page of the account, as the kernel tells this process about itself.
+    /// Returns the page frame of each page of the account, as the kernel tells this process about itself.
     fn frames(&self) -> io::Result<Vec<u64>> {
         let pagemap = File::open("/proc/self/pagemap")?;
         let start = (self.word(0).as_ptr() as usize / PAGE_SIZE) as u64;
@@ -163,7 +163,7 @@ impl Capture {
     }
 }
 
-/// How many page frames `/proc/kpageflags` covers: `max_pfn`, read by looking where it ends.
+/// Returns how many page frames `/proc/kpageflags` covers: `max_pfn`, read by looking where it ends.
 fn count_pages(flags: &File) -> io::Result<usize> {
     let readable = |page: u64| Ok::<bool, io::Error>(flags.read_at(&mut [0; 8], page * 8)? == 8);
     let (mut low, mut high) = (0_u64, 1_u64);

@@ -10,8 +10,8 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 /// What the kernel made its console; there even where nothing fills `/dev`.
 const CONSOLE: &str = "/dev/console";
 
-/// The device of the last `console=` on the kernel's command line, which is the one that `/dev/console`
-/// stands for. It can be made raw; the other cannot.
+/// Returns the device of the last `console=` on the kernel's command line, which is the one that
+/// `/dev/console` stands for. It can be made raw; the other cannot.
 fn named(command_line: &str) -> Option<String> {
     let mut words = command_line.split_whitespace().rev();
     let console = words.find_map(|word| word.strip_prefix("console="))?;

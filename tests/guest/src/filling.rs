@@ -7,7 +7,7 @@ use crate::truth::PAGE_SIZE;
 pub struct Random(pub u64);
 
 impl Random {
-    /// The next word. Endless: it is no iterator, so that nobody collects it.
+    /// Returns the next word. Endless: it is no iterator, so that nobody collects it.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
@@ -17,8 +17,8 @@ impl Random {
     }
 }
 
-/// Whether `page` holds what it was filled with. The first two words may be the allocator's, where a page
-/// begins what was allocated; the page in which it ends, one in a thousand, is not recognised.
+/// Returns whether `page` holds what it was filled with. The first two words may be the allocator's, where a
+/// page begins what was allocated; the page in which it ends, one in a thousand, is not recognised.
 pub fn is_filled(page: &[u8; PAGE_SIZE]) -> bool {
     let mut words = page.chunks_exact(8).skip(2).map(|word| {
         let mut bytes = [0; 8];

@@ -67,7 +67,8 @@ fn trouble() -> io::Result<Vec<String>> {
     }
 }
 
-/// The pages in buddy blocks by `/proc/buddyinfo`, whose columns are the numbers of blocks of order 0, 1, ….
+/// Returns the pages in buddy blocks by `/proc/buddyinfo`, whose columns are the numbers of blocks of order
+/// 0, 1, ….
 fn buddy_pages(text: &str) -> u64 {
     text.lines()
         .filter_map(|line| line.split_once("zone"))

@@ -179,7 +179,7 @@ pub enum Interface {
 }
 
 impl Interface {
-    /// The first version of Xen that has it, where not every version has that the lab builds.
+    /// Returns the first version of Xen that has it, where not every version has that the lab builds.
     #[must_use]
     pub const fn since(self) -> Option<(u32, u32)> {
         match self {

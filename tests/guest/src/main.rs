@@ -105,7 +105,7 @@ fn serve() -> io::Result<()> {
 }
 
 impl Agent {
-    /// Has a workload started, unless one runs.
+    /// Starts a workload, unless one runs.
     fn work(&mut self, start: impl FnOnce() -> Workload) -> Result<Report, String> {
         if self.workload.is_some() {
             return Err("a workload runs already".to_owned());

@@ -31,7 +31,7 @@ pub(crate) struct Pattern {
     fresh: u64,
 }
 
-/// The word at `index` of a page of `kind`.
+/// Returns the word at `index` of a page of `kind`.
 fn word(seed: u64, kind: u64, index: usize) -> u64 {
     (seed ^ kind.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(2 * index as u64 + 1) | 1
 }
@@ -83,7 +83,7 @@ impl Pattern {
         words.all(|(index, found)| *found == word(seed, kind, index))
     }
 
-    /// The page frame of each page.
+    /// Returns the page frame of each page.
     pub(crate) fn frames(&self) -> io::Result<Vec<u64>> {
         let pagemap = File::open("/proc/self/pagemap")?;
         let start = (self.words[self.first..].as_ptr() as usize / PAGE_SIZE) as u64;

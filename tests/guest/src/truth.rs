@@ -33,12 +33,12 @@ pub const SLOT_FREE: usize = 1;
 /// In a slot: how many captures in a row, this one included, were the same.
 pub const SLOT_SAME: usize = 2;
 
-/// How many pages one slot's bitmap takes for a guest of `pages` pages.
+/// Returns how many pages one slot's bitmap takes for a guest of `pages` pages.
 pub const fn bitmap_pages(pages: usize) -> usize {
     pages.div_ceil(PAGE_SIZE * 8)
 }
 
-/// How many pages the whole account takes: the first page and two bitmaps.
+/// Returns how many pages the whole account takes: the first page and two bitmaps.
 pub const fn total_pages(pages: usize) -> usize {
     1 + 2 * bitmap_pages(pages)
 }
@@ -135,7 +135,7 @@ impl Capture {
         }
     }
 
-    /// Whether the page frame `gfn` is free; frames beyond the account are not.
+    /// Returns whether the page frame `gfn` is free; frames beyond the account are not.
     pub fn is_free(&self, gfn: u64) -> bool {
         let word = usize::try_from(gfn / 64)
             .ok()

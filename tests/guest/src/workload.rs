@@ -75,7 +75,7 @@ impl Workload {
         Self { counters, threads }
     }
 
-    /// The counters now.
+    /// Returns the counters now.
     pub(crate) fn report(&self) -> Report {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
@@ -120,7 +120,7 @@ struct Worker {
     console: Arc<Console>,
 }
 
-/// What is written where: the word at `index` of the block of `generation`.
+/// Returns what is written where: the word at `index` of the block of `generation`.
 fn word(generation: u64, index: u64) -> u64 {
     // Odd multipliers mix both in; the low bit keeps a written word from ever being zero.
     generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1
@@ -179,7 +179,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The size of the next block of the queue: a few pages, a whole 2 MiB, or anything between.
+    /// Returns the size of the next block of the queue: a few pages, a whole 2 MiB, or anything between.
     fn block_pages(&mut self) -> u64 {
         let random = self.random.next();
         match random % 4 {

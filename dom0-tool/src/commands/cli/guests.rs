@@ -102,7 +102,7 @@ impl From<DumpFormat> for Format {
 }
 
 impl Guest {
-    /// The guest that was named.
+    /// Returns the guest that was named.
     pub(crate) fn chosen(&self) -> Result<guest::Guest, Failure> {
         self.dump
             .or_domain(self.domain.as_deref())
@@ -112,7 +112,7 @@ impl Guest {
 }
 
 impl DumpSource {
-    /// The domain, or the dump, that was named, if any was.
+    /// Returns the domain, or the dump, that was named, if any was.
     pub(super) fn or_domain(&self, domain: Option<&str>) -> Option<guest::Guest> {
         match (domain, &self.dump) {
             (Some(domain), _) => Some(guest::Guest::Domain(domain.to_owned())),

@@ -146,14 +146,14 @@ pub struct ProfileShow {
 }
 
 impl ProfileBuild {
-    /// The guest that was named, if any was.
+    /// Returns the guest that was named, if any was.
     pub(crate) fn chosen(&self) -> Option<Guest> {
         self.dump.or_domain(self.domain.as_deref())
     }
 }
 
 impl ProfileFetch {
-    /// Whose headers are wanted.
+    /// Returns which guest's or which release's headers are wanted.
     pub(crate) fn wanted(&self) -> Result<Wanted, Failure> {
         if let Some(release) = &self.release {
             return Ok(Wanted::Kernel {

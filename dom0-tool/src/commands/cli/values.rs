@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lacuna_core::abi::GROUP_NAME_MAX;
 
-/// A word of a line of apt's sources.
+/// Parses a word of a line of apt's sources.
 pub(super) fn parse_word(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_graphic() && !"[]#\"'".contains(c);
     if text.is_empty() || text.starts_with('-') || !text.chars().all(plain) {
@@ -26,7 +26,7 @@ pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What the hypervisor accepts as the name of a trust group.
+/// Returns what the hypervisor accepts as the name of a trust group.
 pub(super) fn parse_group(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > GROUP_NAME_MAX {
         return Err(format!("a name has 1 to {GROUP_NAME_MAX} characters"));

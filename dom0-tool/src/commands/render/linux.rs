@@ -73,7 +73,7 @@ pub(super) fn kernel_json(found: &Identified) -> Value {
     })
 }
 
-/// What ties a kernel to the processors, if anything does.
+/// Returns what ties a kernel to the processors, if anything does.
 fn tied_by(found: &Identified) -> Option<&'static str> {
     (found.tie != Tie::None).then(|| found.tie.name())
 }
@@ -214,7 +214,7 @@ fn figures(scanned: &OfflineScan) -> Scanned {
     }
 }
 
-/// What is particular to a scan of such a guest's dump.
+/// Returns what is particular to a scan of such a guest's dump.
 pub(super) fn scan_json(scan: &DumpScan, kernel: &Identified, built: &Built) -> Value {
     let mut answer = scanned_json(&figures(&scan.scanned));
     merge(

@@ -20,7 +20,7 @@ pub(crate) fn show_kernel(kernel: &Kernel, out: Out) {
     }
 }
 
-/// A kernel as JSON.
+/// Renders a kernel as JSON.
 pub(crate) fn kernel_json(kernel: &Kernel) -> Value {
     match kernel {
         Kernel::Linux(kernel) => linux::kernel_json(kernel),
@@ -36,7 +36,7 @@ pub(crate) fn show_built(built: &BuiltProfile, out: Out) {
     }
 }
 
-/// A profile that was built, as JSON.
+/// Renders a profile that was built, as JSON.
 pub(crate) fn built_json(kernel: &Kernel, built: &BuiltProfile) -> Value {
     match built {
         BuiltProfile::Linux(built) => linux::built_json(built),
@@ -57,7 +57,7 @@ pub(crate) fn show_dump_scan(built: &BuiltProfile, scanned: &OfflineScan, out: O
     }
 }
 
-/// The scan of a dump as JSON.
+/// Returns the scan of a dump as JSON.
 pub(crate) fn dump_scan_json(scan: &DumpScan) -> Value {
     match (&scan.kernel, &scan.built) {
         (Kernel::Linux(kernel), BuiltProfile::Linux(built)) => linux::scan_json(scan, kernel, built),

@@ -8,7 +8,7 @@ use crate::hex::hexadecimal;
 use crate::os::linux::layout::Layout;
 use crate::os::linux::marks::describe;
 
-/// A profile as JSON. Addresses are strings, since JSON numbers lose bits.
+/// Renders a profile as JSON. Addresses are strings, since JSON numbers lose bits.
 pub(crate) fn profile_json(profile: &Profile) -> Value {
     let hex = |value: u64| format!("{value:#x}");
     let guard = &profile.guard;
@@ -46,7 +46,7 @@ pub(crate) fn profile_json(profile: &Profile) -> Value {
     })
 }
 
-/// Where descriptors lie, as JSON.
+/// Returns where descriptors lie, as JSON.
 fn memory_map_json(profile: &Profile) -> Value {
     let hex = |value: u64| format!("{value:#x}");
     match profile.memory_map {
@@ -98,7 +98,7 @@ pub(crate) fn show_layout(layout: &Layout, out: Out) {
     }
 }
 
-/// A layout as JSON.
+/// Renders a layout as JSON.
 pub(crate) fn layout_json(layout: &Layout) -> Value {
     let mut value = serde_json::to_value(layout).unwrap_or(Value::Null);
     value["kind"] = json!("layout");

@@ -18,7 +18,7 @@ pub(crate) fn show_figures(scanned: &Scanned, out: Out) {
     }
 }
 
-/// The figures of a scan as JSON.
+/// Returns the figures of a scan as JSON.
 pub(crate) fn scanned_json(scanned: &Scanned) -> Value {
     json!({
         "free": scanned.free,

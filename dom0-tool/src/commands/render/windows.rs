@@ -153,7 +153,7 @@ pub(super) fn show_scanned(scanned: &OfflineScan, out: Out) {
     }
 }
 
-/// What is particular to a scan of such a guest's dump.
+/// Returns what is particular to a scan of such a guest's dump.
 pub(super) fn scan_json(scan: &DumpScan, kernel: &Located, built: &Built, facts: &PdbFacts) -> Value {
     let mut answer = kernel_json(kernel);
     merge(&mut answer, built_json(built, facts));

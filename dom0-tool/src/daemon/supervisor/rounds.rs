@@ -62,7 +62,7 @@ impl<X: Xen> Supervisor<X> {
         Ok(())
     }
 
-    /// A scan is complete: decides what of the free memory to give back.
+    /// Decides, after a complete scan, which free memory to give back.
     fn plan(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
         let look = self.xen.look(domain)?;
         let Some(extent) = self.guests.get(&domain).map(|watched| watched.treatment.extent) else {
@@ -168,7 +168,7 @@ impl<X: Xen> Supervisor<X> {
         }
     }
 
-    /// A piece of the content stage.
+    /// Does one part of the content stage.
     pub(super) fn content(&mut self, domain: u16, from: u64, now: Duration) -> Result<(), Failure> {
         self.look_at_host();
         let allowance = self.reserve.allowance();
@@ -215,9 +215,9 @@ impl<X: Xen> Supervisor<X> {
         Ok(())
     }
 
-    /// Has the guest share with the members of the group that the configuration names, and with nobody else.
-    /// False where the hypervisor refuses that: then nothing is shared by content, since it would be with
-    /// guests that are not meant.
+    /// Makes the guest share with the members of the group that the configuration names, and with nobody
+    /// else. False where the hypervisor refuses that: then nothing is shared by content, since it would be
+    /// with guests that are not meant.
     fn joins_group(&mut self, domain: u16) -> Result<bool, Failure> {
         let Some(group) = self
             .guests

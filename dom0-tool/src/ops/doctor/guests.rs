@@ -28,7 +28,7 @@ enum At {
     Nowhere,
 }
 
-/// Where `lacuna attach` would take the layout of the kernel `release` from.
+/// Returns where `lacuna attach` would take the layout of the kernel `release` from.
 fn where_from(sources: &Sources, release: &str) -> At {
     let layout = Layout::file_in(&sources.layouts, release);
     if layout.is_file() {
@@ -90,7 +90,7 @@ fn look_at(host: &mut ThisHost, seen: &Seen, sources: &Sources) -> Check {
     }
 }
 
-/// A guest whose kernel is known, and that has no profile in use.
+/// Checks a guest whose kernel is known and that has no profile in use.
 fn not_attached(subject: String, live: &Live, kernel: &Kernel, sources: &Sources) -> Check {
     if let Some(reason) = migration::refusal(&live.domain.info) {
         let remedy = format!(
@@ -122,7 +122,7 @@ fn not_attached(subject: String, live: &Live, kernel: &Kernel, sources: &Sources
     }
 }
 
-/// What is said of the place where the layout of a kernel comes from.
+/// Returns what is said of the place where the layout of a kernel comes from.
 fn layout_check(release: &str, from: At, is_here: impl Fn(Compiler) -> bool) -> Result<String, Failure> {
     match from {
         At::Layout(file) => Ok(format!("the layout of {release} is {}", file.display())),

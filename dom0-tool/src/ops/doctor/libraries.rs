@@ -41,7 +41,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Where distributions and Xen's own `make install` have them, for a Xen of `release`.
+    /// Returns where distributions and Xen's own `make install` have them, for a Xen of `release`.
     pub fn usual(release: Option<&str>) -> Self {
         let series = release.and_then(|release| {
             let mut parts = release.splitn(3, '.');
@@ -104,7 +104,7 @@ pub fn look_at_libraries(places: &Places) -> Vec<Check> {
     checks
 }
 
-/// What a toolstack's program or driver loads, and what the helper does that it runs.
+/// Checks what a toolstack's program or driver loads, and what the helper that it runs loads.
 fn program(subject: &str, file: &Path, places: &Places) -> Vec<Check> {
     let loaded = loads(file);
     let mut checks = vec![judge(subject, file, find(&loaded, LIBRARY))];
@@ -132,7 +132,7 @@ fn program(subject: &str, file: &Path, places: &Places) -> Vec<Check> {
     checks
 }
 
-/// What to make of the library that a program loads.
+/// Checks the library that a program loads.
 fn judge(subject: &str, program: &Path, library: Option<&Path>) -> Check {
     let Some(library) = library else {
         return Check::wrong(
@@ -160,7 +160,7 @@ fn judge(subject: &str, program: &Path, library: Option<&Path>) -> Check {
     }
 }
 
-/// What runs with another library than ours, or with one that was replaced since.
+/// Returns the processes that run with another library than ours, or with one that was replaced since.
 fn running(processes: &Path) -> Vec<Check> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(processes).into_iter().flatten().flatten() {
@@ -191,7 +191,7 @@ fn running(processes: &Path) -> Vec<Check> {
         .collect()
 }
 
-/// The libxenguest among the mappings of a process.
+/// Returns the libxenguest among the mappings of a process.
 fn mapped(maps: &str) -> Option<String> {
     maps.lines().find_map(|line| {
         let path = &line[line.find('/')?..];
@@ -200,8 +200,8 @@ fn mapped(maps: &str) -> Option<String> {
     })
 }
 
-/// The files that the dynamic loader finds for `file`, as `ldd` has it say: the loader ends before the
-/// program begins.
+/// Returns the files that the dynamic loader finds for `file`, as `ldd` has it say: the loader ends before
+/// the program begins.
 fn loads(file: &Path) -> Vec<PathBuf> {
     for loader in ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-x86-64.so.2"] {
         let output = Command::new(loader)
@@ -216,7 +216,7 @@ fn loads(file: &Path) -> Vec<PathBuf> {
     Vec::new()
 }
 
-/// The files in the loader's list, `NAME => FILE (ADDRESS)` a line.
+/// Returns the files in the loader's list, `NAME => FILE (ADDRESS)` a line.
 fn listed(text: &str) -> Vec<PathBuf> {
     text.lines()
         .filter_map(|line| {
@@ -246,7 +246,7 @@ fn read(file: &Path) -> Option<Vec<u8>> {
     is_small.then(|| fs::read(file).ok())?
 }
 
-/// Whether `bytes` hold `text` as a string of C's, whole.
+/// Returns whether `bytes` hold `text` as a string of C's, whole.
 fn has_string(bytes: &[u8], text: &str) -> bool {
     contains(bytes, &[b"\0", text.as_bytes(), b"\0"].concat())
 }

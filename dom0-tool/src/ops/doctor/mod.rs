@@ -32,7 +32,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The word that text and JSON have for it.
+    /// Returns the word that text and JSON have for it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Good => "ok",
@@ -58,7 +58,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// All is well.
+    /// Creates a finding that all is well.
     pub fn good(subject: impl Into<String>, what: impl Into<String>) -> Self {
         Self {
             subject: subject.into(),
@@ -69,7 +69,7 @@ impl Check {
         }
     }
 
-    /// Something is not as it should be.
+    /// Creates a finding that something is wrong, with the remedy.
     pub fn wrong(
         subject: impl Into<String>,
         verdict: Verdict,
@@ -83,7 +83,7 @@ impl Check {
         }
     }
 
-    /// A failure.
+    /// Creates a finding from a failure.
     pub fn failed(subject: impl Into<String>, verdict: Verdict, failure: Failure) -> Self {
         Self {
             subject: subject.into(),
@@ -95,8 +95,8 @@ impl Check {
     }
 }
 
-/// The exit status that `checks` amount to: that of the first failure that keeps Lacuna from working, 1 where
-/// one does that has no class of its own, 3 where there are warnings, 0 where all is well.
+/// Returns the exit status that `checks` amount to: that of the first failure that keeps Lacuna from
+/// working, 1 where one does that has no class of its own, 3 where there are warnings, 0 where all is well.
 pub fn exit_status(checks: &[Check]) -> u8 {
     let bad = checks.iter().find(|check| check.verdict == Verdict::Bad);
     match bad {
@@ -134,7 +134,7 @@ pub fn examine(expected: &Expected) -> Vec<Check> {
     checks
 }
 
-/// Which hypervisor runs, and whether this tool belongs to it.
+/// Checks which hypervisor runs, and whether this tool belongs to it.
 fn hypervisor(says: &Described, failure: Option<&Failure>) -> Check {
     let subject = "hypervisor";
     if let Some(failure) = failure {
@@ -157,7 +157,7 @@ fn hypervisor(says: &Described, failure: Option<&Failure>) -> Check {
     }
 }
 
-/// What is free against the reserve, and against what guests could take back.
+/// Checks the free memory against the reserve, and against what guests could take back.
 fn reserve(host: &mut impl Xen, reserve_mib: u64) -> Check {
     let subject = "memory";
     let memory = match host.memory() {

@@ -83,7 +83,7 @@ pub fn until_believed(mut scan: impl FnMut() -> Result<Scanned, Failure>) -> Res
     }
 }
 
-/// Has the hypervisor scan a guest, and writes what it found free to `bitmap`.
+/// Makes the hypervisor scan a guest, and writes what it found free to `bitmap`.
 ///
 /// # Errors
 /// The engine's refusal, or why the bitmap was not written.
@@ -114,7 +114,8 @@ pub fn scan_guest<O: Observer + ?Sized>(
     })
 }
 
-/// What the last scan of a guest found free: how many frames it covers, and a bit for each, lowest first.
+/// Returns what the last scan of a guest found free: how many frames it covers, and a bit for each, lowest
+/// first.
 ///
 /// # Errors
 /// The engine's refusal.
@@ -193,7 +194,7 @@ fn scan_built<O: Observer + ?Sized>(
     Ok((scan, bits.collect()))
 }
 
-/// Some free frames from all over the bitmap.
+/// Returns some free frames from all over the bitmap.
 fn spread(words: &[AtomicU64]) -> impl Iterator<Item = Gfn> {
     let step = (words.len() / 1024).max(1);
     words

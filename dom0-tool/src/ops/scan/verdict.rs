@@ -23,7 +23,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The name, which does not change.
+    /// Returns the name, which does not change.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact",
@@ -52,9 +52,11 @@ pub(super) fn judge(
     }
 }
 
-/// Exact where both are the same, close where they differ by no more than one block for each virtual CPU that
-/// may have been stopped between taking a block off its list and counting it. A page that cannot be told is
-/// no such difference: then something of the dump is missing.
+/// Compares a scan of a Linux guest's dump with the guest's own counters.
+///
+/// The verdict is exact if both agree. It is close if they differ by no more than one block for each virtual
+/// CPU, since each may have been stopped between taking a block off its list and counting it. Pages of unknown
+/// state do not excuse a difference: with them something is missing from the dump.
 fn judge_linux(built: &Built, scanned: &OfflineScan, cpus: usize) -> Result<Verdict, Failure> {
     let (found, counted) = (scanned.free(), built.counted.pages);
     if found == counted && found > 0 {
@@ -75,10 +77,14 @@ fn judge_linux(built: &Built, scanned: &OfflineScan, cpus: usize) -> Result<Verd
     ))
 }
 
-/// Exact where the guest counts as many zeroed pages as were found; close where what it counts lies between
-/// those and what the entries alone say, or a little beside, and all but a few of the pages that it counts
-/// are zero; unconfirmed where it names no count, and all but a few of the pages that the entries name are
-/// zero: what the hypervisor wants, too.
+/// Compares a scan of a Windows guest's dump with the guest's own count of zeroed pages.
+///
+/// The verdict is
+/// * exact if the guest counts as many zeroed pages as were found;
+/// * close if its count lies between those and what the entries alone say, or a little beside, and all but a
+///   few of the pages that it counts are zero;
+/// * unconfirmed if there is no count, and all but a few of the pages that the entries name are zero. The
+///   hypervisor demands the same.
 fn judge_windows(scanned: &OfflineScan) -> Result<Verdict, Failure> {
     let (found, named) = (scanned.free(), scanned.step.free);
     let all_but_few = |pages: u64| pages - pages / 16;
@@ -93,7 +99,7 @@ fn judge_windows(scanned: &OfflineScan) -> Result<Verdict, Failure> {
         ));
     }
     match (scanned.counted, scanned.agreement) {
-        // Nothing is on the list, by nobody's word.
+        // There is no counter, and the entries say that the list is empty.
         (_, Agreement::Unconfirmed) if named == 0 => Ok(Verdict::Unconfirmed),
         (Some(counted), _) if counted.pages == found && found > 0 => Ok(Verdict::Exact),
         (Some(counted), Agreement::Agrees) if found + scanned.absent >= all_but_few(counted.pages) => {
@@ -128,7 +134,8 @@ mod tests {
 
     use super::*;
 
-    /// Of `named` pages by their entries, how many are not zero and not there, and what the guest counts.
+    /// Returns a scan of `named` pages by their entries, of which some are not zero and some absent, and for
+    /// which the guest counts `counted`.
     fn scan(named: u64, not_zero: u64, absent: u64, counted: Option<u64>) -> OfflineScan {
         let counted = counted.map(|pages| CounterReading { pages });
         OfflineScan {

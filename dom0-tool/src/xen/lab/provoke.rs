@@ -132,7 +132,7 @@ impl Privcmd {
             .map(|_| ())
     }
 
-    /// Has Xen track the writes of `domain`, as a live migration does, or stop it.
+    /// Makes Xen track the writes of `domain`, as a live migration does, or stop it.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -163,8 +163,8 @@ impl Privcmd {
             .map(|_| ())
     }
 
-    /// Has Xen track which of `pages` pages of `domain` from `first` on are written to, as device models do
-    /// with video memory.
+    /// Makes Xen track which of `pages` pages of `domain` from `first` on are written to, as device models
+    /// do with video memory.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -178,8 +178,8 @@ impl Privcmd {
         self.dm_op("XEN_DMOP_track_dirty_vram", domain, &bytes, &bitmap)
     }
 
-    /// Has Xen take `pages` pages of `domain` from `first` on for written to by a device model: in log-dirty
-    /// mode those which share a frame get one each, or stay as they are.
+    /// Makes Xen take `pages` pages of `domain` from `first` on for written to by a device model: in
+    /// log-dirty mode those which share a frame get one each, or stay as they are.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -195,7 +195,7 @@ impl Privcmd {
         self.dm_op("XEN_DMOP_modified_memory", domain, &bytes, &extent)
     }
 
-    /// Has a machine check tell processor 0 of an uncorrected error in the memory of frame `mfn`.
+    /// Makes a machine check tell processor 0 of an uncorrected error in the memory of frame `mfn`.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -227,8 +227,8 @@ impl Privcmd {
             .map(|_| ())
     }
 
-    /// Has Xen keep memory for `domain` until it has `pages` pages of 4 KiB, those that it owns among them; 0
-    /// gives a claim up.
+    /// Makes Xen keep memory for `domain` until it has `pages` pages of 4 KiB, those that it owns among
+    /// them; 0 gives a claim up.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`]; `ENOMEM` when that much is not free, or claimed by another domain; `EINVAL`
@@ -255,8 +255,8 @@ impl Privcmd {
     }
 }
 
-/// `struct xen_memory_reservation` of `extents` extents of 2 to the `order` pages each: the handle of their
-/// addresses, which is left null, their number, their order, flags, and the domain.
+/// Returns a `struct xen_memory_reservation` of `extents` extents of 2 to the `order` pages each: the handle
+/// of their addresses, which is left null, their number, their order, flags, and the domain.
 fn reservation(domain: DomainId, extents: u64, order: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[8..16].copy_from_slice(&extents.to_le_bytes());

@@ -56,7 +56,7 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// Sharing within `domain`. Xen turns it on for the domain with the first call.
+    /// Opens sharing within `domain`. Xen turns it on for the domain with the first call.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`] when there is no memory for a buffer.
@@ -113,7 +113,7 @@ impl Sharing {
     }
 }
 
-/// A `struct xen_mem_sharing_op`: op, padding, domain, padding, union.
+/// Returns a `struct xen_mem_sharing_op`: op, padding, domain, padding, union.
 fn operation(op: u8, domain: DomainId, fields: &[u64]) -> [u8; SHARING_OP_BYTES] {
     let mut bytes = [0; SHARING_OP_BYTES];
     bytes[0] = op;

@@ -17,7 +17,7 @@ const CANDIDATES: usize = 64;
 struct Zeros(Vec<Nominated>);
 
 impl Gmd {
-    /// The whole stage. Returns which pages are free: the second look's.
+    /// Runs the whole stage. Returns the pages that the second look found free.
     pub(super) fn introspect(&mut self, round: &mut Round) -> Result<Free> {
         let first = self.look()?;
         let free = first.bitmap();
@@ -95,7 +95,7 @@ impl Gmd {
         Ok(page.filter(|_| zero))
     }
 
-    /// The first pages of zeros that are in use.
+    /// Returns the first pages of zeros that are in use.
     fn find_zeros(&self, free: &Free) -> Result<Vec<Gfn>> {
         let mut memory = self.memory()?;
         let mut found = Vec::new();

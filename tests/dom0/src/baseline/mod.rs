@@ -101,7 +101,7 @@ impl Free {
 }
 
 impl Gmd {
-    /// The engine for `domain`, which `lacuna attach` has given a profile.
+    /// Returns the engine for `domain`, which `lacuna attach` has given a profile.
     pub(crate) fn open(domain: u16) -> Result<Self> {
         let id = DomainId::new(domain).ok_or_else(|| unusable(&format!("domain {domain}")))?;
         let privcmd = Rc::new(Privcmd::open().map_err(|error| unusable(&error))?);
@@ -133,7 +133,7 @@ impl Gmd {
         Ok(round)
     }
 
-    /// The guest's memory, through mappings that last as long as what this returns.
+    /// Returns the guest's memory, through mappings that last as long as what this returns.
     fn memory(&self) -> Result<DomainMemory> {
         DomainMemory::open(&self.privcmd, self.domain, self.most_frames).map_err(|error| unusable(&error))
     }
@@ -168,7 +168,7 @@ impl Gmd {
     }
 }
 
-/// Why the engine cannot work: it needs what every scenario has.
+/// Returns why the engine cannot work: it needs what every scenario has.
 fn unusable(seen: &dyn std::fmt::Display) -> Failure {
     differs("the baseline's engine in dom0", "to work", &seen.to_string())
 }

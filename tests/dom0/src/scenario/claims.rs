@@ -123,12 +123,12 @@ fn stays_whole(neighbour: &Direct, claim: u64) -> Result<()> {
     )
 }
 
-/// How often the guest's writes found no memory.
+/// Returns how often the guest's writes found no memory.
 fn waits(host: &mut Host, guest: &Guest) -> Result<u64> {
     host.lacuna(&["status", guest.name])?.number("unshare_enomem")
 }
 
-/// The number of the domain called `name`.
+/// Returns the number of the domain called `name`.
 fn domain(host: &mut Host, name: &str) -> Result<u16> {
     let text = host.xl(&["domid", name])?;
     text.trim()

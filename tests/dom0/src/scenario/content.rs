@@ -50,7 +50,7 @@ pub(super) struct Where {
 }
 
 impl Where {
-    /// The frames of all pages with copies.
+    /// Returns the frames of all pages with copies.
     pub(super) fn all_frames(&self) -> BTreeSet<u64> {
         self.frames.values().flatten().copied().collect()
     }
@@ -76,7 +76,7 @@ impl Known {
         }
     }
 
-    /// The guest frames of all of them.
+    /// Returns the guest frames of all of them.
     pub(super) fn gfns(&self) -> &[u64] {
         &self.gfns
     }
@@ -85,7 +85,7 @@ impl Known {
         self.places_in(guest.domain)
     }
 
-    /// The same for a copy of the guest.
+    /// Returns the same for a copy of the guest.
     pub(super) fn places_in(&self, domain: u16) -> Result<Where> {
         let direct = Direct::open(domain)?;
         let mut places = Where::default();
@@ -137,7 +137,7 @@ pub(super) fn copies_shared(guest: &Guest, known: &Known) -> Result<Where> {
     Ok(places)
 }
 
-/// The same, and that none of those does which are like no other in this guest.
+/// Does the same, and checks that no page shares a frame that equals no other in this guest.
 pub(super) fn all_shared(guest: &Guest, known: &Known) -> Result<Where> {
     let places = copies_shared(guest, known)?;
     equal(

@@ -89,7 +89,7 @@ fn gives_up_shared(host: &mut Host) -> Result<()> {
     guest.destroy(host).map(drop)
 }
 
-/// Has the guest give memory up, and waits until it has.
+/// Makes the guest give memory up, and waits until it has.
 pub(super) fn give_up(host: &mut Host, guest: &mut Guest) -> Result<()> {
     let before = settled_free_mib()?;
     host.note(&format!("{} is asked to do with {LESS_MIB} MiB", guest.name))?;

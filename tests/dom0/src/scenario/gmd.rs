@@ -128,8 +128,8 @@ fn faster(name: &str, baseline: &Taken, lacuna: &Taken, times: u64) -> Result<()
     )
 }
 
-/// The baseline on a guest that stands still: what it shares was free, nearly all that was free is shared,
-/// the host has the memory, and the guest finds it zero.
+/// Runs the baseline on a guest that stands still, and checks that what it shares was free, that nearly all
+/// that was free is shared, that the host has the memory, and that the guest finds it zero.
 fn truth(host: &mut Host, guest: &mut Guest, gmd: &mut Gmd) -> Result<Taken> {
     let account = guest.start_account()?;
     account.wait_still(STILL, AGENT_LIMIT)?;
@@ -305,8 +305,8 @@ fn baseline_rounds(gmd: &mut Gmd, mode: Mode) -> Result<(Taken, Round)> {
     Ok((taken, round))
 }
 
-/// What `lacuna dedup` does, without the start of a program: `rounds` of them where equal pages are looked
-/// for.
+/// Does what `lacuna dedup` does, without starting a program. Where equal pages are looked for, it does
+/// `rounds` rounds.
 fn lacuna_rounds(engine: &Engine, mode: Mode, rounds: u32) -> Result<Taken> {
     let started = Instant::now();
     let (calls, pages) = engine_rounds(engine, mode, rounds).map_err(|error| refused(&error))?;
@@ -320,7 +320,7 @@ fn lacuna_rounds(engine: &Engine, mode: Mode, rounds: u32) -> Result<Taken> {
     })
 }
 
-/// The calls made, and the pages given back.
+/// Returns the calls made, and the pages given back.
 fn engine_rounds(engine: &Engine, mode: Mode, rounds: u32) -> Result<(u64, u64), EngineError> {
     let (mut calls, mut pages) = (0, 0);
     let rounds = if mode == Mode::Intro { 1 } else { rounds };

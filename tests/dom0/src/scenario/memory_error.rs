@@ -103,7 +103,7 @@ pub(crate) fn shared_frames(host: &mut Host) -> Result<()> {
     other.check_health()
 }
 
-/// The type of a page's entry, and its frame.
+/// Returns the type of a page's entry, and its frame.
 fn at(direct: &Direct, gfn: u64) -> Result<(u32, u64)> {
     let found = direct.engine.explain(Gfn::new(gfn));
     let found = found.map_err(|error| refused(&error))?;

@@ -44,7 +44,7 @@ impl On {
         }
     }
 
-    /// The counter of such pages.
+    /// Returns the counter of such pages.
     const fn counter(self) -> &'static str {
         match self {
             Self::Zero => "zero_gfns",
@@ -52,7 +52,7 @@ impl On {
         }
     }
 
-    /// Has the guest take `pages` pages which are there; the guest frames of the first of them.
+    /// Makes the guest take `pages` pages which are there, and returns the guest frames of the first of them.
     fn take(self, host: &mut Host, guest: &mut Guest, pages: u32) -> Result<Vec<u64>> {
         if self == Self::Zero {
             with_symbols(host, &["attach"], guest)?;
@@ -76,7 +76,7 @@ impl On {
     }
 }
 
-/// Has the guest take pages off its zeroed list, and make each `copies` of them equal.
+/// Makes the guest take pages off its zeroed list, and make each `copies` of them equal.
 pub(super) fn taken(guest: &mut Guest, pages: u32, copies: u32) -> Result<Vec<u64>> {
     match guest.order(Task::TakePages { pages, copies }, LIMIT)? {
         Report::Taken { pages: taken, gfns } if taken == u64::from(pages) => Ok(gfns),
@@ -105,8 +105,8 @@ pub(crate) fn equal_pages(host: &mut Host) -> Result<()> {
     named(host, On::Shared)
 }
 
-/// Has a guest hand pages which are there to every interface: each works, and has got a page of the guest's
-/// own.
+/// Makes a guest hand pages which are there to every interface: each works, and has got a page of the
+/// guest's own.
 fn named(host: &mut Host, on: On) -> Result<()> {
     let mut guest = host.create(&SEVEN)?;
     let pages = u32::try_from(Interface::ALL.len()).unwrap_or(u32::MAX) * on.copies();
@@ -161,7 +161,7 @@ pub(crate) fn given_up(host: &mut Host) -> Result<()> {
     host.expect_free(before)
 }
 
-/// Has the guest give up [`PAGES_PER_WAY`] of the pages that it took.
+/// Makes the guest give up [`PAGES_PER_WAY`] of the pages that it took.
 fn give_up(host: &mut Host, guest: &mut Guest, on: On, from: u32, way: Way) -> Result<()> {
     let pages = u64::from(PAGES_PER_WAY);
     // Xen has no exchange for guests whose memory it translates (`steal_page()`). It unshares what it looks

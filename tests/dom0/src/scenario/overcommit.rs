@@ -32,9 +32,9 @@ const MIB: f64 = 1_048_576.0;
 /// and no harm.
 const KEPT_WAITING: &[&str] = &["soft lockup", "rcu"];
 
-/// The daemon's configuration, with what it does for the guest `late`. The neighbour never runs, so has no
-/// kernel to be found: looking for one in all of its memory again and again would keep the daemon from the
-/// others.
+/// Returns the daemon's configuration, with what it does for the guest `late`. The neighbour never runs, so
+/// has no kernel to be found: looking for one in all of its memory again and again would keep the daemon
+/// from the others.
 fn configuration(late: &str) -> String {
     format!(
         "[daemon]\npoll_seconds = 1\ncpu_percent = 80\nretry_first_seconds = 1\nretry_longest_seconds = 5\n\
@@ -133,7 +133,7 @@ pub(crate) fn all_at_once(host: &mut Host) -> Result<()> {
     daemon.stop()
 }
 
-/// Has the daemon give back another guest's memory, which it must not do while the host is low.
+/// Makes the daemon give back another guest's memory, which it must not do while the host is low.
 fn stops_sharing(host: &mut Host, daemon: &mut Daemon, late: &Guest, promised: f64) -> Result<()> {
     host.note("the daemon is asked to give back more")?;
     daemon.configure(&configuration("free"))?;

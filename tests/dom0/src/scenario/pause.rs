@@ -47,7 +47,7 @@ impl Pulse {
         Self { stop, thread }
     }
 
-    /// The longest time between two looks.
+    /// Returns the longest time between two looks.
     fn stop(self) -> Result<Duration> {
         self.stop.store(true, Ordering::Relaxed);
         let longest = self.thread.join();

@@ -84,7 +84,7 @@ fn truth(host: &mut Host, plan: &Plan) -> Result<()> {
     host.figure("destroy_ms", u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// How many pages of each block of 2 MiB have their bit set.
+/// Returns how many pages of each block of 2 MiB have their bit set.
 fn by_block(bitmap: &[u8]) -> Vec<u64> {
     /// Bytes of a bitmap for 512 pages.
     const BLOCK: usize = 64;
@@ -96,7 +96,7 @@ fn by_block(bitmap: &[u8]) -> Vec<u64> {
         .collect()
 }
 
-/// How many pages of each block of 2 MiB are on zero frames.
+/// Returns how many pages of each block of 2 MiB are on zero frames.
 fn on_zero_frames(guest: &Guest) -> Result<Vec<u64>> {
     let frames = Direct::open(guest.domain)?.engine.frames(FrameKind::Zero);
     Ok(by_block(&frames.map_err(|error| refused(&error))?))

@@ -126,8 +126,8 @@ fn measured(host: &mut Host, guest: &mut Guest, phase: &str) -> Result<Outcome> 
     Ok(outcome)
 }
 
-/// What a guest lacks beside sharing for the work that it did alone, in parts of a million of its time. Work
-/// that was not done in the same time is charged at what a page of it cost.
+/// Returns what a guest lacks beside sharing for the work that it did alone, in parts of a million of its
+/// time. Work that was not done in the same time is charged at what a page of it cost.
 fn lacking(beside: &Outcome, alone: &Outcome) -> f64 {
     (beside.taken * alone.work / beside.work - alone.taken) / NS_A_PPM
 }

@@ -109,7 +109,7 @@ struct Through<'a, R, W> {
 }
 
 impl<R: Read, W: Write> Through<'_, R, W> {
-    /// The next `length` bytes. The ones before are passed on first.
+    /// Returns the next `length` bytes. The ones before are passed on first.
     fn next(&mut self, length: usize) -> Result<&[u8], StreamError> {
         self.pass()?;
         self.buffer.resize(length, 0);
@@ -340,7 +340,7 @@ fn pages<R: Read, W: Write>(
     Ok(())
 }
 
-/// The little-endian word at `at`, which lies inside.
+/// Returns the little-endian word at `at`, which lies inside.
 fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap_or_default())
 }

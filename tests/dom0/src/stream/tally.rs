@@ -21,7 +21,7 @@ pub(crate) enum PageType {
 }
 
 impl PageType {
-    /// The kind in an entry's highest four bits.
+    /// Returns the kind in an entry's highest four bits.
     pub(crate) fn of(entry: u64) -> Option<Self> {
         match entry >> 60 {
             0 => Some(Self::Data),
@@ -69,7 +69,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// The sum over all passes of what `of` picks.
+    /// Returns the sum over all passes of what `of` picks.
     pub(crate) fn sum(&self, of: impl Fn(&Iteration) -> u64) -> u64 {
         self.iterations.iter().map(of).sum()
     }
@@ -97,7 +97,7 @@ impl Frames {
         &self.0
     }
 
-    /// What the stream last said of `gfn`.
+    /// Returns what the stream last said of `gfn`.
     pub(crate) fn last(&self, gfn: u64) -> Option<PageType> {
         match self.flags(gfn) & LAST {
             LAST_DATA => Some(PageType::Data),
@@ -107,7 +107,7 @@ impl Frames {
         }
     }
 
-    /// Whether the content of `gfn` was ever sent.
+    /// Returns whether the content of `gfn` was ever sent.
     pub(crate) fn sent(&self, gfn: u64) -> bool {
         self.flags(gfn) & SENT != 0
     }
@@ -192,7 +192,7 @@ impl Tally {
         self.report.sum(|iteration| iteration.data)
     }
 
-    /// What the stream held so far.
+    /// Returns what the stream held so far.
     pub(crate) fn report(&self) -> Report {
         Report {
             version: self.version,
@@ -200,7 +200,7 @@ impl Tally {
         }
     }
 
-    /// The account of each frame so far.
+    /// Returns the account of each frame so far.
     pub(crate) fn frames(&self) -> &Frames {
         &self.frames
     }

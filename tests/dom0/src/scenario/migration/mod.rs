@@ -127,10 +127,10 @@ pub(super) fn zeroed(differences: &Differences) -> Result<()> {
     )
 }
 
-/// The frames that were left behind though they are in use and hold something that was written. The guest
-/// stands still, so a scan of the copy that was sent is the truth about this very moment. In a guest that was
-/// idle each is a write that is lost: its free pages hold what they were filled with. In a busy one it may be
-/// a page that was allocated and not written yet (see [`mod@busy`]).
+/// Returns the frames that were left behind though they are in use and hold something that was written. The
+/// guest stands still, so a scan of the copy that was sent is the truth about this very moment. In a guest
+/// that was idle each is a write that is lost: its free pages hold what they were filled with. In a busy one
+/// it may be a page that was allocated and not written yet (see [`mod@busy`]).
 pub(super) fn left_in_use(
     host: &mut Host,
     still: &Standstill,
@@ -165,13 +165,14 @@ fn nothing_lost(host: &mut Host, still: &Standstill, differences: &Differences) 
     )
 }
 
-/// The lines in which both ends speak of Lacuna.
+/// Returns the lines in which both ends speak of Lacuna.
 fn words(arrival: &Arrival) -> Vec<&str> {
     let lines = arrival.words.lines();
     lines.filter_map(|line| Some(line.split_once(WORDS)?.1)).collect()
 }
 
-/// The counters that the sender left behind, `sent`, or the receiver, `received`, for the guest in `domain`.
+/// Returns the counters that the sender left behind, `sent`, or the receiver, `received`, for the guest in
+/// `domain`.
 fn counters(domain: u16, side: &str) -> Result<Value> {
     let vm = run(&mut xen(
         "bin/xenstore-read",

@@ -116,12 +116,12 @@ pub(crate) fn remus(host: &mut Host) -> Result<()> {
     guest.check_health()
 }
 
-/// What both ends have written so far.
+/// Returns what both ends have written so far.
 fn words() -> Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(OUTPUT)?).into_owned())
 }
 
-/// The sender's lines about its iterations.
+/// Returns the sender's lines about its iterations.
 fn iterations(words: &str) -> impl Iterator<Item = &str> {
     let lines = words.lines().filter_map(|line| Some(line.split_once(WORDS)?.1));
     lines.filter(|line| line.starts_with("iteration "))
@@ -137,7 +137,7 @@ fn checkpoints(words: &str) -> Vec<String> {
         .collect()
 }
 
-/// The number after `name` in an iteration's line.
+/// Returns the number after `name` in an iteration's line.
 fn value(line: &str, name: &str) -> u64 {
     let mut words = line.split_whitespace().skip_while(|word| *word != name).skip(1);
     words.next().and_then(|word| word.parse().ok()).unwrap_or(0)

@@ -67,7 +67,7 @@ pub(crate) fn two_hosts(host: &mut Host) -> Result<()> {
     Ok(())
 }
 
-/// The other host's free memory in MiB.
+/// Returns the other host's free memory in MiB.
 fn free_there() -> Result<u64> {
     let text = ask(SECOND, "free")?;
     text.trim()

@@ -212,7 +212,7 @@ impl<'a> Tried<'a> {
         Ok(true)
     }
 
-    /// The arguments with which `lacuna` attaches the guest.
+    /// Returns the arguments with which `lacuna` attaches the guest.
     fn attach_line(&self) -> Vec<&'a str> {
         let mut line = vec!["attach", NAME];
         line.extend(self.trial.attach.iter().map(String::as_str));
@@ -255,7 +255,7 @@ impl<'a> Tried<'a> {
         Ok(found)
     }
 
-    /// The guest's own account, where its kernel has one.
+    /// Returns the guest's own account, where its kernel has one.
     fn account(&mut self) -> Result<Option<Account>> {
         if !self.agent {
             return Ok(None);
@@ -340,7 +340,7 @@ impl<'a> Tried<'a> {
     }
 }
 
-/// The reason in an answer that is none.
+/// Returns the reason from an answer that is an error.
 fn why(body: &Value) -> String {
     body.get("error")
         .and_then(|error| error.get("message").or(Some(error)))
@@ -348,7 +348,7 @@ fn why(body: &Value) -> String {
         .map_or_else(|| body.to_string(), ToOwned::to_owned)
 }
 
-/// The guest's configuration for xl, with the socket of its serial port.
+/// Returns the guest's configuration for xl, with the socket of its serial port.
 fn configuration(trial: &Trial, serial: &str) -> String {
     let kind = if trial.hvm { Kind::Hvm } else { Kind::Pvh };
     let mut lines = vec![
@@ -379,7 +379,7 @@ fn configuration(trial: &Trial, serial: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The lines for its disk and CD, which the device model reads itself.
+/// Returns the lines for its disk and CD, which the device model reads itself.
 fn drives(trial: &Trial) -> Vec<String> {
     let drive = |device: &String, place: &str, kind: &str| {
         format!("'format=raw,vdev={place},{kind},backendtype=qdisk,target={device}'")
