@@ -1,11 +1,11 @@
-//! The content stage's traits on Xen.
+//! Implements the content stage's traits by Xen's functions.
 
 use lacuna_core::{DomainId, DomainPage, Gfn, Order, PageState, Peers, Protect, Skip};
 
 use crate::shim;
 use crate::xen_domain::XenDomain;
 
-/// 0, or a negative `LACUNA_SKIP_*`.
+/// Converts a result of the C side: 0, or a negative `LACUNA_SKIP_*`.
 fn skip(result: i32) -> Result<(), Skip> {
     if result == 0 {
         Ok(())

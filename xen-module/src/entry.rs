@@ -1,4 +1,4 @@
-//! The functions that Xen's C side calls (`xen/arch/x86/lacuna/`, `linker/exported-symbols`).
+//! Defines the functions that Xen's C side calls (`xen/arch/x86/lacuna/`, `linker/exported-symbols`).
 
 use core::ffi::c_int;
 
@@ -17,7 +17,7 @@ const AGAIN: c_int = 1;
 /// `-EPROTO` (`xen/include/public/errno.h`): refused, the request's `status` says why.
 const REFUSED: c_int = -71;
 
-/// Bytes of state for one domain, to be allocated 16-byte aligned.
+/// Returns the size in bytes of the state for one domain, to be allocated 16-byte aligned.
 #[unsafe(no_mangle)]
 pub extern "C" fn lacuna_core_state_size() -> usize {
     const { assert!(align_of::<Session>() <= 16) };
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn lacuna_core_op(
     }
 }
 
-/// The domain went through Xen's soft reset: the profile is no longer used.
+/// Ends the use of the profile, because the domain went through Xen's soft reset.
 ///
 /// # Safety
 /// As for [`lacuna_core_op`].
@@ -84,15 +84,15 @@ pub unsafe extern "C" fn lacuna_core_reset(state: *mut Session, _reason: u32) {
 /// Returns whether a guest that writes to a block of 2 MiB wholly on zero frames should get all of it.
 ///
 /// # Safety
-/// `refill` points to the domain's, all zero to begin with; the domain's p2m lock is held for writing. So for
-/// the next two.
+/// `refill` points to the domain's state of refills, which is all zero at first. The domain's p2m lock is
+/// held for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lacuna_core_refill_wanted(refill: *const Refill) -> bool {
     // SAFETY: the caller's promise.
     unsafe { (*refill).wants_block() }
 }
 
-/// The guest got all of such a block by one fault.
+/// Records that the guest got all of such a block by one fault.
 ///
 /// # Safety
 /// As for [`lacuna_core_refill_wanted`].
@@ -102,8 +102,8 @@ pub unsafe extern "C" fn lacuna_core_refill_block(refill: *mut Refill) {
     unsafe { (*refill).block_given() };
 }
 
-/// The guest got the page `gfn` by a fault. `first`: its block was wholly on zero frames, in one entry, until
-/// now.
+/// Records that the guest got the page `gfn` by a fault. `first` says that its block was wholly on zero
+/// frames, in one entry, until now.
 ///
 /// # Safety
 /// As for [`lacuna_core_refill_wanted`].

@@ -1,4 +1,4 @@
-//! One guest frame, mapped read-only, with the page reference that keeps it.
+//! Maps one guest frame read-only, and holds the page reference that keeps it.
 
 use core::ops::ControlFlow;
 use core::ptr;
@@ -64,8 +64,8 @@ impl MappedFrame {
         Some(value)
     }
 
-    /// As `GuestMemory::count_failing`; `None` where the row leaves the frame or is not aligned to the width of its
-    /// values.
+    /// Does what `GuestMemory::count_failing` does, or returns `None` if the row leaves the frame or is not aligned
+    /// to the width of its values.
     pub(crate) fn count_failing(&self, row: Row, test: &Predicate) -> Option<u64> {
         let width = usize::from(test.field.width);
         let stride = usize::try_from(row.stride).ok()?;
@@ -164,7 +164,7 @@ unsafe fn count_failing<T: Copy + Into<u64>>(
         if test.holds(value.into()) {
             return passed_over;
         }
-        // Past the last value it is not used.
+        // After the last value the pointer is not used.
         at = at.wrapping_add(stride);
     }
     count

@@ -1,12 +1,12 @@
-//! What Xen's C side offers. One line here for each function of `xen/arch/x86/lacuna/core.h`; the wrappers
-//! that make them safe to call are in [`crate::xen_domain`].
+//! Declares the functions of Xen's C side, as in `xen/arch/x86/lacuna/core.h`. The wrappers that make them
+//! safe to call are in [`crate::xen_domain`].
 
 use core::ffi::{c_int, c_void};
 
 use lacuna_core::VcpuRegisters;
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 
-/// Xen's `struct domain`, never looked into.
+/// Xen's `struct domain`, which is opaque here.
 #[repr(C)]
 pub(crate) struct Domain {
     _opaque: [u8; 0],
@@ -67,7 +67,7 @@ unsafe extern "C" {
     pub(crate) fn lacuna_x_protect_partner(d: *mut Domain, gfn: u64) -> c_int;
     pub(crate) fn lacuna_x_restore_partner(d: *mut Domain, gfn: u64);
     pub(crate) fn lacuna_x_merge(d: *mut Domain, gfn: u64, partner: u64, most: u32) -> c_int;
-    /// Offered by debug builds of Xen alone: an object with the feature `mutants` does not link into a
+    /// Exists in debug builds of Xen alone, so an object with the feature `mutants` does not link into a
     /// release.
     #[cfg(feature = "mutants")]
     pub(crate) fn lacuna_x_mutants_allowed();

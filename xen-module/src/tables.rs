@@ -1,4 +1,4 @@
-//! The tables' memory on Xen, which the C side keeps (`xen/arch/x86/lacuna/tables.c`).
+//! Accesses the tables' memory, which the C side keeps (`xen/arch/x86/lacuna/tables.c`).
 
 use core::ffi::c_int;
 use core::ptr;

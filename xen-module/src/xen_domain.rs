@@ -1,33 +1,36 @@
-//! `lacuna-core`'s traits on Xen.
+//! Implements `lacuna-core`'s traits by Xen's functions.
 
 use core::ops::ControlFlow;
 
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::boundary::SHARE_ONLY_ZERO;
 use lacuna_core::{
-    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, LINE, Order, P2m, Predicate, ReadError, Row, Skip, Status,
-    VcpuRegisters, count_failing_one_by_one, value_by_bytes,
+    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, LINE, Order, P2m, Predicate, ReadError, Row, Skip,
+    Status, VcpuRegisters, count_failing_one_by_one, value_by_bytes,
 };
 
 use crate::mapped_frame::MappedFrame;
 use crate::shim::{self, Domain};
 
-/// One domain, for the time of one operation.
+/// One domain, during one operation.
 ///
 /// # Invariant
 ///
 /// `domain` is a live domain other than the caller's own, held by a reference for as long as this value
-/// exists, and the domain's Lacuna lock is held. [`XenDomain::new`]'s caller promises it; every `unsafe` block
-/// below leans on it.
+/// exists, and the domain's Lacuna lock is held. The caller of [`XenDomain::new`] promises it, and
+/// every `unsafe` block below relies on it.
 pub(crate) struct XenDomain {
     pub(crate) domain: *mut Domain,
-    /// The frame read last. Descriptors of neighbours lie side by side, and so do page-table entries.
+    /// The frame that was read last, kept mapped: the next read is often of the same frame, since descriptors
+    /// and page-table entries of neighbouring pages lie side by side.
     pub(crate) last: Option<MappedFrame>,
 }
 
 impl XenDomain {
+    /// Creates the hypervisor's side of an operation on `domain`.
+    ///
     /// # Safety
-    /// The invariant of the type.
+    /// The caller promises the invariant of the type.
     pub(crate) const unsafe fn new(domain: *mut Domain) -> Self {
         Self { domain, last: None }
     }
@@ -101,7 +104,7 @@ impl P2m for XenDomain {
         if result == 0 {
             registers
         } else {
-            // Online with no register right: the guard refuses it.
+            // An online virtual CPU whose registers are all wrong: the identity check refuses it.
             VcpuRegisters {
                 flags: VcpuRegisters::ONLINE,
                 ..VcpuRegisters::default()
