@@ -1,5 +1,5 @@
-//! What the agent fills free memory with: words of which each follows from the one before, so that a page
-//! that nobody has written since is known by its content alone.
+//! The words with which the agent fills free memory. Each follows from the one before, so that a page that
+//! nobody has written since is recognised by its content alone.
 
 use crate::truth::PAGE_SIZE;
 
@@ -7,7 +7,7 @@ use crate::truth::PAGE_SIZE;
 pub struct Random(pub u64);
 
 impl Random {
-    /// Returns the next word. Endless: it is no iterator, so that nobody collects it.
+    /// Returns the next word. The sequence does not end, so this is no iterator, which might be collected.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;

@@ -1,4 +1,4 @@
-//! How the guest is, by its kernel's own log and counters.
+//! The guest's health, by its kernel's own log and counters.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,8 +8,8 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::numbers;
 
-/// What a kernel says when its memory is not what it left there (`mm/page_alloc.c`, `mm/page_poison.c`,
-/// `mm/slub.c`, `lib/bug.c`, `kernel/watchdog.c`), or a disk (`block/blk-mq.c`).
+/// What a kernel logs when its memory has changed under it (`mm/page_alloc.c`, `mm/page_poison.c`,
+/// `mm/slub.c`, `lib/bug.c`, `kernel/watchdog.c`), or a disk has failed (`block/blk-mq.c`).
 const TROUBLE: &[&str] = &[
     "Oops",
     "BUG:",

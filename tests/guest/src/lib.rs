@@ -1,5 +1,5 @@
-//! What the agent inside a guest and the driver in dom0 say to each other, and the layout of the truth they
-//! share.
+//! The messages between the agent inside a guest and the driver in dom0, and the layout of the guest's own
+//! account of its free pages, which both share.
 //!
 //! Orders go in as lines of JSON on the guest's console; replies come out as lines that start with [`MARK`],
 //! between whatever else the kernel writes there. The Windows-like guest (`tests/windows/kernel`) speaks the
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub mod filling;
 pub mod truth;
 
-/// What a line of the agent starts with.
+/// The beginning of each line of the agent.
 pub const MARK: &str = "@@agent ";
 
 /// The guest's disk, where it has one.
@@ -115,7 +115,7 @@ pub enum Task {
         /// Its number.
         page: u32,
     },
-    /// Have Xen write to one of them. Reply: [`Report::Handed`].
+    /// Make Xen write to one of them. Reply: [`Report::Handed`].
     HandPage {
         /// Its number.
         page: u32,
@@ -179,7 +179,8 @@ pub enum Interface {
 }
 
 impl Interface {
-    /// Returns the first version of Xen that has it, where not every version has that the lab builds.
+    /// Returns the first version of Xen that has the interface, if not every version does that the lab
+    /// builds.
     #[must_use]
     pub const fn since(self) -> Option<(u32, u32)> {
         match self {
@@ -237,11 +238,11 @@ impl Way {
 pub struct Reply {
     /// The order's number; 0 for what the agent says on its own.
     pub id: u32,
-    /// What it has to say.
+    /// The message.
     pub report: Report,
 }
 
-/// What the agent says.
+/// A message of the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum Report {
@@ -291,7 +292,7 @@ pub enum Report {
         /// What is there.
         seen: u64,
     },
-    /// What became of the pages that were lied about.
+    /// The state of the pages that were lied about.
     Lies {
         /// How many there are.
         pages: u64,
@@ -326,7 +327,7 @@ pub enum Report {
         /// The first failure.
         first: Option<String>,
     },
-    /// How the guest is.
+    /// The guest's health.
     Health {
         /// Lines of the kernel log that tell of trouble: Oops, BUG, bad pages, memory corruption, lockups.
         trouble: Vec<String>,

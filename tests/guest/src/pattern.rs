@@ -1,4 +1,4 @@
-//! Pages with known contents: so many kinds, so many copies of each, and some that are like no other.
+//! Pages with known contents: several kinds with several equal copies each, and pages that equal no other.
 
 use std::fs::File;
 use std::io;
@@ -96,7 +96,7 @@ impl Pattern {
             .collect()
     }
 
-    /// Looks at every word.
+    /// Checks every word.
     pub(crate) fn check(&mut self) -> Report {
         let pages = self.kinds.len();
         let wrong = (0..pages).filter(|page| !self.is_intact(*page)).count();
@@ -144,7 +144,7 @@ impl Churn {
         Self { stop, thread }
     }
 
-    /// Ends it; the pages, and what it found meanwhile.
+    /// Ends the thread, and returns the pages and what it found.
     pub(crate) fn stop(self) -> Result<(Pattern, Report), String> {
         self.stop.store(true, Ordering::Relaxed);
         let (mut pattern, written, met) = self.thread.join().map_err(|_| "the churn panicked")?;

@@ -1,7 +1,7 @@
 //! Threads that allocate, write, check and free at full speed, so that pages change hands all the time.
 //!
 //! Anonymous memory and page cache (files in tmpfs) take turns. Every word written is a function of the seed,
-//! the block's generation and the word's place, so a word from elsewhere or lost is seen.
+//! the block's generation and the word's place, so a word that is lost or comes from elsewhere is detected.
 //!
 //! Most blocks live for as long as a queue of them is: moments. Some small ones are kept for up to a minute:
 //! what a migration drops in its middle is then still needed at its end.
@@ -30,7 +30,7 @@ const KEPT_LOOKS: usize = 4;
 const KEPT_MS: u64 = 60_000;
 /// What their random numbers differ by from the others'.
 const KEPT_SEED: u64 = 0x5851_f42d_4c95_7f2d;
-/// How many corrupt words are told one by one; the counter has all of them.
+/// How many corrupt words are reported one by one; the counter has all of them.
 const TOLD: u64 = 16;
 
 #[derive(Default)]
@@ -86,7 +86,7 @@ impl Workload {
         }
     }
 
-    /// Ends the threads, which check all they hold first, and tells the final counters.
+    /// Ends the threads, which first check all that they hold, and returns the final counters.
     pub(crate) fn stop(mut self) -> Report {
         self.counters.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
@@ -120,7 +120,7 @@ struct Worker {
     console: Arc<Console>,
 }
 
-/// Returns what is written where: the word at `index` of the block of `generation`.
+/// Returns the word to write at `index` of the block of `generation`.
 fn word(generation: u64, index: u64) -> u64 {
     // Odd multipliers mix both in; the low bit keeps a written word from ever being zero.
     generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1
