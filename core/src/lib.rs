@@ -38,13 +38,13 @@ pub use addr::{Gfn, GuestPhys, GuestVirt, Order, PAGE_SHIFT, PAGE_SIZE};
 pub use bitmap::Bitmap;
 pub use boundary::{Blocker, PageState, Skip, VcpuRegisters};
 pub use content::{
-    Before, ContentReport, Digest, DomainId, DomainPage, Entry, Index, Inserted, MAX_SHARERS, Peers, Rounds, Seed,
-    Stage, merge_protected, share_zero_protected,
+    Before, ContentReport, Digest, DomainId, DomainPage, Entry, Index, Inserted, MAX_SHARERS, Peers, Rounds,
+    Seed, Stage, merge_protected, share_zero_protected,
 };
 pub use domain::{Domain, P2m, Protect};
 pub use guest::{
-    Field, FrameCopies, GuestMemory, LINE, LINES, Mapping, PagingLevels, Predicate, ReadError, Row, WalkError,
-    count_failing_one_by_one, lines_by_copies, value_by_bytes, walk,
+    Field, FrameCopies, GuestMemory, LINE, LINES, Mapping, PagingLevels, Predicate, ReadError, Row,
+    WalkError, count_failing_one_by_one, lines_by_copies, value_by_bytes, walk,
 };
 pub use judge::{
     Agreement, CounterError, CounterReading, Descriptor, DescriptorAt, DescriptorError, FreeCheck,

@@ -1,16 +1,16 @@
-//! How an operation fails: what happened, what to do, and of which kind it is.
+//! How an operation fails: what happened, what to do, and the class of the failure.
 //!
 //! Each layer names its own failures: `failures.rs` in `xen/`, `source/`, `os/linux/` and `os/windows/` says
 //! what each of its errors means and what to do about it.
 
 use std::fmt;
 
-/// Kinds of failure, which scripts tell apart by the exit status.
+/// Class of a failure. Scripts distinguish the classes by the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Anything else.
     Failed,
-    /// It would not be safe, or is not known to be.
+    /// Refused: it would not be safe, or is not known to be.
     Refused,
     /// What was named does not exist.
     NotFound,
@@ -20,13 +20,13 @@ pub enum Class {
     StockXen,
     /// The hypervisor's interfaces have versions that this tool does not know.
     OtherVersion,
-    /// The user, or this domain, may not ask the hypervisor.
+    /// The user, or this domain, lacks the permission.
     NoRights,
 }
 
 impl Class {
-    /// Returns the exit status of a process that fails so. Besides these there are 0 (done) and 2 (wrong
-    /// usage).
+    /// Returns the exit status of a process that fails in this way. Besides these there are 0 (done) and 2
+    /// (wrong usage).
     pub fn exit_status(self) -> u8 {
         match self {
             Self::Failed => 1,
@@ -40,7 +40,7 @@ impl Class {
     }
 }
 
-/// Why a guest is left alone, where that has a name of its own: an event's and a metric's `reason`.
+/// Why a guest is left alone, as the `reason` of events and metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cause {
     /// None of the below.
@@ -64,12 +64,12 @@ pub enum Cause {
     Busy,
     /// The domain does not exist any more.
     Gone,
-    /// The guest has not run yet, or not for long: it has no kernel that could be known.
+    /// The guest has not run yet, or not for long, so its kernel cannot be identified yet.
     Booting,
 }
 
 impl Cause {
-    /// Returns the name, which does not change.
+    /// Returns the name, which is stable: events and metrics contain it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Other => "other",
@@ -87,12 +87,12 @@ impl Cause {
     }
 }
 
-/// What a failure says where the guest's memory is a file.
+/// Additions to a failure for a guest whose memory is a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Clues {
-    /// What to do then: nothing is tried again with a file, and no file lies.
+    /// The remedy for a file: trying again does not help, and a file does not change under the reader.
     pub remedy: Option<&'static str>,
-    /// A frame that is wanted and not there.
+    /// A frame that is needed and absent from the file.
     pub absent: Option<u64>,
     /// How many bytes further on something lies than where the file has it, by the guest's own word.
     pub displaced: Option<u64>,
@@ -105,7 +105,7 @@ pub struct Clues {
 /// A failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Of which kind it is.
+    /// The class.
     pub class: Class,
     /// What happened.
     pub what: String,
@@ -113,7 +113,7 @@ pub struct Failure {
     pub remedy: Option<String>,
     /// Why, as one word.
     pub cause: Cause,
-    /// What it says where the guest is a file.
+    /// Additions that apply if the guest is a file.
     pub clues: Clues,
 }
 
@@ -146,7 +146,7 @@ impl Failure {
         Self { cause, ..self }
     }
 
-    /// Returns the same failure, with what it says where the guest is a file.
+    /// Returns the same failure, with additions that apply if the guest is a file.
     #[must_use]
     pub fn with_clues(self, clues: Clues) -> Self {
         Self { clues, ..self }

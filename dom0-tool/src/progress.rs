@@ -1,4 +1,4 @@
-//! What an operation tells while it runs. Whether and how that is shown is the caller's business.
+//! Progress that an operation reports while it runs. The caller decides whether and how to show it.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -6,25 +6,25 @@ use std::path::PathBuf;
 /// A step that takes a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Searches the guest's memory for a Linux kernel. Told in frames.
+    /// Searches the guest's memory for a Linux kernel. Progress is in frames.
     SearchForLinux,
-    /// Searches the guest's memory for a Windows kernel. Told in frames.
+    /// Searches the guest's memory for a Windows kernel. Progress is in frames.
     SearchForWindows,
-    /// Compiles and asks the headers of a kernel.
+    /// Compiles the stub against a kernel's headers and runs it.
     AskHeaders,
-    /// Looks for the headers of a kernel and fetches them. Told in words.
+    /// Looks for the headers of a kernel and fetches them. Progress is in words.
     FetchHeaders,
-    /// Fetches a PDB. Told in bytes.
+    /// Fetches a PDB. Progress is in bytes.
     FetchPdb,
-    /// Scans a dump. Told in frames.
+    /// Scans a dump. Progress is in frames.
     ScanDump,
-    /// Has the hypervisor scan a guest.
+    /// Makes the hypervisor scan a guest.
     ScanGuest,
     /// A round of giving memory back, by its number.
     Round(u64),
 }
 
-/// Something that an operation met on its way and that is no part of its report.
+/// Something that happened during an operation and is not part of its report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remark {
     /// Neither a layout nor headers of the guest's kernel are here, and the guest's own memory has to do.

@@ -172,8 +172,12 @@ fn a_refusal_is_named_and_tried_again_ever_more_rarely() {
         let watched = &daemon.guests()[&3];
         let seen = watched.exclusion.as_ref().map(|exclusion| exclusion.cause.name());
         assert_eq!(seen, reason);
-        let deeds = watched.deeds;
-        assert_eq!(deeds.attached + deeds.attach_failures, tries, "{deeds:?}");
+        let counters = watched.counters;
+        assert_eq!(
+            counters.attached + counters.attach_failures,
+            tries,
+            "{counters:?}"
+        );
     }
     assert_eq!(host.0.borrow().guests[&3].zero, 6_000);
 }
@@ -192,7 +196,7 @@ fn a_guest_that_boots_or_is_restored_is_tried_again_soon_however_long_it_takes()
     pass(&host, &mut daemon, 58);
     let watched = &daemon.guests()[&3];
     let seen = watched.exclusion.as_ref().map(|exclusion| exclusion.cause.name());
-    assert_eq!((seen, watched.deeds.attach_failures), (Some("booting"), 12));
+    assert_eq!((seen, watched.counters.attach_failures), (Some("booting"), 12));
     pass(&host, &mut daemon, 5);
     assert_eq!(host.0.borrow().guests[&3].zero, 6_000);
 }
@@ -304,9 +308,9 @@ fn contents_are_looked_at_ever_more_rarely_where_there_is_nothing_to_find() {
         "[defaults]\nmode = \"free+content\"\ninterval_seconds = 1.0\n",
     );
     pass(&host, &mut daemon, 200);
-    let deeds = daemon.guests()[&3].deeds;
-    assert!(deeds.rounds > 190, "{deeds:?}");
-    assert!((8..=12).contains(&deeds.content_rounds), "{deeds:?}");
+    let counters = daemon.guests()[&3].counters;
+    assert!(counters.rounds > 190, "{counters:?}");
+    assert!((8..=12).contains(&counters.content_rounds), "{counters:?}");
 }
 
 #[test]
@@ -373,7 +377,7 @@ fn a_busy_guest_is_scanned_again_and_a_wrong_profile_replaced() {
     host.change(3, |guest| guest.disagrees = 3);
     pass(&host, &mut daemon, 120);
     assert_eq!(count(&host.take_log(), "attach 3"), 1, "three are not");
-    assert_eq!(daemon.guests()[&3].deeds.disagreements, 5);
+    assert_eq!(daemon.guests()[&3].counters.disagreements, 5);
 }
 
 #[test]
@@ -397,7 +401,7 @@ fn the_share_of_a_cpu_holds_however_much_there_is_to_do() {
     let rounds: Vec<u64> = daemon
         .guests()
         .values()
-        .map(|watched| watched.deeds.rounds)
+        .map(|watched| watched.counters.rounds)
         .collect();
     let (least, most) = (rounds.iter().min().unwrap(), rounds.iter().max().unwrap());
     assert!(

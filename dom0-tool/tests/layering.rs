@@ -8,6 +8,7 @@
 mod shape;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use shape::{Exception, assert_small};

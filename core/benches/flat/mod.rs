@@ -1,8 +1,8 @@
 //! A mock guest's memory in one piece, read the way `xen-module` reads a mapped frame: it compares the frame
 //! with the last one, checks the range, and loads, or goes along a row of values after one look.
 
-use lacuna_mock::{Config, Layout, MapPages, MockGuest, Model};
 use lacuna_core::{Gfn, GuestMemory, GuestPhys, PAGE_SIZE, Predicate, ReadError, Row};
+use lacuna_mock::{Config, Layout, MapPages, MockGuest, Model};
 
 /// 256 MiB: the map takes three 2 MiB pages, so every path is taken more than once.
 pub(crate) const PAGES: u64 = 65_536;

@@ -42,7 +42,7 @@ use crate::{Bitmap, Gfn, PageState, Skip};
 pub use digest::{Digest, Seed};
 pub use index::{Entry, Index, Inserted};
 pub use merge::{merge_protected, share_zero_protected};
-pub use peers::{DomainId, Peers, DomainPage};
+pub use peers::{DomainId, DomainPage, Peers};
 pub use rounds::{Before, Rounds};
 
 /// Most frames that share one. Xen finds the sharers of a frame in a list up to this number, and by a table
@@ -156,7 +156,8 @@ impl Stage<'_> {
         let Some(gfn) = self.rounds.next_marked(from, end) else {
             return Ok(end);
         };
-        self.page(domain, gfn, report).map_err(|shortage| (gfn, shortage))?;
+        self.page(domain, gfn, report)
+            .map_err(|shortage| (gfn, shortage))?;
         Ok(gfn.saturating_add(1))
     }
 

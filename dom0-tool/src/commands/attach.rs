@@ -27,7 +27,9 @@ pub(super) fn run(arguments: &Attach, out: Out) -> Result<Value, Failure> {
             statistics.guest_free_before.max(statistics.guest_free_after)
         ));
     } else {
-        out.line("admitted    the kernel counts nothing; pages from all over what the scan found are zero");
+        out.line(
+            "admitted    the kernel has no counter of free pages; a sample of what the scan found is zero",
+        );
     }
     out.line(format!("next        lacuna dedup {}", arguments.domain));
     Ok(json!({

@@ -9,7 +9,7 @@ use super::render::scan::scanned_json;
 use super::terminal::Terminal;
 use super::words::{duration, pages};
 use crate::failure::Failure;
-use crate::ops::dedup::{Deduplicated, Mode, Options, Round, Until, dedup};
+use crate::ops::dedup::{DedupReport, Mode, Options, Round, Until, dedup};
 use crate::ops::guest::Live;
 
 pub(super) fn run(arguments: &Dedup, out: Out) -> Result<Value, Failure> {
@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Dedup, out: Out) -> Result<Value, Failure> {
     }))
 }
 
-fn show(done: &Deduplicated, mode: Mode, out: Out) {
+fn show(done: &DedupReport, mode: Mode, out: Out) {
     let (before, after) = (&done.before, &done.after);
     out.line(format!(
         "given back  {} in all; now {} on zero frames, {} on frames shared by content",

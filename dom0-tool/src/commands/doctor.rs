@@ -12,7 +12,7 @@ use crate::daemon::run::{LOCK, load};
 use crate::ops::doctor::{Check, Expected, Verdict, examine, exit_status};
 use crate::os::Sources;
 
-/// Looks the host over, shows what was found, and returns it with the exit status.
+/// Checks the host, shows the findings, and returns them with the exit status.
 pub(super) fn run(out: Out) -> (Value, u8) {
     let (config, first) = match load(None) {
         Ok(config) => (config, None),

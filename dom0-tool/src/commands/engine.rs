@@ -82,8 +82,8 @@ pub(super) fn status(domain: &str, out: Out) -> Result<Value, Failure> {
     let mut answer = statistics_json(&statistics);
     answer["last_refusal"] = json!(refusal);
     answer["migration"] = json!({
-        "sent": told(known.sent, Side::Sent, out),
-        "received": told(known.received, Side::Received, out),
+        "sent": show_migration(known.sent, Side::Sent, out),
+        "received": show_migration(known.received, Side::Received, out),
     });
     answer["domain"] = json!(live.domain.id.get());
     Ok(answer)
@@ -128,7 +128,7 @@ fn in_words(name: &str, value: u64) -> (String, String) {
 }
 
 /// Shows the counters of the guest's latest migration on one side of it, and returns them.
-fn told(counters: Option<Value>, side: Side, out: Out) -> Value {
+fn show_migration(counters: Option<Value>, side: Side, out: Out) -> Value {
     let Some(counters) = counters else {
         return Value::Null;
     };
@@ -155,7 +155,7 @@ fn told(counters: Option<Value>, side: Side, out: Out) -> Value {
 pub(super) fn explain(arguments: &Explain, out: Out) -> Result<Value, Failure> {
     let live = Live::open(&arguments.domain)?;
     let answer = live.engine.explain(Gfn::new(arguments.gfn))?;
-    // What the profile goes by; a domain without one has no verdict either.
+    // Whether the profile judges by blocks or by entries. A domain without a profile has no verdict either.
     let by_blocks = live
         .engine
         .get_profile()
@@ -176,7 +176,7 @@ pub(super) fn explain(arguments: &Explain, out: Out) -> Result<Value, Failure> {
         ));
     }
     out.line(format!(
-        "nominated   {}",
+        "candidate   {}",
         if answer.nominated == 1 {
             "yes, by the last scan"
         } else {
@@ -211,7 +211,7 @@ pub(super) fn explain(arguments: &Explain, out: Out) -> Result<Value, Failure> {
         "order": answer.order,
         "descriptor": format!("{:#x}", answer.descriptor),
         "predicate": format!("{:#x}", answer.predicate),
-        "nominated": answer.nominated == 1,
+        "candidate": answer.nominated == 1,
         "mfn": (answer.mfn != u64::MAX).then(|| format!("{:#x}", answer.mfn)),
         "zero_frame": answer.zero_frame == 1,
         "p2m_type": kind,

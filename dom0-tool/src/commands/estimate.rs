@@ -1,4 +1,4 @@
-//! `lacuna estimate`: what a migration would find now.
+//! `lacuna estimate`: what a migration would send now.
 
 use lacuna_core::{Contents, PAGE_SIZE};
 use serde_json::{Value, json};

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::Out;
 use super::cli::Inspect;
 use crate::failure::Failure;
-use crate::ops::inspect::{Inspected, inspect};
+use crate::ops::inspect::{KernelFile, inspect};
 use crate::os::windows::pdb::PdbFacts;
 use crate::os::windows::pdb::types::{Field, find};
 use crate::os::windows::pe::{FileLayout, Machine, PeImage};
@@ -16,11 +16,11 @@ use crate::os::windows::symbol_key::{PdbName, Signature, SymbolKey};
 pub(super) fn run(arguments: &Inspect, out: Out) -> Result<Value, Failure> {
     let path = &arguments.file;
     Ok(match inspect(path)? {
-        Inspected::Pdb(facts) => {
+        KernelFile::Pdb(facts) => {
             show_pdb(path, &facts, out);
             pdb_json(path, &facts)
         }
-        Inspected::Executable(image, layout) => {
+        KernelFile::Executable(image, layout) => {
             show_pe(&image, out);
             pe_json(&image, layout)
         }

@@ -29,20 +29,20 @@ use crate::daemon::run::Arguments;
 use crate::failure::{Class, Failure};
 use cli::{Cli, Command, ProfileCommand, SymbolsCommand};
 
-/// Exit status of a command that did all that it was asked.
+/// Exit status of a command that did everything.
 const DONE: u8 = 0;
-/// Exit status of a scan that found what the guest's counters say, of a kernel that nothing ties to a
+/// Exit status of a scan that agrees with the guest's counters, but of a kernel that nothing ties to a
 /// processor.
 const UNTIED: u8 = 9;
 
-/// Where text goes while a command runs: nowhere with `--json`.
+/// Prints a command's text while it runs, or nothing with `--json`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Out {
     json: bool,
 }
 
 impl Out {
-    /// Prints a line of JSON at once, where JSON is wanted: of commands that go on for ever.
+    /// Prints a line of JSON at once, if JSON is wanted. For commands that run until interrupted.
     pub(crate) fn json_line(self, value: &Value) {
         if self.json {
             let _ = writeln!(std::io::stdout().lock(), "{value}");
@@ -52,7 +52,7 @@ impl Out {
     /// Prints a line of text at once.
     pub(crate) fn line(self, text: impl AsRef<str>) {
         if !self.json {
-            // A closed standard output ends the program's usefulness, not its work.
+            // The work goes on if standard output is closed.
             let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
         }
     }
@@ -102,7 +102,8 @@ fn dispatch(command: &Command, out: Out) -> Result<(Value, u8), Failure> {
         Command::Top(arguments) => top::run(arguments, out),
         Command::Explain(arguments) => engine::explain(arguments, out),
         Command::Inspect(arguments) => inspect::run(arguments, out),
-        // Several things can be wrong at once: its answer is no failure, and its exit status is its own.
+        // It may find several things wrong, so it returns findings instead of a failure, and an exit status
+        // of its own.
         Command::Doctor => return Ok(doctor::run(out)),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "lacuna", &mut std::io::stdout());

@@ -8,7 +8,7 @@ use super::render::built_json;
 use super::render::profile::{layout_json, show_layout, show_profile};
 use super::terminal::Terminal;
 use crate::failure::{Class, Failure};
-use crate::ops::profile::{self, Shown};
+use crate::ops::profile::{self, LayoutOrProfile};
 
 /// Runs `lacuna profile build`.
 pub(super) fn build(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
@@ -45,10 +45,10 @@ fn build_layout(arguments: &ProfileBuild, out: Out) -> Result<Value, Failure> {
 /// Runs `lacuna profile show`.
 pub(super) fn show(arguments: &ProfileShow, out: Out) -> Result<Value, Failure> {
     Ok(match profile::show(&arguments.what)? {
-        Shown::Layout(layout) => {
+        LayoutOrProfile::Layout(layout) => {
             show_layout(&layout, out);
             layout_json(&layout)
         }
-        Shown::Profile(profile, bytes) => show_profile(&profile, bytes, out),
+        LayoutOrProfile::Profile(profile, bytes) => show_profile(&profile, bytes, out),
     })
 }

@@ -1,4 +1,4 @@
-//! `lacuna scan`: of a domain, by the engine, or of a dump, here.
+//! `lacuna scan`: scans a domain (the engine does it) or a dump (done here).
 
 use serde_json::{Value, json};
 

@@ -9,7 +9,7 @@ use crate::ops::dedup::{Mode, Round};
 use crate::os::{BuiltProfile, Kernel};
 use crate::progress::{Progress, Remark, Step};
 use crate::source::dump::Dump;
-use crate::xen::engine::Scanned;
+use crate::xen::engine::ScanFigures;
 
 /// A terminal, or whatever standard output is.
 pub(super) struct Terminal {
@@ -115,7 +115,7 @@ impl Observer for Terminal {
         }
     }
 
-    fn scanned(&mut self, scanned: &Scanned) {
+    fn scanned(&mut self, scanned: &ScanFigures) {
         render::scan::show_figures(scanned, self.out);
     }
 

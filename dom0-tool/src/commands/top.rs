@@ -1,4 +1,4 @@
-//! `lacuna top`, and `lacuna status` without a guest: all guests and the host beside each other.
+//! `lacuna top`, and `lacuna status` without a guest: compares all guests and the host.
 
 use std::fmt::Write;
 use std::thread;
@@ -48,12 +48,12 @@ pub(super) fn host(out: Out) -> Result<Value, Failure> {
             short / PAGES_PER_MIB
         ),
     });
-    for (seen, look) in &sample.guests {
+    for (seen, state) in &sample.guests {
         out.line(format!(
             "{:>5} {:20} could take back {} MiB",
             seen.domain,
             seen.name.as_deref().unwrap_or("-"),
-            look.given_back() / PAGES_PER_MIB
+            state.given_back() / PAGES_PER_MIB
         ));
     }
     Ok(answer(&sample, &rows(&sample, &sample)))
@@ -131,16 +131,16 @@ fn answer(sample: &Sample, rows: &[Row]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::host::{Look, Seen};
+    use crate::ops::host::{GuestName, GuestState};
     use crate::xen::privcmd::HostMemory;
     use lacuna_core::abi::{State, Statistics};
 
     fn sample(seconds: u64, unshared: u64, pause_total_ns: u64) -> Sample {
-        let seen = Seen {
+        let seen = GuestName {
             domain: 3,
             name: Some("web".to_owned()),
         };
-        let look = Look {
+        let state = GuestState {
             pages: 100_000,
             max_pages: 131_072,
             statistics: Statistics {
@@ -161,7 +161,7 @@ mod tests {
                 free: 30_000,
                 claimed: 0,
             },
-            guests: vec![(seen, look)],
+            guests: vec![(seen, state)],
         }
     }
 

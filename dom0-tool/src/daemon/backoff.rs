@@ -1,8 +1,8 @@
-//! When to try again what failed.
+//! Decides when to try again after a failure.
 
 use std::time::Duration;
 
-/// Waits that double from a first to a longest one.
+/// Delays that double from a first to a longest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -11,7 +11,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Waits of `first`, twice that, and so on, never more than `longest`.
+    /// Creates delays of `first`, twice that, and so on, never more than `longest`.
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self {
             first,
@@ -27,7 +27,7 @@ impl Backoff {
         self.first.saturating_mul(factor).min(self.longest)
     }
 
-    /// Failures since the last success.
+    /// Returns the number of failures since the last success.
     pub const fn failures(&self) -> u32 {
         self.failures
     }

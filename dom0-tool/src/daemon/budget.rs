@@ -1,4 +1,4 @@
-//! How much of a CPU the daemon may use.
+//! Limits how much of a CPU the daemon uses.
 //!
 //! Credit grows with time and is spent by work, as measured by the process' own CPU clock, in which a
 //! hypercall counts as long as it takes. A piece of work begins only while there is credit; it may overdraw,
@@ -7,13 +7,13 @@
 
 use std::time::Duration;
 
-/// Most credit that can pile up, as so much time without work: an idle daemon may do a burst, not a storm.
+/// Most credit that can accumulate, as time without work. It lets an idle daemon do a short burst of work.
 const BURST: Duration = Duration::from_secs(10);
 
 /// The account.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Of one CPU, in per cent.
+    /// The share of one CPU, in per cent.
     percent: u32,
     /// Credit, or debt, in nanoseconds of CPU time.
     credit: i128,
@@ -40,7 +40,7 @@ impl Budget {
         self.credit = self.credit.min(self.most());
     }
 
-    /// Returns how long to wait before work may begin; zero for not at all.
+    /// Returns how long to wait before work may begin; zero if it may begin now.
     pub fn wait(&mut self, now: Duration) -> Duration {
         self.grow(now);
         if self.credit > 0 {

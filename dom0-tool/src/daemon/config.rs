@@ -1,7 +1,7 @@
 //! The daemon's configuration file, TOML. `docs/daemon.md` describes it for operators.
 //!
-//! Nothing unknown is passed over: a misspelt key would otherwise be a setting that silently does nothing.
-//! What is wrong is said with the line, what stands there, and what may stand there.
+//! An unknown key is an error: otherwise a misspelt setting would silently do nothing. An error names the
+//! line, what is written there, and what is allowed.
 
 mod error;
 
@@ -454,7 +454,7 @@ impl Source<'_> {
             _ => None,
         };
         let what = match parsed {
-            // Metrics name guests and tell what they use: nobody else's business.
+            // Metrics name guests and what they use, so they must not be served to other hosts.
             Some(Listen::Tcp(address)) if !address.ip().is_loopback() => {
                 format!("{} is not an address of the loopback interface", address.ip())
             }

@@ -1,4 +1,4 @@
-//! The daemon's events: one line each on standard error, for people or as JSON.
+//! The daemon's events: one line each on standard error, as text or as JSON.
 //!
 //! Every event has the field `event`, a name of its own that does not change (`docs/daemon.md` lists them),
 //! and fields for its values.
@@ -21,7 +21,7 @@ pub fn start(format: LogFormat, level: LogLevel) -> Result<(), SetGlobalDefaultE
         LogLevel::Info => Level::INFO,
         LogLevel::Debug => Level::DEBUG,
     };
-    // What collects the lines stamps them as well, but JSON may be read far from there.
+    // The journal adds its own time stamp, but JSON may be read elsewhere.
     let lines = tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_max_level(level)

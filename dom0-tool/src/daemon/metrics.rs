@@ -1,7 +1,7 @@
-//! What the daemon tells, as text in the format of `OpenMetrics`.
+//! The daemon's metrics, as text in the format of `OpenMetrics`.
 //!
 //! Each metric is one row of a table here: name, unit, kind, definition, and where the value comes from.
-//! `docs/daemon.md` has the same rows; a test holds the two together.
+//! `docs/daemon.md` has the same rows; a test compares the two.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,8 +17,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::daemon::reserve::Reserve;
 use crate::daemon::supervisor::Supervisor;
-use crate::daemon::watched::Watched;
-use crate::ops::host::{Look, Xen};
+use crate::daemon::watched::WatchedGuest;
+use crate::ops::host::{GuestState, Xen};
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
@@ -29,7 +29,7 @@ enum Measure {
     Bytes,
     Seconds,
     Ratio,
-    /// So many of what the name says.
+    /// A plain number of what the name says.
     Number,
 }
 
@@ -73,10 +73,10 @@ enum Value {
 #[derive(Clone, Debug)]
 struct GuestRow {
     domain: u16,
-    watched: Watched,
+    watched: WatchedGuest,
 }
 
-/// Everything that is told.
+/// The values of all metrics at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     guests: Vec<GuestRow>,
@@ -91,16 +91,16 @@ struct HostRow {
     guests: usize,
 }
 
-fn look(row: &GuestRow, value: impl Fn(&Look) -> u64) -> Value {
+fn from_state(row: &GuestRow, value: impl Fn(&GuestState) -> u64) -> Value {
     row.watched
-        .look
+        .state
         .as_ref()
-        .map_or(Value::Missing, |look| Value::Whole(value(look)))
+        .map_or(Value::Missing, |state| Value::Whole(value(state)))
 }
 
-fn look_seconds(row: &GuestRow, nanoseconds: impl Fn(&Look) -> u64) -> Value {
-    row.watched.look.as_ref().map_or(Value::Missing, |look| {
-        Value::Real(Duration::from_nanos(nanoseconds(look)).as_secs_f64())
+fn seconds_from_state(row: &GuestRow, nanoseconds: impl Fn(&GuestState) -> u64) -> Value {
+    row.watched.state.as_ref().map_or(Value::Missing, |state| {
+        Value::Real(Duration::from_nanos(nanoseconds(state)).as_secs_f64())
     })
 }
 
@@ -110,35 +110,35 @@ const GUEST: &[Metric<GuestRow>] = &[
         measure: Measure::Bytes,
         kind: Kind::Gauge,
         help: "Most memory that the guest may own (its maxmem, and what Xen adds)",
-        value: |row| look(row, |look| look.max_pages.saturating_mul(PAGE)),
+        value: |row| from_state(row, |state| state.max_pages.saturating_mul(PAGE)),
     },
     Metric {
         name: "guest_held",
         measure: Measure::Bytes,
         kind: Kind::Gauge,
         help: "Host memory that the guest owns now",
-        value: |row| look(row, |look| look.pages * PAGE),
+        value: |row| from_state(row, |state| state.pages * PAGE),
     },
     Metric {
         name: "guest_free",
         measure: Measure::Bytes,
         kind: Kind::Gauge,
         help: "Memory in the guest kernel's free blocks, by the last complete scan",
-        value: |row| look(row, |look| look.statistics.scan_free * PAGE),
+        value: |row| from_state(row, |state| state.statistics.scan_free * PAGE),
     },
     Metric {
         name: "guest_given_back",
         measure: Measure::Bytes,
         kind: Kind::Gauge,
-        help: "Guest memory that lies on zero frames now: given back to the host, and due when the guest writes to it",
-        value: |row| look(row, |look| look.statistics.zero_gfns * PAGE),
+        help: "Guest memory that lies on zero frames now: given back to the host, and needed again when the guest writes to it",
+        value: |row| from_state(row, |state| state.statistics.zero_gfns * PAGE),
     },
     Metric {
         name: "guest_content",
         measure: Measure::Bytes,
         kind: Kind::Gauge,
-        help: "Guest memory on frames that pages of the same content share now; each page is due when the guest writes to it",
-        value: |row| look(row, |look| look.statistics.content_gfns * PAGE),
+        help: "Guest memory on frames that pages of the same content share now; each page needs a frame of its own when the guest writes to it",
+        value: |row| from_state(row, |state| state.statistics.content_gfns * PAGE),
     },
     Metric {
         name: "guest_content_shared",
@@ -146,8 +146,8 @@ const GUEST: &[Metric<GuestRow>] = &[
         kind: Kind::Counter,
         help: "Memory that the content stage put on shared frames, zero frames included",
         value: |row| {
-            look(row, |look| {
-                let statistics = look.statistics;
+            from_state(row, |state| {
+                let statistics = state.statistics;
                 (statistics.content_merged + statistics.content_zeroed).saturating_mul(PAGE)
             })
         },
@@ -157,14 +157,14 @@ const GUEST: &[Metric<GuestRow>] = &[
         measure: Measure::Bytes,
         kind: Kind::Counter,
         help: "Memory that the guest took off frames shared by content by writing to it",
-        value: |row| look(row, |look| look.statistics.content_unshared * PAGE),
+        value: |row| from_state(row, |state| state.statistics.content_unshared * PAGE),
     },
     Metric {
         name: "guest_content_rounds",
         measure: Measure::Number,
         kind: Kind::Counter,
-        help: "Looks of this daemon at the contents of all of the guest's pages",
-        value: |row| Value::Whole(row.watched.deeds.content_rounds),
+        help: "Content rounds over all of the guest's pages that this daemon completed",
+        value: |row| Value::Whole(row.watched.counters.content_rounds),
     },
     Metric {
         name: "guest_headroom",
@@ -177,7 +177,7 @@ const GUEST: &[Metric<GuestRow>] = &[
         name: "guest_pressure",
         measure: Measure::Number,
         kind: Kind::Gauge,
-        help: "By how many powers of two the policy makes memory wait longer, since giving it back cost more than it was worth",
+        help: "Powers of two by which the policy makes memory wait longer, because giving it back cost more than it was worth",
         value: |row| Value::Whole(u64::from(row.watched.policy.pressure())),
     },
     Metric {
@@ -185,119 +185,119 @@ const GUEST: &[Metric<GuestRow>] = &[
         measure: Measure::Bytes,
         kind: Kind::Counter,
         help: "Memory put on zero frames since the guest's first round",
-        value: |row| look(row, |look| look.statistics.shared * PAGE),
+        value: |row| from_state(row, |state| state.statistics.shared * PAGE),
     },
     Metric {
         name: "guest_unshared",
         measure: Measure::Bytes,
         kind: Kind::Counter,
         help: "Memory that the guest took back by writing to it",
-        value: |row| look(row, |look| look.statistics.unshared * PAGE),
+        value: |row| from_state(row, |state| state.statistics.unshared * PAGE),
     },
     Metric {
         name: "guest_unshare_faults",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Writes by which the guest took memory back: each a page, or a block of 2 MiB",
-        value: |row| look(row, |look| look.statistics.faults()),
+        value: |row| from_state(row, |state| state.statistics.faults()),
     },
     Metric {
         name: "guest_unshare_waits",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Writes that found no host memory: the virtual CPU waited and tried again",
-        value: |row| look(row, |look| look.statistics.unshare_enomem),
+        value: |row| from_state(row, |state| state.statistics.unshare_enomem),
     },
     Metric {
         name: "guest_rechecks_failed",
         measure: Measure::Number,
         kind: Kind::Counter,
-        help: "Pages that a scan called free and that were in use when asked again",
-        value: |row| look(row, |look| look.statistics.rejected),
+        help: "Pages that a scan called free and that were in use when checked again",
+        value: |row| from_state(row, |state| state.statistics.rejected),
     },
     Metric {
         name: "guest_pauses",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Times the guest was stopped",
-        value: |row| look(row, |look| look.statistics.pauses),
+        value: |row| from_state(row, |state| state.statistics.pauses),
     },
     Metric {
         name: "guest_paused",
         measure: Measure::Seconds,
         kind: Kind::Counter,
         help: "Time for which the guest was stopped",
-        value: |row| look_seconds(row, |look| look.statistics.pause_total_ns),
+        value: |row| seconds_from_state(row, |state| state.statistics.pause_total_ns),
     },
     Metric {
         name: "guest_longest_pause",
         measure: Measure::Seconds,
         kind: Kind::Gauge,
         help: "Longest time for which the guest was stopped at once",
-        value: |row| look_seconds(row, |look| look.statistics.pause_longest_ns),
+        value: |row| seconds_from_state(row, |state| state.statistics.pause_longest_ns),
     },
     Metric {
         name: "guest_scan",
         measure: Measure::Seconds,
         kind: Kind::Gauge,
         help: "Time that the last complete scan took inside the hypervisor",
-        value: |row| look_seconds(row, |look| look.statistics.scan_ns),
+        value: |row| seconds_from_state(row, |state| state.statistics.scan_ns),
     },
     Metric {
         name: "guest_scans",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Scans of all of the guest's memory",
-        value: |row| look(row, |look| look.statistics.scans),
+        value: |row| from_state(row, |state| state.statistics.scans),
     },
     Metric {
         name: "guest_scan_disagreements",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Scans of this daemon that did not agree with the guest's own counters",
-        value: |row| Value::Whole(row.watched.deeds.disagreements),
+        value: |row| Value::Whole(row.watched.counters.disagreements),
     },
     Metric {
         name: "guest_guard_failures",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Times the guest did not look like the kernel of its profile",
-        value: |row| look(row, |look| look.statistics.guard_failures),
+        value: |row| from_state(row, |state| state.statistics.guard_failures),
     },
     Metric {
         name: "guest_rounds",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Rounds that this daemon completed",
-        value: |row| Value::Whole(row.watched.deeds.rounds),
+        value: |row| Value::Whole(row.watched.counters.rounds),
     },
     Metric {
         name: "guest_attaches",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Times this daemon made a profile that was admitted",
-        value: |row| Value::Whole(row.watched.deeds.attached),
+        value: |row| Value::Whole(row.watched.counters.attached),
     },
     Metric {
         name: "guest_attach_failures",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Times this daemon could not attach the guest",
-        value: |row| Value::Whole(row.watched.deeds.attach_failures),
+        value: |row| Value::Whole(row.watched.counters.attach_failures),
     },
     Metric {
         name: "guest_cpu",
         measure: Measure::Seconds,
         kind: Kind::Counter,
         help: "CPU time that this daemon spent on the guest, hypercalls included",
-        value: |row| Value::Real(row.watched.deeds.cpu.as_secs_f64()),
+        value: |row| Value::Real(row.watched.counters.cpu.as_secs_f64()),
     },
     Metric {
         name: "guest_metadata",
         measure: Measure::Bytes,
         kind: Kind::Gauge,
         help: "Hypervisor memory that Lacuna holds for the guest",
-        value: |row| look(row, |look| look.statistics.metadata_bytes),
+        value: |row| from_state(row, |state| state.statistics.metadata_bytes),
     },
 ];
 
@@ -418,8 +418,8 @@ impl GuestRow {
     fn state_labels(&self) -> Labels {
         let attached = self
             .watched
-            .look
-            .is_some_and(|look| look.statistics.state == lacuna_core::abi::State::Admitted as u64);
+            .state
+            .is_some_and(|state| state.statistics.state == lacuna_core::abi::State::Admitted as u64);
         let reason = self
             .watched
             .exclusion

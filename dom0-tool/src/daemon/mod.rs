@@ -1,16 +1,16 @@
-//! `lacunad`: attaches guests, gives their free memory back, and says how that goes, with nobody at the
-//! keyboard.
+//! `lacunad`: attaches guests, gives their free memory back, and reports what it did, unattended.
 //!
-//! * [`config`] is its file; [`log`] its events; [`signals`] what ends it or makes it read its file again;
-//! * [`crate::ops::host`] is all it asks of the host, behind a trait, so that the rest runs in tests without
-//!   one;
-//! * [`supervisor`] decides what to do next; [`watched`] is what it knows of one guest, [`backoff`] when it
-//!   tries again, [`budget`] how much of a CPU it may use, [`pace`] how often contents are looked at;
-//! * [`reserve`] watches the host's memory; [`metrics`] is what it tells, [`exposition`] in which formats,
-//!   [`server`] who hands that out.
+//! * [`config`] is its configuration, [`log`] its events, [`signals`] end it or make it read its
+//!   configuration again;
+//! * [`crate::ops::host`] is all that it needs of the host, behind a trait, so that the rest runs in tests
+//!   without a host;
+//! * [`supervisor`] decides what to do next. [`watched`] is its record of one guest, [`backoff`] decides when
+//!   to try again, [`budget`] how much of a CPU to use, [`pace`] how often to run content rounds;
+//! * [`reserve`] watches the host's memory. [`metrics`] collects figures, [`exposition`] formats them, and
+//!   [`server`] serves them.
 //!
-//! It keeps no state of its own on disk. Profiles and counters live in the hypervisor, and every look at a
-//! guest begins with what the hypervisor says of it; so the daemon can be killed at any moment, and the next
+//! The daemon keeps no state on disk. Profiles and counters are in the hypervisor, and each piece of work
+//! begins with the state that the hypervisor reports. So the daemon can be killed at any moment, and the next
 //! one goes on.
 
 pub mod backoff;

@@ -1,19 +1,18 @@
 //! The host's memory: what is free, what guests may take back, and when to stop promising more.
 //!
-//! Whatever a guest has given back it may take again at any moment. When the host's free memory falls below
-//! the reserve, what guests may take back must not grow any more: it stays where it was at that moment. A
-//! guest that has taken pages and freed them since may give those back again, which is what fills the
-//! reserve.
+//! A guest may take back at any moment what it has given back. When the host's free memory falls below the
+//! reserve, the amount that guests may take back must not grow beyond what it was at that moment. Pages that
+//! a guest has taken since and freed again may be given back once more; that fills the reserve.
 
 use crate::xen::privcmd::HostMemory;
 
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = 256;
-/// The reserve is full again at this much more than its size, as a part of it: without a gap a host at the
-/// limit would report at every look.
+/// The reserve counts as full again when it is exceeded by this part of its size. Without the gap a host at
+/// the limit would report a change at every update.
 const RECOVERY_PART: u64 = 8;
 
-/// A change that the operator is to be told of.
+/// A change to report to the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The host's free memory has fallen below the reserve.
@@ -42,17 +41,17 @@ impl Reserve {
         }
     }
 
-    /// Changes the size, in MiB. This takes effect with the next call of [`Self::look`].
+    /// Changes the size, in MiB. This takes effect with the next call of [`Self::update`].
     pub fn set_mib(&mut self, mib: u64) {
         self.size = mib.saturating_mul(PAGES_PER_MIB);
     }
 
     /// Records that the host has `memory` and that guests may take back `promised` pages. Returns what
     /// changed, if anything did.
-    pub fn look(&mut self, memory: HostMemory, promised: u64) -> Option<Change> {
+    pub fn update(&mut self, memory: HostMemory, promised: u64) -> Option<Change> {
         self.memory = memory;
         self.promised = promised;
-        // What is claimed for a domain being built is as good as gone.
+        // Memory that is claimed for a domain being built does not count as free.
         let free = memory.free.saturating_sub(memory.claimed);
         match self.cap {
             None if free < self.size => {
@@ -93,7 +92,7 @@ impl Reserve {
         self.size
     }
 
-    /// Returns the host's memory at the last look.
+    /// Returns the host's memory at the last update.
     pub const fn memory(&self) -> HostMemory {
         self.memory
     }
@@ -119,15 +118,15 @@ mod tests {
     #[test]
     fn a_low_host_promises_no_more_than_it_had() {
         let mut reserve = Reserve::new(1);
-        assert_eq!(reserve.look(free(1000), 5000), None);
+        assert_eq!(reserve.update(free(1000), 5000), None);
         assert_eq!(reserve.allowance(), u64::MAX);
-        assert_eq!(reserve.look(free(255), 5000), Some(Change::Low));
+        assert_eq!(reserve.update(free(255), 5000), Some(Change::Low));
         assert_eq!(
             (reserve.allowance(), reserve.is_low(), reserve.lows()),
             (0, true, 1)
         );
         // A guest takes 100 pages back, and later frees them: those may be given back, and no more.
-        assert_eq!(reserve.look(free(155), 4900), None);
+        assert_eq!(reserve.update(free(155), 4900), None);
         assert_eq!(reserve.allowance(), 100);
         reserve.gave_back(60);
         assert_eq!(reserve.allowance(), 40);
@@ -136,12 +135,12 @@ mod tests {
     #[test]
     fn a_host_at_the_limit_is_reported_once() {
         let mut reserve = Reserve::new(1);
-        assert_eq!(reserve.look(free(255), 0), Some(Change::Low));
+        assert_eq!(reserve.update(free(255), 0), Some(Change::Low));
         for pages in [256, 255, 287] {
-            assert_eq!(reserve.look(free(pages), 0), None);
+            assert_eq!(reserve.update(free(pages), 0), None);
         }
-        assert_eq!(reserve.look(free(288), 0), Some(Change::Recovered));
-        assert_eq!(reserve.look(free(256), 0), None);
+        assert_eq!(reserve.update(free(288), 0), Some(Change::Recovered));
+        assert_eq!(reserve.update(free(256), 0), None);
     }
 
     #[test]
@@ -150,11 +149,11 @@ mod tests {
             claimed: 900,
             ..free(1000)
         };
-        assert_eq!(Reserve::new(1).look(claimed, 0), Some(Change::Low));
+        assert_eq!(Reserve::new(1).update(claimed, 0), Some(Change::Low));
     }
 
     #[test]
     fn without_a_reserve_nothing_is_ever_low() {
-        assert_eq!(Reserve::new(0).look(free(0), 9), None);
+        assert_eq!(Reserve::new(0).update(free(0), 9), None);
     }
 }

@@ -13,30 +13,32 @@ use tracing::{error, info};
 use crate::daemon::config::{Config, ConfigError, DEFAULT_FILE};
 use crate::daemon::log;
 use crate::daemon::metrics::Snapshot;
-use crate::daemon::server::{Board, Server};
+use crate::daemon::server::{MetricsPage, Server};
 use crate::daemon::signals::{Signals, Wake};
 use crate::daemon::supervisor::Supervisor;
 use crate::failure::{Class, Failure};
 use crate::ops::host::{ThisHost, Xen};
 
-/// Held by the daemon that runs. Two would do no harm, but all work twice.
+/// Lock file, which the running daemon holds. Two daemons would do no harm, but would do all work twice.
 pub const LOCK: &str = "/run/lacuna/lacunad.lock";
-/// Longest wait at once; nothing depends on it but how soon a wrong computation would mend.
+/// Longest time to wait at once. It only limits how long a wrongly computed wait lasts.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often metrics are rendered at most.
 const PUBLISH: Duration = Duration::from_millis(250);
 
-/// Attaches guests as they come, gives their free memory back to the host, and tells how that goes.
+/// Attaches guests when they appear, gives their free memory back to the host, and reports what it did.
 #[derive(Debug, Parser)]
 #[command(name = "lacunad", version, max_term_width = 100)]
-#[command(after_help = "SIGTERM ends it, SIGHUP has it read its configuration again. \
+#[command(
+    after_help = "SIGTERM ends it, SIGHUP makes it read its configuration again. \
     Exit status: 0 done, 1 failed, 2 wrong usage, 5 no Xen here or no xen_privcmd, 6 Xen without Lacuna, \
-    7 another version of Xen's interfaces, 8 no rights.")]
+    7 another version of Xen's interfaces, 8 no rights."
+)]
 pub struct Arguments {
     /// Configuration; without this option and without the file, the defaults are used
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Say whether the configuration is right, and end
+    /// Check the configuration, show it, and end
     #[arg(long, visible_alias = "check")]
     pub check_config: bool,
     /// Attach every guest, do one round with each, and end
@@ -83,8 +85,8 @@ fn serve(arguments: &Arguments, config: Config) -> Result<(), Failure> {
     let _lock = lock(Path::new(LOCK))?;
     let mut signals = Signals::take()?;
     log::start(config.log_format, config.log_level).map_err(|error| Failure::plain(Class::Failed, error))?;
-    let board = Board::default();
-    let server = Server::start(&config.listen, &board).map_err(|error| {
+    let page = MetricsPage::default();
+    let server = Server::start(&config.listen, &page).map_err(|error| {
         Failure::new(
             Class::Failed,
             format!("metrics cannot be served on {:?}: {error}", config.listen),
@@ -93,20 +95,25 @@ fn serve(arguments: &Arguments, config: Config) -> Result<(), Failure> {
     })?;
     let mut supervisor = Supervisor::new(ThisHost::open()?, config);
     info!(event = "daemon.started", version = env!("CARGO_PKG_VERSION"));
-    tend(arguments, &mut supervisor, &mut signals, &board);
+    tend(arguments, &mut supervisor, &mut signals, &page);
     info!(event = "daemon.stopped", guests = supervisor.guests().len());
     drop(server);
     Ok(())
 }
 
-fn tend<X: Xen>(arguments: &Arguments, supervisor: &mut Supervisor<X>, signals: &mut Signals, board: &Board) {
+fn tend<X: Xen>(
+    arguments: &Arguments,
+    supervisor: &mut Supervisor<X>,
+    signals: &mut Signals,
+    page: &MetricsPage,
+) {
     let mut published = None;
     loop {
         let idle = supervisor.tick();
         let now = supervisor.now();
-        // Between two parts of a long piece of work nobody needs the text at each.
+        // During a long piece of work the text is not needed after each part.
         if !idle.is_zero() || published.is_none_or(|at: Duration| now.saturating_sub(at) >= PUBLISH) {
-            board.publish(Snapshot::of(supervisor).text());
+            page.publish(Snapshot::of(supervisor).text());
             published = Some(now);
         }
         if arguments.once && supervisor.all_served() {
@@ -120,12 +127,12 @@ fn tend<X: Xen>(arguments: &Arguments, supervisor: &mut Supervisor<X>, signals: 
     }
 }
 
-/// Reads the configuration again; one that is wrong changes nothing.
+/// Reads the configuration again. A wrong one changes nothing.
 fn reload<X: Xen>(arguments: &Arguments, supervisor: &mut Supervisor<X>) {
     match load(arguments.config.as_deref()) {
         Ok(config) => {
             let old = supervisor.config();
-            // Where it listens and how it logs is settled when it starts.
+            // Where to listen and how to log is read only at the start.
             let restart = old.listen != config.listen
                 || old.log_format != config.log_format
                 || old.log_level != config.log_level;
@@ -140,7 +147,7 @@ fn reload<X: Xen>(arguments: &Arguments, supervisor: &mut Supervisor<X>) {
     }
 }
 
-/// Takes the lock, which the system gives back when the process ends, however it ends.
+/// Takes the lock. The system releases it when the process ends, however it ends.
 fn lock(path: &Path) -> Result<File, Failure> {
     let failed = |error: io::Error| Failure::plain(Class::Failed, format!("{}: {error}", path.display()));
     if let Some(folder) = path.parent() {

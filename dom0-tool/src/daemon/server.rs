@@ -1,8 +1,8 @@
-//! Hands the metrics out over HTTP, on a Unix socket or a port of the loopback interface.
+//! Serves the metrics over HTTP, on a Unix socket or a port of the loopback interface.
 //!
-//! One thread, one connection at a time, a request of bounded size in bounded time: a client can keep others
-//! waiting for a few seconds and do nothing else. It never waits for the hypervisor: it serves the text that
-//! was published last.
+//! One thread serves one connection at a time. The size of a request and the time for it are bounded, so a
+//! client can do no more than keep others waiting for a few seconds. The server never waits for the
+//! hypervisor: it serves the text that was published last.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -22,12 +22,12 @@ const MOST_REQUEST: usize = 8192;
 /// How long a client may take for its request, and for the answer.
 const CLIENT_LIMIT: Duration = Duration::from_secs(2);
 
-/// What is served: replaced as a whole.
+/// The text that is served, which is replaced as a whole.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<Arc<str>>>);
+pub struct MetricsPage(Arc<Mutex<Arc<str>>>);
 
-impl Board {
-    /// Replaces what is served.
+impl MetricsPage {
+    /// Replaces the text.
     pub fn publish(&self, text: String) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text.into();
     }
@@ -45,20 +45,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens where `listen` says and serves `board` from there on.
+    /// Listens where `listen` says and serves `page` from there on.
     ///
     /// # Errors
     /// The place cannot be listened on.
-    pub fn start(listen: &Listen, board: &Board) -> io::Result<Self> {
-        let board = board.clone();
+    pub fn start(listen: &Listen, page: &MetricsPage) -> io::Result<Self> {
+        let page = page.clone();
         match listen {
             Listen::Off => Ok(Self { socket: None }),
             Listen::Unix(path) => {
                 let listener = bind_unix(path)?;
                 thread::Builder::new().name("metrics".into()).spawn(move || {
                     for client in listener.incoming().flatten() {
-                        // A client that goes away has lost its own answer, nothing else.
-                        let _ = answer(client, &board);
+                        // An error here only concerns a client that has gone away.
+                        let _ = answer(client, &page);
                     }
                 })?;
                 Ok(Self {
@@ -69,7 +69,7 @@ impl Server {
                 let listener = TcpListener::bind(address)?;
                 thread::Builder::new().name("metrics".into()).spawn(move || {
                     for client in listener.incoming().flatten() {
-                        let _ = answer(client, &board);
+                        let _ = answer(client, &page);
                     }
                 })?;
                 Ok(Self { socket: None })
@@ -86,8 +86,8 @@ impl Drop for Server {
     }
 }
 
-/// Listens on `path`, in place of a socket that a daemon left that was killed: the caller holds the daemon's
-/// lock, so nobody listens on it. What is no socket stays.
+/// Listens on `path`. A socket there was left by a daemon that was killed, and is replaced: the caller holds
+/// the daemon's lock, so nobody listens on it. A file that is no socket is left alone, and is an error.
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -96,8 +96,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    // The owner and, where the operator gives the folder a group, that group: what guests use is not for
-    // everybody.
+    // Only the owner, and the folder's group if the operator gives it one, may read what guests use.
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     Ok(listener)
 }
@@ -121,7 +120,7 @@ impl Client for TcpStream {
     }
 }
 
-fn answer(mut client: impl Client, board: &Board) -> io::Result<()> {
+fn answer(mut client: impl Client, page: &MetricsPage) -> io::Result<()> {
     client.limit(CLIENT_LIMIT)?;
     let request = request(&mut client)?;
     let line = request.lines().next().unwrap_or_default();
@@ -129,9 +128,9 @@ fn answer(mut client: impl Client, board: &Board) -> io::Result<()> {
     let (method, path) = (words.next(), words.next());
     let (status, kind, body): (_, _, Arc<str>) = match (method, path) {
         (Some("GET" | "HEAD"), Some("/metrics")) if wants_openmetrics(&request) => {
-            ("200 OK", OPENMETRICS, board.read())
+            ("200 OK", OPENMETRICS, page.read())
         }
-        (Some("GET" | "HEAD"), Some("/metrics")) => ("200 OK", PLAIN, plain_text(&board.read()).into()),
+        (Some("GET" | "HEAD"), Some("/metrics")) => ("200 OK", PLAIN, plain_text(&page.read()).into()),
         (Some("GET" | "HEAD"), Some(_)) => (
             "404 Not Found",
             "text/plain",
@@ -195,10 +194,10 @@ mod tests {
         let path = folder.path().join("run/metrics.sock");
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         drop(UnixListener::bind(&path).unwrap());
-        let board = Board::default();
-        let server = Server::start(&Listen::Unix(path.clone()), &board).unwrap();
+        let page = MetricsPage::default();
+        let server = Server::start(&Listen::Unix(path.clone()), &page).unwrap();
         for body in ["first\n", "second\n"] {
-            board.publish(body.to_owned());
+            page.publish(body.to_owned());
             let mut client = UnixStream::connect(&path).unwrap();
             let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5";
             let answer = ask(
@@ -208,7 +207,7 @@ mod tests {
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
             assert!(answer.contains(OPENMETRICS), "{answer}");
             assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
-            // Who says nothing gets the older format, which everything reads.
+            // A client that does not say gets the older format, which every client reads.
             let mut client = UnixStream::connect(&path).unwrap();
             let answer = ask(&mut client, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
             assert!(answer.contains(PLAIN), "{answer}");
@@ -227,7 +226,7 @@ mod tests {
     fn what_is_no_request_for_metrics_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.sock");
-        let _server = Server::start(&Listen::Unix(path.clone()), &Board::default()).unwrap();
+        let _server = Server::start(&Listen::Unix(path.clone()), &MetricsPage::default()).unwrap();
         for (request, status) in [
             ("GET / HTTP/1.1\r\n\r\n".to_owned(), "404"),
             ("POST /metrics HTTP/1.1\r\n\r\n".to_owned(), "405"),
@@ -245,7 +244,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("precious");
         fs::write(&path, "x").unwrap();
-        assert!(Server::start(&Listen::Unix(path.clone()), &Board::default()).is_err());
+        assert!(Server::start(&Listen::Unix(path.clone()), &MetricsPage::default()).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "x");
     }
 }

@@ -1,4 +1,4 @@
-//! Decides what is done next, and does it: one bounded piece of work for one guest at a time.
+//! Decides what to do next, and does it: one bounded piece of work for one guest at a time.
 //!
 //! Nothing that it remembers matters for safety or is needed after a restart: each piece of work for a guest
 //! begins with the state that the hypervisor reports for it, and the hypervisor refuses what is not safe. A
@@ -14,15 +14,16 @@ use tracing::{error, info, warn};
 use crate::daemon::budget::Budget;
 use crate::daemon::config::{Config, Mode};
 use crate::daemon::reserve::{Change, Reserve};
-use crate::daemon::watched::{Exclusion, Watched, Work};
+use crate::daemon::watched::{Exclusion, WatchedGuest, Work};
 use crate::failure::{Cause, Failure};
 use crate::ops::host::Xen;
 
 mod rounds;
 
-/// Disagreeing scans in a row after which a profile is believed to be wrong, not the guest to be busy.
+/// Number of disagreeing scans in a row after which the profile is taken to be wrong. Fewer mean that the
+/// guest is busy.
 const MOST_DISAGREEMENTS: u32 = 3;
-/// Until the next try when somebody else works on the domain.
+/// Delay before the next try if somebody else works on the domain.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
 
 /// The supervisor of all guests of a host.
@@ -30,11 +31,11 @@ const BUSY_WAIT: Duration = Duration::from_secs(1);
 pub struct Supervisor<X> {
     xen: X,
     config: Config,
-    guests: BTreeMap<u16, Watched>,
+    guests: BTreeMap<u16, WatchedGuest>,
     budget: Budget,
     reserve: Reserve,
     poll_due: Duration,
-    /// What the last attempt to list guests failed with: told once.
+    /// The error of the last attempt to list guests, so that it is reported once.
     poll_trouble: Option<String>,
 }
 
@@ -66,7 +67,7 @@ impl<X: Xen> Supervisor<X> {
     }
 
     /// Returns the guests, by domain number.
-    pub const fn guests(&self) -> &BTreeMap<u16, Watched> {
+    pub const fn guests(&self) -> &BTreeMap<u16, WatchedGuest> {
         &self.guests
     }
 
@@ -93,12 +94,12 @@ impl<X: Xen> Supervisor<X> {
     /// Returns whether every guest has had a round, or is left alone.
     pub fn all_served(&self) -> bool {
         self.guests.values().all(|watched| {
-            watched.deeds.rounds > 0 || watched.exclusion.is_some() || watched.treatment.mode == Mode::Off
+            watched.counters.rounds > 0 || watched.exclusion.is_some() || watched.treatment.mode == Mode::Off
         })
     }
 
-    /// Does what is most overdue, if anything is and the CPU budget allows it. Returns how long nothing needs
-    /// doing then.
+    /// Does the most overdue piece of work, if there is one and the CPU budget allows it. Returns how long
+    /// there is nothing to do afterwards.
     pub fn tick(&mut self) -> Duration {
         let now = self.xen.now();
         let before = self.xen.cpu_time();
@@ -154,7 +155,7 @@ impl<X: Xen> Supervisor<X> {
                             domain = guest.domain,
                             name = guest.name.as_deref()
                         );
-                        Watched::new(guest.name.clone(), &self.config, now)
+                        WatchedGuest::new(guest.name.clone(), &self.config, now)
                     });
                     // The toolstack names a domain after it has made it, and may rename it.
                     if watched.name != guest.name {
@@ -175,18 +176,18 @@ impl<X: Xen> Supervisor<X> {
                 }
             }
         }
-        // Reading counters touches no guest: done for those that are otherwise left alone as well, since what
-        // they can take back counts, and metrics are to be fresh.
+        // Counters are read even for guests that are left alone: it does not disturb them, what they can take
+        // back counts, and metrics have to be fresh.
         for (domain, watched) in &mut self.guests {
-            if let Ok(look) = self.xen.look(*domain) {
-                watched.look = Some(look);
+            if let Ok(state) = self.xen.state(*domain) {
+                watched.state = Some(state);
             }
         }
-        self.look_at_host();
+        self.check_reserve();
     }
 
-    fn look_at_host(&mut self) {
-        let promised = self.guests.values().map(Watched::given_back).sum();
+    fn check_reserve(&mut self) {
+        let promised = self.guests.values().map(WatchedGuest::given_back).sum();
         let memory = match self.xen.memory() {
             Ok(memory) => memory,
             Err(failure) => {
@@ -195,7 +196,7 @@ impl<X: Xen> Supervisor<X> {
             }
         };
         let mib = |pages: u64| pages / 256;
-        match self.reserve.look(memory, promised) {
+        match self.reserve.update(memory, promised) {
             Some(Change::Low) => error!(
                 event = "host.low",
                 free_mib = mib(memory.free),
@@ -219,7 +220,7 @@ impl<X: Xen> Supervisor<X> {
                 event = "guest.gone",
                 domain,
                 name = watched.name.as_deref(),
-                rounds = watched.deeds.rounds,
+                rounds = watched.counters.rounds,
             );
         }
     }
@@ -229,7 +230,7 @@ impl<X: Xen> Supervisor<X> {
         let outcome = self.step(domain, now);
         let cost = self.xen.cpu_time().saturating_sub(before);
         if let Some(watched) = self.guests.get_mut(&domain) {
-            watched.deeds.cpu += cost;
+            watched.counters.cpu += cost;
         }
         match outcome {
             Ok(()) => {}
@@ -240,13 +241,13 @@ impl<X: Xen> Supervisor<X> {
 
     /// Does the next step for a guest.
     fn step(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
-        let look = self.xen.look(domain)?;
+        let state = self.xen.state(domain)?;
         let Some(watched) = self.guests.get_mut(&domain) else {
             return Ok(());
         };
-        watched.look = Some(look);
-        match State::from_code(look.statistics.state) {
-            // A profile of which no scan is believed is given as many scans as a new one would get.
+        watched.state = Some(state);
+        match State::from_code(state.statistics.state) {
+            // A profile that no scan has admitted gets as many scans as a new one.
             Some(State::Loaded) if watched.disagreeing < MOST_DISAGREEMENTS => {
                 if !matches!(watched.work, Work::Scan(_)) {
                     watched.begin_round(now);
@@ -254,7 +255,7 @@ impl<X: Xen> Supervisor<X> {
                 self.scan(domain, now)
             }
             Some(State::Admitted) => match watched.work {
-                Work::Look => {
+                Work::CheckState => {
                     watched.begin_round(now);
                     self.scan(domain, now)
                 }
@@ -263,13 +264,13 @@ impl<X: Xen> Supervisor<X> {
                 Work::Content(from) => self.content(domain, from, now),
             },
             state => {
-                watched.work = Work::Look;
+                watched.work = Work::CheckState;
                 if state == Some(State::Ended) {
                     info!(
                         event = "guest.changed",
                         domain,
                         name = watched.name.as_deref(),
-                        what = "the guest runs another kernel than the profile's; it is attached anew",
+                        what = "the guest runs another kernel than the profile's; it is attached again",
                     );
                 }
                 self.attach(domain, now)
@@ -288,10 +289,10 @@ impl<X: Xen> Supervisor<X> {
         };
         watched.disagreeing = 0;
         if let Err(failure) = outcome {
-            watched.deeds.attach_failures += 1;
+            watched.counters.attach_failures += 1;
             return Err(failure);
         }
-        watched.deeds.attached += 1;
+        watched.counters.attached += 1;
         watched.due = now;
         info!(
             event = "guest.attached",
@@ -322,22 +323,22 @@ impl<X: Xen> Supervisor<X> {
         let Some(watched) = self.guests.get_mut(&domain) else {
             return;
         };
-        watched.work = Work::Look;
+        watched.work = Work::CheckState;
         match failure.cause {
             Cause::Busy => {
                 watched.due = now + BUSY_WAIT;
                 return;
             }
-            // One that boots is soon done with it, and is no failure: a guest that was restored waits for
-            // nothing.
+            // Booting is no failure and ends soon, so the delay does not grow. A guest that was restored is
+            // not kept waiting.
             Cause::Booting => watched.due = now + self.config.retry_first,
-            // A PV guest does not become another kind of guest; that it goes is noticed by the poll.
+            // A PV guest stays one. The poll notices when it is gone.
             Cause::NotHvm => watched.due = now + self.config.retry_longest,
             _ => watched.due = now + watched.backoff.failed(),
         }
         let exclusion = Exclusion::from(failure);
         if exclusion.cause == Cause::Booting {
-            // The time in its words changes with each try.
+            // The message has a time in it that differs with each try.
             if watched.exclusion.as_ref().map(|before| before.cause) != Some(Cause::Booting) {
                 info!(
                     event = "guest.booting",

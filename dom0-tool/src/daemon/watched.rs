@@ -7,19 +7,19 @@ use crate::daemon::backoff::Backoff;
 use crate::daemon::config::{Config, Treatment};
 use crate::daemon::pace::Pace;
 use crate::failure::{Cause, Failure};
-use crate::ops::host::Look;
+use crate::ops::host::GuestState;
 use crate::policy::Policy;
 
-/// Where the work on a guest stands.
+/// What is to be done next for a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// A look at its state, and what that calls for.
-    Look,
-    /// A scan, from this frame on.
+    /// Ask for its state, and do what that calls for.
+    CheckState,
+    /// Scan, from this frame on.
     Scan(u64),
-    /// What is left of the round's plan.
+    /// Share what is left of the round's plan.
     Share,
-    /// Pages in use that hold the same bytes, from this frame on.
+    /// Share pages in use that hold the same bytes, from this frame on.
     Content(u64),
 }
 
@@ -55,7 +55,7 @@ impl From<Failure> for Exclusion {
 
 /// What the daemon has done for a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Deeds {
+pub struct DaemonCounters {
     /// Times its profile was made and admitted.
     pub attached: u64,
     /// Times that failed.
@@ -70,16 +70,16 @@ pub struct Deeds {
     pub cpu: Duration,
 }
 
-/// One guest.
+/// A guest, and what the daemon does for it.
 #[derive(Clone, Debug)]
-pub struct Watched {
+pub struct WatchedGuest {
     /// Its name, where it has one.
     pub name: Option<String>,
     /// What the configuration wants done.
     pub treatment: Treatment,
-    /// When it is next to be looked at.
+    /// When to work on it next.
     pub due: Duration,
-    /// What is to be done then.
+    /// What to do then.
     pub work: Work,
     /// What the round under way is still to share.
     pub plan: Plan,
@@ -93,8 +93,8 @@ pub struct Watched {
     pub round_began: Duration,
     /// Pages that it has given back so far.
     pub gave: u64,
-    /// What the hypervisor said last.
-    pub look: Option<Look>,
+    /// What the hypervisor said of it last.
+    pub state: Option<GuestState>,
     /// Why nothing is done with it, if so.
     pub exclusion: Option<Exclusion>,
     /// When to try again after a failure.
@@ -102,28 +102,28 @@ pub struct Watched {
     /// Disagreeing scans in a row.
     pub disagreeing: u32,
     /// What was done.
-    pub deeds: Deeds,
+    pub counters: DaemonCounters,
 }
 
-impl Watched {
+impl WatchedGuest {
     /// Creates the record of a guest that has just been seen.
     pub fn new(name: Option<String>, config: &Config, now: Duration) -> Self {
         Self {
             treatment: config.treatment(name.as_deref()).clone(),
             name,
             due: now,
-            work: Work::Look,
+            work: Work::CheckState,
             plan: Plan::default(),
             policy: Policy::default(),
             pace: Pace::default(),
             content_trouble: None,
             round_began: now,
             gave: 0,
-            look: None,
+            state: None,
             exclusion: None,
             backoff: Backoff::new(config.retry_first, config.retry_longest),
             disagreeing: 0,
-            deeds: Deeds::default(),
+            counters: DaemonCounters::default(),
         }
     }
 
@@ -136,7 +136,7 @@ impl Watched {
         }
         self.treatment = treatment.clone();
         self.content_trouble = None;
-        self.work = Work::Look;
+        self.work = Work::CheckState;
         self.due = now;
     }
 
@@ -152,8 +152,8 @@ impl Watched {
         self.name.as_deref().unwrap_or("")
     }
 
-    /// Returns [`Look::given_back`] of the last look.
+    /// Returns [`GuestState::given_back`] of the last state.
     pub fn given_back(&self) -> u64 {
-        self.look.map_or(0, |look| look.given_back())
+        self.state.map_or(0, |state| state.given_back())
     }
 }

@@ -1,23 +1,23 @@
-//! Gives a guest its profile, and has the hypervisor hold a scan against the guest's own counters.
+//! Gives a guest its profile, and makes the hypervisor compare a scan with the guest's own counters.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use lacuna_core::abi::Statistics;
 
-use super::guest::{Live, of_memory};
+use super::guest::{Live, within_memory};
 use super::paused::while_paused;
-use super::scan::until_believed;
+use super::scan::until_admitted;
 use super::{Observer, migration, profile};
 use crate::failure::{Cause, Class, Failure};
 use crate::os::Sources;
 use crate::progress::{Remark, Step};
-use crate::xen::engine::Scanned;
+use crate::xen::engine::ScanFigures;
 
 /// How to attach a guest.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where what is known of the kernel comes from.
+    /// Where knowledge of the kernel comes from.
     pub sources: Sources,
     /// A profile that was built before, in this boot of the guest.
     pub profile: Option<PathBuf>,
@@ -25,15 +25,15 @@ pub struct Options {
     pub paused: bool,
 }
 
-/// A guest that was attached.
+/// The result of attaching a guest.
 #[derive(Clone, Debug)]
-pub struct Attached {
-    /// Whether the guest's kernel counts its free pages, so that the scan was held against that.
+pub struct AttachReport {
+    /// Whether the guest's kernel counts its free pages, so that the scan was compared with that count.
     pub is_counted: bool,
-    /// Bytes of the profile.
+    /// Size of the encoded profile in bytes.
     pub profile_bytes: usize,
-    /// The scan that was believed.
-    pub scanned: Scanned,
+    /// The scan that admitted the profile.
+    pub scanned: ScanFigures,
     /// The engine's counters after it.
     pub statistics: Statistics,
 }
@@ -46,14 +46,14 @@ pub fn attach<O: Observer + ?Sized>(
     live: &Live,
     options: &Options,
     observer: &mut O,
-) -> Result<Attached, Failure> {
+) -> Result<AttachReport, Failure> {
     let attached = give_profile(live, options, observer)
-        .map_err(|failure| while_booting(failure, live.ran().unwrap_or(Duration::MAX)));
-    // A migration of the guest tells it: that everything is sent then has a reason that nobody else knows.
+        .map_err(|failure| while_booting(failure, live.run_time().unwrap_or(Duration::MAX)));
+    // A migration of the guest shows the reason, because it sends everything then.
     let kept = match &attached {
         Ok(_) => migration::forget_refusal(&live.domain.info),
         Err(failure) if failure.class == Class::Refused => {
-            migration::keep_refusal(&live.domain.info, &failure.what)
+            migration::record_refusal(&live.domain.info, &failure.what)
         }
         Err(_) => Ok(()),
     };
@@ -63,8 +63,8 @@ pub fn attach<O: Observer + ?Sized>(
     attached
 }
 
-/// CPU time within which a guest whose kernel is not to be known is taken to be booting: Debian 13 takes 3 to
-/// 10 s on a processor of this decade, and an idle guest does not reach this for long.
+/// A guest whose kernel cannot be identified is taken to be booting until it has used this much CPU time.
+/// Debian 13 takes 3 to 10 s on a processor of this decade, and an idle guest takes long to reach the limit.
 const BOOTING: Duration = Duration::from_secs(30);
 
 /// Returns the failure to report for a guest that has run for `ran`. A guest that is still booting looks
@@ -87,17 +87,17 @@ fn while_booting(failure: Failure, ran: Duration) -> Failure {
     .because(Cause::Booting)
 }
 
-/// Builds the profile, hands it over, and has it held against the guest's own counters.
+/// Builds the profile, gives it to the hypervisor, and scans until the guest's own counters confirm it.
 fn give_profile<O: Observer + ?Sized>(
     live: &Live,
     options: &Options,
     observer: &mut O,
-) -> Result<Attached, Failure> {
+) -> Result<AttachReport, Failure> {
     let encoded = match &options.profile {
         Some(file) => profile::read_file(file)?,
         None => build(live, &options.sources, observer)?,
     };
-    // Decoded here too, so that what is wrong with a file is said without the hypervisor's log.
+    // Decode it here as well, so that an error in the file is reported without the hypervisor's log.
     let is_counted = !profile::decode(&encoded)?.zones.is_empty();
     live.engine.set_profile(&encoded)?;
     let admitted =
@@ -105,14 +105,14 @@ fn give_profile<O: Observer + ?Sized>(
     let (scanned, statistics) = match admitted {
         Ok(known) => known,
         Err(error) => {
-            // A profile that was refused is of no use: take it away. The refusal is what matters.
+            // Remove a profile that was refused. An error of that does not matter beside the refusal.
             let _ = live.engine.clear_profile();
             return Err(error);
         }
     };
-    let scanned = of_memory(scanned, live.memory_pages(&statistics)?);
+    let scanned = within_memory(scanned, live.memory_pages(&statistics)?);
     observer.scanned(&scanned);
-    Ok(Attached {
+    Ok(AttachReport {
         is_counted,
         profile_bytes: encoded.len(),
         scanned,
@@ -128,7 +128,7 @@ fn build<O: Observer + ?Sized>(live: &Live, sources: &Sources, observer: &mut O)
             return Err(Failure::new(
                 Class::Refused,
                 missing,
-                "a guest that still boots may have it later; else give the kernel's real System.map with --system-map (Debian: in the package linux-image-RELEASE-dbg) and its headers",
+                "a guest that is still booting may have it later; otherwise give the kernel's real System.map with --system-map (Debian: in the package linux-image-RELEASE-dbg) and its headers",
             ));
         }
         observer.built(&built);
@@ -137,10 +137,10 @@ fn build<O: Observer + ?Sized>(live: &Live, sources: &Sources, observer: &mut O)
 }
 
 /// Makes the engine scan until it admits the profile.
-fn admit<O: Observer + ?Sized>(live: &Live, paused: bool, observer: &mut O) -> Result<Scanned, Failure> {
+fn admit<O: Observer + ?Sized>(live: &Live, paused: bool, observer: &mut O) -> Result<ScanFigures, Failure> {
     observer.begin(Step::ScanGuest);
-    // The guest goes on for a moment between two tries.
-    let outcome = until_believed(|| while_paused(live, paused, || Ok(live.engine.scan()?)));
+    // The guest runs for a moment between two tries.
+    let outcome = until_admitted(|| while_paused(live, paused, || Ok(live.engine.scan()?)));
     observer.end();
     outcome
 }
@@ -162,7 +162,7 @@ mod tests {
             "{young}"
         );
         assert_eq!(while_booting(failure(), BOOTING), failure());
-        // What no boot explains.
+        // Booting does not explain these.
         let poison = failure().because(Cause::PagePoison);
         assert_eq!(while_booting(poison.clone(), Duration::ZERO), poison);
     }

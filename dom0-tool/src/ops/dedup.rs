@@ -7,18 +7,19 @@ use lacuna_core::abi::Statistics;
 
 use super::Observer;
 use super::guest::Live;
-use super::scan::until_believed;
+use super::scan::until_admitted;
 use crate::failure::Failure;
 use crate::progress::Step;
-use crate::xen::engine::{Contents, Scanned, Shared};
+use crate::xen::engine::{ContentFigures, ScanFigures, ShareFigures};
 
-/// Rounds after which a guest that never settles is given up on.
+/// Most rounds for a guest that never becomes stable.
 const MOST_ROUNDS: u64 = 50;
-/// A round that gives back less than this part of what is free, or was looked at, finds the guest settled.
+/// The guest is stable if a round gives back less than this part (one in so many) of what is free or was
+/// looked at.
 const STABLE_PART: u64 = 1000;
-/// Rounds that the content stage takes by default: the first one learns which pages hold still.
+/// Rounds that the content stage takes by default. The first one learns which pages do not change.
 const CONTENT_ROUNDS: u64 = 2;
-/// Rounds that are kept for the report, the last ones: for ever is long.
+/// Most rounds in the report: the last ones, since there may be any number.
 const KEPT_ROUNDS: usize = 1024;
 
 /// What to look for; the names are the paper's.
@@ -57,11 +58,11 @@ impl Mode {
 /// For how long to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// As many rounds as the mode takes.
+    /// After as many rounds as the mode needs.
     Usual,
-    /// So many rounds; 0 for ever.
+    /// After so many rounds; 0 for never.
     Rounds(u64),
-    /// Until a round gives back next to nothing, at most 50 rounds.
+    /// When a round gives back next to nothing, or after 50 rounds.
     Stable,
 }
 
@@ -72,19 +73,19 @@ pub struct Options {
     pub mode: Mode,
     /// For how long to go on.
     pub until: Until,
-    /// Between two rounds.
+    /// Time between two rounds.
     pub interval: Duration,
 }
 
-/// What one round, or all of them, came to.
+/// Figures of one round, or of all rounds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Round {
     /// The scan.
-    pub scanned: Scanned,
+    pub scanned: ScanFigures,
     /// Free pages.
-    pub shared: Shared,
+    pub shared: ShareFigures,
     /// Equal pages.
-    pub contents: Contents,
+    pub contents: ContentFigures,
     /// Pages on zero frames after it.
     pub zero_gfns: u64,
     /// Pages on frames shared by content after it.
@@ -109,10 +110,10 @@ impl Round {
 
 /// What was given back.
 #[derive(Clone, Debug)]
-pub struct Deduplicated {
+pub struct DedupReport {
     /// In all.
     pub total: Round,
-    /// Whether the last round found the guest settled.
+    /// Whether the guest was stable in the last round.
     pub is_stable: bool,
     /// The last rounds.
     pub rounds: Vec<Round>,
@@ -130,7 +131,7 @@ pub fn dedup<O: Observer + ?Sized>(
     live: &Live,
     options: &Options,
     observer: &mut O,
-) -> Result<Deduplicated, Failure> {
+) -> Result<DedupReport, Failure> {
     let mode = options.mode;
     let most = match options.until {
         Until::Stable => MOST_ROUNDS,
@@ -157,13 +158,13 @@ pub fn dedup<O: Observer + ?Sized>(
             rounds.remove(0);
         }
         rounds.push(round);
-        // What the content stage sees for the first time it shares in the next round.
+        // The content stage shares in the next round what it sees for the first time in this one.
         is_stable = round.is_stable() && (!mode.has_content() || number >= CONTENT_ROUNDS);
         if options.until == Until::Stable && is_stable {
             break;
         }
     }
-    Ok(Deduplicated {
+    Ok(DedupReport {
         total,
         is_stable,
         rounds,
@@ -175,7 +176,7 @@ pub fn dedup<O: Observer + ?Sized>(
 fn one_round(live: &Live, mode: Mode) -> Result<Round, Failure> {
     let mut round = Round::default();
     if mode.has_intro() {
-        round.scanned = until_believed(|| Ok(live.engine.scan()?))?;
+        round.scanned = until_admitted(|| Ok(live.engine.scan()?))?;
         round.shared = live.engine.share()?;
     }
     if mode.has_content() {

@@ -1,4 +1,4 @@
-//! Tells what a migration of a guest would find now.
+//! Estimates what a migration of a guest would send now.
 
 use lacuna_core::abi::State;
 use lacuna_core::{Contents, PAGE_SIZE};
@@ -31,7 +31,7 @@ impl Count {
         let byte = |bitmap: &[u8], at: usize| bitmap.get(at).copied().unwrap_or(0);
         let mut count = Self::default();
         for (at, here) in memory.iter().copied().enumerate() {
-            // What a guest calls free need not be there.
+            // A guest may call a frame free that it does not have.
             let (free, zero) = (byte(free, at) & here, byte(zero, at) & here);
             count.memory += u64::from(here.count_ones());
             count.free += u64::from(free.count_ones());
@@ -74,7 +74,7 @@ impl Receiver {
 /// What a migration would find.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Estimate {
-    /// It would send everything, for a reason.
+    /// It would send everything.
     Everything {
         /// Why.
         reason: String,
@@ -83,19 +83,19 @@ pub enum Estimate {
         /// Bytes on the wire in the first iteration.
         bytes: u64,
     },
-    /// It would ask which pages are free.
+    /// It would leave out free pages.
     Asks {
         /// What it would find.
         count: Count,
         /// What the guest expects of free pages.
         contents: Contents,
-        /// Returns the number of pages that the first iteration leaves behind.
+        /// Pages that the first iteration leaves behind.
         skipped: u64,
         /// Pages that it sends.
         sent: u64,
         /// Bytes on the wire.
         bytes: u64,
-        /// Why it sends more than it could do without, if it does.
+        /// Why it sends pages that it could leave out, if it does.
         reason: Option<String>,
     },
 }
@@ -105,7 +105,7 @@ pub enum Estimate {
 /// # Errors
 /// The engine's refusal.
 pub fn estimate(live: &Live, receiver: Receiver) -> Result<Estimate, Failure> {
-    let (contents, free) = match nominated(live) {
+    let (contents, free) = match candidates(live) {
         Ok(found) => found,
         Err(Unknown::Failed(failure)) => return Err(failure),
         Err(Unknown::Refused(reason)) => {
@@ -156,9 +156,9 @@ impl From<EngineError> for Unknown {
     }
 }
 
-/// Returns the guest's free pages by a scan of now, and what it expects of them; or why a migration would
-/// not ask.
-fn nominated(live: &Live) -> Result<(Contents, Vec<u8>), Unknown> {
+/// Scans the guest. Returns what its kernel expects of free pages and the bitmap of candidates, or why a
+/// migration would not use one.
+fn candidates(live: &Live) -> Result<(Contents, Vec<u8>), Unknown> {
     let statistics = live.engine.statistics()?;
     if State::from_code(statistics.state) == Some(State::Empty) {
         return Err(Unknown::Refused(match migration::refusal(&live.domain.info) {
@@ -180,7 +180,7 @@ fn why_sent(contents: Contents, receiver: Receiver, count: &Count) -> Option<Str
     let remedy = "with a receiver that has Lacuna they would be left behind (--receiver lacuna)";
     match contents {
         Contents::Zero if count.either > 0 => Some(format!(
-            "the guest relies on zeros in its free pages, and a receiver that is not known may not provide them; {remedy}"
+            "the guest relies on zeros in its free pages, and an unknown receiver may not provide them; {remedy}"
         )),
         Contents::DontCare if count.either > count.free => Some(format!(
             "{} pages on zero frames are in use and must read as zero; {remedy}",

@@ -1,4 +1,4 @@
-//! Opens what an operation is about: a live domain or a dump.
+//! Opens the guest that an operation works on: a live domain or a dump.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::source::dump::{Dump, Format, Reading};
 use crate::source::live::DomainMemory;
 use crate::source::{Cpu, GuestSource};
 use crate::xen::domain::{Domain, find};
-use crate::xen::engine::{Engine, Scanned};
+use crate::xen::engine::{Engine, ScanFigures};
 use crate::xen::hypervisor::require_lacuna;
 use crate::xen::privcmd::{DomainInfo, Privcmd};
 
@@ -27,14 +27,14 @@ pub enum Guest {
     Dump(DumpFile),
 }
 
-/// A dump, and what completes its registers.
+/// A dump, and registers that the file itself lacks.
 #[derive(Clone, Debug, Default)]
 pub struct DumpFile {
     /// The dump.
     pub file: PathBuf,
     /// A file of the virtual CPUs' registers.
     pub registers: Option<PathBuf>,
-    /// Its format; by its beginning if left out.
+    /// Its format; `None` to recognise it by its first bytes.
     pub format: Option<Format>,
     /// CR3 of the first virtual CPU.
     pub cr3: Option<u64>,
@@ -74,11 +74,11 @@ pub struct Live {
     pub privcmd: Rc<Privcmd>,
     /// The domain.
     pub domain: Domain,
-    /// The engine's side of it.
+    /// The engine as it concerns the domain.
     pub engine: Engine,
 }
 
-/// Opens the way to a hypervisor with Lacuna.
+/// Opens the hypercall device, and checks that the hypervisor has Lacuna.
 ///
 /// # Errors
 /// This is no Dom0, the user is not root, or the hypervisor has no Lacuna, or another version of it.
@@ -89,7 +89,7 @@ pub fn open_lacuna() -> Result<Rc<Privcmd>, Failure> {
 }
 
 impl Live {
-    /// Finds the domain with this number or name, and opens the way to its engine.
+    /// Finds the domain with this number or name, and opens the engine for it.
     ///
     /// # Errors
     /// This is no Dom0, or there is no such domain.
@@ -147,7 +147,7 @@ impl Live {
     }
 
     /// Returns the time for which the domain's virtual CPUs have run so far; `None` when it is gone.
-    pub fn ran(&self) -> Option<Duration> {
+    pub fn run_time(&self) -> Option<Duration> {
         let info = self.privcmd.domain_info(self.domain.id).ok()??;
         Some(Duration::from_nanos(info.cpu_time))
     }
@@ -185,14 +185,14 @@ impl Live {
 
 /// Adjusts a scan's figures for display, for a guest with `memory` pages.
 ///
-/// A kernel has descriptors for whole sections (128 MiB on x86, `SECTION_SIZE_BITS`), and calls what is not
-/// there in use, or rather reserved. Pages in use are those that are left of the guest's memory; the rest
-/// counts as having no memory.
-pub fn of_memory(scanned: Scanned, memory: u64) -> Scanned {
+/// A kernel has descriptors for whole sections (128 MiB on x86, `SECTION_SIZE_BITS`), and marks frames
+/// without memory as reserved, which a scan counts as in use. So the pages in use are what is left of the
+/// guest's memory; the rest counts as having no memory.
+pub fn within_memory(scanned: ScanFigures, memory: u64) -> ScanFigures {
     let in_use = memory
         .saturating_sub(scanned.free + scanned.unknown)
         .min(scanned.in_use);
-    Scanned {
+    ScanFigures {
         in_use,
         no_descriptor: scanned.no_descriptor + (scanned.in_use - in_use),
         ..scanned
@@ -214,7 +214,7 @@ pub fn with_dumped_kernel<O: Observer + ?Sized, T>(
         observer.identified(&kernel);
         work(dump, kernel, &cpus, observer)
     });
-    // A file that changed is the reason for whatever came of it.
+    // If the file has changed meanwhile, that is the reason for any failure.
     dump.check_unharmed()?;
     outcome.map_err(|failure| of_a_file(failure, dump))
 }
@@ -239,7 +239,7 @@ fn of_a_file(failure: Failure, dump: &Dump) -> Failure {
         let is_beyond = frame >= dump.end().get();
         failure.remedy = Some(match (is_beyond, dump.format()) {
             (true, Format::Raw) => format!(
-                "the file ends before frame {frame:#x}: it is cut short, or holds memory without its hole below 4 GiB (--hole START:END, for example 0xc0000000:0x100000000)"
+                "the file ends before frame {frame:#x}: it is cut short, or it leaves out the hole below 4 GiB (--hole START:END, for example 0xc0000000:0x100000000)"
             ),
             (true, _) => {
                 format!("the file ends before frame {frame:#x}: take the dump again, of all of memory")
@@ -251,13 +251,13 @@ fn of_a_file(failure: Failure, dump: &Dump) -> Failure {
     } else if failure.class == Class::Refused && dump.may_lack_hole() {
         let known = failure.remedy.take().unwrap_or_default();
         failure.remedy = Some(format!(
-            "{known}; or the file holds memory without its hole below 4 GiB: --hole START:END, for example 0xc0000000:0x100000000"
+            "{known}; or the file leaves out the hole below 4 GiB: --hole START:END, for example 0xc0000000:0x100000000"
         ));
     }
     if failure.class == Class::NotFound && dump.format() == Format::Raw {
-        failure.what.push_str(
-            "\n  (the file was taken for raw memory: it begins as no other format does that is known here)",
-        );
+        failure
+            .what
+            .push_str("\n  (the file was taken for raw memory: its beginning fits no other known format)");
     }
     failure
 }
@@ -269,16 +269,16 @@ mod tests {
     #[test]
     fn what_is_described_and_not_there_is_not_in_use() {
         // A guest of 512 MiB whose last section is a hole of 128 MiB but for a few pages.
-        let scanned = Scanned {
+        let scanned = ScanFigures {
             free: 98_150,
             in_use: 65_690,
             no_descriptor: 7,
             unknown: 0,
         };
-        let told = of_memory(scanned, 131_080);
+        let told = within_memory(scanned, 131_080);
         assert_eq!((told.free, told.in_use), (98_150, 32_930));
         assert_eq!(told.no_descriptor, 7 + 32_760);
         // Memory that the kernel does not describe adds nothing.
-        assert_eq!(of_memory(scanned, 1 << 20), scanned);
+        assert_eq!(within_memory(scanned, 1 << 20), scanned);
     }
 }

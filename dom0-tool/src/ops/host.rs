@@ -1,4 +1,4 @@
-//! The host and its guests: what the daemon asks of them, and the answers by hypercall and xenstore.
+//! The host and its guests, as the daemon sees them, by hypercall and xenstore.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -13,22 +13,22 @@ use crate::failure::{Cause, Class, Failure};
 use crate::os::{Sources, SymbolSources};
 use crate::progress::Silent;
 use crate::xen::domain::{Domain, find};
-use crate::xen::engine::{Contents, Engine, Part, SCAN_PART, SHARE_PART, Scanned, Shared};
+use crate::xen::engine::{ContentFigures, Engine, Part, SCAN_PART, SHARE_PART, ScanFigures, ShareFigures};
 use crate::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd};
 use crate::xen::xenstore::{Xenstore, XenstoreError};
 
-/// A guest that exists.
+/// Number and name of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct GuestName {
     /// Its number.
     pub domain: u16,
     /// Its name, where xenstore knows it.
     pub name: Option<String>,
 }
 
-/// What the hypervisor says of a guest.
+/// The state of a guest, as the hypervisor reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct GuestState {
     /// Pages that it owns.
     pub pages: u64,
     /// Most pages that it may own.
@@ -37,7 +37,7 @@ pub struct Look {
     pub statistics: Statistics,
 }
 
-impl Look {
+impl GuestState {
     /// Returns the number of the guest's pages on zero frames or on frames shared by content. Each of them
     /// may need a frame of its own again.
     pub const fn given_back(&self) -> u64 {
@@ -54,28 +54,28 @@ impl Look {
     }
 }
 
-/// What the daemon asks of the host.
+/// What the daemon needs of the host.
 pub trait Xen {
     /// Returns the time since some fixed moment. It never steps back.
     fn now(&self) -> Duration;
     /// Returns the CPU time that this process has used, hypercalls included.
     fn cpu_time(&self) -> Duration;
-    /// Returns the guests there are, dom0 left out.
+    /// Returns all guests, without dom0.
     ///
     /// # Errors
     /// xenstore could not be asked.
-    fn guests(&mut self) -> Result<Vec<Seen>, Failure>;
+    fn guests(&mut self) -> Result<Vec<GuestName>, Failure>;
     /// Returns the host's memory.
     ///
     /// # Errors
     /// The hypervisor could not be asked.
     fn memory(&mut self) -> Result<HostMemory, Failure>;
-    /// Returns what the hypervisor says of a guest.
+    /// Returns the state of a guest.
     ///
     /// # Errors
-    /// Why it does not; [`Cause::Gone`] for a guest that is not there.
-    fn look(&mut self, domain: u16) -> Result<Look, Failure>;
-    /// Makes a guest's profile and has the hypervisor admit it.
+    /// The hypervisor's refusal; [`Cause::Gone`] for a guest that does not exist.
+    fn state(&mut self, domain: u16) -> Result<GuestState, Failure>;
+    /// Builds a guest's profile and makes the hypervisor admit it.
     ///
     /// # Errors
     /// Why that is not possible; the guest has no profile then.
@@ -84,31 +84,36 @@ pub trait Xen {
     ///
     /// # Errors
     /// The engine's refusal.
-    fn scan(&mut self, domain: u16, from: u64) -> Result<Part<Scanned>, Failure>;
+    fn scan(&mut self, domain: u16, from: u64) -> Result<Part<ScanFigures>, Failure>;
     /// Returns what the last scan saw: a bit a frame, lowest first, set where the frame was free.
     ///
     /// # Errors
     /// The engine's refusal.
     fn bitmap(&mut self, domain: u16) -> Result<Vec<u8>, Failure>;
-    /// Gives back free pages of frames `from` to before `end` (`None`: all that follow), about `most` at
-    /// most.
+    /// Gives back free pages from frame `from` on, before frame `end` (`None`: to the end of memory), about
+    /// `most` pages at most.
     ///
     /// # Errors
     /// The engine's refusal.
-    fn share(&mut self, domain: u16, from: u64, end: Option<u64>, most: u64)
-    -> Result<Part<Shared>, Failure>;
+    fn share(
+        &mut self,
+        domain: u16,
+        from: u64,
+        end: Option<u64>,
+        most: u64,
+    ) -> Result<Part<ShareFigures>, Failure>;
     /// Makes a guest share by content with the members of trust group `name`, with nobody else for an empty
     /// name.
     ///
     /// # Errors
     /// The hypervisor's refusal: pages are shared with members of another group.
     fn set_group(&mut self, domain: u16, name: &str) -> Result<(), Failure>;
-    /// Shares pages that hold the same bytes, but for those that the last scan found free: `frames` frames
-    /// from `from` on.
+    /// Runs the content stage over `frames` frames from `from` on, without the pages that the last scan found
+    /// free.
     ///
     /// # Errors
     /// The engine's refusal.
-    fn content(&mut self, domain: u16, from: u64, frames: u64) -> Result<Part<Contents>, Failure>;
+    fn content(&mut self, domain: u16, from: u64, frames: u64) -> Result<Part<ContentFigures>, Failure>;
 }
 
 /// The host that this runs on.
@@ -119,7 +124,7 @@ pub struct ThisHost {
 }
 
 impl ThisHost {
-    /// Opens the way to the hypervisor.
+    /// Opens the hypercall device.
     ///
     /// # Errors
     /// Not a Xen dom0, not root, or a hypervisor without Lacuna.
@@ -160,12 +165,12 @@ impl Xen for ThisHost {
         )
     }
 
-    fn guests(&mut self) -> Result<Vec<Seen>, Failure> {
+    fn guests(&mut self) -> Result<Vec<GuestName>, Failure> {
         let unreachable = |error: XenstoreError| {
             Failure::new(
                 Class::Failed,
                 error,
-                "is xenstored running? Guests that are known go on being looked after",
+                "is xenstored running? lacunad goes on with the guests that it knows",
             )
         };
         let mut store = Xenstore::connect().map_err(unreachable)?;
@@ -183,7 +188,7 @@ impl Xen for ThisHost {
                 Err(XenstoreError::Refused { .. }) => None,
                 Err(error) => return Err(unreachable(error)),
             };
-            seen.push(Seen { domain, name });
+            seen.push(GuestName { domain, name });
         }
         Ok(seen)
     }
@@ -192,9 +197,9 @@ impl Xen for ThisHost {
         Ok(self.privcmd.host_memory()?)
     }
 
-    fn look(&mut self, domain: u16) -> Result<Look, Failure> {
+    fn state(&mut self, domain: u16) -> Result<GuestState, Failure> {
         let (id, info) = self.domain(domain)?;
-        Ok(Look {
+        Ok(GuestState {
             pages: info.pages,
             max_pages: info.max_pages,
             statistics: Engine::new(&self.privcmd, id).statistics()?,
@@ -211,7 +216,7 @@ impl Xen for ThisHost {
             )
             .because(Cause::Booting));
         }
-        // What the command does when nothing is said, without asking any server.
+        // The command's defaults, but no symbol server is asked.
         let options = attach::Options {
             sources: Sources {
                 layouts: layouts.to_owned(),
@@ -227,7 +232,7 @@ impl Xen for ThisHost {
         attach::attach(&Live::new(&self.privcmd, found), &options, &mut Silent).map(drop)
     }
 
-    fn scan(&mut self, domain: u16, from: u64) -> Result<Part<Scanned>, Failure> {
+    fn scan(&mut self, domain: u16, from: u64) -> Result<Part<ScanFigures>, Failure> {
         Ok(self.engine(domain)?.scan_part(from, SCAN_PART)?)
     }
 
@@ -241,7 +246,7 @@ impl Xen for ThisHost {
         from: u64,
         end: Option<u64>,
         most: u64,
-    ) -> Result<Part<Shared>, Failure> {
+    ) -> Result<Part<ShareFigures>, Failure> {
         Ok(self.engine(domain)?.share_part(from, end, most.min(SHARE_PART))?)
     }
 
@@ -249,7 +254,7 @@ impl Xen for ThisHost {
         Ok(self.engine(domain)?.set_group(name)?)
     }
 
-    fn content(&mut self, domain: u16, from: u64, frames: u64) -> Result<Part<Contents>, Failure> {
+    fn content(&mut self, domain: u16, from: u64, frames: u64) -> Result<Part<ContentFigures>, Failure> {
         Ok(self.engine(domain)?.content_part(from, frames, true)?)
     }
 }

@@ -15,7 +15,7 @@ pub(super) const MAX_EXECUTABLE: u64 = 256 << 20;
 
 /// What a file says.
 #[derive(Debug)]
-pub enum Inspected {
+pub enum KernelFile {
     /// It is a PDB.
     Pdb(Box<PdbFacts>),
     /// It is an executable, laid out in this way.
@@ -26,7 +26,7 @@ pub enum Inspected {
 ///
 /// # Errors
 /// It is neither, or damaged.
-pub fn inspect(path: &Path) -> Result<Inspected, Failure> {
+pub fn inspect(path: &Path) -> Result<KernelFile, Failure> {
     let named = |failure: Failure| Failure {
         what: format!("{}: {}", path.display(), failure.what),
         ..failure
@@ -34,12 +34,12 @@ pub fn inspect(path: &Path) -> Result<Inspected, Failure> {
     let (mut file, head) = open(path).map_err(|error| named(unreadable(&error)))?;
     if Container::is_meant_by(&head) {
         let facts = pdb::read(file).map_err(|error| named(error.into()))?;
-        Ok(Inspected::Pdb(Box::new(facts)))
+        Ok(KernelFile::Pdb(Box::new(facts)))
     } else if head.starts_with(b"MZ") {
         let mut bytes = Vec::new();
         file.by_ref().take(MAX_EXECUTABLE).read_to_end(&mut bytes)?;
         let (image, layout) = pe::read_file(&bytes).map_err(|error| named(error.into()))?;
-        Ok(Inspected::Executable(Box::new(image), layout))
+        Ok(KernelFile::Executable(Box::new(image), layout))
     } else {
         Err(named(Failure::new(
             Class::Refused,

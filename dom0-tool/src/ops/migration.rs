@@ -1,8 +1,8 @@
 //! The files through which this tool and a migrating toolstack tell each other about a guest.
 //!
-//! The sender's and the receiver's helper leave their counters in [`FOLDER`], named by the guest's UUID,
-//! which it keeps across a migration; `lacuna attach` leaves there why it refused a guest, and the sender's
-//! log tells it.
+//! The sender's and the receiver's helper leave their counters in [`FOLDER`], in files named by the guest's
+//! UUID, which the guest keeps across a migration. `lacuna attach` leaves there why it refused a guest, and
+//! the sender's log shows it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -23,9 +23,9 @@ const REASON: usize = 400;
 /// The two ends of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The host that the guest left, or left in a copy.
+    /// The sender, which the guest, or a copy of it, has left.
     Sent,
-    /// The host that it came to.
+    /// The receiver.
     Received,
 }
 
@@ -90,12 +90,12 @@ fn refusal_in(folder: &Path, domain: &DomainInfo) -> Option<String> {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn keep_refusal(domain: &DomainInfo, reason: &str) -> io::Result<()> {
-    keep_refusal_in(FOLDER.as_ref(), domain, reason)
+pub fn record_refusal(domain: &DomainInfo, reason: &str) -> io::Result<()> {
+    record_refusal_in(FOLDER.as_ref(), domain, reason)
 }
 
-fn keep_refusal_in(folder: &Path, domain: &DomainInfo, reason: &str) -> io::Result<()> {
-    // Counters tell what a guest does; they are root's.
+fn record_refusal_in(folder: &Path, domain: &DomainInfo, reason: &str) -> io::Result<()> {
+    // Counters show what a guest does, so only root may read them.
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let line: String = reason
         .chars()
@@ -153,9 +153,9 @@ mod tests {
         let folder = place.path().join("lacuna");
         assert_eq!(refusal_in(&folder, &domain()), None);
         forget_refusal_in(&folder, &domain()).expect("nothing to forget");
-        keep_refusal_in(&folder, &domain(), "it\nlies").expect("kept");
+        record_refusal_in(&folder, &domain(), "it\nlies").expect("kept");
         assert_eq!(refusal_in(&folder, &domain()).as_deref(), Some("it lies"));
-        keep_refusal_in(&folder, &domain(), &"x".repeat(9000)).expect("kept");
+        record_refusal_in(&folder, &domain(), &"x".repeat(9000)).expect("kept");
         assert_eq!(
             refusal_in(&folder, &domain()).map(|text| text.len()),
             Some(REASON)

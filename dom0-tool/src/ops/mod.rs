@@ -1,13 +1,12 @@
-//! What can be done with guests, as functions with options and a report: nothing here parses arguments or
+//! Operations on guests, as functions that take options and return a report. Nothing here parses arguments or
 //! prints.
 //!
-//! * [`guest`] opens what an operation is about, [`paused`] stops a guest for the length of one;
+//! * [`guest`] opens the guest that an operation works on, [`paused`] stops a guest during an operation;
 //! * [`identify`], [`profile`], [`attach`], [`scan`], [`dedup`], [`estimate`] and [`status`] are the
 //!   operations on a guest;
-//! * [`symbols`] and [`fetch`] bring what is known of kernels here, [`inspect`] shows what a file of Windows'
-//!   says;
-//! * [`host`] is the host and its guests, [`top`] all of them at a moment, [`doctor`] what is wrong there;
-//! * [`migration`] is what this tool and a migrating toolstack leave for each other.
+//! * [`symbols`] and [`fetch`] fetch PDBs and headers of kernels, [`inspect`] shows what a Windows file says;
+//! * [`host`] is the host and its guests, [`top`] compares all of them, [`doctor`] checks what is wrong;
+//! * [`migration`] holds the files that this tool and a migrating toolstack leave for each other.
 
 pub mod attach;
 pub mod dedup;
@@ -31,11 +30,11 @@ use lacuna_core::OfflineScan;
 use crate::os::{BuiltProfile, Kernel};
 use crate::progress::{Progress, Silent};
 use crate::source::dump::Dump;
-use crate::xen::engine::Scanned;
+use crate::xen::engine::ScanFigures;
 use dedup::Round;
 
-/// Is told what an operation has found so far, so that it can be shown while the rest goes on. Each method
-/// does nothing unless it is written.
+/// Receives what an operation has found so far, so that it can be shown while the operation goes on. By
+/// default each method does nothing.
 pub trait Observer: Progress {
     /// Tells that a dump was opened.
     fn dump_opened(&mut self, dump: &Dump) {
@@ -53,7 +52,7 @@ pub trait Observer: Progress {
     }
 
     /// Tells that the hypervisor scanned the guest.
-    fn scanned(&mut self, scanned: &Scanned) {
+    fn scanned(&mut self, scanned: &ScanFigures) {
         let _ = scanned;
     }
 

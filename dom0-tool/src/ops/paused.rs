@@ -27,13 +27,13 @@ pub fn while_paused<T>(
     let outcome = work();
     match paused.unpause() {
         Ok(()) => outcome,
-        Err(error) => Err(stuck(live, &error, outcome.err())),
+        Err(error) => Err(unpause_failure(live, &error, outcome.err())),
     }
 }
 
 /// Returns the failure to report when the guest could not be unpaused. It says that first, and then what
 /// else went wrong.
-fn stuck(live: &Live, error: &PrivcmdError, also: Option<Failure>) -> Failure {
+fn unpause_failure(live: &Live, error: &PrivcmdError, also: Option<Failure>) -> Failure {
     let also = also.map_or_else(String::new, |failure| format!("; before that: {}", failure.what));
     Failure::new(
         Class::Failed,
@@ -42,7 +42,7 @@ fn stuck(live: &Live, error: &PrivcmdError, also: Option<Failure>) -> Failure {
     )
 }
 
-/// A guest that was stopped. It goes on when this value goes away, too: nobody is told then whether it did.
+/// A guest that was stopped. Dropping this value lets it go on as well, but without a report of an error.
 struct PausedGuest<'l> {
     live: &'l Live,
     signals: Vec<(i32, Arc<AtomicBool>, SigId)>,
@@ -69,7 +69,7 @@ impl<'l> PausedGuest<'l> {
         self.is_paused = false;
         let outcome = self.live.privcmd.set_paused(self.live.domain.id, Pause::End);
         if outcome.is_err() {
-            // That a guest stands still has to be told, whatever else the operator wanted.
+            // A guest that stands still has to be reported, even if the operator interrupted the program.
             for (_, _, id) in self.signals.drain(..) {
                 signal_hook::low_level::unregister(id);
             }
@@ -86,7 +86,7 @@ impl Drop for PausedGuest<'_> {
         for (signal, seen, id) in self.signals.drain(..) {
             signal_hook::low_level::unregister(id);
             if seen.load(Ordering::SeqCst) {
-                // Now what the operator wanted may happen; it fails for no signal of the three.
+                // Now the interruption may take effect. Raising one of these three signals cannot fail.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
         }

@@ -146,7 +146,7 @@ pub fn read_file(file: &Path) -> Result<Vec<u8>, Failure> {
 
 /// What a file holds, or what a domain has.
 #[derive(Debug)]
-pub enum Shown {
+pub enum LayoutOrProfile {
     /// A layout.
     Layout(Box<Layout>),
     /// A profile, and its bytes.
@@ -157,16 +157,16 @@ pub enum Shown {
 ///
 /// # Errors
 /// It is none, or there is none.
-pub fn show(what: &str) -> Result<Shown, Failure> {
+pub fn show(what: &str) -> Result<LayoutOrProfile, Failure> {
     let file = Path::new(what);
     let bytes = if file.is_file() {
         let bytes = read_file(file)?;
         if bytes.first() == Some(&b'{') {
-            return Ok(Shown::Layout(Box::new(Layout::load(file)?)));
+            return Ok(LayoutOrProfile::Layout(Box::new(Layout::load(file)?)));
         }
         bytes
     } else {
         Live::open(what)?.engine.get_profile()?
     };
-    Ok(Shown::Profile(Box::new(decode(&bytes)?), bytes.len()))
+    Ok(LayoutOrProfile::Profile(Box::new(decode(&bytes)?), bytes.len()))
 }

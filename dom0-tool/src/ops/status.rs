@@ -1,4 +1,4 @@
-//! Asks the engine about a guest, and takes a guest's profile away.
+//! Asks the engine about a guest, and removes a guest's profile.
 
 use std::io;
 
@@ -20,7 +20,7 @@ pub struct Status {
     pub received: Option<Value>,
 }
 
-/// Returns what the engine knows and has done for a guest, and what its migrations left behind here.
+/// Returns the engine's counters for a guest, and the counters of its migrations on this host.
 ///
 /// # Errors
 /// The engine's refusal, or a damaged file of a migration's.
@@ -33,7 +33,7 @@ pub fn status(live: &Live) -> Result<Status, Failure> {
     })
 }
 
-/// Takes a guest's profile away. Pages that were given back stay so. False where there was none.
+/// Removes a guest's profile. Pages that were given back stay so. Returns false if there was no profile.
 ///
 /// # Errors
 /// The engine's refusal.

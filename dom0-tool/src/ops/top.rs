@@ -1,23 +1,23 @@
-//! All guests and the host beside each other, at one moment and over an interval.
+//! Compares all guests and the host: at one moment, and over an interval.
 
 use std::time::Duration;
 
 use lacuna_core::abi::State;
 
-use super::host::{Look, Seen, Xen};
+use super::host::{GuestName, GuestState, Xen};
 use crate::failure::{Cause, Failure};
 use crate::xen::privcmd::HostMemory;
 
 /// All guests at one moment.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// When, since some fixed moment.
+    /// The time of the sample, since some fixed moment.
     pub at: Duration,
     /// The host's memory.
     pub memory: HostMemory,
-    /// Guests, and what the hypervisor says of them; PV guests, of which it says nothing here, and those on
-    /// which another operation runs are left out.
-    pub guests: Vec<(Seen, Look)>,
+    /// The guests and their states, without PV guests, which have none, and without guests on which another
+    /// operation runs.
+    pub guests: Vec<(GuestName, GuestState)>,
 }
 
 /// One guest over an interval. Pages are of 4 KiB.
@@ -27,7 +27,7 @@ pub struct Row {
     pub domain: u16,
     /// Its name.
     pub name: String,
-    /// What the engine has of it, in a word.
+    /// The state of its profile, as one word.
     pub state: &'static str,
     /// Most pages that it may own.
     pub limit: u64,
@@ -53,8 +53,8 @@ impl Sample {
         let memory = host.memory()?;
         let mut guests = Vec::new();
         for seen in host.guests()? {
-            match host.look(seen.domain) {
-                Ok(look) => guests.push((seen, look)),
+            match host.state(seen.domain) {
+                Ok(state) => guests.push((seen, state)),
                 Err(failure) if matches!(failure.cause, Cause::Gone | Cause::NotHvm | Cause::Busy) => {}
                 Err(failure) => return Err(failure),
             }
@@ -64,7 +64,7 @@ impl Sample {
 
     /// Returns the number of pages that guests could take back.
     pub fn promised(&self) -> u64 {
-        self.guests.iter().map(|(_, look)| look.given_back()).sum()
+        self.guests.iter().map(|(_, state)| state.given_back()).sum()
     }
 }
 
@@ -72,13 +72,13 @@ impl Sample {
 #[allow(clippy::cast_precision_loss)] // rates, for reading
 pub fn rows(before: &Sample, after: &Sample) -> Vec<Row> {
     let seconds = after.at.saturating_sub(before.at).as_secs_f64();
-    let row = |(seen, look): &(Seen, Look)| {
-        let now = look.statistics;
+    let row = |(seen, state): &(GuestName, GuestState)| {
+        let now = state.statistics;
         let earlier = before
             .guests
             .iter()
             .find(|(other, _)| other.domain == seen.domain)
-            .map_or(look, |(_, look)| look);
+            .map_or(state, |(_, state)| state);
         let rate = |now: u64, earlier: u64| {
             let difference = now.saturating_sub(earlier) as f64;
             if seconds > 0.0 { difference / seconds } else { 0.0 }
@@ -92,11 +92,11 @@ pub fn rows(before: &Sample, after: &Sample) -> Vec<Row> {
                 Some(State::Ended) => "ended",
                 Some(State::Empty) | None => "-",
             },
-            limit: look.max_pages,
-            held: look.pages,
+            limit: state.max_pages,
+            held: state.pages,
             free: now.scan_free,
-            given_back: look.given_back(),
-            unshared_rate: rate(look.unshared(), earlier.unshared()),
+            given_back: state.given_back(),
+            unshared_rate: rate(state.unshared(), earlier.unshared()),
             paused: rate(now.pause_total_ns, earlier.statistics.pause_total_ns) / 1e9,
         }
     };

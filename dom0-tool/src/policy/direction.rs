@@ -1,14 +1,14 @@
-//! From which end of its memory a guest allocates.
+//! Learns from which end of its memory a guest allocates.
 //!
 //! Linux hands out its highest zone first and goes to lower ones when that is used up; within a zone the
-//! order follows the history of its free lists. So it is learnt: where do the regions lie that stop being
-//! free, against all regions?
+//! order follows the history of its free lists. So this is learnt from where the regions lie that stop
+//! being free, compared with all regions.
 
 use super::regions::Regions;
 
 /// Weight of the past against one scan in which something was taken.
 const MEMORY: f64 = 0.75;
-/// The lean below which a direction is not believed.
+/// A direction with a smaller absolute value is ignored.
 const LEAST_LEAN: f64 = 0.1;
 
 /// A running estimate.

@@ -16,12 +16,12 @@ const FADE: f64 = 1.0 / 128.0;
 /// What was seen of a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Hazard {
-    seen: [Seen; AGES.len()],
+    seen: [AgeGroup; AGES.len()],
 }
 
 /// What was seen at the ages of a group: pages taken between two scans, and pages that could have been.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Seen {
+struct AgeGroup {
     taken: f64,
     exposed: f64,
 }
@@ -50,7 +50,7 @@ impl Hazard {
     /// Returns the age from which on a page is likely to stay free for `scans` scans: 0 where none is too
     /// young, 128 where none was seen to be old enough.
     pub fn safe_age(&self, scans: u16) -> u8 {
-        let risky = |seen: &Seen| seen.taken * f64::from(scans) > seen.exposed;
+        let risky = |seen: &AgeGroup| seen.taken * f64::from(scans) > seen.exposed;
         // Each but the oldest, which nothing comes after.
         let groups = self.seen.iter().zip(&AGES[1..]);
         groups

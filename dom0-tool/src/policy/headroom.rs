@@ -1,12 +1,12 @@
-//! How much free memory a guest keeps to itself: what it may want before the next round.
+//! Decides how much free memory to leave to a guest: what it may need before the next round.
 
 use super::Observed;
 
-/// Part of its memory that a guest always keeps, where it has it free: a sixty-fourth.
+/// The least that is left to a guest, as a part of its memory: a sixty-fourth.
 const LEAST_PART: u64 = 64;
-/// Part that it is never left more than on account of its demand.
+/// The most that is left to a guest for its demand, as a part of its memory.
 const MOST_PART: u64 = 4;
-/// Of the demand that was seen, so much again is added: the next one may be larger.
+/// The part of the observed demand that is added to it, because the next demand may be larger.
 const MARGIN_PART: u64 = 4;
 /// The demand that is remembered fades by this part with each round: after eight a third is left.
 const FADE_PART: u64 = 8;

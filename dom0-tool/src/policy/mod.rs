@@ -1,28 +1,26 @@
-//! What of a guest's free memory to give back: what will stay free.
+//! Decides which of a guest's free memory to give back: what will probably stay free.
 //!
 //! Giving back everything that is free saves most, and costs a write fault for each page that the guest takes
 //! again soon after. The paper left that open (section 6.1.3, figure 9: rarer rounds cost less, but the
-//! slowdown does not reach zero). Here each guest is watched from scan to scan, by regions of 2 MiB:
+//! slowdown does not reach zero). This module watches each guest from scan to scan, in regions of 2 MiB:
 //!
-//! * **order**: only regions of which most is free count. An allocator serves small requests from small
-//!   blocks in regions that are mostly in use; these stay the guest's own, so most of its allocations meet no
-//!   zero frame at all;
-//! * **age**: no more than small change may have been taken of a region in several scans running, and for
-//!   longer than the guest has been seen to leave memory alone that it then takes ([`hazard`]);
-//! * **refaults**: a region that was taken again soon after it was given back must wait twice as long next
-//!   time, and longer than it was free before: a swing is seen once ([`regions`]);
-//! * **direction**: of regions that may be given back, those go first that lie away from where the guest
-//!   allocates ([`direction`]);
-//! * **headroom**: free memory that is not given back, as much as the guest's recent demand ([`headroom`]);
-//! * **cost**: when faults cost the guest more than what the memory was worth, every region waits longer
+//! * **order**: only regions that are mostly free are given back. An allocator serves small requests from
+//!   small blocks in regions that are mostly in use. Those stay with the guest, so most of its allocations
+//!   meet no zero frame;
+//! * **age**: a region has to be left alone, small change apart, for several scans in a row, and for longer
+//!   than the guest usually leaves memory alone before it takes it again ([`hazard`]);
+//! * **refaults**: a region that was taken again soon after it was given back has to wait twice as long next
+//!   time, and longer than it was free before, so a use that swings costs only once ([`regions`]);
+//! * **direction**: regions away from where the guest allocates are given back first ([`direction`]);
+//! * **headroom**: as much free memory as the guest recently demanded is not given back ([`headroom`]);
+//! * **cost**: if faults cost the guest more than the memory was worth, every region waits longer
 //!   ([`pressure`]).
 //!
 //! Nothing here talks to a hypervisor: [`Policy::decide`] turns the bitmap of a scan into frames to share.
-//! What it gets wrong costs time, never data: the engine asks for every page again.
+//! A wrong decision costs time, never data: the engine checks every page again.
 //!
-//! The engine needs nothing new for it. A share operation takes a range of frames, and the bitmap can be
-//! read: one bit a page once a round, which for a guest of 1 TiB is 32 MiB. Were that to become too much,
-//! ages would have to be kept beside the bitmap in the hypervisor.
+//! The policy needs of the engine only a share operation over a range of frames, and the bitmap: one bit a
+//! page once a round, which is 32 MiB for a guest of 1 TiB.
 
 pub mod direction;
 pub mod hazard;
@@ -41,11 +39,10 @@ use regions::Regions;
 /// Pages of a region.
 pub const REGION_PAGES: u64 = 512;
 
-/// For how long the host must have a page for it to be worth a fault, which costs the guest some
-/// microseconds.
+/// How long the host has to have a page so that it is worth a fault, which costs the guest some microseconds.
 pub const WORTH: Duration = Duration::from_secs(60);
-/// For how long memory should be likely to stay free to be given back: five times that, as some is taken
-/// sooner all the same.
+/// How long memory should probably stay free to be given back: five times [`WORTH`], because some of it is
+/// taken sooner.
 pub const LIKELY: Duration = Duration::from_secs(300);
 
 /// What is known of a guest after a scan. Pages are of 4 KiB.
@@ -53,8 +50,8 @@ pub const LIKELY: Duration = Duration::from_secs(300);
 pub struct Observed {
     /// When, since some fixed moment.
     pub at: Duration,
-    /// Pages of memory that the guest has, those on zero frames included. Its frames go further: a PVH guest
-    /// has some just below 4 GiB, however small it is.
+    /// Pages of memory that the guest has, those on zero frames included. Its frame numbers go further: any
+    /// PVH guest has some just below 4 GiB.
     pub total: u64,
     /// Pages free by the scan.
     pub free: u64,
@@ -62,7 +59,7 @@ pub struct Observed {
     pub given_back: u64,
     /// Pages that the guest took back by writing to them, since its beginning.
     pub unshared: u64,
-    /// Write faults by which it did: fewer, where one took a block of 2 MiB.
+    /// Write faults by which it did. They are fewer than the pages if one fault took a block of 2 MiB.
     pub faults: u64,
 }
 
@@ -85,9 +82,9 @@ impl Run {
 /// What to do after a scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// What may be shared, the oldest and least likely to be used first.
+    /// Runs that may be shared, the oldest and least likely to be used first.
     pub runs: Vec<Run>,
-    /// Most pages to put on zero frames now; what lies there already does not count.
+    /// Most pages to put on zero frames now. Pages that are there already do not count.
     pub allowance: u64,
 }
 
@@ -116,7 +113,7 @@ impl Policy {
             self.pressure.learn(&last, &observed);
         }
         self.last = Some(observed);
-        // What lies on zero frames is free memory that the guest can have only for a fault each.
+        // The guest can use free memory on zero frames only at the cost of a fault for each page.
         let spare = observed.free.saturating_sub(observed.given_back);
         let safe_age = self.hazard.safe_age(scans(LIKELY, interval));
         let mut ripe = self.regions.ripe(self.pressure.level(), safe_age);
@@ -143,7 +140,7 @@ impl Policy {
     }
 }
 
-/// Scans that it takes for `time` to go by, with `interval` between two.
+/// Returns the number of scans in `time`, with `interval` between two scans.
 fn scans(time: Duration, interval: Duration) -> u16 {
     let scans = time.as_millis().div_ceil(interval.as_millis().max(1));
     u16::try_from(scans).unwrap_or(u16::MAX)

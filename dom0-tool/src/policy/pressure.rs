@@ -1,16 +1,16 @@
-//! Whether giving back is worth what it costs, in all.
+//! Compares what giving memory back is worth with what it costs, over all of a guest.
 //!
-//! A fault costs the guest time; a page that the host has meanwhile is worth something for as long as it has
-//! it. The exchange rate is a choice: a page that comes back within [`WORTH`] was not worth its fault.
+//! A fault costs the guest time. A page is worth something to the host for as long as the host has it. The
+//! exchange rate is a choice: a page that the guest takes back within [`WORTH`] was not worth its fault.
 
 use super::{Observed, WORTH};
 
-/// Most that waits are made longer: 2^6 times.
+/// Largest level: waits are 2^6 times as long.
 const MOST_LEVEL: u32 = 6;
-/// Rounds that must have been worth it, running, for waits to become shorter again.
+/// Rounds in a row that have to be worth their cost before waits become shorter again.
 const PATIENCE: u32 = 4;
 
-/// How much longer every region has to wait.
+/// How much longer every region has to wait, as a level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
     level: u32,
@@ -23,11 +23,10 @@ impl Pressure {
         let interval = now.at.saturating_sub(last.at);
         let faults = u128::from(now.faults.saturating_sub(last.faults));
         let cost = faults * WORTH.as_millis();
-        // What was given back at the beginning less what came back since, at least, for all of the time.
+        // A lower bound: the pages that were given back both before and after, for the whole interval.
         let worth = u128::from(last.given_back.min(now.given_back)) * interval.as_millis();
         if cost > worth {
-            // A single fault is no reason to give back nothing for an hour: there must have been something to
-            // lose.
+            // Ignore a few faults: they are no reason to give back less for an hour.
             if faults > u128::from(last.given_back / 1024) {
                 self.level = (self.level + 1).min(MOST_LEVEL);
             }
@@ -41,7 +40,7 @@ impl Pressure {
         }
     }
 
-    /// Waits are 2^level times as long.
+    /// Returns the level: waits are 2^level times as long.
     pub const fn level(self) -> u32 {
         self.level
     }

@@ -1,40 +1,40 @@
-//! What is known of each region of 2 MiB: how long it has been free, and how long it must be.
+//! Keeps for each region of 2 MiB how long it has been free, and how long it has to be.
 
 use super::hazard::Hazard;
 use super::{REGION_PAGES, Run};
 
 /// Bytes of bitmap of one region.
 const REGION_BYTES: usize = (REGION_PAGES / 8) as usize;
-/// Scans running in which a region must have been left alone, as long as nothing is held against it. One
-/// would be whatever is free at an instant.
+/// Scans in a row in which a region must have been left alone, if it was never taken too early. With one
+/// scan, whatever is free at an instant would be given back.
 pub const LEAST_AGE: u8 = 2;
 /// Most scans that a region is made to wait: at one a minute, two hours.
 const MOST_AGE: u8 = 128;
-/// Giving a region back was right when the host had it for so many times as long as it had to wait, and for
-/// as long as the faults are worth; otherwise it was too early.
+/// Giving a region back was right if the host had it for so many times as long as it had to wait, and for
+/// long enough to be worth the faults. Otherwise it was too early.
 const FAIR: u16 = 4;
 
-/// Of a region's pages, so many must be free for it to count: five eighths. An allocator serves small
-/// requests from small blocks, in regions that are mostly in use; those stay the guest's own.
+/// Least number of free pages of a region that may be given back: five eighths. An allocator serves small
+/// requests from small blocks, in regions that are mostly in use; those are left to the guest.
 const LEAST_FREE: u64 = REGION_PAGES / 8 * 5;
-/// Of a region's pages, so many may be taken between two scans for it to have been left alone all the same:
-/// an eighth. It is the same few that come and go. Those that lay on zero frames cost a fault each, once; the
-/// others stay there.
+/// *Small change*: most pages of a region that may be taken between two scans while it still counts as left
+/// alone, an eighth. The same few pages come and go. Those that lay on zero frames cost one fault each; the
+/// others stay on them.
 const SMALL_CHANGE: u32 = 64;
 
 /// One region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Region {
-    /// Scans running in which most of it was free and no more than small change was taken, up to
+    /// Scans in a row in which most of it was free and no more than small change was taken, up to
     /// [`MOST_AGE`].
     age: u8,
-    /// Scans for which that must be so.
+    /// Scans for which that has to hold before it is given back.
     need: u8,
     /// Whether it was given back and no more than small change was taken of it since.
     given_back: bool,
     /// Scans since it was given back.
     kept: u16,
-    /// Scans since it was given back the last time: what is small change comes again.
+    /// Scans since it was last given back, small change included.
     again: u16,
 }
 
@@ -57,8 +57,8 @@ impl Region {
         if !left_alone || !mostly_free {
             if self.given_back {
                 self.need = if self.kept < self.long_enough(worth) {
-                    // Longer than it was free this time: where a use comes and goes, that is how long it
-                    // stays away.
+                    // Wait longer than it was free this time. If the guest's use of it comes and goes, that
+                    // is how long the use stays away.
                     let outlast = self.age.saturating_add(1);
                     self.need.saturating_mul(2).max(outlast).min(MOST_AGE)
                 } else {
@@ -80,7 +80,8 @@ impl Region {
         }
     }
 
-    /// Scans for which the host should have it: for what it had to wait, and for what the faults are worth.
+    /// Returns the scans for which the host should have it: long enough for its wait, and to be worth the
+    /// faults.
     fn long_enough(self, worth: u16) -> u16 {
         (u16::from(self.need) * FAIR).max(worth)
     }
@@ -92,7 +93,7 @@ pub struct Regions {
     each: Vec<Region>,
     /// The bitmap of the last scan.
     last: Vec<u8>,
-    /// Scans for which the host must have a page for it to be worth a fault.
+    /// Scans for which the host has to have a page so that it is worth a fault.
     worth: u16,
 }
 
@@ -115,7 +116,7 @@ impl Regions {
         self.each.resize(count, Region::default());
         self.worth = worth;
         hazard.fade();
-        // What was not there at the last scan was not free then.
+        // Memory that did not exist at the last scan was not free then.
         self.last.resize(bitmap.len(), 0);
         let mut changed = Vec::new();
         let before = self.last.chunks_exact(REGION_BYTES);
@@ -137,10 +138,11 @@ impl Regions {
         changed
     }
 
-    /// Regions that have been left alone for long enough, with every wait 2^`pressure` times as long, and for
-    /// `safe_age` scans at least. Those that are given back come again after a while: small change is free
-    /// again, and what was taken and freed between two scans, or could not be given back then, is seen in no
-    /// scan. For what is on zero frames already that costs the engine a look.
+    /// Returns the regions that have been left alone for long enough: every wait is 2^`pressure` times as
+    /// long, and at least `safe_age` scans. Regions that were given back are returned again after a while,
+    /// because small change is free again by then, and scans do not see what was taken and freed between two
+    /// of them, or could not be given back. Pages that are on zero frames already cost the engine only a
+    /// look.
     pub fn ripe(&self, pressure: u32, safe_age: u8) -> Vec<usize> {
         let ripe = |region: &Region| {
             let need = u32::from(region.need.max(safe_age)) << pressure.min(8);
@@ -154,7 +156,7 @@ impl Regions {
             .collect()
     }
 
-    /// Scans for which a region has been left alone.
+    /// Returns the scans for which a region has been left alone.
     pub fn age(&self, index: usize) -> u8 {
         self.each.get(index).map_or(0, |region| region.age)
     }

@@ -1,17 +1,17 @@
-//! The engine's answers in words.
+//! Describes the engine's answers in words.
 
 use lacuna_core::{IdentityCheck, Status};
 
 use crate::failure::Class;
 
-/// An answer, for people.
+/// An answer of the engine in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// What it means, with its values.
     pub what: String,
     /// What to do.
     pub remedy: String,
-    /// Which exit status it gets.
+    /// The class, which decides the exit status.
     pub class: Class,
 }
 
@@ -167,7 +167,9 @@ pub fn explain_status(status: Status, values: &[u64; 4]) -> Answer {
         ),
         Status::ContentsDisagree => (
             Class::Refused,
-            format!("the scan found {one} pages that should be zero; of {two} looked at, {three} are"),
+            format!(
+                "the scan found {one} pages that should be zero; of {two} that were checked, {three} are"
+            ),
             "on a busy guest try `lacuna scan --paused DOMAIN`; if it lasts, the profile does not fit this guest",
         ),
         Status::NoMemory => (
@@ -193,10 +195,10 @@ pub fn explain_status(status: Status, values: &[u64; 4]) -> Answer {
         Status::TablesAtBound => (
             Class::Refused,
             format!(
-                "the guest's pages lie too scattered: {one} bytes are kept for its {three} pages, {two} may be, and frame \
-                 {four:#x} needs more"
+                "the guest's pages are too scattered: the tables take {one} bytes for its {three} pages, {two} are \
+                 allowed, and frame {four:#x} needs more"
             ),
-            "give the guest more memory, or restart it: what is kept goes with it",
+            "give the guest more memory, or restart it, which frees the tables",
         ),
         // The core may grow answers before this table does.
         other => (

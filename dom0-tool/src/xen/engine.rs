@@ -11,7 +11,7 @@ use thiserror::Error;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::answer::explain_status;
-pub use super::figures::{Contents, Part, Scanned, Shared};
+pub use super::figures::{ContentFigures, Part, ScanFigures, ShareFigures};
 use super::privcmd::{DomainId, Privcmd, PrivcmdError};
 
 /// Most virtual CPUs that a domain can have (`HVM_MAX_VCPUS` is 128; room for more).
@@ -55,14 +55,14 @@ pub enum EngineError {
         /// The version that it speaks.
         version: u32,
     },
-    /// Not a guest that the engine works for.
+    /// The domain is not a guest that the engine works for.
     #[error("domain {domain} is not an HVM or PVH guest")]
     NotHvm {
         /// The domain.
         domain: u16,
     },
-    /// The engine does not work for the domain that asks.
-    #[error("domain {domain} is the one that asks, and cannot be stopped for it")]
+    /// The engine does not work for the calling domain.
+    #[error("domain {domain} is the calling domain, for which the engine does not work")]
     Myself {
         /// The domain.
         domain: u16,
@@ -98,23 +98,20 @@ pub enum EngineError {
     Privcmd(#[from] PrivcmdError),
 }
 
-/// How much one hypercall is to do: some milliseconds' worth.
+/// Descriptors that one hypercall scans: some milliseconds of work, as for the other parts below.
 ///
-/// Xen interrupts a long one for dom0's events, but dom0's kernel may not run anything else on that processor
-/// before it is over: Linux with `CONFIG_PREEMPTION` is built without `xen_maybe_preempt_hcall`
-/// (`drivers/xen/preempt.c`), and where it runs without full preemption all the same
-/// (`CONFIG_PREEMPT_DYNAMIC`, as Debian's 6.12), nothing stands in for it. Seen: 53 ms for 71,000 pages in
-/// one call.
-///
-/// Descriptors looked at by a scan.
+/// Xen interrupts a long hypercall for dom0's events, but dom0's kernel may not run anything else on that
+/// processor until the hypercall is over. Linux with `CONFIG_PREEMPTION` is built without
+/// `xen_maybe_preempt_hcall` (`drivers/xen/preempt.c`), and has no replacement for it when it runs without
+/// full preemption (`CONFIG_PREEMPT_DYNAMIC`, as Debian's 6.12). A single call for 71,000 pages took 53 ms.
 pub const SCAN_PART: u64 = 1 << 16;
-/// Pages shared.
+/// Pages that one hypercall shares.
 pub const SHARE_PART: u64 = 1 << 13;
-/// Frames that the content stage goes through.
+/// Frames that one hypercall of the content stage goes through.
 pub const CONTENT_PART: u64 = 1 << 12;
 
-/// Does an operation over all of a domain's memory by `part`, which is given the frame to begin at, and sums
-/// up the figures.
+/// Runs an operation over all of a domain's memory by calling `part` with the frame to begin at, and sums up
+/// the figures.
 fn in_parts<T: Default + AddAssign>(
     mut part: impl FnMut(u64) -> Result<Part<T>, EngineError>,
 ) -> Result<T, EngineError> {
@@ -171,7 +168,7 @@ impl Engine {
             ..request
         };
         let outcome = self.privcmd.lacuna(self.domain, &mut request, payload);
-        // The engine's own answer says more than the error number that goes with it.
+        // The engine's status says more than the error number of the hypercall.
         if request.status != 0 {
             return Err(match Status::from_code(request.status) {
                 Some(status) => EngineError::Refused {
@@ -225,7 +222,7 @@ impl Engine {
         Ok(bytes)
     }
 
-    /// Takes the domain's profile away.
+    /// Removes the domain's profile.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -237,7 +234,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn scan(&self) -> Result<Scanned, EngineError> {
+    pub fn scan(&self) -> Result<ScanFigures, EngineError> {
         in_parts(|from| self.scan_part(from, SCAN_PART))
     }
 
@@ -246,7 +243,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn share(&self) -> Result<Shared, EngineError> {
+    pub fn share(&self) -> Result<ShareFigures, EngineError> {
         in_parts(|from| self.share_part(from, None, SHARE_PART))
     }
 
@@ -255,7 +252,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn scan_part(&self, from: u64, descriptors: u64) -> Result<Part<Scanned>, EngineError> {
+    pub fn scan_part(&self, from: u64, descriptors: u64) -> Result<Part<ScanFigures>, EngineError> {
         let request = Request {
             cursor: from,
             budget: descriptors.max(1),
@@ -263,7 +260,7 @@ impl Engine {
         };
         let answer = self.call_request(Op::Scan, request, &mut [])?;
         let [free, in_use, no_descriptor, unknown] = answer.result;
-        let figures = Scanned {
+        let figures = ScanFigures {
             free,
             in_use,
             no_descriptor,
@@ -277,7 +274,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn share_part(&self, from: u64, end: Option<u64>, pages: u64) -> Result<Part<Shared>, EngineError> {
+    pub fn share_part(
+        &self,
+        from: u64,
+        end: Option<u64>,
+        pages: u64,
+    ) -> Result<Part<ShareFigures>, EngineError> {
         let request = Request {
             cursor: from,
             end: end.unwrap_or(0),
@@ -286,7 +288,7 @@ impl Engine {
         };
         let answer = self.call_request(Op::Share, request, &mut [])?;
         let [pages, superpages, rejected, held] = answer.result;
-        let figures = Shared {
+        let figures = ShareFigures {
             pages,
             superpages,
             rejected,
@@ -301,7 +303,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn content(&self, leave_free: bool) -> Result<Contents, EngineError> {
+    pub fn content(&self, leave_free: bool) -> Result<ContentFigures, EngineError> {
         let leave_free = if leave_free { CONTENT_LEAVE_FREE } else { 0 };
         let mut sum = in_parts(|from| self.content_request(from, CONTENT_PART, leave_free))?;
         sum += in_parts(|from| self.content_request(from, CONTENT_PART, leave_free | CONTENT_AGAIN))?;
@@ -319,12 +321,17 @@ impl Engine {
         from: u64,
         frames: u64,
         leave_free: bool,
-    ) -> Result<Part<Contents>, EngineError> {
+    ) -> Result<Part<ContentFigures>, EngineError> {
         let leave_free = if leave_free { CONTENT_LEAVE_FREE } else { 0 };
         self.content_request(from, frames, leave_free | CONTENT_REST)
     }
 
-    fn content_request(&self, from: u64, frames: u64, flags: u32) -> Result<Part<Contents>, EngineError> {
+    fn content_request(
+        &self,
+        from: u64,
+        frames: u64,
+        flags: u32,
+    ) -> Result<Part<ContentFigures>, EngineError> {
         let request = Request {
             flags,
             cursor: from,
@@ -333,7 +340,7 @@ impl Engine {
         };
         let answer = self.call_request(Op::Content, request, &mut [])?;
         let [zeroed, merged, hashed, changed] = answer.result;
-        let figures = Contents {
+        let figures = ContentFigures {
             zeroed,
             merged,
             hashed,
@@ -412,8 +419,8 @@ impl Engine {
     /// Returns the bitmap of free pages as of the last scan, with how many frames it is for: a bit a frame,
     /// lowest first.
     ///
-    /// Stretches for which the hypervisor keeps no bits are not asked for. Their zeros are pages that nothing
-    /// was written to, so a guest with a page at a very high frame does not make this program use memory.
+    /// Ranges for which the hypervisor keeps no bits are not read. Their zeros stay untouched memory of this
+    /// process, so a guest with a page at a very high frame does not make this program use memory.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -432,7 +439,7 @@ impl Engine {
             if first > cursor {
                 cursor = first;
             } else {
-                // The guest may have grown meanwhile: what is new is the next scan's.
+                // The guest may have grown meanwhile. New memory is left to the next scan.
                 let room = bits.get_mut(at..).unwrap_or_default();
                 let fits = used.min(room.len());
                 room[..fits].copy_from_slice(&bytes[..fits]);

@@ -6,7 +6,7 @@ use lacuna_core::abi::Request;
 
 /// Figures of a scan, in pages of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scanned {
+pub struct ScanFigures {
     /// In free blocks.
     pub free: u64,
     /// In use.
@@ -17,7 +17,7 @@ pub struct Scanned {
     pub unknown: u64,
 }
 
-impl AddAssign for Scanned {
+impl AddAssign for ScanFigures {
     fn add_assign(&mut self, other: Self) {
         self.free += other.free;
         self.in_use += other.in_use;
@@ -28,7 +28,7 @@ impl AddAssign for Scanned {
 
 /// Figures of a share round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shared {
+pub struct ShareFigures {
     /// Pages put on zero frames.
     pub pages: u64,
     /// 2 MiB entries among them.
@@ -39,7 +39,7 @@ pub struct Shared {
     pub held: u64,
 }
 
-impl AddAssign for Shared {
+impl AddAssign for ShareFigures {
     fn add_assign(&mut self, other: Self) {
         self.pages += other.pages;
         self.superpages += other.superpages;
@@ -50,7 +50,7 @@ impl AddAssign for Shared {
 
 /// Figures of a round of the content stage, in pages of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Contents {
+pub struct ContentFigures {
     /// Found to be zero and put on zero frames.
     pub zeroed: u64,
     /// Put on a frame that others share.
@@ -61,7 +61,7 @@ pub struct Contents {
     pub changed: u64,
 }
 
-impl AddAssign for Contents {
+impl AddAssign for ContentFigures {
     fn add_assign(&mut self, other: Self) {
         self.zeroed += other.zeroed;
         self.merged += other.merged;

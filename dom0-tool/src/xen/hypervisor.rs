@@ -1,10 +1,10 @@
-//! Which hypervisor runs, and whether it is one with Lacuna: asked before anything else, and without any
-//! guest.
+//! Finds out which hypervisor runs, and whether it has Lacuna. This needs no guest, and comes before any
+//! other operation.
 //!
 //! A Xen with Lacuna has the capability `lacuna-N`, N being the version of the hypercall, among those that
-//! `xl info` shows (the patch "x86/lacuna: show that it is there"). One that was built before that patch has
-//! not. So what counts is the hypercall itself, made for the domain that asks: that is always refused, in one
-//! way by Lacuna and in another by a Xen that does not know it.
+//! `xl info` shows (the patch "x86/lacuna: show that it is there"). A build from before that patch lacks the
+//! capability. So the hypercall itself decides: it is made for the calling domain, which is always refused,
+//! but with one error by Lacuna and with another by a Xen without it.
 //!
 //! Source: Linux `Documentation/ABI/stable/sysfs-hypervisor-xen`; Xen's `docs/man/xl.1.pod.in`, "info".
 
@@ -17,14 +17,14 @@ use lacuna_core::abi::VERSION;
 use super::engine::{Engine, EngineError};
 use super::privcmd::{DomainId, Privcmd};
 
-/// Where Linux shows what it knows of the hypervisor.
+/// The folder in which Linux describes the hypervisor.
 pub const SYSFS: &str = "/sys/hypervisor";
-/// What the capability of a hypervisor with Lacuna begins with.
+/// The beginning of the capability of a hypervisor with Lacuna.
 const CAPABILITY: &str = "lacuna-";
 
-/// What Linux says of the hypervisor below it.
+/// The hypervisor, as Linux describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Described {
+pub struct HypervisorInfo {
     /// Its release, such as `4.20.4`; `None` where this is no Xen.
     pub release: Option<String>,
     /// Version of the Lacuna hypercall among its capabilities.
@@ -32,7 +32,7 @@ pub struct Described {
 }
 
 /// Returns what `folder`, in the form of [`SYSFS`], says of the hypervisor.
-pub fn described(folder: &Path) -> Described {
+pub fn hypervisor_info(folder: &Path) -> HypervisorInfo {
     let read = |name: &str| {
         let text = fs::read_to_string(folder.join(name)).ok()?;
         Some(text.trim().to_owned())
@@ -47,7 +47,7 @@ pub fn described(folder: &Path) -> Described {
         ))
     })();
     let capabilities = read("properties/capabilities").unwrap_or_default();
-    Described {
+    HypervisorInfo {
         release: release.filter(|_| is_xen),
         lacuna: capabilities
             .split_whitespace()
@@ -62,17 +62,17 @@ pub fn described(folder: &Path) -> Described {
 pub fn require_lacuna(privcmd: &Rc<Privcmd>) -> Result<(), EngineError> {
     judge(
         Engine::new(privcmd, DomainId::ZERO).statistics().err(),
-        &described(Path::new(SYSFS)),
+        &hypervisor_info(Path::new(SYSFS)),
     )
 }
 
 /// Decides from the answer for the calling domain, and from what the hypervisor says of itself.
-fn judge(refusal: Option<EngineError>, described: &Described) -> Result<(), EngineError> {
+fn judge(refusal: Option<EngineError>, described: &HypervisorInfo) -> Result<(), EngineError> {
     match (refusal, described.lacuna) {
         (Some(EngineError::NotThere), _) => Err(EngineError::NotThere),
         (_, Some(version)) if version != VERSION => Err(EngineError::Offers { version }),
-        // Nobody else is refused because of itself. What a policy forbids here it may allow for guests: they
-        // tell.
+        // Lacuna's refusal of the calling domain. Any other error may be due to a policy that still allows
+        // guests; operations on them will show it.
         _ => Ok(()),
     }
 }
@@ -103,23 +103,26 @@ mod tests {
                 "xen-3.0-x86_64 hvm-3.0-x86_64 lacuna-4 \n",
             ),
         ]);
-        let expected = Described {
+        let expected = HypervisorInfo {
             release: Some("4.20.4".to_owned()),
             lacuna: Some(4),
         };
-        assert_eq!(described(ours.path()), expected);
+        assert_eq!(hypervisor_info(ours.path()), expected);
         let other = folder(&[
             ("type", "kvm\n"),
             ("version/major", "4\n"),
             ("version/minor", "2\n"),
         ]);
-        assert_eq!(described(other.path()), Described::default());
-        assert_eq!(described(Path::new("/nowhere/at/all")), Described::default());
+        assert_eq!(hypervisor_info(other.path()), HypervisorInfo::default());
+        assert_eq!(
+            hypervisor_info(Path::new("/nowhere/at/all")),
+            HypervisorInfo::default()
+        );
     }
 
     #[test]
     fn stock_xen_and_another_version_are_told_apart() {
-        let says = |lacuna| Described {
+        let says = |lacuna| HypervisorInfo {
             release: None,
             lacuna,
         };

@@ -2,8 +2,8 @@
 //!
 //! A domctl and a sysctl begin with a number that Xen compares with its own, and Xen refuses with `EACCES`
 //! whatever has another one. The number stands for the structures of all operations. Those that are used here
-//! have not changed between the versions below, so one build of the tool serves all of them. It finds out which
-//! one Xen takes by an operation that changes nothing.
+//! have not changed between the versions below, so one build of the tool serves all of them. It finds out
+//! which one Xen takes by an operation that changes nothing.
 //!
 //! Sources: `xen/include/public/{domctl,sysctl}.h` of Xen 4.17, 4.18, 4.19, 4.20 and 4.21.
 

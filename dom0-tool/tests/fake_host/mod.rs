@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use lacuna::failure::{Cause, Class, Failure};
-use lacuna::ops::host::{Look, Seen, Xen};
-use lacuna::xen::engine::{Contents, Part, Scanned, Shared};
+use lacuna::ops::host::{GuestName, GuestState, Xen};
+use lacuna::xen::engine::{ContentFigures, Part, ScanFigures, ShareFigures};
 use lacuna::xen::privcmd::HostMemory;
 use lacuna_core::abi::{State, Statistics};
 
@@ -133,12 +133,12 @@ impl Xen for FakeHost {
         self.0.borrow().cpu
     }
 
-    fn guests(&mut self) -> Result<Vec<Seen>, Failure> {
+    fn guests(&mut self) -> Result<Vec<GuestName>, Failure> {
         let world = self.0.borrow();
         Ok(world
             .guests
             .iter()
-            .map(|(domain, guest)| Seen {
+            .map(|(domain, guest)| GuestName {
                 domain: *domain,
                 name: guest.name.clone(),
             })
@@ -153,13 +153,13 @@ impl Xen for FakeHost {
         })
     }
 
-    fn look(&mut self, domain: u16) -> Result<Look, Failure> {
+    fn state(&mut self, domain: u16) -> Result<GuestState, Failure> {
         let world = self.0.borrow();
         let guest = world.guests.get(&domain).ok_or_else(|| fail(Cause::Gone))?;
         if let Some(cause) = guest.always {
             return Err(fail(cause));
         }
-        Ok(Look {
+        Ok(GuestState {
             pages: guest.pages - guest.zero - guest.merged,
             max_pages: guest.pages,
             statistics: Statistics {
@@ -187,7 +187,7 @@ impl Xen for FakeHost {
         })
     }
 
-    fn scan(&mut self, domain: u16, from: u64) -> Result<Part<Scanned>, Failure> {
+    fn scan(&mut self, domain: u16, from: u64) -> Result<Part<ScanFigures>, Failure> {
         self.operate(domain, "scan", |guest, _| {
             let next = (from + PART * 5 < guest.pages).then_some(from + PART * 5);
             if next.is_none() {
@@ -200,7 +200,7 @@ impl Xen for FakeHost {
                 guest.state = State::Admitted;
             }
             Ok(Part {
-                figures: Scanned::default(),
+                figures: ScanFigures::default(),
                 next,
             })
         })
@@ -221,7 +221,7 @@ impl Xen for FakeHost {
         from: u64,
         end: Option<u64>,
         most: u64,
-    ) -> Result<Part<Shared>, Failure> {
+    ) -> Result<Part<ShareFigures>, Failure> {
         self.operate(domain, "share", |guest, free| {
             if guest.state != State::Admitted {
                 return Err(fail(Cause::Contradiction));
@@ -233,9 +233,9 @@ impl Xen for FakeHost {
             guest.zero += pages;
             *free += pages;
             Ok(Part {
-                figures: Shared {
+                figures: ShareFigures {
                     pages,
-                    ..Shared::default()
+                    ..ShareFigures::default()
                 },
                 next: (pages < wanted).then_some(guest.zero),
             })
@@ -252,7 +252,7 @@ impl Xen for FakeHost {
         })
     }
 
-    fn content(&mut self, domain: u16, from: u64, frames: u64) -> Result<Part<Contents>, Failure> {
+    fn content(&mut self, domain: u16, from: u64, frames: u64) -> Result<Part<ContentFigures>, Failure> {
         self.operate(domain, "content", |guest, free| {
             let to = (from + frames.min(PART * 5)).min(guest.pages);
             // The highest frames are the equal ones.
@@ -261,10 +261,10 @@ impl Xen for FakeHost {
             guest.merged += merged;
             *free += merged;
             Ok(Part {
-                figures: Contents {
+                figures: ContentFigures {
                     merged,
                     hashed: (to - from.min(to)).saturating_sub(guest.free.saturating_sub(from)),
-                    ..Contents::default()
+                    ..ContentFigures::default()
                 },
                 next: (to < guest.pages).then_some(to),
             })

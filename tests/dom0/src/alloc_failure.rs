@@ -1,4 +1,4 @@
-//! Has allocations of the hypervisor fail on purpose, and learns which were
+//! Makes allocations in the hypervisor fail on purpose, and learns which ones did
 //! (`tests/lab/xen/alloc-failure.patch`, in the mutant hypervisor only).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use crate::host::Host;
 const OP: u32 = 0x4c00;
 /// Bytes of the patch's list of sites, at most.
 const LIST_BYTES: usize = 65_536;
-/// Functions of the allocators themselves: what called them is of interest.
+/// Functions of the allocators themselves, which are left out of a site: their callers are of interest.
 const ALLOCATORS: &[&str] = &[
     "alloc_failure",
     "_xmalloc",
@@ -35,7 +35,7 @@ const ALLOCATORS: &[&str] = &[
     "alloc_xenheap_pages",
     "alloc_domheap_pages",
 ];
-/// Where the hypervisor's common code begins, as seen from an allocation: callers of these tell nothing.
+/// The outermost functions of interest. Their callers are the hypervisor's common code.
 const OUTERMOST: &[&str] = &["lacuna_domctl", "do_domctl", "hvm_hap_nested_page_fault"];
 
 /// What is to fail; the numbers are those of the patch's `FAIL_*`.
@@ -51,7 +51,7 @@ pub(crate) enum Fail {
     Guests = 3,
 }
 
-/// What the hypervisor says of it.
+/// The hypervisor's report of failed allocations.
 pub(crate) struct Report {
     /// Allocations of the work concerned, since something was asked to fail.
     pub(crate) allocations: u64,
@@ -63,7 +63,7 @@ pub(crate) struct Report {
     failed: BTreeMap<(u32, Vec<String>), u64>,
 }
 
-/// The way to tell and ask the hypervisor, with what it has told.
+/// Controls failing allocations, and collects the sites that have failed.
 pub(crate) struct Failures {
     direct: Direct,
     /// Every site that has failed so far, as in [`Report`].
@@ -71,7 +71,7 @@ pub(crate) struct Failures {
 }
 
 impl Failures {
-    /// With nothing failing, and no site known.
+    /// Opens the control, with no allocation failing and no site known.
     pub(crate) fn open() -> Result<Self> {
         let failures = Self {
             direct: Direct::open(0)?,
@@ -81,17 +81,17 @@ impl Failures {
         Ok(failures)
     }
 
-    /// Makes the hypervisor take every site for one that has not failed.
+    /// Makes the hypervisor forget which sites have failed.
     pub(crate) fn forget(&self) -> Result<()> {
         self.call(Fail::Nothing, 0, true).map(drop)
     }
 
-    /// From now on `what` fails, with `nth` its n.
+    /// Makes `what` fail from now on, with `nth` its n.
     pub(crate) fn begin(&self, what: Fail, nth: u64) -> Result<()> {
         self.call(what, nth, false).map(drop)
     }
 
-    /// Nothing fails any more.
+    /// Ends the failing, and returns the hypervisor's report.
     pub(crate) fn end(&mut self) -> Result<Report> {
         let report = self.call(Fail::Nothing, 0, false)?;
         for (site, failures) in &report.failed {
@@ -166,7 +166,7 @@ impl Failures {
     }
 }
 
-/// A line of the list: the operation and the functions, and how many allocations failed there.
+/// Parses a line of the list: the operation and the functions, and how many allocations failed there.
 fn site(line: &str) -> Option<((u32, Vec<String>), u64)> {
     let mut words = line.split_whitespace();
     let operation = words.next()?.parse().ok()?;

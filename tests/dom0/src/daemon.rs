@@ -25,7 +25,7 @@ pub(crate) struct Daemon {
     child: Child,
 }
 
-/// What the daemon told: samples, by name and labels as they stand.
+/// The daemon's metrics: samples, by name and labels as they stand.
 pub(crate) struct Metrics(BTreeMap<String, f64>);
 
 impl Daemon {
@@ -45,14 +45,14 @@ impl Daemon {
         Ok(Self { child })
     }
 
-    /// Kills it, without a chance to do anything more.
+    /// Kills the daemon, without a chance to do anything more.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Asks it to end, which it must do well.
+    /// Asks the daemon to end, which it has to do without an error.
     pub(crate) fn stop(mut self) -> Result<()> {
         rustix::process::kill_process(
             rustix::process::Pid::from_child(&self.child),
@@ -67,7 +67,7 @@ impl Daemon {
         )
     }
 
-    /// Makes it read another configuration.
+    /// Makes the daemon read another configuration.
     pub(crate) fn configure(&self, configuration: &str) -> Result<()> {
         fs::write(CONFIGURATION, configuration)?;
         Ok(rustix::process::kill_process(
@@ -76,13 +76,14 @@ impl Daemon {
         )?)
     }
 
-    /// Returns how often daemons of this scenario have told of `event`, in logs of the format `json`.
+    /// Returns how often daemons of this scenario have logged `event`, in logs of the format `json`.
     pub(crate) fn told(event: &str) -> Result<usize> {
         let log = fs::read_to_string(Path::new(CONSOLES).join(LOG))?;
         Ok(log.matches(&format!("\"event\":\"{event}\"")).count())
     }
 
-    /// Returns what it tells; nothing while it does not answer yet. Fails when it has ended by itself.
+    /// Returns the metrics that the daemon serves; `None` while it does not answer yet. Fails if it has ended
+    /// by itself.
     pub(crate) fn metrics(&mut self) -> Result<Option<Metrics>> {
         if let Some(status) = self.child.try_wait()? {
             return Err(differs("the daemon", "running", &status.to_string()));
@@ -171,8 +172,8 @@ impl Metrics {
         }
     }
 
-    /// Returns the sample of `metric` for the guest called `name` with domain number `domain`, if it is
-    /// told.
+    /// Returns the sample of `metric` for the guest called `name` with domain number `domain`, if there
+    /// is one.
     pub(crate) fn of_guest(&self, metric: &str, name: &str, domain: u16) -> Option<f64> {
         self.0
             .get(&format!(
@@ -181,7 +182,7 @@ impl Metrics {
             .copied()
     }
 
-    /// Returns the sample of `metric` without labels, if it is told.
+    /// Returns the sample of `metric` without labels, if there is one.
     pub(crate) fn of_host(&self, metric: &str) -> Option<f64> {
         self.0.get(&format!("lacuna_{metric}")).copied()
     }

@@ -1,4 +1,4 @@
-//! The engine inside Xen, asked without the product's command: what a hostile or broken caller could say.
+//! Calls the engine inside Xen without the product's command, as a hostile or broken caller could.
 
 use std::rc::Rc;
 
@@ -15,7 +15,7 @@ use crate::failure::{Failure, Result, differs, equal};
 /// of `lacuna_core::Mutation` in a request's flags (`steps` in `core/src/session/mod.rs`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LeftOut {
-    /// C: the scan is trusted.
+    /// The recheck: the scan is trusted.
     Recheck = 3,
     /// The flush after the new entries are in.
     Flush = 4,
@@ -91,7 +91,7 @@ impl Direct {
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// Makes Xen track the domain's writes, or stop it.
+    /// Makes Xen track the domain's writes, or stops that.
     pub(crate) fn set_log_dirty(&self, mode: LogDirty) -> Result<()> {
         self.privcmd
             .set_log_dirty(self.domain, mode)
@@ -105,14 +105,14 @@ impl Direct {
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// Makes Xen take pages for written to by a device model.
+    /// Tells Xen that a device model has written to pages.
     pub(crate) fn tell_modified(&self, first: Gfn, pages: u32) -> Result<()> {
         self.privcmd
             .tell_modified(self.domain, first, pages)
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// Makes the processor seem to find an error in the memory of frame `mfn`, whoever has it.
+    /// Injects a memory error in frame `mfn`, whoever owns it.
     pub(crate) fn fail_memory(&self, mfn: u64) -> Result<()> {
         self.privcmd
             .fail_memory(mfn)
@@ -143,7 +143,7 @@ impl Direct {
             .map_err(|error| unusable(&error.to_string()))
     }
 
-    /// Makes Xen keep memory for the domain until it has `pages` pages, and tells what Xen says to that.
+    /// Makes Xen keep memory for the domain until it has `pages` pages, and returns Xen's answer.
     pub(crate) fn claim(&self, pages: u64) -> Result<(), PrivcmdError> {
         self.privcmd.claim_pages(self.domain, pages)
     }
@@ -155,14 +155,14 @@ impl Direct {
         equal("blocks that the domain got", &blocks, &got)
     }
 
-    /// A call with `request` and `buffer` as they are, which must succeed.
+    /// Makes a call with `request` and `buffer` as they are, which must succeed.
     pub(crate) fn raw(&self, request: &mut Request, buffer: &mut [u8]) -> Result<()> {
         self.privcmd
             .lacuna(self.domain, request, buffer)
             .map_err(|error| unusable(&format!("{error}: {request:?}")))
     }
 
-    /// One share round with a step left out; returns the pages that it shared.
+    /// Does one share round with a step left out, and returns the number of pages that it shared.
     pub(crate) fn share_without(&self, step: LeftOut) -> Result<u64> {
         let flags = (step as u32) << SHARE_MUTATION_SHIFT;
         let mut request = Request {
@@ -182,7 +182,7 @@ impl Direct {
     }
 }
 
-/// A failed call of the engine where none should fail.
+/// Returns the failure for a call of the engine that should not fail.
 pub(crate) fn refused(error: &EngineError) -> Failure {
     unusable(&error.to_string())
 }

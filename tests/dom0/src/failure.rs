@@ -1,4 +1,4 @@
-//! Why a scenario did not hold: what was looked at, what should have been, what was.
+//! Why a scenario failed: what was looked at, what was expected, what was seen.
 
 use std::fmt::Debug;
 use std::io;
@@ -10,14 +10,14 @@ pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 /// What a scenario fails with.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// Something is not as it should be.
+    /// Something is not as expected.
     #[error("{what}: expected {expected}, saw {seen}")]
     Differs {
         /// What was looked at.
         what: String,
-        /// What should have been.
+        /// What was expected.
         expected: String,
-        /// What was.
+        /// What was seen.
         seen: String,
     },
     /// A program in dom0 ended badly.
@@ -37,7 +37,7 @@ pub(crate) enum Failure {
         what: String,
         /// How long.
         limit: Duration,
-        /// The latest sign of life.
+        /// What was seen last.
         seen: String,
     },
     /// dom0's own system calls failed.

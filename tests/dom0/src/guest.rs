@@ -53,7 +53,7 @@ impl Kind {
         }
     }
 
-    /// Its devices, where nothing else is wanted: none.
+    /// Returns the devices in xl's configuration by default: none.
     const fn devices(self) -> &'static str {
         match self {
             Self::Pvh => "",
@@ -83,7 +83,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A guest of 512 MiB with one vCPU.
+    /// Plans a guest of 512 MiB with one vCPU.
     pub(crate) const fn stock(name: &'static str, kernel: &'static str) -> Self {
         Self {
             name,
@@ -247,7 +247,7 @@ impl Guest {
         Ok(())
     }
 
-    /// The guest goes on as `domain`, where a migration has brought it.
+    /// Follows the guest to `domain`, to which a migration has brought it.
     pub(crate) fn arrived(&mut self, domain: u16) {
         self.domain = domain;
         if self.serial.is_some() {
@@ -270,7 +270,7 @@ impl Guest {
         self.wait_ready_for(BOOT_LIMIT)
     }
 
-    /// The same, for as long as `limit`.
+    /// Does the same, with `limit` as the time limit.
     pub(crate) fn wait_ready_for(&mut self, limit: Duration) -> Result<()> {
         match self.next_report(0, limit, "the guest's agent speaks")? {
             Report::Ready { release, .. } => {
@@ -342,7 +342,7 @@ impl Guest {
         self.work_counters(Task::WorkStop, limit)
     }
 
-    /// Returns the same of work that goes on.
+    /// Returns the same figures while the work goes on.
     pub(crate) fn work_so_far(&mut self, limit: Duration) -> Result<(u64, u64)> {
         self.work_counters(Task::WorkStatus, limit)
     }
@@ -407,7 +407,7 @@ impl Guest {
         ))
     }
 
-    /// Returns what the guest's kernel has logged that sounds like trouble.
+    /// Returns the lines of the kernel's log that report trouble.
     pub(crate) fn trouble(&mut self) -> Result<Vec<String>> {
         match self.order(Task::Health, Duration::from_secs(60))? {
             Report::Health { trouble, .. } => Ok(trouble),
@@ -427,7 +427,7 @@ impl Guest {
         ))
     }
 
-    /// Fails when the domain is gone, or has shut down for another reason than to be moved: nobody will
+    /// Fails if the domain is gone, or has shut down for another reason than a migration, because nobody will
     /// answer then.
     pub(crate) fn check_running(&self, privcmd: &Privcmd) -> Result<()> {
         /// `SHUTDOWN_suspend` of Xen's `public/sched.h`.

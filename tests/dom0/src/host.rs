@@ -1,4 +1,4 @@
-//! What scenarios do to the host: xl, lacuna, free memory, guests; and what they tell the lab.
+//! The host, for scenarios: xl, lacuna, free memory and guests, and reports to the lab.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use crate::guest::{CONSOLES, Guest, Plan};
 use crate::services::xen;
 use crate::tool::{self, Answer};
 
-/// How often something awaited is looked at.
+/// Interval at which something awaited is checked.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Memory that Xen takes for a neighbour beside what it is given, in MiB: its page tables and its paging
@@ -35,7 +35,7 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// Returns the host that tells what happens over `channel`.
+    /// Creates the host, which reports over `channel`.
     pub(crate) fn new(channel: &'a mut Channel) -> Self {
         Self { channel }
     }
@@ -184,12 +184,13 @@ impl<'a> Host<'a> {
     }
 }
 
-/// Free host memory in MiB, as `xl info` has it. Scrubbing lags behind freeing: see [`settled_free_mib`].
+/// Returns the free host memory in MiB, as `xl info` shows it. Scrubbing lags behind freeing: see
+/// [`settled_free_mib`].
 pub(crate) fn free_mib() -> Result<u64> {
     of_information("free_memory")
 }
 
-/// Host memory in MiB that is kept for domains which are being built, as `xl info` has it.
+/// Returns the host memory in MiB that is claimed for domains being built, as `xl info` shows it.
 pub(crate) fn claimed_mib() -> Result<u64> {
     of_information("outstanding_claims")
 }
@@ -202,7 +203,7 @@ fn of_information(name: &str) -> Result<u64> {
         .map_err(|_| differs(&format!("{name} of `xl info`"), "a number", &text))
 }
 
-/// Free host memory in MiB once it stands still.
+/// Waits until the free host memory does not change any more, and returns it in MiB.
 pub(crate) fn settled_free_mib() -> Result<u64> {
     let mut last = free_mib()?;
     wait_until(
@@ -218,7 +219,7 @@ pub(crate) fn settled_free_mib() -> Result<u64> {
     )
 }
 
-/// Xen's version.
+/// Returns Xen's version.
 pub(crate) fn xen_version() -> Result<String> {
     let information = information()?;
     let field = |name: &str| information.get(name).cloned().unwrap_or_default();
@@ -230,7 +231,7 @@ pub(crate) fn xen_version() -> Result<String> {
     ))
 }
 
-/// Xen's version, as far as it says what Xen can do: major and minor.
+/// Returns Xen's major and minor version.
 pub(crate) fn xen_release() -> Result<(u32, u32)> {
     let information = information()?;
     let number = |name: &str| {

@@ -1,5 +1,5 @@
-//! The first process of the lab's dom0: brings Xen's services up, runs the scenarios it is ordered to, tells
-//! the lab.
+//! The first process of the lab's dom0: brings Xen's services up, runs the scenarios that the lab orders, and
+//! reports the results to the lab.
 
 mod account;
 mod alloc_failure;
@@ -99,7 +99,7 @@ fn live() -> failure::Result<()> {
     }
 }
 
-/// Does `body`, ends what it left behind, and tells the lab what came of it.
+/// Runs `body`, cleans up what it left behind, and reports the result to the lab.
 fn carry_out(
     channel: &mut Channel,
     name: &str,

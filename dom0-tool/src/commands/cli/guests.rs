@@ -23,7 +23,7 @@ pub struct Guest {
     /// Number or name of the domain
     #[arg(required_unless_present = "dump", conflicts_with = "dump")]
     pub domain: Option<String>,
-    /// What of a dump
+    /// The dump, and its registers
     #[command(flatten)]
     pub dump: DumpSource,
 }
@@ -37,12 +37,12 @@ pub struct DumpSource {
     pub dump: Option<PathBuf>,
     /// A hole of guest-physical memory that a raw file leaves out, hexadecimal; may be given several times.
     /// Files that hold a machine's own memory (.vmem, Firecracker's snapshots, QEMU's memory-backend-file)
-    /// leave out the hole below 4 GiB, which is looked for when this is not given
+    /// leave out the hole below 4 GiB; without this option it is searched for
     #[arg(long = "hole", value_name = "START:END", requires = "dump", conflicts_with = "domain",
         value_parser = parse_hole)]
     pub holes: Vec<Range<u64>>,
-    /// The file's format [default: by its beginning; raw where registers are given and it begins as no dump
-    /// that can be read]
+    /// The file's format [default: recognised by its first bytes; raw if registers are given and the format
+    /// is not recognised]
     #[arg(
         long,
         value_name = "FORMAT",

@@ -12,7 +12,7 @@ use crate::os::{LayoutChoice, Sources, SymbolSources};
 /// Which source of the kernel's layout to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SourceChoice {
-    /// Every one that is to be had; they must agree
+    /// All that are available; they have to agree
     Auto,
     /// The headers, compiled and run, alone
     Stub,
@@ -53,8 +53,8 @@ pub struct LayoutSource {
     /// that has no VMCOREINFO
     #[arg(long, value_name = "FILE")]
     pub system_map: Option<PathBuf>,
-    /// The guest kernel's configuration: held against what its memory shows, and used with sources that have
-    /// none
+    /// The guest kernel's configuration. It is compared with what the guest's memory shows, and used with
+    /// sources that have none
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The compiler for headers [default: the first of these that is installed]
@@ -81,10 +81,10 @@ pub struct SymbolSource {
     #[arg(long, value_name = "FILE")]
     pub pdb: Option<PathBuf>,
     /// Where to look for PDBs: folders and servers, as in `srv*CACHE*URL;FOLDER` [default:
-    /// `$_NT_SYMBOL_PATH`, then Microsoft's public server behind a cache of ours]
+    /// `$_NT_SYMBOL_PATH`, then Microsoft's public server behind a local cache]
     #[arg(long, value_name = "PATH")]
     pub symbols: Option<String>,
-    /// Ask no server, only folders
+    /// Look in folders only, ask no server
     #[arg(long)]
     pub offline: bool,
 }

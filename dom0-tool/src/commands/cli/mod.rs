@@ -59,32 +59,33 @@ pub enum Command {
     Detach(OneDomain),
     /// Look for a guest's free pages
     Scan(Scan),
-    /// Give a guest's pages back to the host: those that it holds free, those that are equal, or both
+    /// Give a guest's pages back to the host: free pages, equal pages, or both
     ///
-    /// The free stage (intro) scans, and puts what is free on zero frames. The content stage (dedup) hashes
-    /// every page that it has not shared yet, puts zero pages on zero frames and equal pages on one frame; it
-    /// needs no profile, and two rounds, as it leaves alone what has changed since the last one.
+    /// The free stage (intro) scans, and puts free pages on zero frames. The content stage (dedup) hashes
+    /// every page that is not shared yet, and puts zero pages on zero frames and equal pages on one frame. It
+    /// needs no profile. It takes two rounds, because it leaves alone pages that have changed since the last
+    /// round.
     Dedup(Dedup),
-    /// Tell beforehand what a migration of a guest would send and leave behind
+    /// Estimate what a migration of a guest would send and leave behind
     ///
-    /// Counts what the first iteration would find now. A guest that writes meanwhile has pages sent again in
-    /// later ones.
+    /// Counts what the first iteration would find now. Pages that the guest writes during a migration are
+    /// sent again in later iterations, and are not counted here.
     Estimate(Estimate),
-    /// Show what the engine knows and has done for a guest; without a guest, what all of them could take back
+    /// Show the engine's counters for a guest; without a guest, what all guests could take back
     Status(Status),
-    /// Watch all guests: what they hold, have free, have given back and take back
+    /// Watch all guests: memory held, free inside, given back and taken back
     Top(Top),
-    /// Look the host over: what is wrong with it, and what to do
+    /// Check the host: what is wrong with it, and what to do
     ///
-    /// Looks at the hypervisor and its version, the libraries that xl and libvirt load, the host's memory
-    /// against the reserve, the daemon, and what stands against Lacuna for each guest. Changes nothing. Exit
-    /// status: 0 all is well, 3 something could be better, else that of what keeps Lacuna from working.
+    /// Checks the hypervisor and its version, the libraries that xl and libvirt load, free memory against the
+    /// reserve, the daemon, and for each guest whether Lacuna can work for it. Changes nothing. Exit status:
+    /// 0 all is well, 3 something could be better, any other: the reason why Lacuna does not work here.
     Doctor,
     /// Explain one page of a guest
     Explain(Explain),
     /// Show what a Windows kernel's executable or PDB says
     ///
-    /// Of an executable: which PDB belongs to it, and under which path symbol stores keep that. Of a PDB:
+    /// For an executable: which PDB belongs to it, and under which path symbol stores keep it. For a PDB:
     /// which build it belongs to, how an entry of the page-frame database is laid out, and where the kernel's
     /// variables are.
     Inspect(Inspect),
@@ -115,7 +116,7 @@ pub struct Identify {
     /// The System.map of a Linux kernel, by which one without VMCOREINFO is told
     #[arg(long, value_name = "FILE")]
     pub system_map: Option<PathBuf>,
-    /// Folder of what `lacuna profile import` kept
+    /// Folder in which `lacuna profile import` keeps its files
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
     pub layouts: PathBuf,
 }
@@ -131,7 +132,7 @@ pub struct Attach {
     /// Use a profile that was built before, in this boot of the guest
     #[arg(long, value_name = "FILE", conflicts_with_all = ["headers", "layout"])]
     pub profile: Option<PathBuf>,
-    /// Pause the guest for the first scan, so that its counters stand still
+    /// Pause the guest for the first scan, so that its counters do not change meanwhile
     #[arg(long)]
     pub paused: bool,
 }
@@ -142,10 +143,10 @@ pub struct Scan {
     /// The guest
     #[command(flatten)]
     pub guest: Guest,
-    /// Where the layout comes from; for a dump only, a domain has its profile
+    /// Where the layout comes from; only for a dump, since a domain has its profile
     #[command(flatten)]
     pub layout: LayoutSource,
-    /// Write the free pages there: a bit a page, lowest first
+    /// Write a bitmap of the free pages to FILE: one bit a page, lowest first
     #[arg(long, value_name = "FILE")]
     pub bitmap: Option<PathBuf>,
     /// Pause the guest during the scan
@@ -161,17 +162,17 @@ pub struct Dedup {
     /// What to look for
     #[arg(long, value_enum, default_value_t = Mode::Intro)]
     pub mode: Mode,
-    /// Let the guest share pages by content with the members of this group, and them with it, from now on.
-    /// Guests can then find out, by the time that a write takes, what others of the group have in memory
+    /// Let the guest share equal pages with the members of this group from now on. Members can then find out,
+    /// by timing their writes, what other members have in memory
     #[arg(long, value_name = "NAME", conflicts_with = "no_trust_group", value_parser = parse_group)]
     pub trust_group: Option<String>,
     /// Let the guest share pages with no other guest
     #[arg(long)]
     pub no_trust_group: bool,
-    /// Rounds to do; 0 for ever [default: 1, with the content stage 2]
+    /// Number of rounds; 0: until interrupted [default: 1, with the content stage 2]
     #[arg(long, conflicts_with = "until_stable")]
     pub rounds: Option<u64>,
-    /// Go on until a round gives back less than a thousandth of what is free (at most 50 rounds)
+    /// Repeat until a round gives back less than a thousandth of what is free (at most 50 rounds)
     #[arg(long)]
     pub until_stable: bool,
     /// Seconds between two rounds
@@ -204,18 +205,18 @@ impl From<Mode> for dedup::Mode {
 /// `lacuna status`.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Number or name of the domain; without it, the host's memory against what guests could take back
+    /// Number or name of the domain; without it, show the host's memory and what guests could take back
     pub domain: Option<String>,
 }
 
 /// `lacuna top`.
 #[derive(Debug, Args)]
 pub struct Top {
-    /// Look twice, an interval apart, print, and end; without it, go on until interrupted (with --json, a
-    /// line each time)
+    /// Measure over one interval, print, and end; without it, go on until interrupted (with --json, print one
+    /// line for each interval)
     #[arg(long)]
     pub once: bool,
-    /// Seconds between two looks
+    /// Length of the interval in seconds
     #[arg(long, default_value = "1", value_parser = parse_seconds)]
     pub interval: Duration,
 }
@@ -225,7 +226,7 @@ pub struct Top {
 pub struct Estimate {
     /// Number or name of the domain
     pub domain: String,
-    /// Who would receive the guest: a host with Lacuna makes what is left behind read as zero
+    /// Which host would receive the guest. With Lacuna it makes pages that were left behind read as zero
     #[arg(long, value_enum, default_value_t = Receiver::Unknown)]
     pub receiver: Receiver,
 }

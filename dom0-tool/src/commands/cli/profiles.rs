@@ -19,14 +19,14 @@ use crate::os::linux::packages::DEFAULT_CACHE;
 pub enum ProfileCommand {
     /// Build a profile of a guest, or, with --headers alone, a layout of a kernel
     ///
-    /// A layout is what of a kernel does not change from boot to boot. It can be made on any machine that has
-    /// the kernel's headers, gcc and ld; Dom0 needs none of them then.
+    /// A layout is the part of a profile that is the same for every boot of a kernel build. It can be made on
+    /// any machine that has the kernel's headers, gcc and ld. Dom0 then needs none of them.
     Build(ProfileBuild),
     /// Fetch the headers of a guest's kernel, so that `build` and `attach` find them
     ///
     /// The package comes through apt, from the archives that this machine uses or, if they do not have it,
     /// from the other releases of Debian's archive. It is unpacked into a cache and not installed: nothing on
-    /// this machine changes. Where apt cannot help, what to fetch by hand is told.
+    /// this machine changes. If apt does not have the package, the command says what to fetch by hand.
     Fetch(ProfileFetch),
     /// Show a profile or a layout: a file, or what a domain has
     Show(ProfileShow),
@@ -42,7 +42,7 @@ pub struct ProfileBuild {
     /// Number or name of the domain; without it, and without --dump, a layout is made
     #[arg(conflicts_with = "dump", required_unless_present_any = ["dump", "headers"])]
     pub domain: Option<String>,
-    /// What of a dump
+    /// The dump, and its registers
     #[command(flatten)]
     pub dump: DumpSource,
     /// Where the layout comes from
@@ -69,13 +69,13 @@ pub enum GuestArch {
 /// `lacuna profile fetch`.
 #[derive(Debug, Args)]
 pub struct ProfileFetch {
-    /// Number or name of the domain whose kernel is meant
+    /// Number or name of the domain whose kernel's headers are wanted
     #[arg(conflicts_with_all = ["dump", "release"], required_unless_present_any = ["dump", "release"])]
     pub domain: Option<String>,
-    /// What of a dump
+    /// The dump, and its registers
     #[command(flatten)]
     pub dump: DumpSource,
-    /// The kernel itself, as `uname -r` has it
+    /// The kernel's release, as `uname -r` prints it
     #[arg(long, value_name = "RELEASE", conflicts_with = "dump")]
     pub release: Option<String>,
     /// What the kernel is built for [default: by the name of the release, else amd64]
@@ -102,7 +102,7 @@ pub struct ProfileFetch {
 pub struct ProfileExport {
     /// A PDB, a kernel's executable, or a PDB's path in a symbol store (NAME/GUIDAGE/NAME)
     pub what: String,
-    /// Where a PDB comes from that is only named
+    /// Where to find the PDB, if only its name is given
     #[command(flatten)]
     pub symbols: SymbolSource,
     /// File to write
@@ -124,7 +124,7 @@ pub struct ProfileImport {
 /// `lacuna symbols ...`.
 #[derive(Debug, Subcommand)]
 pub enum SymbolsCommand {
-    /// Find the PDB of an executable, fetching it if need be, and say where it is
+    /// Find the PDB of an executable, fetch it if necessary, and print where it is
     Fetch(SymbolsFetch),
 }
 

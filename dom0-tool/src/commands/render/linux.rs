@@ -13,7 +13,7 @@ use crate::os::linux::identify::{Identified, architecture, paging_name};
 use crate::os::linux::marks::describe;
 use crate::os::linux::other_kernels::Tie;
 use crate::os::linux::profile::Built;
-use crate::xen::engine::Scanned;
+use crate::xen::engine::ScanFigures;
 
 /// Shows a kernel and what confirms it.
 pub(super) fn show_kernel(found: &Identified, out: Out) {
@@ -205,8 +205,8 @@ pub(super) fn show_scanned(scanned: &OfflineScan, out: Out) {
     }
 }
 
-fn figures(scanned: &OfflineScan) -> Scanned {
-    Scanned {
+fn figures(scanned: &OfflineScan) -> ScanFigures {
+    ScanFigures {
         free: scanned.free(),
         in_use: scanned.step.in_use,
         no_descriptor: scanned.step.no_descriptor,

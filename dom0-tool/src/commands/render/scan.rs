@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::commands::{Out, words::pages};
-use crate::xen::engine::Scanned;
+use crate::xen::engine::ScanFigures;
 
 /// Shows the figures of a scan.
-pub(crate) fn show_figures(scanned: &Scanned, out: Out) {
+pub(crate) fn show_figures(scanned: &ScanFigures, out: Out) {
     out.line(format!("free        {}", pages(scanned.free)));
     out.line(format!("in use      {}", pages(scanned.in_use)));
     out.line(format!(
@@ -19,7 +19,7 @@ pub(crate) fn show_figures(scanned: &Scanned, out: Out) {
 }
 
 /// Returns the figures of a scan as JSON.
-pub(crate) fn scanned_json(scanned: &Scanned) -> Value {
+pub(crate) fn scanned_json(scanned: &ScanFigures) -> Value {
     json!({
         "free": scanned.free,
         "in_use": scanned.in_use,

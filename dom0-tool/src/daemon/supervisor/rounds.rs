@@ -15,12 +15,12 @@ use crate::policy::{Observed, REGION_PAGES, Run};
 
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = 256;
-/// A round that gave back as many pages is told of without being asked for: small change comes and goes each
-/// round.
+/// A round that gave back at least this many pages is logged at level info. Smaller amounts come and go in
+/// each round.
 const WORTH_TELLING: u64 = PAGES_PER_MIB;
-/// Runs of frames shared in one piece of work: each stops the guest at least once.
+/// Most runs of frames shared in one piece of work. Each stops the guest at least once.
 const RUNS_AT_ONCE: u32 = 64;
-/// Pages after which a piece of work ends, whatever runs are left: 64 MiB.
+/// Pages after which a piece of work ends even if runs are left: 64 MiB.
 const PIECE_PAGES: u64 = 1 << 14;
 /// Frame numbers that one piece of work of the content stage goes over: 64 MiB.
 const CONTENT_PIECE: u64 = 1 << 14;
@@ -36,11 +36,11 @@ impl<X: Xen> Supervisor<X> {
         };
         let part = match outcome {
             Err(failure) if failure.cause == Cause::CountsDisagree => {
-                // A guest that allocates fast between two readings of its counters is outside the tolerance
-                // now and then.
+                // A guest that allocates fast between two readings of its counters exceeds the tolerance now
+                // and then.
                 watched.disagreeing += 1;
-                watched.deeds.disagreements += 1;
-                watched.work = Work::Look;
+                watched.counters.disagreements += 1;
+                watched.work = Work::CheckState;
                 watched.due = now + self.config.retry_first;
                 debug!(event = "scan.disagreed", domain, what = failure.what);
                 return Ok(());
@@ -48,7 +48,7 @@ impl<X: Xen> Supervisor<X> {
             outcome => outcome?,
         };
         if let Some(next) = part.next {
-            // At once: the scan is held against counters of the guest, which move on.
+            // Without delay: the scan is compared with the guest's counters, which go on changing.
             watched.work = Work::Scan(next);
             watched.due = now;
             return Ok(());
@@ -64,7 +64,7 @@ impl<X: Xen> Supervisor<X> {
 
     /// Decides, after a complete scan, which free memory to give back.
     fn plan(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
-        let look = self.xen.look(domain)?;
+        let state = self.xen.state(domain)?;
         let Some(extent) = self.guests.get(&domain).map(|watched| watched.treatment.extent) else {
             return Ok(());
         };
@@ -75,19 +75,19 @@ impl<X: Xen> Supervisor<X> {
         let Some(watched) = self.guests.get_mut(&domain) else {
             return Ok(());
         };
-        watched.look = Some(look);
+        watched.state = Some(state);
         watched.plan = match extent {
             Extent::Everything => Plan {
                 runs: VecDeque::from([(0, None)]),
                 allowance: u64::MAX,
             },
             Extent::Settled => {
-                let statistics = look.statistics;
+                let statistics = state.statistics;
                 let decision = watched.policy.decide(
                     &bitmap,
                     Observed {
                         at: now,
-                        total: look.pages + statistics.zero_gfns,
+                        total: state.pages + statistics.zero_gfns,
                         free: statistics.scan_free,
                         given_back: statistics.zero_gfns,
                         unshared: statistics.unshared,
@@ -111,7 +111,7 @@ impl<X: Xen> Supervisor<X> {
 
     /// Carries out the next part of the plan, as many runs as make a piece of work.
     pub(super) fn share(&mut self, domain: u16, now: Duration) -> Result<(), Failure> {
-        self.look_at_host();
+        self.check_reserve();
         for _ in 0..RUNS_AT_ONCE {
             let Some(plan) = self.guests.get(&domain).map(|watched| &watched.plan) else {
                 return Ok(());
@@ -121,7 +121,7 @@ impl<X: Xen> Supervisor<X> {
                 self.after_free(domain, now);
                 return Ok(());
             };
-            // No further than the allowance reaches: the engine's own limit is one of slices.
+            // The engine stops between slices only, so the end is limited to what the allowance covers.
             let until = match end {
                 Some(end) => {
                     let most = allowance.next_multiple_of(REGION_PAGES);
@@ -153,8 +153,8 @@ impl<X: Xen> Supervisor<X> {
         Ok(())
     }
 
-    /// The round's free pages are given back: goes on with the contents of the others where that is wanted
-    /// and due.
+    /// Continues, after free pages were given back, with the content stage if it is wanted and due, or else
+    /// ends the round.
     fn after_free(&mut self, domain: u16, now: Duration) {
         if let Some(watched) = self.guests.get_mut(&domain)
             && watched.treatment.mode.has_content()
@@ -170,37 +170,37 @@ impl<X: Xen> Supervisor<X> {
 
     /// Does one part of the content stage.
     pub(super) fn content(&mut self, domain: u16, from: u64, now: Duration) -> Result<(), Failure> {
-        self.look_at_host();
+        self.check_reserve();
         let allowance = self.reserve.allowance();
-        if allowance == 0 || (from == 0 && !self.joins_group(domain)?) {
+        if allowance == 0 || (from == 0 && !self.join_group(domain)?) {
             self.end_round(domain, now);
             return Ok(());
         }
         let part = self.xen.content(domain, from, CONTENT_PIECE.min(allowance))?;
         let gave = part.figures.zeroed.saturating_add(part.figures.merged);
         self.reserve.gave_back(gave);
-        let look = match part.next {
+        let state = match part.next {
             Some(_) => None,
-            None => Some(self.xen.look(domain)?),
+            None => Some(self.xen.state(domain)?),
         };
         let Some(watched) = self.guests.get_mut(&domain) else {
             return Ok(());
         };
         watched.gave += gave;
-        watched.pace.add(pace::Look {
+        watched.pace.add(pace::ContentRound {
             gave,
             hashed: part.figures.hashed,
             changed: part.figures.changed,
         });
-        match (part.next, look) {
+        match (part.next, state) {
             (Some(next), _) => {
                 watched.work = Work::Content(next);
                 watched.due = now;
             }
-            (None, look) => {
-                let statistics = look.map(|look| look.statistics).unwrap_or_default();
+            (None, state) => {
+                let statistics = state.map(|state| state.statistics).unwrap_or_default();
                 watched.pace.end(statistics.content_unshared);
-                watched.deeds.content_rounds += 1;
+                watched.counters.content_rounds += 1;
                 debug!(
                     event = "content.ended",
                     domain,
@@ -216,9 +216,9 @@ impl<X: Xen> Supervisor<X> {
     }
 
     /// Makes the guest share with the members of the group that the configuration names, and with nobody
-    /// else. False where the hypervisor refuses that: then nothing is shared by content, since it would be
-    /// with guests that are not meant.
-    fn joins_group(&mut self, domain: u16) -> Result<bool, Failure> {
+    /// else. Returns false if the hypervisor refuses: then nothing must be shared by content, because it
+    /// would be shared with guests of another group.
+    fn join_group(&mut self, domain: u16) -> Result<bool, Failure> {
         let Some(group) = self
             .guests
             .get(&domain)
@@ -252,16 +252,16 @@ impl<X: Xen> Supervisor<X> {
     }
 
     fn end_round(&mut self, domain: u16, now: Duration) {
-        let look = self.xen.look(domain).ok();
+        let state = self.xen.state(domain).ok();
         let Some(watched) = self.guests.get_mut(&domain) else {
             return;
         };
-        watched.look = look.or(watched.look);
-        watched.deeds.rounds += 1;
-        watched.work = Work::Look;
+        watched.state = state.or(watched.state);
+        watched.counters.rounds += 1;
+        watched.work = Work::CheckState;
         // A round that takes longer than the interval is followed by the next one, after the other guests.
         watched.due = (watched.round_began + watched.treatment.interval).max(now);
-        let statistics = watched.look.map(|look| look.statistics).unwrap_or_default();
+        let statistics = watched.state.map(|state| state.statistics).unwrap_or_default();
         if watched.gave >= WORTH_TELLING {
             info!(
                 event = "round.gave_back",

@@ -1,4 +1,4 @@
-//! What stands against Lacuna for each guest, and where its kernel's layout would come from.
+//! Checks for each guest whether Lacuna can work for it, and where its kernel's layout would come from.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use lacuna_core::abi::State;
 use super::{Check, Verdict};
 use crate::failure::{Cause, Class, Failure};
 use crate::ops::guest::Live;
-use crate::ops::host::{Seen, ThisHost, Xen};
+use crate::ops::host::{GuestName, ThisHost, Xen};
 use crate::ops::migration;
 use crate::os::linux::layout::Layout;
 use crate::os::linux::packages::{HeaderCache, KernelName};
@@ -19,20 +19,20 @@ use crate::xen::privcmd::DomainInfo;
 
 /// Where the layout of a kernel comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum At {
+enum LayoutOrigin {
     /// A file.
     Layout(PathBuf),
-    /// Headers, which are compiled and asked.
+    /// Headers, from which the stub is compiled.
     Headers(PathBuf),
     /// The guest's own memory alone.
     Nowhere,
 }
 
 /// Returns where `lacuna attach` would take the layout of the kernel `release` from.
-fn where_from(sources: &Sources, release: &str) -> At {
+fn layout_origin(sources: &Sources, release: &str) -> LayoutOrigin {
     let layout = Layout::file_in(&sources.layouts, release);
     if layout.is_file() {
-        return At::Layout(layout);
+        return LayoutOrigin::Layout(layout);
     }
     let cache = HeaderCache::new(&sources.header_cache);
     let fetched = ["amd64", "i386"]
@@ -42,35 +42,38 @@ fn where_from(sources: &Sources, release: &str) -> At {
         .into_iter()
         .chain(fetched)
         .find(|folder| folder.is_dir())
-        .map_or(At::Nowhere, At::Headers)
+        .map_or(LayoutOrigin::Nowhere, LayoutOrigin::Headers)
 }
 
-/// Looks at each guest.
-pub(super) fn look_at_guests(host: &mut ThisHost, sources: &Sources) -> Vec<Check> {
+/// Checks each guest.
+pub(super) fn check_guests(host: &mut ThisHost, sources: &Sources) -> Vec<Check> {
     match host.guests() {
         Ok(guests) if guests.is_empty() => vec![Check::good("guests", "there are none")],
-        Ok(guests) => guests.iter().map(|seen| look_at(host, seen, sources)).collect(),
+        Ok(guests) => guests
+            .iter()
+            .map(|seen| check_guest(host, seen, sources))
+            .collect(),
         Err(failure) => vec![Check::failed("guests", Verdict::Bad, failure)],
     }
 }
 
-fn look_at(host: &mut ThisHost, seen: &Seen, sources: &Sources) -> Check {
+fn check_guest(host: &mut ThisHost, seen: &GuestName, sources: &Sources) -> Check {
     let subject = match &seen.name {
         Some(name) => format!("guest {} ({name})", seen.domain),
         None => format!("guest {}", seen.domain),
     };
     let found = host
-        .look(seen.domain)
-        .and_then(|look| Ok((look, Live::open(&seen.domain.to_string())?)));
-    let (look, live) = match found {
+        .state(seen.domain)
+        .and_then(|state| Ok((state, Live::open(&seen.domain.to_string())?)));
+    let (state, live) = match found {
         Ok(found) => found,
-        // Gone since it was listed, or a PV guest: nobody's mistake.
+        // The guest is gone since it was listed, or a PV guest. Neither is an error.
         Err(failure) => return Check::failed(subject, Verdict::Warning, failure),
     };
-    if State::from_code(look.statistics.state) == Some(State::Admitted) {
+    if State::from_code(state.statistics.state) == Some(State::Admitted) {
         return Check::good(
             subject,
-            format!("attached; {} MiB given back", look.given_back() / 256),
+            format!("attached; {} MiB given back", state.given_back() / 256),
         );
     }
     if live.domain.info.flags & DomainInfo::HAP == 0 {
@@ -102,7 +105,7 @@ fn not_attached(subject: String, live: &Live, kernel: &Kernel, sources: &Sources
     match kernel {
         Kernel::Linux(kernel) => match layout_check(
             &kernel.release,
-            where_from(sources, &kernel.release),
+            layout_origin(sources, &kernel.release),
             Compiler::is_here,
         ) {
             Ok(what) => Check::wrong(
@@ -122,25 +125,29 @@ fn not_attached(subject: String, live: &Live, kernel: &Kernel, sources: &Sources
     }
 }
 
-/// Returns what is said of the place where the layout of a kernel comes from.
-fn layout_check(release: &str, from: At, is_here: impl Fn(Compiler) -> bool) -> Result<String, Failure> {
+/// Describes where the layout of a kernel comes from.
+fn layout_check(
+    release: &str,
+    from: LayoutOrigin,
+    is_here: impl Fn(Compiler) -> bool,
+) -> Result<String, Failure> {
     match from {
-        At::Layout(file) => Ok(format!("the layout of {release} is {}", file.display())),
-        At::Headers(folder) if [Compiler::Gcc, Compiler::Clang].into_iter().any(is_here) => Ok(format!(
+        LayoutOrigin::Layout(file) => Ok(format!("the layout of {release} is {}", file.display())),
+        LayoutOrigin::Headers(folder) if [Compiler::Gcc, Compiler::Clang].into_iter().any(is_here) => Ok(format!(
             "the headers of {release} are {}",
             folder.display()
         )),
-        At::Headers(folder) => Err(Failure::new(
+        LayoutOrigin::Headers(folder) => Err(Failure::new(
             Class::NotFound,
             format!(
-                "the headers of {release} are {}, but there is neither gcc nor clang to read them with",
+                "the headers of {release} are {}, but there is neither gcc nor clang to compile with",
                 folder.display()
             ),
             "install gcc, or make the layout on another machine: `lacuna profile build --headers DIR --out FILE` (docs/install.md)",
         )
         .because(Cause::NoLayout)),
-        At::Nowhere => Ok(format!(
-            "no headers or layout of {release} here: the guest's own memory has to do, which takes longer and not each kernel allows"
+        LayoutOrigin::Nowhere => Ok(format!(
+            "no headers or layout of {release} here: only the guest's own memory is left, which takes longer and does not suffice for every kernel"
         )),
     }
 }
@@ -158,25 +165,27 @@ mod tests {
             ..Sources::default()
         };
         let release = "6.1.0-0-nowhere";
-        assert_eq!(where_from(&sources, release), At::Nowhere);
+        assert_eq!(layout_origin(&sources, release), LayoutOrigin::Nowhere);
         let name = KernelName::new(release, "amd64").expect("a name");
         let headers = HeaderCache::new(&sources.header_cache).place(&name);
         std::fs::create_dir_all(&headers).expect("a folder");
-        assert_eq!(where_from(&sources, release), At::Headers(headers));
+        assert_eq!(layout_origin(&sources, release), LayoutOrigin::Headers(headers));
         let layout = Layout::file_in(&sources.layouts, release);
         std::fs::write(&layout, "{}").expect("written");
-        assert_eq!(where_from(&sources, release), At::Layout(layout));
+        assert_eq!(layout_origin(&sources, release), LayoutOrigin::Layout(layout));
     }
 
     #[test]
     fn headers_are_of_use_with_a_compiler_only() {
-        let headers = || At::Headers(PathBuf::from("/usr/src/linux-headers-6.1"));
+        let headers = || LayoutOrigin::Headers(PathBuf::from("/usr/src/linux-headers-6.1"));
         let told = layout_check("6.1", headers(), |_| false).expect_err("no compiler");
         assert_eq!(told.cause, Cause::NoLayout);
         assert!(told.what.contains("neither gcc nor clang") && told.remedy.is_some());
         assert!(layout_check("6.1", headers(), |compiler| compiler == Compiler::Clang).is_ok());
-        let layout = At::Layout(PathBuf::from("/l/6.1.layout.json"));
+        let layout = LayoutOrigin::Layout(PathBuf::from("/l/6.1.layout.json"));
         assert!(layout_check("6.1", layout, |_| false).is_ok_and(|what| what.contains("/l/6.1")));
-        assert!(layout_check("6.1", At::Nowhere, |_| false).is_ok_and(|what| what.contains("longer")));
+        assert!(
+            layout_check("6.1", LayoutOrigin::Nowhere, |_| false).is_ok_and(|what| what.contains("longer"))
+        );
     }
 }

@@ -1,10 +1,11 @@
-//! Which libxenguest a toolstack loads, and whether it is the one that leaves free pages out of a migration.
+//! Checks which libxenguest a toolstack loads, and whether it is the one that leaves free pages out of a
+//! migration.
 //!
-//! A library of the distribution's beside ours works in all respects but one: a save sends every page, and a
-//! restore takes memory for every page, without a word. So what the dynamic loader finds for each program is
-//! looked up, as `ldd` does it, and what running programs have loaded is read from `/proc/PID/maps`.
+//! With the distribution's library everything seems to work, but a save sends every page, and a restore takes
+//! memory for every page, without a message. So this module finds out what the dynamic loader loads for each
+//! program, as `ldd` does, and reads what running programs have loaded from `/proc/PID/maps`.
 //!
-//! Ours imports `xc_lacuna` from libxenctrl, and no other does: the name is in its string table
+//! Lacuna's library imports `xc_lacuna` from libxenctrl, and no other does: the name is in its string table
 //! (`docs/patches.md`).
 
 use std::collections::BTreeSet;
@@ -14,11 +15,11 @@ use std::process::{Command, Stdio};
 
 use super::{Check, Verdict};
 
-/// What a libxenguest with Lacuna's save path has among its dynamic symbols.
+/// The name among the dynamic symbols of a libxenguest with Lacuna's save path.
 const MARK: &[u8] = b"\0xc_lacuna\0";
-/// What the name of the library begins with.
+/// The beginning of the library's name.
 const LIBRARY: &str = "libxenguest.so";
-/// What the name of the library above it begins with, which knows where the save helper is.
+/// The beginning of the name of the library above it, which knows where the save helper is.
 const ABOVE: &str = "libxenlight.so";
 /// The program that a toolstack runs for a save or a restore.
 const HELPER: &str = "libxl-save-helper";
@@ -29,7 +30,7 @@ const REMEDY: &str = "have it load the libxenguest that belongs to this hypervis
 
 /// Where to look for programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Places {
+pub struct SearchPaths {
     /// `xl`, or what stands for it.
     pub xl: Vec<PathBuf>,
     /// libvirt's driver for Xen.
@@ -40,8 +41,8 @@ pub struct Places {
     pub processes: PathBuf,
 }
 
-impl Places {
-    /// Returns where distributions and Xen's own `make install` have them, for a Xen of `release`.
+impl SearchPaths {
+    /// Returns the paths that distributions and Xen's own `make install` use, for a Xen of `release`.
     pub fn usual(release: Option<&str>) -> Self {
         let series = release.and_then(|release| {
             let mut parts = release.splitn(3, '.');
@@ -84,12 +85,12 @@ impl Places {
     }
 }
 
-/// Looks at what `xl`, the save helper and libvirt load, and at what runs with it now.
-pub fn look_at_libraries(places: &Places) -> Vec<Check> {
+/// Checks what `xl`, the save helper and libvirt load, and what running processes have loaded.
+pub fn check_libraries(paths: &SearchPaths) -> Vec<Check> {
     let mut checks = Vec::new();
     let is_program = |path: &&PathBuf| is_elf(path);
-    match places.xl.iter().find(is_program) {
-        Some(xl) => checks.extend(program("xl", xl, places)),
+    match paths.xl.iter().find(is_program) {
+        Some(xl) => checks.extend(program("xl", xl, paths)),
         None => checks.push(Check::wrong(
             "xl",
             Verdict::Warning,
@@ -97,15 +98,15 @@ pub fn look_at_libraries(places: &Places) -> Vec<Check> {
             "install Xen's tools that belong to the hypervisor (docs/install.md); with another toolstack there is nothing to do",
         )),
     }
-    if let Some(driver) = places.libvirt.iter().find(is_program) {
-        checks.extend(program("libvirt", driver, places));
+    if let Some(driver) = paths.libvirt.iter().find(is_program) {
+        checks.extend(program("libvirt", driver, paths));
     }
-    checks.extend(running(&places.processes));
+    checks.extend(running(&paths.processes));
     checks
 }
 
 /// Checks what a toolstack's program or driver loads, and what the helper that it runs loads.
-fn program(subject: &str, file: &Path, places: &Places) -> Vec<Check> {
+fn program(subject: &str, file: &Path, paths: &SearchPaths) -> Vec<Check> {
     let loaded = loads(file);
     let mut checks = vec![judge(subject, file, find(&loaded, LIBRARY))];
     // The toolstack's library has the helper's folder in it.
@@ -113,7 +114,7 @@ fn program(subject: &str, file: &Path, places: &Places) -> Vec<Check> {
     let helper = above.and_then(|bytes| {
         // Debian has the helper beside its `xl`.
         let beside = file.parent().map(Path::to_owned);
-        places
+        paths
             .helpers
             .iter()
             .chain(&beside)
@@ -165,7 +166,7 @@ fn running(processes: &Path) -> Vec<Check> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(processes).into_iter().flatten().flatten() {
         let folder = entry.path();
-        // Those that have ended by now, and what is no process.
+        // Skip processes that have ended by now, and entries that are no process.
         let Ok(maps) = fs::read_to_string(folder.join("maps")) else {
             continue;
         };
@@ -200,8 +201,8 @@ fn mapped(maps: &str) -> Option<String> {
     })
 }
 
-/// Returns the files that the dynamic loader finds for `file`, as `ldd` has it say: the loader ends before
-/// the program begins.
+/// Returns the files that the dynamic loader finds for `file`, by the loader's `--list`, as `ldd` does. The
+/// program itself is not run.
 fn loads(file: &Path) -> Vec<PathBuf> {
     for loader in ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-x86-64.so.2"] {
         let output = Command::new(loader)
@@ -246,7 +247,7 @@ fn read(file: &Path) -> Option<Vec<u8>> {
     is_small.then(|| fs::read(file).ok())?
 }
 
-/// Returns whether `bytes` hold `text` as a string of C's, whole.
+/// Returns whether `bytes` contain exactly `text` as a C string.
 fn has_string(bytes: &[u8], text: &str) -> bool {
     contains(bytes, &[b"\0", text.as_bytes(), b"\0"].concat())
 }
@@ -295,7 +296,7 @@ mod tests {
         assert_eq!(files.len(), 1);
     }
 
-    /// A program of this very machine: without it the test below would pass for a loader that is not asked.
+    /// Uses a program of this machine, so that the test fails if the loader is not called.
     #[test]
     fn the_loader_is_asked() {
         let own = std::env::current_exe().expect("this program");
@@ -330,7 +331,7 @@ mod tests {
     #[test]
     fn a_host_without_tools_is_told_so() {
         let nowhere = || vec![PathBuf::from("/nowhere/at/all")];
-        let checks = look_at_libraries(&Places {
+        let checks = check_libraries(&SearchPaths {
             xl: nowhere(),
             libvirt: nowhere(),
             helpers: nowhere(),

@@ -1,5 +1,5 @@
-//! Looks a host over: what of Lacuna is there, whether its parts belong together, and what stands against it
-//! for each guest.
+//! Checks a host: whether Lacuna's parts are installed and belong together, and whether it can work for each
+//! guest.
 //!
 //! Each finding is a [`Check`]. `libraries` looks at what `xl` and libvirt load, `guests` at the domains; the
 //! rest is here. Nothing is changed. A guest is stopped for the moment that reading its registers takes, if
@@ -16,16 +16,16 @@ use super::guest::open_lacuna;
 use super::host::{ThisHost, Xen};
 use crate::failure::{Class, Failure};
 use crate::os::Sources;
-use crate::xen::hypervisor::{Described, SYSFS, described};
+use crate::xen::hypervisor::{HypervisorInfo, SYSFS, hypervisor_info};
 
-pub use libraries::{Places, look_at_libraries};
+pub use libraries::{SearchPaths, check_libraries};
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// As it should be.
+    /// All is well.
     Good,
-    /// Lacuna works, but less well than it could, or not as is probably meant.
+    /// Lacuna works, but less well than it could, or not as the operator probably intends.
     Warning,
     /// Lacuna does not work there.
     Bad,
@@ -45,15 +45,15 @@ impl Verdict {
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What was looked at: `hypervisor`, `xl`, `guest 3 (web)`.
+    /// What was checked: `hypervisor`, `xl`, `guest 3 (web)`.
     pub subject: String,
-    /// How it came out.
+    /// The result.
     pub verdict: Verdict,
     /// What was found.
     pub what: String,
     /// What to do, where there is something to do.
     pub remedy: Option<String>,
-    /// Of which kind the failure is, where it is one.
+    /// The class of the failure, if it is one.
     pub class: Option<Class>,
 }
 
@@ -95,8 +95,8 @@ impl Check {
     }
 }
 
-/// Returns the exit status that `checks` amount to: that of the first failure that keeps Lacuna from
-/// working, 1 where one does that has no class of its own, 3 where there are warnings, 0 where all is well.
+/// Returns the exit status for `checks`: that of the first failure that keeps Lacuna from working (1 if it
+/// has no class), 3 if there are only warnings, 0 if all is well.
 pub fn exit_status(checks: &[Check]) -> u8 {
     let bad = checks.iter().find(|check| check.verdict == Verdict::Bad);
     match bad {
@@ -106,7 +106,7 @@ pub fn exit_status(checks: &[Check]) -> u8 {
     }
 }
 
-/// What the examination is to know besides the host.
+/// What the checks need to know besides the host.
 #[derive(Clone, Debug)]
 pub struct Expected {
     /// Free memory of the host, in MiB, that `lacunad` keeps.
@@ -115,19 +115,19 @@ pub struct Expected {
     pub sources: Sources,
 }
 
-/// Looks the host over.
+/// Checks the host.
 pub fn examine(expected: &Expected) -> Vec<Check> {
-    let says = described(Path::new(SYSFS));
+    let says = hypervisor_info(Path::new(SYSFS));
     let opened = open_lacuna();
     let mut checks = vec![hypervisor(&says, opened.as_ref().err())];
-    checks.extend(look_at_libraries(&Places::usual(says.release.as_deref())));
+    checks.extend(check_libraries(&SearchPaths::usual(says.release.as_deref())));
     if opened.is_err() {
         return checks;
     }
     match ThisHost::open() {
         Ok(mut host) => {
             checks.push(reserve(&mut host, expected.reserve_mib));
-            checks.extend(guests::look_at_guests(&mut host, &expected.sources));
+            checks.extend(guests::check_guests(&mut host, &expected.sources));
         }
         Err(failure) => checks.push(Check::failed("host", Verdict::Bad, failure)),
     }
@@ -135,7 +135,7 @@ pub fn examine(expected: &Expected) -> Vec<Check> {
 }
 
 /// Checks which hypervisor runs, and whether this tool belongs to it.
-fn hypervisor(says: &Described, failure: Option<&Failure>) -> Check {
+fn hypervisor(says: &HypervisorInfo, failure: Option<&Failure>) -> Check {
     let subject = "hypervisor";
     if let Some(failure) = failure {
         return Check::failed(subject, Verdict::Bad, failure.clone());
@@ -168,8 +168,8 @@ fn reserve(host: &mut impl Xen, reserve_mib: u64) -> Check {
         .guests()
         .unwrap_or_default()
         .iter()
-        .filter_map(|seen| host.look(seen.domain).ok())
-        .map(|look| look.given_back())
+        .filter_map(|seen| host.state(seen.domain).ok())
+        .map(|state| state.given_back())
         .sum();
     let mib = |pages: u64| pages / 256;
     let free = mib(memory.free.saturating_sub(memory.claimed));
@@ -183,7 +183,7 @@ fn reserve(host: &mut impl Xen, reserve_mib: u64) -> Check {
         return Check::wrong(subject, Verdict::Warning, what, remedy);
     }
     if mib(promised) > free {
-        let remedy = "were all of it wanted at once, guests would wait for memory: start no further guest, or move one";
+        let remedy = "if guests wanted all of it at once, they would wait for memory: start no further guest, or move one";
         return Check::wrong(subject, Verdict::Warning, what, remedy);
     }
     Check::good(subject, what)
@@ -209,14 +209,14 @@ mod tests {
 
     #[test]
     fn a_hypervisor_is_named_with_its_version() {
-        let says = Described {
+        let says = HypervisorInfo {
             release: Some("4.20.4".to_owned()),
             lacuna: Some(VERSION),
         };
         let check = hypervisor(&says, None);
         assert_eq!(check.verdict, Verdict::Good);
         assert!(check.what.contains("4.20.4") && check.what.contains(&VERSION.to_string()));
-        let mute = hypervisor(&Described::default(), None);
+        let mute = hypervisor(&HypervisorInfo::default(), None);
         assert_eq!(mute.verdict, Verdict::Warning);
         let stock = Failure::plain(Class::StockXen, "no");
         let check = hypervisor(&says, Some(&stock));

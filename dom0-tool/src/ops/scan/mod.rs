@@ -1,4 +1,4 @@
-//! Scans: of a guest, by the hypervisor, or of a dump, here.
+//! Scans a guest (the hypervisor does it) or a dump (done here).
 
 mod verdict;
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 use lacuna_core::abi::Statistics;
 use lacuna_core::{Bitmap, Gfn, OfflineScan, PAGE_SIZE, scan_offline};
 
-use super::guest::{DumpFile, Guest, Live, of_memory, with_dumped_kernel};
+use super::guest::{DumpFile, Guest, Live, with_dumped_kernel, within_memory};
 use super::paused::while_paused;
 use super::{Observer, profile};
 use crate::failure::{Cause, Class, Failure};
@@ -22,23 +22,26 @@ use crate::output::{refuse_inputs, write_whole};
 use crate::progress::Step;
 use crate::source::dump::Dump;
 use crate::source::{Cpu, GuestSource};
-use crate::xen::engine::{EngineError, Scanned};
+use crate::xen::engine::{EngineError, ScanFigures};
 
 pub use verdict::Verdict;
 
-/// Scans tried before a disagreement is believed. A guest that allocates gigabytes between two readings of
-/// its counters is outside the tolerance once, hardly three times; one that was stopped between taking a
-/// block off its list and counting that, for which a stopped guest gets no tolerance, is elsewhere at the
-/// next try; and one that has nothing free for an instant, of which nothing can be told, has something then.
+/// Number of scans that have to disagree with the guest's counters before the profile is refused.
+///
+/// One disagreement may be chance. A guest that allocates gigabytes between two readings of its counters
+/// exceeds the tolerance once, hardly three times. A paused guest gets no tolerance, and may have been
+/// stopped between taking a block off its list and counting that; at the next try it is somewhere else. A
+/// guest that has nothing free at one instant, so that nothing can be compared, has something free at the
+/// next.
 const TRIES: u32 = 3;
-/// Between two of them.
+/// Time between two such scans.
 const UNTIL_NEXT_TRY: Duration = Duration::from_millis(100);
 
 /// A scan of a guest by the hypervisor.
 #[derive(Clone, Debug)]
 pub struct GuestScan {
     /// What it found.
-    pub scanned: Scanned,
+    pub scanned: ScanFigures,
     /// The engine's counters after it.
     pub statistics: Statistics,
     /// Frames in the bitmap that was written, if one was.
@@ -54,23 +57,25 @@ pub struct DumpScan {
     pub built: BuiltProfile,
     /// What was found.
     pub scanned: OfflineScan,
-    /// How far the guest's own counters bear that out.
+    /// How far the guest's own counters confirm it.
     pub verdict: Verdict,
     /// Frames in the bitmap: one past the last that the guest can have.
     pub frames: u64,
     /// Pages that the dump holds.
     pub pages: u64,
-    /// How the dump is laid out.
+    /// The format of the dump.
     pub format: &'static str,
     /// What is odd about the dump.
     pub remarks: Vec<String>,
 }
 
-/// Scans, and again where the guest's counters disagree, three times in all.
+/// Scans until the guest's counters agree, at most three times.
 ///
 /// # Errors
 /// What the last try returns.
-pub fn until_believed(mut scan: impl FnMut() -> Result<Scanned, Failure>) -> Result<Scanned, Failure> {
+pub fn until_admitted(
+    mut scan: impl FnMut() -> Result<ScanFigures, Failure>,
+) -> Result<ScanFigures, Failure> {
     let mut tries = 1;
     loop {
         match scan() {
@@ -97,7 +102,7 @@ pub fn scan_guest<O: Observer + ?Sized>(
         observer.begin(Step::ScanGuest);
         let scanned = live.engine.scan();
         observer.end();
-        let scanned = of_memory(scanned?, live.memory_pages(&live.engine.statistics()?)?);
+        let scanned = within_memory(scanned?, live.memory_pages(&live.engine.statistics()?)?);
         observer.scanned(&scanned);
         let bits = bitmap.map(|_| free_bits(live)).transpose()?;
         Ok((scanned, bits))
@@ -176,7 +181,7 @@ fn scan_built<O: Observer + ?Sized>(
     observer.dump_scanned(&built, &scanned);
     let verdict = verdict::judge(&kernel, &built, &scanned, cpus)?;
     if let BuiltProfile::Linux(_) = &built {
-        look_for_poison(dump, spread(&words)).map_err(BuildError::from)?;
+        look_for_poison(dump, sample(&words)).map_err(BuildError::from)?;
     }
     let scan = DumpScan {
         kernel,
@@ -195,7 +200,7 @@ fn scan_built<O: Observer + ?Sized>(
 }
 
 /// Returns some free frames from all over the bitmap.
-fn spread(words: &[AtomicU64]) -> impl Iterator<Item = Gfn> {
+fn sample(words: &[AtomicU64]) -> impl Iterator<Item = Gfn> {
     let step = (words.len() / 1024).max(1);
     words
         .iter()
@@ -223,11 +228,11 @@ mod tests {
     fn a_disagreement_is_believed_the_third_time_and_anything_else_at_once() {
         let disagreed = || Failure::plain(Class::Refused, "counts").because(Cause::CountsDisagree);
         let other = || Failure::plain(Class::Refused, "dirty");
-        let found = || Scanned {
+        let found = || ScanFigures {
             free: 7,
-            ..Scanned::default()
+            ..ScanFigures::default()
         };
-        // What each try comes to, and how many are made.
+        // The result of each try, and how many are made.
         let cases: [(&[Option<Failure>], usize, bool); 4] = [
             (&[None], 1, true),
             (&[Some(disagreed()), Some(disagreed()), None], 3, true),
@@ -240,7 +245,7 @@ mod tests {
         ];
         for (outcomes, expected, is_found) in cases {
             let mut tries = 0;
-            let outcome = until_believed(|| {
+            let outcome = until_admitted(|| {
                 tries += 1;
                 outcomes[tries - 1].clone().map_or_else(|| Ok(found()), Err)
             });

@@ -1,4 +1,4 @@
-//! How far the guest's own counters bear out a scan of its dump.
+//! Decides how far the guest's own counters confirm a scan of its dump.
 
 use lacuna_core::{Agreement, OfflineScan};
 
@@ -8,22 +8,22 @@ use crate::os::linux::profile::Built;
 use crate::os::{BuiltProfile, Kernel};
 use crate::source::Cpu;
 
-/// What to make of a scan that was not refused.
+/// The verdict on a scan that was not refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The guest counts as many free pages as were found.
     Exact,
-    /// What it counts differs by what a guest may have been about when it was stopped.
+    /// The guest's count differs by no more than what it may have been changing when it was stopped.
     Close,
-    /// It names no count.
+    /// The guest has no counter.
     Unconfirmed,
-    /// What was found agrees with the guest's counters, exactly or closely, but nothing ties the kernel that
-    /// keeps them to a processor: it may be dead, and another run in its place.
+    /// The scan agrees with the guest's counters, exactly or closely, but nothing ties the kernel that keeps
+    /// them to a processor. That kernel may be dead, and another may run in its place.
     Untied,
 }
 
 impl Verdict {
-    /// Returns the name, which does not change.
+    /// Returns the name, which is stable: it is part of the JSON output.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact",
@@ -34,7 +34,7 @@ impl Verdict {
     }
 }
 
-/// Holds a scan against the guest's own counters.
+/// Compares a scan with the guest's own counters.
 pub(super) fn judge(
     kernel: &Kernel,
     built: &BuiltProfile,
@@ -55,8 +55,8 @@ pub(super) fn judge(
 /// Compares a scan of a Linux guest's dump with the guest's own counters.
 ///
 /// The verdict is exact if both agree. It is close if they differ by no more than one block for each virtual
-/// CPU, since each may have been stopped between taking a block off its list and counting it. Pages of unknown
-/// state do not excuse a difference: with them something is missing from the dump.
+/// CPU, since each may have been stopped between taking a block off its list and counting it. Pages of
+/// unknown state do not excuse a difference: with them something is missing from the dump.
 fn judge_linux(built: &Built, scanned: &OfflineScan, cpus: usize) -> Result<Verdict, Failure> {
     let (found, counted) = (scanned.free(), built.counted.pages);
     if found == counted && found > 0 {
@@ -163,7 +163,7 @@ mod tests {
         for (named, not_zero, absent, counted, expected) in [
             (1000, 200, 0, Some(800), Some("exact")),
             (1000, 40, 0, Some(990), Some("close")),
-            // All that is counted holds something.
+            // All pages that are counted are non-zero.
             (1000, 1000, 0, Some(1000), None),
             (1000, 500, 0, Some(1000), None),
             // No count: 15 of 16 have to be zero.
@@ -171,10 +171,10 @@ mod tests {
             (1000, 63, 0, None, None),
             (1000, 1000, 0, None, None),
             (0, 0, 0, None, Some("unconfirmed")),
-            // A count of none is a count.
+            // A count of 0 is a count.
             (253, 0, 0, Some(0), None),
             (0, 0, 0, Some(0), Some("unconfirmed")),
-            // What is not there is not what is not zero.
+            // Absent pages are not counted as non-zero.
             (1000, 0, 62, Some(1000), Some("close")),
             (1000, 0, 63, Some(1000), None),
             (1000, 0, 1000, None, None),

@@ -1,8 +1,8 @@
-//! Hypercalls that the lab makes and the product does not. They exist only with the crate's feature `lab`, which
-//! the lab's driver in dom0 (`tests/dom0`) turns on, and which no package is built with.
+//! Hypercalls that the lab makes and the product does not. They exist only with the crate's feature `lab`,
+//! which the lab's driver in dom0 (`tests/dom0`) turns on, and which no package is built with.
 //!
-//! They are here, and not in that driver, because the layout of an argument has to be right for a hypercall to
-//! be safe: as in [`super::privcmd`], each is one function that builds its own argument.
+//! They are here, and not in that driver, because the layout of an argument has to be right for a hypercall
+//! to be safe: as in [`super::privcmd`], each is one function that builds its own argument.
 
 pub mod provoke;
 pub mod sharing;

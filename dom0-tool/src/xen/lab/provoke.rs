@@ -1,5 +1,6 @@
 //! Brings domains into states that the engine has to refuse or to survive: log-dirty mode, altp2m, memory
-//! errors, domains without memory. A toolstack brings some of them about on other occasions, and others never.
+//! errors, domains without memory. A toolstack brings some of them about on other occasions, and others
+//! never.
 //!
 //! Sources: `xen/include/public/{domctl,memory,hvm/hvm_op,hvm/dm_op,arch-x86/xen,arch-x86/xen-mca}.h` of Xen
 //! 4.17 and 4.20.
@@ -132,7 +133,7 @@ impl Privcmd {
             .map(|_| ())
     }
 
-    /// Makes Xen track the writes of `domain`, as a live migration does, or stop it.
+    /// Makes Xen track the writes of `domain`, as a live migration does, or stops that.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -178,8 +179,8 @@ impl Privcmd {
         self.dm_op("XEN_DMOP_track_dirty_vram", domain, &bytes, &bitmap)
     }
 
-    /// Makes Xen take `pages` pages of `domain` from `first` on for written to by a device model: in
-    /// log-dirty mode those which share a frame get one each, or stay as they are.
+    /// Tells Xen that a device model has written to `pages` pages of `domain` from `first` on. In log-dirty
+    /// mode each of them that shares a frame gets a frame of its own, or stays as it is.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
@@ -195,7 +196,7 @@ impl Privcmd {
         self.dm_op("XEN_DMOP_modified_memory", domain, &bytes, &extent)
     }
 
-    /// Makes a machine check tell processor 0 of an uncorrected error in the memory of frame `mfn`.
+    /// Injects a machine check on processor 0 that reports an uncorrected error in the memory of frame `mfn`.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].

@@ -1,7 +1,7 @@
 //! Calls Xen's own memory sharing as a program in Dom0 can: with two hypercalls for each page.
 //!
-//! Lacuna shares pages inside the hypervisor and makes none of these calls. The lab's baseline does: it is the
-//! engine that the paper describes (section 4), and Lacuna is measured against it.
+//! Lacuna shares pages inside the hypervisor and makes none of these calls. The lab's baseline does: it is
+//! the engine that the paper describes (section 4), and Lacuna is measured against it.
 //!
 //! *Nominate* is Xen's word: it makes a page read-only and gives it a handle, which is valid until the guest
 //! writes to the page. *Share* maps one nominated page to the frame of another, and fails if either handle is
@@ -29,7 +29,7 @@ const CLIENT_INVALID: i32 = 9;
 
 /// A page that was nominated, as long as the guest leaves it alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Nominated {
+pub struct NominatedPage {
     /// The page.
     pub gfn: Gfn,
     /// What Xen calls the frame that it is on; pages with the same handle are on the same one.
@@ -38,7 +38,7 @@ pub struct Nominated {
 
 /// What came of sharing a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Merged {
+pub enum MergeOutcome {
     /// It is on the source's frame, and its own is free.
     Done,
     /// The source is not what was nominated any more.
@@ -73,28 +73,28 @@ impl Sharing {
     /// # Errors
     /// [`PrivcmdError::Call`]: something holds the page, it is no ordinary memory, or Xen has no memory for
     /// it.
-    pub fn nominate(&self, gfn: Gfn) -> Result<Nominated, PrivcmdError> {
+    pub fn nominate(&self, gfn: Gfn) -> Result<NominatedPage, PrivcmdError> {
         let mut bytes = nominate(self.domain, gfn);
         self.privcmd
             .sharing_op(&self.buffer, "XENMEM_sharing_op_nominate_gfn", &mut bytes)?;
         let handle = u64::from_le_bytes(std::array::from_fn(|index| bytes[UNION + 8 + index]));
-        Ok(Nominated { gfn, handle })
+        Ok(NominatedPage { gfn, handle })
     }
 
     /// Puts `client` onto the frame of `source`, whatever either holds.
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
-    pub fn share(&self, source: Nominated, client: Nominated) -> Result<Merged, PrivcmdError> {
+    pub fn share(&self, source: NominatedPage, client: NominatedPage) -> Result<MergeOutcome, PrivcmdError> {
         let mut bytes = share(self.domain, source, client);
         let outcome = self
             .privcmd
             .sharing_op(&self.buffer, "XENMEM_sharing_op_share", &mut bytes);
         match outcome {
-            Ok(()) => Ok(Merged::Done),
+            Ok(()) => Ok(MergeOutcome::Done),
             Err(error) => match error.errno() {
-                Some(SOURCE_INVALID) => Ok(Merged::SourceChanged),
-                Some(CLIENT_INVALID) => Ok(Merged::ClientChanged),
+                Some(SOURCE_INVALID) => Ok(MergeOutcome::SourceChanged),
+                Some(CLIENT_INVALID) => Ok(MergeOutcome::ClientChanged),
                 _ => Err(error),
             },
         }
@@ -104,8 +104,8 @@ impl Sharing {
     ///
     /// # Errors
     /// [`PrivcmdError::Call`].
-    pub fn add(&self, source: Nominated, gfn: Gfn) -> Result<(), PrivcmdError> {
-        let client = Nominated { gfn, handle: 0 };
+    pub fn add(&self, source: NominatedPage, gfn: Gfn) -> Result<(), PrivcmdError> {
+        let client = NominatedPage { gfn, handle: 0 };
         let mut bytes = share(self.domain, source, client);
         bytes[0] = ADD;
         self.privcmd
@@ -128,7 +128,7 @@ fn nominate(domain: DomainId, gfn: Gfn) -> [u8; SHARING_OP_BYTES] {
     operation(NOMINATE, domain, &[gfn.get()])
 }
 
-fn share(domain: DomainId, source: Nominated, client: Nominated) -> [u8; SHARING_OP_BYTES] {
+fn share(domain: DomainId, source: NominatedPage, client: NominatedPage) -> [u8; SHARING_OP_BYTES] {
     let fields = [
         source.gfn.get(),
         source.handle,
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn an_operation_has_its_members_where_the_header_says() {
         let domain = DomainId::new(0x1234).expect("not reserved");
-        let page = |gfn, handle| Nominated {
+        let page = |gfn, handle| NominatedPage {
             gfn: Gfn::new(gfn),
             handle,
         };

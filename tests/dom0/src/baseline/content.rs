@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use lacuna::source::GuestSource;
-use lacuna::xen::lab::sharing::{Merged, Nominated};
+use lacuna::xen::lab::sharing::{MergeOutcome, NominatedPage};
 use lacuna_core::{Gfn, PAGE_SIZE};
 
 use super::{Free, Gmd, Round, unusable};
@@ -80,10 +80,10 @@ impl Gmd {
                 .share(source, client)
                 .map_err(|error| unusable(&error))?
             {
-                Merged::Done => round.merged.push(client.gfn),
-                Merged::ClientChanged => {}
+                MergeOutcome::Done => round.merged.push(client.gfn),
+                MergeOutcome::ClientChanged => {}
                 // The rest will find each other in the next round.
-                Merged::SourceChanged => break,
+                MergeOutcome::SourceChanged => break,
             }
         }
         round.in_calls += started.elapsed();
@@ -94,10 +94,10 @@ impl Gmd {
     /// nomination.
     fn equal(
         &self,
-        source: Nominated,
-        mut clients: Vec<Nominated>,
+        source: NominatedPage,
+        mut clients: Vec<NominatedPage>,
         round: &mut Round,
-    ) -> Result<Vec<Nominated>> {
+    ) -> Result<Vec<NominatedPage>> {
         let gfns: Vec<u64> = std::iter::once(source)
             .chain(clients.iter().copied())
             .map(|page| page.gfn.get())

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lacuna::source::GuestSource;
-use lacuna::xen::lab::sharing::{Merged, Nominated};
+use lacuna::xen::lab::sharing::{MergeOutcome, NominatedPage};
 use lacuna_core::{Gfn, GuestMemory};
 
 use super::{Free, Gmd, Round, unusable};
@@ -14,7 +14,7 @@ const CANDIDATES: usize = 64;
 
 /// The pages on the frame of zeros, of which any can stand for it. Xen knows a frame by a page that is on it,
 /// and a guest that writes to that page takes it off.
-struct Zeros(Vec<Nominated>);
+struct Zeros(Vec<NominatedPage>);
 
 impl Gmd {
     /// Runs the whole stage. Returns the pages that the second look found free.
@@ -47,7 +47,7 @@ impl Gmd {
 
     /// Puts `page` onto the frame of zeros; false when the guest has written to it, or to all that stood for
     /// that frame.
-    fn put(&self, page: Nominated, zeros: &mut Zeros, round: &mut Round) -> Result<bool> {
+    fn put(&self, page: NominatedPage, zeros: &mut Zeros, round: &mut Round) -> Result<bool> {
         while let Some(source) = zeros.0.last().copied() {
             round.calls += 1;
             match self
@@ -55,17 +55,17 @@ impl Gmd {
                 .share(source, page)
                 .map_err(|error| unusable(&error))?
             {
-                Merged::Done => {
-                    zeros.0.push(Nominated {
+                MergeOutcome::Done => {
+                    zeros.0.push(NominatedPage {
                         gfn: page.gfn,
                         handle: source.handle,
                     });
                     return Ok(true);
                 }
-                Merged::SourceChanged => {
+                MergeOutcome::SourceChanged => {
                     zeros.0.pop();
                 }
-                Merged::ClientChanged => return Ok(false),
+                MergeOutcome::ClientChanged => return Ok(false),
             }
         }
         Ok(false)
@@ -89,7 +89,7 @@ impl Gmd {
     }
 
     /// Nominates page `gfn` if it can be, and is one of zeros.
-    fn nominate_zero(&self, gfn: Gfn, round: &mut Round) -> Result<Option<Nominated>> {
+    fn nominate_zero(&self, gfn: Gfn, round: &mut Round) -> Result<Option<NominatedPage>> {
         let page = self.nominate(std::iter::once(gfn), round).pop();
         let zero = self.memory()?.is_zero(gfn) == Ok(true);
         Ok(page.filter(|_| zero))
@@ -114,7 +114,7 @@ impl Gmd {
 }
 
 impl Zeros {
-    fn has(&self, page: Nominated) -> bool {
+    fn has(&self, page: NominatedPage) -> bool {
         self.0.last().is_some_and(|source| source.handle == page.handle)
     }
 }

@@ -1,9 +1,9 @@
-//! The paper's own engine (section 4), to measure against: a program in dom0 that looks at the guest's memory
-//! through mappings and shares page by page, with two hypercalls for each.
+//! The paper's own engine (section 4), against which Lacuna is measured: a program in dom0 that reads the
+//! guest's memory through mappings and shares page by page, with two hypercalls for each.
 //!
-//! It is a measuring stick and no part of the product. What the product has for the same purpose it uses, so
-//! that the two differ in design alone: the profile, the free check and the hash are those of `lacuna-core`,
-//! the mappings those of `lacuna::xen`. It is better off than the paper's in two ways: a free block's head
+//! It is no part of the product. It uses the product's own parts where both need the same, so that the two
+//! differ in design alone: the profile, the free check and the hash are those of `lacuna-core`,
+//! the mappings those of `lacuna::xen`. It is faster than the paper's in two ways: a free block's head
 //! speaks for the block, where the paper's asked the guest's code for every page, and one buffer serves all
 //! hypercalls.
 //!
@@ -17,7 +17,7 @@
 //! *De-duplication*: hash every other page; nominate those with equal hashes; compare them byte by byte;
 //! share the equal ones.
 //!
-//! No mapping may be held meanwhile: what dom0 has mapped, Xen does not let be nominated.
+//! No mapping may be held meanwhile: Xen does not nominate a page that dom0 has mapped.
 
 mod content;
 mod intro;
@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use lacuna::source::GuestSource;
 use lacuna::source::live::DomainMemory;
 use lacuna::xen::engine::Engine;
-use lacuna::xen::lab::sharing::{Nominated, Sharing};
+use lacuna::xen::lab::sharing::{NominatedPage, Sharing};
 use lacuna::xen::privcmd::{DomainId, Privcmd};
 use lacuna_core::{Bitmap, FrameCopies, Gfn, Profile, Seed, scan_offline};
 
@@ -54,7 +54,7 @@ pub(crate) enum Mode {
 pub(crate) struct Round {
     /// Pages free at the first look.
     pub(crate) free: u64,
-    /// Pages that Xen did not let be nominated: something holds them.
+    /// Pages that Xen refused to nominate, because something holds them.
     pub(crate) refused: u64,
     /// Pages free at the first look and not at the second.
     pub(crate) taken: u64,
@@ -120,7 +120,7 @@ impl Gmd {
         })
     }
 
-    /// One round over all of the guest.
+    /// Runs one round over all of the guest.
     pub(crate) fn round(&mut self, mode: Mode) -> Result<Round> {
         let mut round = Round::default();
         let free = match mode {
@@ -144,8 +144,8 @@ impl Gmd {
         let end = memory.end();
         let words = (0..end.get().div_ceil(64)).map(|_| AtomicU64::new(0));
         let free = Free(words.collect());
-        // The guest runs, and a copy of its descriptors is as good as a look at them: of the moment when it
-        // was made.
+        // The guest runs, so a copy of its descriptors is as good as reading them one by one: both are out of
+        // date at once.
         let mut copies = FrameCopies::new(memory);
         scan_offline(&mut copies, &self.profile, &free.bitmap(), end, |_| ())
             .map_err(|error| unusable(&format!("{error:?}")))?;
@@ -153,7 +153,7 @@ impl Gmd {
     }
 
     /// Nominates `pages`; those that Xen refuses are counted and left out.
-    fn nominate(&self, pages: impl Iterator<Item = Gfn>, round: &mut Round) -> Vec<Nominated> {
+    fn nominate(&self, pages: impl Iterator<Item = Gfn>, round: &mut Round) -> Vec<NominatedPage> {
         let mut nominated = Vec::new();
         let started = Instant::now();
         for gfn in pages {
@@ -168,7 +168,7 @@ impl Gmd {
     }
 }
 
-/// Returns why the engine cannot work: it needs what every scenario has.
+/// Returns the failure for something that the engine needs and every scenario has.
 fn unusable(seen: &dyn std::fmt::Display) -> Failure {
     differs("the baseline's engine in dom0", "to work", &seen.to_string())
 }
