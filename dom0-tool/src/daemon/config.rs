@@ -87,7 +87,7 @@ impl Extent {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// A line for people.
+    /// Text, one line for each event.
     #[default]
     Text,
     /// A JSON object a line.

@@ -147,7 +147,7 @@ impl WatchedGuest {
         self.gave = 0;
     }
 
-    /// Returns the name for people.
+    /// Returns the name to show, or nothing.
     pub fn title(&self) -> &str {
         self.name.as_deref().unwrap_or("")
     }

@@ -172,7 +172,7 @@ fn candidates(live: &Live) -> Result<(Contents, Vec<u8>), Unknown> {
     Ok((profile.contents, free))
 }
 
-/// Returns why free or zero pages would be sent all the same.
+/// Returns why free or zero pages would still be sent.
 fn why_sent(contents: Contents, receiver: Receiver, count: &Count) -> Option<String> {
     if receiver == Receiver::Lacuna {
         return None;

@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn what_is_described_and_not_there_is_not_in_use() {
-        // A guest of 512 MiB whose last section is a hole of 128 MiB but for a few pages.
+        // A guest of 512 MiB whose last section is a hole of 128 MiB except for a few pages.
         let scanned = ScanFigures {
             free: 98_150,
             in_use: 65_690,

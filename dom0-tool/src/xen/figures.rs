@@ -1,4 +1,4 @@
-//! What the operations of [`super::engine`] came to.
+//! Figures that the operations of [`super::engine`] return.
 
 use std::ops::AddAssign;
 
@@ -33,7 +33,7 @@ pub struct ShareFigures {
     pub pages: u64,
     /// 2 MiB entries among them.
     pub superpages: u64,
-    /// Pages that were not free any more when asked again.
+    /// Pages that were not free any more when checked again.
     pub rejected: u64,
     /// Free pages left alone because something holds them.
     pub held: u64,
@@ -73,7 +73,7 @@ impl AddAssign for ContentFigures {
 /// A part of an operation over all of a domain's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Part<T> {
-    /// What this part came to.
+    /// The figures of this part.
     pub figures: T,
     /// The frame at which the next part begins; `None` when there is none.
     pub next: Option<u64>,
@@ -81,7 +81,7 @@ pub struct Part<T> {
 
 impl<T> Part<T> {
     pub(super) fn of(figures: T, answer: &Request) -> Self {
-        // The engine takes what it did off the budget: what is left says that it came to the end.
+        // The engine subtracts from the budget what it did. A rest means that it has reached the end.
         let next = (answer.budget == 0).then_some(answer.cursor);
         Self { figures, next }
     }

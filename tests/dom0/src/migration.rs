@@ -41,7 +41,7 @@ pub(crate) struct Migration {
     started: Instant,
 }
 
-/// What a migration came to.
+/// The result of a migration.
 pub(crate) struct Arrival {
     /// What the stream held.
     pub(crate) report: Report,

@@ -21,7 +21,7 @@ struct Copied {
 }
 
 impl Gmd {
-    /// The whole stage, but for the pages in `leave`.
+    /// Runs the whole stage, without the pages in `leave`.
     pub(super) fn deduplicate(&self, leave: Option<&Free>, round: &mut Round) -> Result<()> {
         let mut copies = self.hash(leave, round)?;
         copies.sort_unstable();

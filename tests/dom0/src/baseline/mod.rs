@@ -49,7 +49,7 @@ pub(crate) enum Mode {
     IntroDedup,
 }
 
-/// What a round came to.
+/// The figures of a round.
 #[derive(Debug, Default)]
 pub(crate) struct Round {
     /// Pages free at the first look.

@@ -35,7 +35,7 @@ const KILLED_AFTER: [Duration; 6] = [
 /// What a round may give back beyond its allowance: a slice, the least that the engine does.
 const SLICE_MIB: f64 = 16.0;
 
-/// A guest starts beside a running daemon and is given back, but for its headroom; the daemon is killed and
+/// A guest starts beside a running daemon and gives back all but its headroom; the daemon is killed and
 /// started again, and goes on without attaching anew; the guest goes, another one of its name comes, and
 /// daemons are killed at many moments while it works.
 pub(crate) fn unattended(host: &mut Host) -> Result<()> {

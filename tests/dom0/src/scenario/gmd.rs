@@ -1,5 +1,5 @@
 //! Rounds of Intro, Dedup and `IntroDedup` against a user-level engine's, in one run on the same guest; and
-//! that engine, held against the guest's own truth first: a measuring stick that cheats measures nothing.
+//! that engine. It is first compared with the guest's own account: a baseline that is wrong measures nothing.
 //!
 //! Intro is compared twice. *fresh*: two guests as they boot, alike, with memory in entries of 2 MiB, each
 //! for one side. And like the other modes on one guest, whose memory the baseline has split into single pages
@@ -53,7 +53,7 @@ const FASTER_SPLIT: u64 = 6;
 /// still.
 const CONTENT_ROUNDS: u32 = 2;
 
-/// What a side's rounds took, and came to.
+/// The cost and the result of one side's rounds.
 struct Taken {
     instructions: u64,
     /// Of them, those between the call of the driver and its return.
@@ -181,7 +181,7 @@ fn truth(host: &mut Host, guest: &mut Guest, gmd: &mut Gmd) -> Result<Taken> {
     Ok(taken)
 }
 
-/// A round of the baseline, held against the guest's own account.
+/// Compares a round of the baseline with the guest's own account.
 struct Looked {
     taken: Taken,
     round: Round,

@@ -21,7 +21,7 @@ const END_LIMIT: Duration = Duration::from_secs(90);
 /// A Xen-aware Linux asks for Xen's soft reset on the way, which the toolstack carries out for HVM guests
 /// only (it destroys a PVH guest that asks for one). It is kept from doing so, and the guest let go on by
 /// itself. The second kernel then does not come up, with Lacuna or without, so what a second kernel does is
-/// not looked at here. Why it does not is not confirmed; perhaps Xen, for want of the reset, goes on writing
+/// not looked at here. Why it does not is not confirmed; perhaps Xen, without the reset, goes on writing
 /// the old kernel's per-processor areas, and the digest that kexec's purgatory checks fails.
 pub(crate) fn ends_sharing(host: &mut Host) -> Result<()> {
     let plan = Plan {

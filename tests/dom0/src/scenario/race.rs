@@ -126,10 +126,10 @@ pub(super) fn data_is_lost(host: &mut Host, guest: Guest) -> Result<()> {
         .ok_or_else(|| differs("share rounds without the re-check", "lost data", "none lost"))
 }
 
-/// The flush left out: what is seen is told. Nothing is expected to be: Xen's own p2m code flushes whatever
-/// replaces a present entry, on NPT as it writes the entry (`hap.c`, `hap_write_p2m_entry_post`), on EPT
-/// before the p2m lock is dropped (`mm-locks.h`, `p2m_unlock`). The engine's flush says what it relies on,
-/// should that change.
+/// Leaves the flush out, and reports what is seen. Nothing is expected to be: Xen's own p2m code flushes
+/// whatever replaces a present entry, on NPT as it writes the entry (`hap.c`, `hap_write_p2m_entry_post`), on
+/// EPT before the p2m lock is dropped (`mm-locks.h`, `p2m_unlock`). The engine's flush says what it relies
+/// on, should that change.
 pub(crate) fn without_flush(host: &mut Host) -> Result<()> {
     flush_left_out(host, MIB)
 }

@@ -45,7 +45,7 @@ pub(crate) fn plain_host(host: &mut Host) -> Result<()> {
     guest.order(Task::Fill, AGENT_LIMIT)?;
     host.lacuna(&["attach", guest.name])?;
 
-    // Tracked from now on, as by a migration: scanned all the same (a migration wants to know), and not
+    // Tracked from now on, as by a migration: still scanned (a migration wants to know), and not
     // shared.
     let direct = Direct::open(guest.domain)?;
     direct.set_log_dirty(LogDirty::On)?;

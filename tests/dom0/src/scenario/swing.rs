@@ -32,7 +32,7 @@ const SAVING_PER_CENT: f64 = 80.0;
 /// Part of the unshares that it may have.
 const UNSHARED_PER_CENT: f64 = 50.0;
 
-/// What some swings came to.
+/// The figures of some swings.
 pub(super) struct Outcome {
     /// Pages of its own work that the guest got done, a second.
     pub(super) work: f64,

@@ -111,7 +111,7 @@ fn round(host: &mut Host, guest: &Guest) -> Result<(u64, u64)> {
     Ok((answer.number("shared")?, answer.number("held")?))
 }
 
-/// An idle guest's kernel takes and frees a few pages all the same.
+/// Checks the pages given back, with a tolerance: even an idle guest's kernel takes and frees a few pages.
 fn given_back(pages: u64, free: u64) -> Result<()> {
     ensure(
         pages * 1000 >= free * RECLAIMED_PER_MILLE,

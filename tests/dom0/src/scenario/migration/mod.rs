@@ -56,8 +56,8 @@ const UNKNOWN_RECEIVER: &[&str] = &["--lacuna=free"];
 /// The library as Xen has it.
 const STOCK_LIBRARY: (&str, &str) = ("LD_LIBRARY_PATH", "/usr/local/lib/stock:/usr/local/lib");
 
-/// A migration to a receiver with the library as Xen has it, and an xl that hears the sender's question or,
-/// as Xen's does, passes over it.
+/// Plans a migration to a receiver with the library as Xen has it, and an xl that hears the sender's question
+/// or, as Xen's does, passes over it.
 fn to_stock_receiver(deaf: bool) -> Journey {
     let (name, value) = STOCK_LIBRARY;
     Journey {
@@ -70,7 +70,7 @@ fn to_stock_receiver(deaf: bool) -> Journey {
     }
 }
 
-/// A migration to a receiver that is told to do `what` with pages that come without data.
+/// Plans a migration to a receiver that is told to do `what` with pages that come without data.
 fn to_receiver_that(what: &str) -> Journey {
     Journey {
         tap: tap::Plan {
@@ -81,7 +81,7 @@ fn to_receiver_that(what: &str) -> Journey {
     }
 }
 
-/// A migration whose stream is kept for Xen's own checker.
+/// Plans a migration whose stream is kept for Xen's own checker.
 fn kept() -> Journey {
     Journey {
         tap: tap::Plan {
@@ -100,7 +100,7 @@ fn tell(host: &mut Host, side: &str, report: &Streamed) -> Result<()> {
     host.figure(&format!("{side}_iterations"), iterations)
 }
 
-/// Fails unless every frame that was not skipped is the same on both sides, but for Xen's own.
+/// Fails unless every frame that was not skipped is the same on both sides, except Xen's own.
 pub(super) fn intact(differences: &Differences) -> Result<()> {
     ensure(
         differences.changed.len() + differences.one_sided.len() <= XENS_OWN,

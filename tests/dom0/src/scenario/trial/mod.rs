@@ -1,8 +1,8 @@
 //! A guest that is not the lab's, taken through what an operator would do before trusting Lacuna with it.
 //!
-//! Each step is a row of a table. A guest with the lab's agent in it is held against its own account, page by
-//! page; another one against its kernel's counters and its own life: a step says which, and what that leaves
-//! open.
+//! Each step is a row of a table. A guest with the lab's agent in it is compared with its own account, page
+//! by page; another one against its kernel's counters and its own life: a step says which, and what that
+//! leaves open.
 
 mod moved;
 mod steps;
