@@ -113,31 +113,51 @@ impl Sysroot {
             let log = context.step_log("sysroot");
             install_host_programs(&log, progress)?;
             let staged = Staged::directory(sysroot.root.clone())?;
-            let archive = archive_uri(context)?;
-            let mut command = Command::new("debootstrap");
-            command
-                .args(["--variant=minbase", "--components=main", SUITE])
-                .arg(&staged.path)
-                .arg(&archive);
-            run_logged(command, &log, progress)?;
             let fresh = Self {
                 root: staged.path.clone(),
                 ..sysroot.clone()
             };
-            fresh.write(
-                "etc/apt/sources.list",
-                format!("deb {archive} {SUITE} main\ndeb-src {archive} {SUITE} main\n"),
-            )?;
-            fresh.follow_machine()?;
-            run_logged(fresh.command("/", &["apt-get", "update"]), &log, progress)?;
-            let mut install = vec!["apt-get", "install", "-y", "--no-install-recommends"];
-            install.extend(PACKAGES);
-            run_logged(fresh.command("/", &install), &log, progress)?;
-            run_logged(fresh.command("/", &["apt-get", "clean"]), &log, progress)?;
+            fresh.bootstrap(context, &log, progress)?;
+            fresh.install(PACKAGES, &log, progress)?;
             staged.commit()
         })?;
         sysroot.follow_machine()?;
         Ok(sysroot)
+    }
+
+    /// Another tree, at `root`, in which programs run in the same way.
+    pub(crate) fn at(&self, root: PathBuf, key: Key) -> Self {
+        Self {
+            root,
+            key,
+            others: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Makes debootstrap's minimal tree of the release, with the machine's archive as its source of packages.
+    pub(crate) fn bootstrap(&self, context: &Context, log: &Path, progress: &Progress) -> Result<()> {
+        let archive = archive_uri(context)?;
+        let mut command = Command::new("debootstrap");
+        command
+            .args(["--variant=minbase", "--components=main", SUITE])
+            .arg(&self.root)
+            .arg(&archive);
+        run_logged(command, log, progress)?;
+        self.write(
+            "etc/apt/sources.list",
+            format!("deb {archive} {SUITE} main\ndeb-src {archive} {SUITE} main\n"),
+        )?;
+        self.follow_machine()?;
+        self.refresh(log, progress)
+    }
+
+    /// Installs `packages` in the tree, and what they depend on.
+    pub(crate) fn install(&self, packages: &[&str], log: &Path, progress: &Progress) -> Result<()> {
+        let mut install = vec!["apt-get", "install", "-y", "--no-install-recommends"];
+        install.extend(packages);
+        run_logged(self.command("/", &install), log, progress)?;
+        run_logged(self.command("/", &["apt-get", "clean"]), log, progress)
     }
 
     /// The same tree, in which files and directories of the machine are seen as well, each at its own place.
@@ -202,7 +222,8 @@ impl Sysroot {
         Ok(())
     }
 
-    fn write(&self, file: &str, content: impl AsRef<[u8]>) -> Result<()> {
+    /// Writes a file in the tree.
+    pub(crate) fn write(&self, file: &str, content: impl AsRef<[u8]>) -> Result<()> {
         let path = self.root.join(file);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).on("create", parent)?;
