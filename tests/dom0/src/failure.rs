@@ -40,6 +40,9 @@ pub(crate) enum Failure {
         /// What was seen last.
         seen: String,
     },
+    /// Nothing failed: the scenario goes on after a reboot of the host.
+    #[error("a reboot of the host, which this host does not do")]
+    Reboot,
     /// dom0's own system calls failed.
     #[error("dom0: {0}")]
     System(#[from] io::Error),
@@ -66,6 +69,7 @@ impl Failure {
                 format!("{status}: {output}"),
             ),
             Self::Late { what, limit, seen } => (what, format!("within {} s", limit.as_secs()), seen),
+            reboot @ Self::Reboot => ("the host".to_owned(), "no reboot".to_owned(), reboot.to_string()),
             Self::System(error) => (
                 "dom0's own system calls".to_owned(),
                 "success".to_owned(),

@@ -1,11 +1,12 @@
 //! The first process of the lab's dom0: brings Xen's services up, runs the scenarios that the lab orders, and
-//! reports the results to the lab.
+//! reports the results to the lab. On a host of Debian's it is a service like others, and brings nothing up.
 
 mod account;
 mod alloc_failure;
 mod baseline;
 mod channel;
 mod daemon;
+mod debian;
 mod engine;
 mod failure;
 mod guest;
@@ -29,7 +30,11 @@ use crate::host::Host;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, task, operand] = &*arguments {
+    let as_host = match &*arguments {
+        [_, task, folder] if task == "host" => Some(folder.as_str()),
+        _ => None,
+    };
+    if let ([_, task, operand], None) = (&*arguments, as_host) {
         let ended = match task.as_str() {
             "tap" => stream::tap::run(Path::new(operand)),
             "dial" => peer::dial(operand),
@@ -43,7 +48,11 @@ fn main() -> ExitCode {
             }
         };
     }
-    if let Err(failure) = live() {
+    let ended = match as_host {
+        Some(folder) => debian::live(Path::new(folder)),
+        None => live(),
+    };
+    if let Err(failure) = ended {
         eprintln!("lab-dom0: {failure}");
     }
     rustix::fs::sync();
@@ -108,8 +117,13 @@ fn carry_out(
     let mut host = Host::new(channel);
     let outcome = body(&mut host);
     host.clean_up()?;
+    channel.send(&end_of(name, outcome))
+}
+
+/// How the scenario called `name` ended, as the lab is told.
+fn end_of(name: &str, outcome: failure::Result<()>) -> Event {
     let scenario = name.to_owned();
-    channel.send(&match outcome {
+    match outcome {
         Ok(()) => Event::Passed { scenario },
         Err(failure) => {
             let (what, expected, seen) = failure.into_parts();
@@ -120,5 +134,5 @@ fn carry_out(
                 seen,
             }
         }
-    })
+    }
 }

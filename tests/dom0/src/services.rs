@@ -63,9 +63,16 @@ pub(crate) fn start() -> Result<()> {
     Ok(())
 }
 
-/// One of Xen's programs, with its libraries.
+/// One of Xen's programs, with its libraries: the lab's, or on Debian's host Debian's, which is on the search
+/// path.
 pub(crate) fn xen(program: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(Path::new("/usr/local").join(program));
+    let program = Path::new("/usr/local").join(program);
+    if !program.exists() {
+        let mut command = Command::new(program.file_name().unwrap_or_default());
+        command.args(arguments);
+        return command;
+    }
+    let mut command = Command::new(program);
     command.args(arguments).env("LD_LIBRARY_PATH", "/usr/local/lib");
     command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/bin:/bin");
     command

@@ -1,5 +1,7 @@
 //! One emulated machine with Xen and dom0 on it: started, listened to within time limits, and always ended.
 
+mod disk;
+
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -78,7 +80,8 @@ impl From<Boot> for Machine {
             | Boot::Flask
             | Boot::Ept
             | Boot::EptMutants
-            | Boot::Pair => PLAIN,
+            | Boot::Pair
+            | Boot::DebianHost => PLAIN,
             Boot::Counted => Self {
                 clock: Clock::Instructions,
                 ..PLAIN
@@ -365,6 +368,14 @@ impl Emulator {
         let deadline = Instant::now() + OFF_LIMIT;
         while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until dom0 takes orders again after a reboot that its driver has announced.
+    pub(crate) fn await_reboot(&mut self, deadline: Instant) -> Result<()> {
+        match self.next_event(deadline, "the host is up again")? {
+            Event::Ready { .. } => Ok(()),
+            other => Err(self.broken(&format!("the host did not come up again: {other:?}"))),
         }
     }
 

@@ -10,6 +10,7 @@ use lacuna_scenarios::wire::{Event, Order};
 use serde_json::{Map, Value, json};
 
 use crate::context::Context;
+use crate::debian_host;
 use crate::emulator::Emulator;
 use crate::error::{Error, IoContext, Result};
 use crate::progress::Progress;
@@ -206,6 +207,11 @@ fn boot(stage: &Stage, boot: Boot, logs: &Path, progress: &Progress) -> Result<E
         booting();
         return Emulator::boot_bochs(&stage.sysroot, &disc, logs);
     }
+    if boot == Boot::DebianHost {
+        let drives = debian_host::drives(stage)?;
+        booting();
+        return Emulator::boot_disk(&stage.sysroot, &drives, logs);
+    }
     let xen = stage.hypervisor(boot)?;
     if boot == Boot::Pair {
         let images = stage.pair()?;
@@ -236,9 +242,10 @@ fn one(
 ) -> Result<Option<String>> {
     fs::create_dir_all(logs).on("create", logs)?;
     let deadline = Instant::now() + scenario.limit;
-    machine.order(&Order::Run {
+    let run = Order::Run {
         scenario: scenario.name.to_owned(),
-    })?;
+    };
+    machine.order(&run)?;
     loop {
         match machine.next_event(deadline, &format!("{} ends", scenario.name))? {
             Event::Figure { name, value } => {
@@ -246,6 +253,11 @@ fn one(
                 told.figures.push((name, value));
             }
             Event::DiedUntouched { domain } => told.died_untouched = Some(domain),
+            Event::Rebooting => {
+                progress.line("  the host reboots");
+                machine.await_reboot(deadline)?;
+                machine.order(&run)?;
+            }
             event => {
                 if let Some(ended) = follow(event, logs, progress)? {
                     return Ok(ended.failure);
@@ -307,6 +319,7 @@ pub(crate) fn follow(event: Event, logs: &Path, progress: &Progress) -> Result<O
         other @ (Event::Ready { .. }
         | Event::Broken { .. }
         | Event::Figure { .. }
+        | Event::Rebooting
         | Event::DiedUntouched { .. }) => Some(format!("  expected: its end\n  saw:      {other:?}")),
     };
     Ok(Some(Ended { failure }))

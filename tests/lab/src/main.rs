@@ -6,6 +6,7 @@ mod bench;
 mod bochs;
 mod context;
 mod cpio;
+mod debian_host;
 mod debs;
 mod demo;
 mod device_model;

@@ -214,7 +214,8 @@ impl<'a> Stage<'a> {
             | Boot::Ept
             | Boot::Pair
             | Boot::Iommu
-            | Boot::PvhDom0 => RELEASE,
+            | Boot::PvhDom0
+            | Boot::DebianHost => RELEASE,
             Boot::Mutants | Boot::EptMutants => MUTANTS,
             Boot::Flask => FLASK,
         })

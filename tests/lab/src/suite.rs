@@ -3,10 +3,11 @@
 use std::process::Command;
 use std::time::Instant;
 
-use lacuna_scenarios::catalogue::{CORE, HVM, SCENARIOS, Scenario, find};
+use lacuna_scenarios::catalogue::{Boot, CORE, HVM, SCENARIOS, Scenario, find};
 
 use crate::bench;
 use crate::context::Context;
+use crate::debian_host;
 use crate::device_model;
 use crate::error::{Error, IoContext, Result};
 use crate::gates::{self, GATES, Gate};
@@ -152,14 +153,12 @@ pub(crate) fn run(context: &Context, filters: &[String], full: bool) -> Result<(
         let several = passes.len() > 1;
         for (series, mut scenarios) in passes {
             scenarios.retain(|scenario| {
-                let lacks = series != device_model::SERIES && scenario.name == HVM;
-                if lacks {
-                    skipped.push((
-                        format!("{} on Xen {}", scenario.name, series.name()),
-                        "Debian 13 has a device model for Xen 4.20 alone".to_owned(),
-                    ));
+                let lack = lacks(series, scenario);
+                if let Some(reason) = lack {
+                    let name = format!("{} on Xen {}", scenario.name, series.name());
+                    skipped.push((name, reason.to_owned()));
                 }
-                !lacks
+                lack.is_none()
             });
             let stage = Stage::build(context, Wish::tests(Some(series)))?;
             let mut logs = context.repository.join("target/lab-logs");
@@ -174,6 +173,14 @@ pub(crate) fn run(context: &Context, filters: &[String], full: bool) -> Result<(
         }
     }
     print(&outcomes, &skipped)
+}
+
+/// Why `scenario` cannot run on `series`, if it cannot.
+fn lacks(series: Series, scenario: &Scenario) -> Option<&'static str> {
+    if scenario.name == HVM && series != device_model::SERIES {
+        return Some("Debian 13 has a device model for Xen 4.20 alone");
+    }
+    (scenario.boot == Boot::DebianHost && series != debian_host::SERIES).then_some("Debian 13 has Xen 4.20")
 }
 
 /// A test that does not run, and why.

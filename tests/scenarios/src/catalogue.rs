@@ -30,6 +30,9 @@ pub enum Boot {
     PvhDom0,
     /// The release hypervisor on two machines with a network between them; the scenario runs on the first.
     Pair,
+    /// Debian 13 as people have it, with systemd, GRUB and Debian's own Xen, on which the scenario installs
+    /// the product's packages. It reboots.
+    DebianHost,
     /// The release hypervisor on a machine whose clock counts instructions: one is one nanosecond, to host
     /// and guest.
     Counted,
@@ -165,6 +168,11 @@ pub const SCENARIOS: &[Scenario] = &[
     long_on(Boot::Ept, "content/ept", 3600),
     long_on(Boot::Flask, "flask/reclaim", 600),
     long_on(Boot::Flask, "content/flask", 600),
+    // Each makes what the ones before it have made, where that is not there.
+    long_on(Boot::DebianHost, "host-debian/before-reboot", 1800),
+    long_on(Boot::DebianHost, "host-debian/unattended", 2400),
+    long_on(Boot::DebianHost, "host-debian/failures", 2400),
+    long_on(Boot::DebianHost, "host-debian/purge", 2400),
 ];
 
 /// A scenario of every run, on the release hypervisor.

@@ -121,6 +121,9 @@ pub enum Event {
         /// Its domain's number.
         domain: u16,
     },
+    /// The host reboots, as the scenario wants it; when it is [`Event::Ready`] again the lab orders the same
+    /// scenario anew, which goes on from there.
+    Rebooting,
     /// Part of a log file that lives in dom0's memory only.
     Log {
         /// The file's name on the lab's side.

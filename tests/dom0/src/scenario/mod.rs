@@ -7,6 +7,7 @@ mod content;
 mod content_balloon;
 mod content_daemon;
 mod daemon;
+mod debian_host;
 mod disks;
 mod ept;
 mod flask;
@@ -113,6 +114,10 @@ const BODIES: &[(&str, Body)] = &[
     ("content/ept", ept::content),
     ("flask/reclaim", flask::labelled),
     ("content/flask", flask::content),
+    ("host-debian/before-reboot", debian_host::before_reboot),
+    ("host-debian/unattended", debian_host::unattended),
+    ("host-debian/failures", debian_host::failures),
+    ("host-debian/purge", debian_host::purge),
 ];
 
 /// Runs the scenario called `name`.

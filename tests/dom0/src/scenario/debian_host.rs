@@ -1,0 +1,383 @@
+//! A host as people have it: Debian 13 with systemd, GRUB and Debian's own Xen, on which the packages are
+//! installed, used and removed as docs/install.md says. What is typed there is in the constants below, and a
+//! test holds them against the document.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use lacuna_guest::Task;
+
+use crate::failure::{Failure, Result, differs, ensure, equal};
+use crate::guest::{CONSOLES, Guest, Plan};
+use crate::host::{Host, run, wait_until};
+use crate::services::xen;
+
+/// Where the packages are.
+const PACKAGES: &str = "/opt/lab/packages";
+/// Says that the host was rebooted for the hypervisor, so that it is not rebooted for ever.
+const REBOOTED: &str = "/var/lib/lab-rebooted";
+/// Says that the packages were purged, and that the next boot is of the distribution's Xen.
+const PURGED: &str = "/var/lib/lab-purged";
+
+/// What docs/install.md has one type.
+const INSTALL: &str =
+    "apt install ./lacuna_*.deb ./lacuna-xen-hypervisor-4.20_*.deb ./lacuna-xen-libs-4.20_*.deb";
+const PURGE: &str = "apt purge lacuna 'lacuna-xen-*'";
+
+/// The exit statuses of docs/operations.md.
+const NO_SUCH: i32 = 4;
+const STOCK_XEN: i32 = 6;
+const NO_RIGHTS: i32 = 8;
+
+/// How long an agent may take for an answer.
+const AGENT_LIMIT: Duration = Duration::from_secs(60);
+/// "Within minutes", on an emulated host.
+const UNATTENDED_LIMIT: Duration = Duration::from_secs(420);
+/// The guest, in MiB.
+const MIB: u64 = 512;
+
+/// What a command line did.
+struct Ran {
+    status: i32,
+    /// Both outputs.
+    text: String,
+}
+
+/// Runs a line as an administrator would type it; the log has it with all that it wrote.
+fn shell(host: &mut Host, line: &str) -> Result<Ran> {
+    let ran = Command::new("sh")
+        .args(["-c", &format!("exec 2>&1; {line}")])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("LC_ALL", "C.UTF-8")
+        .output()?;
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+    let status = ran.status.code().unwrap_or(-1);
+    host.log("commands.log", &format!("# {line}\n{text}[{status}]\n"))?;
+    Ok(Ran { status, text })
+}
+
+/// The same for a line that must end with `status` and must say each of `parts`. Returns what it wrote.
+fn expect(host: &mut Host, line: &str, status: i32, parts: &[&str]) -> Result<String> {
+    let ran = shell(host, line)?;
+    let seen = format!("exit status {}: {}", ran.status, ran.text.trim());
+    let what = format!("`{line}`");
+    ensure(
+        ran.status == status,
+        &what,
+        &format!("exit status {status}"),
+        &seen,
+    )?;
+    for part in parts {
+        ensure(ran.text.contains(part), &what, &format!("{part:?}"), &seen)?;
+    }
+    Ok(ran.text)
+}
+
+/// The same, and it must say nothing at all.
+fn silent(host: &mut Host, line: &str) -> Result<()> {
+    let ran = shell(host, line)?;
+    equal(&format!("`{line}`"), &(0, ""), &(ran.status, ran.text.trim()))
+}
+
+/// Whether the hypervisor that runs is Lacuna's.
+fn is_ours(host: &mut Host) -> Result<bool> {
+    Ok(shell(host, "xl info xen_caps")?.text.contains("lacuna-"))
+}
+
+/// Installs the packages where they are not, beside the distribution's, which must be whole before.
+fn install(host: &mut Host) -> Result<()> {
+    if shell(host, "dpkg-query --show lacuna")?.status == 0 {
+        return Ok(());
+    }
+    host.note("installing the packages")?;
+    silent(host, "dpkg --verify")?;
+    // Nobody is there to say yes.
+    let line = INSTALL.replacen("apt install", "apt-get install -y", 1);
+    expect(
+        host,
+        &format!("cd {PACKAGES} && {line}"),
+        0,
+        &["Setting up lacuna"],
+    )?;
+    Ok(())
+}
+
+/// Leaves a host that runs Lacuna's hypervisor with the packages installed.
+fn install_and_boot(host: &mut Host) -> Result<()> {
+    install(host)?;
+    if is_ours(host)? {
+        return Ok(());
+    }
+    ensure(
+        !Path::new(REBOOTED).exists(),
+        "the hypervisor after a reboot",
+        "Lacuna's",
+        "another one",
+    )?;
+    File::create(REBOOTED)?;
+    Err(Failure::Reboot)
+}
+
+/// Creates a guest and goes on when its agent has said that it is there. Debian's xenconsoled keeps no logs,
+/// so they are kept here.
+fn guest(host: &mut Host, name: &'static str) -> Result<Guest> {
+    let plan = Plan {
+        mib: u32::try_from(MIB).unwrap_or(u32::MAX),
+        ..Plan::stock(name, "6.12")
+    };
+    let mut guest = Guest::start(host, name, &plan.write()?)?;
+    follow(&guest)?;
+    guest.wait_ready()?;
+    Ok(guest)
+}
+
+/// Adds what the guest writes on its console to its log.
+fn follow(guest: &Guest) -> Result<()> {
+    let key = format!("/local/domain/{}/console/tty", guest.domain);
+    let terminal = wait_until("the guest's console is there", AGENT_LIMIT, || {
+        let answer = run(&mut xen("bin/xenstore-read", &[&key])).unwrap_or_default();
+        Ok(Some(answer.trim().to_owned()).filter(|path| path.starts_with('/')))
+    })?;
+    let mut from = File::open(terminal)?;
+    let log = Path::new(CONSOLES).join(format!("guest-{}.log", guest.name));
+    let mut log = File::options().create(true).append(true).open(log)?;
+    // Ends with the guest, whose console xenconsoled then closes.
+    std::thread::spawn(move || std::io::copy(&mut from, &mut log));
+    Ok(())
+}
+
+/// What `xl list` says that the guest has, in MiB.
+fn held(host: &mut Host, name: &str) -> Result<u64> {
+    let listing = host.xl(&["list", name])?;
+    let field = listing
+        .lines()
+        .nth(1)
+        .and_then(|line| line.split_whitespace().nth(2));
+    field
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| differs("the memory in `xl list`", "a number", &listing))
+}
+
+/// Before the reboot: the packages are installed, the distribution's hypervisor runs, and everything says so.
+pub(super) fn before_reboot(host: &mut Host) -> Result<()> {
+    install(host)?;
+    ensure(
+        !is_ours(host)?,
+        "the hypervisor",
+        "the distribution's",
+        "Lacuna's",
+    )?;
+    // The first entry with Xen is the one that is booted.
+    let menu = fs::read_to_string("/boot/grub/grub.cfg")?;
+    let first = menu
+        .lines()
+        .find(|line| line.contains("multiboot") && line.contains("/boot/xen"));
+    let first = first.unwrap_or_default().trim();
+    ensure(
+        first.contains("lacuna"),
+        "the first entry with Xen of GRUB's menu",
+        "Lacuna's",
+        first,
+    )?;
+    silent(host, "dpkg --verify")?;
+    let state = expect(
+        host,
+        "systemctl show --property=ExecMainStatus --value lacunad",
+        0,
+        &[],
+    )?;
+    equal("the exit status of lacunad", "6", state.trim())?;
+    expect(host, "systemctl is-enabled lacunad", 0, &["enabled"])?;
+    expect(
+        host,
+        "journalctl --boot --unit lacunad --no-pager",
+        0,
+        &["without Lacuna"],
+    )?;
+    let name = "bystander";
+    let guest = guest(host, name)?;
+    for line in ["status", "top", "doctor"] {
+        expect(host, &format!("lacuna {line}"), STOCK_XEN, &["without Lacuna"])?;
+    }
+    for line in ["attach", "dedup", "estimate", "scan", "detach", "status"] {
+        expect(
+            host,
+            &format!("lacuna {line} {name}"),
+            STOCK_XEN,
+            &["without Lacuna"],
+        )?;
+    }
+    let nobody = "setpriv --reuid=65534 --clear-groups";
+    expect(host, &format!("{nobody} lacuna status"), NO_RIGHTS, &[])?;
+    guest.destroy(host)?;
+    Ok(())
+}
+
+/// After the reboot nobody does anything, and a guest's free memory comes back.
+pub(super) fn unattended(host: &mut Host) -> Result<()> {
+    install_and_boot(host)?;
+    healthy(host)?;
+    let name = "unattended";
+    let mut guest = guest(host, name)?;
+    let begin = held(host, name)?;
+    let started = std::time::Instant::now();
+    wait_until("the guest gives memory back", UNATTENDED_LIMIT, || {
+        std::thread::sleep(Duration::from_secs(2));
+        Ok(Some(()).filter(|()| held(host, name).is_ok_and(|now| now < begin / 2)))
+    })?;
+    host.figure("seconds_until_given_back", started.elapsed().as_secs())?;
+    let now = held(host, name)?;
+    host.figure("mib_at_first", begin)?;
+    host.figure("mib_after", now)?;
+    expect(
+        host,
+        "journalctl --boot --unit lacunad --no-pager",
+        0,
+        &["round.gave_back", name],
+    )?;
+    expect(host, &format!("lacuna status {name}"), 0, &[])?;
+    expect(host, "lacuna doctor", 0, &[name])?;
+    guest.grow(256, AGENT_LIMIT)?;
+    guest.order(Task::Shrink, AGENT_LIMIT)?;
+    stored(host, &guest)?;
+    restarted(host)?;
+    guest.check_health()?;
+    guest.destroy(host)?;
+    Ok(())
+}
+
+/// What systemd, Xen and the doctor say of a host that has booted.
+fn healthy(host: &mut Host) -> Result<()> {
+    silent(host, "systemctl list-units --failed --plain --no-legend")?;
+    expect(
+        host,
+        "systemctl status --no-pager lacunad",
+        0,
+        &["active (running)"],
+    )?;
+    expect(
+        host,
+        "journalctl --boot --unit lacunad --no-pager",
+        0,
+        &["lacunad"],
+    )?;
+    expect(host, "xl info xen_caps", 0, &["lacuna-4"])?;
+    let told = expect(host, "xl dmesg | grep -i lacuna", 0, &["Lacuna"])?;
+    ensure(
+        !told.contains("zero frames missing"),
+        "`xl dmesg`",
+        "nothing missing",
+        &told,
+    )?;
+    expect(host, "lacuna doctor", 0, &[])?;
+    silent(host, "dpkg --verify")
+}
+
+/// A save leaves out what the guest does not use.
+fn stored(host: &mut Host, guest: &Guest) -> Result<()> {
+    let name = guest.name;
+    expect(host, &format!("lacuna estimate {name}"), 0, &[])?;
+    expect(host, &format!("xl save -c {name} /root/{name}.save"), 0, &[])?;
+    let bytes = fs::metadata(format!("/root/{name}.save"))?.len();
+    host.figure("saved_bytes", bytes)?;
+    fs::remove_file(format!("/root/{name}.save"))?;
+    let all = MIB << 20;
+    ensure(
+        bytes < all / 2,
+        "bytes of the saved guest",
+        &format!("less than half of {all}"),
+        &bytes.to_string(),
+    )
+}
+
+/// The daemon stops and starts, and refuses a wrong file.
+fn restarted(host: &mut Host) -> Result<()> {
+    silent(host, "systemctl stop lacunad")?;
+    expect(host, "systemctl is-active lacunad", 3, &["inactive"])?;
+    expect(host, "ls -d /run/lacuna", 0, &[])?;
+    expect(host, "lacuna doctor", 3, &["lacunad does not run"])?;
+    silent(host, "systemctl start lacunad")?;
+    expect(host, "systemctl is-active lacunad", 0, &["active"])?;
+    silent(
+        host,
+        "cp /etc/lacuna/lacunad.toml /root && echo nonsense = 1 >> /etc/lacuna/lacunad.toml",
+    )?;
+    expect(host, "systemctl reload lacunad", 1, &[])?;
+    expect(host, "systemctl is-active lacunad", 0, &["active"])?;
+    expect(host, "lacunad --check", 2, &["nonsense"])?;
+    silent(
+        host,
+        "cp /root/lacunad.toml /etc/lacuna/lacunad.toml && systemctl reload lacunad",
+    )
+}
+
+/// What went wrong in an operator's first hour, done again.
+pub(super) fn failures(host: &mut Host) -> Result<()> {
+    install_and_boot(host)?;
+    let name = "first-hour";
+    expect(
+        host,
+        "lacuna status nobody-of-this-name",
+        NO_SUCH,
+        &["nobody-of-this-name"],
+    )?;
+    let guest = guest(host, name)?;
+    expect(host, "systemctl stop lacunad", 0, &[])?;
+    expect(host, &format!("lacuna attach {name}"), 0, &[])?;
+    expect(host, &format!("lacuna detach {name}"), 0, &[])?;
+    expect(host, &format!("lacuna detach {name}"), NO_SUCH, &[])?;
+    expect(host, "systemctl start lacunad", 0, &[])?;
+    guest.destroy(host)?;
+    Ok(())
+}
+
+/// Takes the packages off: the host boots the distribution's Xen, and nothing is left.
+pub(super) fn purge(host: &mut Host) -> Result<()> {
+    if !Path::new(PURGED).exists() {
+        install_and_boot(host)?;
+        let line = PURGE.replacen("apt purge", "apt-get purge -y", 1);
+        expect(host, &line, 0, &["Purging"])?;
+        File::create(PURGED)?;
+        return Err(Failure::Reboot);
+    }
+    fs::remove_file(PURGED)?;
+    // A scenario that comes after this one begins anew.
+    let _ = fs::remove_file(REBOOTED);
+    ensure(
+        !is_ours(host)?,
+        "the hypervisor after a purge",
+        "the distribution's",
+        "Lacuna's",
+    )?;
+    silent(host, "dpkg --verify")?;
+    silent(host, "systemctl list-units --failed --plain --no-legend")?;
+    silent(
+        host,
+        "find /boot /etc /usr /var/lib /var/cache /run -iname '*lacuna*'",
+    )?;
+    silent(host, "grep -i lacuna /boot/grub/grub.cfg || true")?;
+    silent(host, "ldconfig --print-cache | grep -i lacuna || true")?;
+    let mut guest = guest(host, "stock")?;
+    guest.check_health()?;
+    guest.destroy(host)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{INSTALL, PURGE};
+
+    #[test]
+    fn what_is_typed_is_in_the_document() {
+        let document = include_str!("../../../../docs/install.md");
+        for line in [INSTALL, PURGE] {
+            assert!(document.contains(line), "{line}");
+        }
+    }
+}
