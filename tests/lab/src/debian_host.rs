@@ -64,7 +64,7 @@ Description=The lab's driver
 After=xen.service
 
 [Service]
-ExecStartPre=/bin/sh -ec 'mkdir -p /opt/lab && tar --extract --file /dev/nvme1n1 --directory /opt/lab'
+ExecStartPre=/bin/sh -ec 'mkdir -p /opt/lab && tar --extract --file /dev/vdb --directory /opt/lab'
 ExecStart=/opt/lab/lab-dom0 host /opt/lab
 TimeoutStopSec=5
 

@@ -167,6 +167,11 @@ pub(crate) struct Drive {
 impl Drive {
     /// What goes on the emulator's command line for the `number`-th; dom0 finds it as `nvme{number}n1`.
     fn arguments(&self, number: usize) -> [String; 4] {
+        self.attached(number, "nvme")
+    }
+
+    /// The same with another `device` to attach it to.
+    fn attached(&self, number: usize, device: &str) -> [String; 4] {
         [
             "-drive".to_owned(),
             format!(
@@ -175,7 +180,7 @@ impl Drive {
                 self.file.to_string_lossy().replace(',', ",,")
             ),
             "-device".to_owned(),
-            format!("nvme,drive=drive{number},serial=drive{number}"),
+            format!("{device},drive=drive{number},serial=drive{number}"),
         ]
     }
 }

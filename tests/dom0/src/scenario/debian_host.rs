@@ -198,19 +198,19 @@ pub(super) fn before_reboot(host: &mut Host) -> Result<()> {
         host,
         "journalctl --boot --unit lacunad --no-pager",
         0,
-        &["without Lacuna"],
+        &["has no Lacuna"],
     )?;
     let name = "bystander";
     let guest = guest(host, name)?;
     for line in ["status", "top", "doctor"] {
-        expect(host, &format!("lacuna {line}"), STOCK_XEN, &["without Lacuna"])?;
+        expect(host, &format!("lacuna {line}"), STOCK_XEN, &["has no Lacuna"])?;
     }
     for line in ["attach", "dedup", "estimate", "scan", "detach", "status"] {
         expect(
             host,
             &format!("lacuna {line} {name}"),
             STOCK_XEN,
-            &["without Lacuna"],
+            &["has no Lacuna"],
         )?;
     }
     let nobody = "setpriv --reuid=65534 --clear-groups";
