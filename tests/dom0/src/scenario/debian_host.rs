@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use lacuna_core::abi::VERSION;
 use lacuna_guest::Task;
 
 use crate::failure::{Failure, Result, differs, ensure, equal};
@@ -267,7 +268,7 @@ fn healthy(host: &mut Host) -> Result<()> {
         0,
         &["lacunad"],
     )?;
-    expect(host, "xl info xen_caps", 0, &["lacuna-4"])?;
+    expect(host, "xl info xen_caps", 0, &[&format!("lacuna-{VERSION}")])?;
     let told = expect(host, "xl dmesg | grep -i lacuna", 0, &["Lacuna"])?;
     ensure(
         !told.contains("zero frames missing"),
