@@ -171,8 +171,6 @@ pub const SCENARIOS: &[Scenario] = &[
     // Each makes what the ones before it have made, where that is not there.
     long_on(Boot::DebianHost, "host-debian/before-reboot", 1800),
     long_on(Boot::DebianHost, "host-debian/unattended", 2400),
-    long_on(Boot::DebianHost, "host-debian/failures", 2400),
-    long_on(Boot::DebianHost, "host-debian/purge", 2400),
 ];
 
 /// A scenario of every run, on the release hypervisor.

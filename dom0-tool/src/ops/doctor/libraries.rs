@@ -183,25 +183,22 @@ fn running(processes: &Path) -> Vec<Check> {
     }
     found
         .into_iter()
-        .map(|(name, library)| match library.strip_suffix(" (deleted)") {
-            Some(library) => Check::wrong(
-                format!("running {name}"),
-                Verdict::Warning,
-                format!("it has {library} loaded as it was before it was replaced"),
-                format!("restart {name}"),
-            ),
-            None => {
-                let mut check = judge(
-                    &format!("running {name}"),
-                    Path::new(&name),
-                    Some(Path::new(&library)),
+        .map(|(name, library)| {
+            let subject = format!("running {name}");
+            if let Some(library) = library.strip_suffix(" (deleted)") {
+                return Check::wrong(
+                    subject,
+                    Verdict::Warning,
+                    format!("it has {library} loaded as it was before it was replaced"),
+                    format!("restart {name}"),
                 );
-                // It may have begun before the right one was there.
-                check.remedy = check
-                    .remedy
-                    .map(|remedy| format!("restart {name}; if that does not help, {remedy}"));
-                check
             }
+            let mut check = judge(&subject, Path::new(&name), Some(Path::new(&library)));
+            // It may have begun before the right one was there.
+            check.remedy = check
+                .remedy
+                .map(|remedy| format!("restart {name}; if that does not help, {remedy}"));
+            check
         })
         .collect()
 }

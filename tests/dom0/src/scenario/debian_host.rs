@@ -1,5 +1,5 @@
 //! A host as people have it: Debian 13 with systemd, GRUB and Debian's own Xen, on which the packages are
-//! installed, used and removed as docs/install.md says. What is typed there is in the constants below, and a
+//! installed and used as docs/install.md says. What is typed there is in the constants below, and a
 //! test holds them against the document.
 
 use std::fs::{self, File};
@@ -19,16 +19,12 @@ use crate::services::xen;
 const PACKAGES: &str = "/opt/lab/packages";
 /// Says that the host was rebooted for the hypervisor, so that it is not rebooted for ever.
 const REBOOTED: &str = "/var/lib/lab-rebooted";
-/// Says that the packages were purged, and that the next boot is of the distribution's Xen.
-const PURGED: &str = "/var/lib/lab-purged";
 
 /// What docs/install.md has one type.
 const INSTALL: &str =
     "apt install ./lacuna_*.deb ./lacuna-xen-hypervisor-4.20_*.deb ./lacuna-xen-libs-4.20_*.deb";
-const PURGE: &str = "apt purge lacuna 'lacuna-xen-*'";
 
 /// The exit statuses of docs/operations.md.
-const NO_SUCH: i32 = 4;
 const STOCK_XEN: i32 = 6;
 const NO_RIGHTS: i32 = 8;
 
@@ -318,67 +314,13 @@ fn restarted(host: &mut Host) -> Result<()> {
     )
 }
 
-/// What went wrong in an operator's first hour, done again.
-pub(super) fn failures(host: &mut Host) -> Result<()> {
-    install_and_boot(host)?;
-    let name = "first-hour";
-    expect(
-        host,
-        "lacuna status nobody-of-this-name",
-        NO_SUCH,
-        &["nobody-of-this-name"],
-    )?;
-    let guest = guest(host, name)?;
-    expect(host, "systemctl stop lacunad", 0, &[])?;
-    expect(host, &format!("lacuna attach {name}"), 0, &[])?;
-    expect(host, &format!("lacuna detach {name}"), 0, &[])?;
-    expect(host, &format!("lacuna detach {name}"), NO_SUCH, &[])?;
-    expect(host, "systemctl start lacunad", 0, &[])?;
-    guest.destroy(host)?;
-    Ok(())
-}
-
-/// Takes the packages off: the host boots the distribution's Xen, and nothing is left.
-pub(super) fn purge(host: &mut Host) -> Result<()> {
-    if !Path::new(PURGED).exists() {
-        install_and_boot(host)?;
-        let line = PURGE.replacen("apt purge", "apt-get purge -y", 1);
-        expect(host, &line, 0, &["Purging"])?;
-        File::create(PURGED)?;
-        return Err(Failure::Reboot);
-    }
-    fs::remove_file(PURGED)?;
-    // A scenario that comes after this one begins anew.
-    let _ = fs::remove_file(REBOOTED);
-    ensure(
-        !is_ours(host)?,
-        "the hypervisor after a purge",
-        "the distribution's",
-        "Lacuna's",
-    )?;
-    silent(host, "dpkg --verify")?;
-    silent(host, "systemctl list-units --failed --plain --no-legend")?;
-    silent(
-        host,
-        "find /boot /etc /usr /var/lib /var/cache /run -iname '*lacuna*'",
-    )?;
-    silent(host, "grep -i lacuna /boot/grub/grub.cfg || true")?;
-    silent(host, "ldconfig --print-cache | grep -i lacuna || true")?;
-    let mut guest = guest(host, "stock")?;
-    guest.check_health()?;
-    guest.destroy(host)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{INSTALL, PURGE};
+    use super::INSTALL;
 
     #[test]
     fn what_is_typed_is_in_the_document() {
         let document = include_str!("../../../../docs/install.md");
-        for line in [INSTALL, PURGE] {
-            assert!(document.contains(line), "{line}");
-        }
+        assert!(document.contains(INSTALL), "{INSTALL}");
     }
 }

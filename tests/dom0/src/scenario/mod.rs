@@ -116,8 +116,6 @@ const BODIES: &[(&str, Body)] = &[
     ("content/flask", flask::content),
     ("host-debian/before-reboot", debian_host::before_reboot),
     ("host-debian/unattended", debian_host::unattended),
-    ("host-debian/failures", debian_host::failures),
-    ("host-debian/purge", debian_host::purge),
 ];
 
 /// Runs the scenario called `name`.
