@@ -11,7 +11,7 @@
 //!
 //! Without registers, memory is searched for such names and tables. What is found then is tied to nothing.
 //!
-//! What the kernel's structures look like only its headers say: [`complete`] adds what a note would have said
+//! What the kernel's structures look like only its headers say: `complete` adds what a note would have said
 //! of them once they are asked.
 
 use std::borrow::Cow;
