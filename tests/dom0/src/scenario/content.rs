@@ -173,17 +173,27 @@ pub(super) fn rounds(host: &mut Host, guest: &Guest, count: u64) -> Result<u64> 
     answer.number("merged")
 }
 
-/// A guest without any profile: one round finds all of its known duplicates, which stand still meanwhile, and
-/// nothing else of what is known. The host has the memory, and the guest reads what it wrote before and after
+/// A guest without any profile: one round finds nearly all of its known duplicates, which stand still
+/// meanwhile, the next one all, and nothing else of what is known. The host has the memory, and the guest reads what it wrote before and after
 /// it writes again.
 pub(crate) fn duplicates(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan::stock("content", "6.12"))?;
     // Free pages are then like no other, and what is found is the agent's.
     guest.order(Task::Fill, AGENT_LIMIT)?;
     let known = Known::make(&mut guest, KINDS, COPIES, UNIQUE)?;
-    host.note("one round over all of the guest")?;
+    host.note("two rounds over all of the guest")?;
     let before = settled_free_mib()?;
-    let merged = rounds(host, &guest, 1)?;
+    let first = rounds(host, &guest, 1)?;
+    let at_first = known.places(&guest)?.shared;
+    host.figure("known_shared_at_first", at_first)?;
+    let all = u64::from(KINDS * COPIES);
+    ensure(
+        at_first * 100 >= all * 99,
+        "known duplicates on shared frames after one round",
+        &format!("99 % of {all}"),
+        &at_first.to_string(),
+    )?;
+    let merged = first + rounds(host, &guest, 1)?;
     let after = settled_free_mib()?;
     let status = host.lacuna(&["status", guest.name])?;
     let gfns = status.number("content_gfns")?;
