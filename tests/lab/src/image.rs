@@ -75,13 +75,27 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    /// Puts dom0's archive before the one in `file`, which the kernel then unpacks over it.
-    pub(crate) fn before(&self, file: &Path) -> Result<()> {
+    /// Writes dom0's image with what `fill` adds to `image`: an archive behind dom0's own, which the kernel
+    /// unpacks over that.
+    pub(crate) fn extend(&self, image: &Path, fill: impl FnOnce(&mut Archive) -> Result<()>) -> Result<()> {
+        let staged = Staged::file(image.to_owned())?;
+        let mut archive = Archive::create(&staged.path)?;
+        fill(&mut archive)?;
+        archive.finish()?;
         let mut both = fs::read(&self.dom0).on("read", &self.dom0)?;
         // An archive begins at a multiple of four bytes.
         both.resize(both.len().next_multiple_of(4), 0);
-        both.extend(fs::read(file).on("read", file)?);
-        fs::write(file, both).on("write", file)
+        both.extend(fs::read(&staged.path).on("read", &staged.path)?);
+        fs::write(&staged.path, both).on("write", &staged.path)?;
+        staged.commit()
+    }
+
+    /// The same kernel with another image of dom0.
+    pub(crate) fn with_dom0(&self, dom0: PathBuf) -> Self {
+        Self {
+            dom0,
+            kernel: self.kernel.clone(),
+        }
     }
 }
 
@@ -188,34 +202,28 @@ pub(crate) fn with_more(context: &Context, sysroot: &Sysroot, base: &Images, mor
         key = key.text(name).file(file)?;
     }
     context.step(&step_name(series, "tests"), &key.finish(), |_| {
-        let staged = Staged::file(image.clone())?;
-        let mut archive = Archive::create(&staged.path)?;
-        let python = Path::new("/usr/bin/python3");
-        for (name, from) in &libraries_of(context, sysroot, more.tools, python)? {
-            archive.file(name.trim_start_matches('/'), from)?;
-        }
-        checker(context, sysroot, more.tools, &mut archive)?;
-        let library = format!("{STOCK_LIBRARIES}/{}", guest_library(series));
-        archive.file(&library, more.stock_receiver)?;
-        for (name, file) in more.files {
-            archive.file(name, file)?;
-        }
         // One kernel is enough: what is shown is Lacuna's guard, not Linux' kexec.
         let agent = Staged::file(place(context, series, "images/guest-again.cpio"))?;
         guest(&agent.path, more.agent)?;
         let kexec = Staged::file(place(context, series, "images/kexec.cpio"))?;
         kexec_guest(context, sysroot, more, &kexec.path, &agent.path)?;
-        archive.file("guests/kexec.initrd", &kexec.path)?;
-        archive.finish()?;
-        base.before(&staged.path)?;
+        base.extend(&image, |archive| {
+            let python = Path::new("/usr/bin/python3");
+            for (name, from) in &libraries_of(context, sysroot, more.tools, python)? {
+                archive.file(name.trim_start_matches('/'), from)?;
+            }
+            checker(context, sysroot, more.tools, archive)?;
+            let library = format!("{STOCK_LIBRARIES}/{}", guest_library(series));
+            archive.file(&library, more.stock_receiver)?;
+            for (name, file) in more.files {
+                archive.file(name, file)?;
+            }
+            archive.file("guests/kexec.initrd", &kexec.path)
+        })?;
         agent.commit()?;
-        kexec.commit()?;
-        staged.commit()
+        kexec.commit()
     })?;
-    Ok(Images {
-        dom0: image,
-        kernel: base.kernel.clone(),
-    })
+    Ok(base.with_dom0(image))
 }
 
 /// The name of the step that makes the image called `name`.
@@ -237,17 +245,11 @@ pub(crate) fn with_network(
         .file(&images.dom0)?
         .file(&module)?;
     context.step(&step_name(series, "network"), &key.finish(), |_| {
-        let staged = Staged::file(image.clone())?;
-        let mut archive = Archive::create(&staged.path)?;
-        archive.file(&format!("modules/{}-{NETWORK_CARD}.ko", MODULES.len()), &module)?;
-        archive.finish()?;
-        images.before(&staged.path)?;
-        staged.commit()
+        images.extend(&image, |archive| {
+            archive.file(&format!("modules/{}-{NETWORK_CARD}.ko", MODULES.len()), &module)
+        })
     })?;
-    Ok(Images {
-        dom0: image,
-        kernel: images.kernel.clone(),
-    })
+    Ok(images.with_dom0(image))
 }
 
 /// Xen's checker of migration streams, as `/usr/local/lib/xen/bin/verify-stream-v2`, with the Python that

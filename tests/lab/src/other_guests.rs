@@ -3,7 +3,6 @@
 //! device model for HVM guests.
 
 use crate::context::{Context, Staged};
-use crate::cpio::Archive;
 use crate::device_model;
 use crate::error::Result;
 use crate::image::{Images, start_guest, step_name};
@@ -51,19 +50,13 @@ pub(crate) fn images(context: &Context, sysroot: &Sysroot, stage: &Stage) -> Res
     context.step(&step_name(stage.series(), "other-guests"), &key.finish(), |_| {
         let initrd = Staged::file(place(context, stage.series(), "images/guest-i386.cpio"))?;
         start_guest(&initrd.path, &agent)?.finish()?;
-        let staged = Staged::file(image.clone())?;
-        let mut archive = Archive::create(&staged.path)?;
-        for (name, file) in &files {
-            archive.file(name, file)?;
-        }
-        archive.file("guests/i386.initrd", &initrd.path)?;
-        archive.finish()?;
-        stage.images.before(&staged.path)?;
-        initrd.commit()?;
-        staged.commit()
+        stage.images.extend(&image, |archive| {
+            for (name, file) in &files {
+                archive.file(name, file)?;
+            }
+            archive.file("guests/i386.initrd", &initrd.path)
+        })?;
+        initrd.commit()
     })?;
-    Ok(Images {
-        dom0: image,
-        kernel: stage.images.kernel.clone(),
-    })
+    Ok(stage.images.with_dom0(image))
 }

@@ -2,7 +2,6 @@
 //! by which xl hands it over, and a guest with the driver at the other end.
 
 use crate::context::{Context, Staged};
-use crate::cpio::Archive;
 use crate::error::{Error, Result};
 use crate::image::{Images, start_guest, step_name};
 use crate::kernels::{self, plain_module};
@@ -59,22 +58,16 @@ pub(crate) fn images(context: &Context, sysroot: &Sysroot, stage: &Stage) -> Res
         guest.directory("disks")?;
         guest.file(&format!("disks/{FRONTEND}.ko"), &frontend)?;
         guest.finish()?;
-        let staged = Staged::file(image.clone())?;
-        let mut archive = Archive::create(&staged.path)?;
-        archive.directory("disks")?;
-        for (name, file) in &backends {
-            archive.file(name, file)?;
-        }
-        archive.bytes("disks/hand-over", SCRIPT.as_bytes(), 0o755)?;
-        archive.file(WRITER, &stage.tools.root.join(WRITER))?;
-        archive.file("guests/disks.initrd", &initrd.path)?;
-        archive.finish()?;
-        stage.images.before(&staged.path)?;
-        initrd.commit()?;
-        staged.commit()
+        stage.images.extend(&image, |archive| {
+            archive.directory("disks")?;
+            for (name, file) in &backends {
+                archive.file(name, file)?;
+            }
+            archive.bytes("disks/hand-over", SCRIPT.as_bytes(), 0o755)?;
+            archive.file(WRITER, &stage.tools.root.join(WRITER))?;
+            archive.file("guests/disks.initrd", &initrd.path)
+        })?;
+        initrd.commit()
     })?;
-    Ok(Images {
-        dom0: image,
-        kernel: stage.images.kernel.clone(),
-    })
+    Ok(stage.images.with_dom0(image))
 }

@@ -7,7 +7,6 @@ use lacuna_scenarios::wire::Trial;
 
 use super::{Options, Plan, drives, kernel};
 use crate::context::Staged;
-use crate::cpio::Archive;
 use crate::device_model;
 use crate::error::{Error, IoContext, Result};
 use crate::image::{Images, start_guest};
@@ -198,18 +197,13 @@ fn device_model(stage: &Stage) -> Result<Vec<(String, PathBuf)>> {
 
 fn written(stage: &Stage, files: &[(String, PathBuf)]) -> Result<Images> {
     let image = place(stage.context(), stage.series(), "images/try.cpio");
-    let staged = Staged::file(image.clone())?;
-    let mut archive = Archive::create(&staged.path)?;
-    for (name, file) in files {
-        archive.file(name, file)?;
-    }
-    archive.finish()?;
-    stage.images.before(&staged.path)?;
-    staged.commit()?;
-    Ok(Images {
-        dom0: image,
-        kernel: stage.images.kernel.clone(),
-    })
+    stage.images.extend(&image, |archive| {
+        for (name, file) in files {
+            archive.file(name, file)?;
+        }
+        Ok(())
+    })?;
+    Ok(stage.images.with_dom0(image))
 }
 
 #[cfg(test)]
