@@ -14,7 +14,7 @@ use lacuna_guest::{MARK, Order, Reply, Report, Task};
 
 use crate::account;
 use crate::engine::Direct;
-use crate::failure::{Failure, Result, differs};
+use crate::failure::{Failure, Result, differs, ensure};
 use crate::host::{Host, run, wait_until};
 use crate::services::xen;
 
@@ -397,14 +397,41 @@ impl Guest {
     /// Fails when the guest's kernel has logged trouble.
     pub(crate) fn check_health(&mut self) -> Result<()> {
         let trouble = self.trouble()?;
-        if trouble.is_empty() {
-            return Ok(());
-        }
-        Err(differs(
+        self.expect_none(&trouble)
+    }
+
+    /// Does the same for a guest that was kept waiting for memory, and may have reported that.
+    pub(crate) fn check_health_after_waiting(&mut self) -> Result<()> {
+        /// How Linux reports it (`kernel/watchdog.c`, `kernel/rcu/tree_stall.h`): true, and no harm.
+        const KEPT_WAITING: &[&str] = &["soft lockup", "rcu"];
+        let mut trouble = self.trouble()?;
+        trouble.retain(|line| !KEPT_WAITING.iter().any(|kind| line.contains(kind)));
+        self.expect_none(&trouble)
+    }
+
+    fn expect_none(&self, trouble: &[String]) -> Result<()> {
+        ensure(
+            trouble.is_empty(),
             &format!("the kernel log of {}", self.name),
             "no trouble",
             &format!("{trouble:?}"),
-        ))
+        )
+    }
+
+    /// Attaches the guest, and gives back its free memory until a round finds nothing new. Returns how many
+    /// pages that were.
+    pub(crate) fn give_back(&self, host: &mut Host) -> Result<u64> {
+        host.lacuna(&["attach", self.name])?;
+        let shared = host
+            .lacuna(&["dedup", self.name, "--until-stable"])?
+            .number("shared")?;
+        host.figure("given_back", shared)?;
+        Ok(shared)
+    }
+
+    /// Returns how often the guest's writes found no memory.
+    pub(crate) fn waits(&self, host: &mut Host) -> Result<u64> {
+        host.lacuna(&["status", self.name])?.number("unshare_enomem")
     }
 
     /// Returns the lines of the kernel's log that report trouble.

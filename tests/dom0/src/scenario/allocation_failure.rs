@@ -55,9 +55,6 @@ const WANTED_MIB: u32 = 96;
 const STARVED: Duration = Duration::from_secs(8);
 /// How long waiting may take.
 const HOST_LIMIT: Duration = Duration::from_secs(240);
-/// What a Linux guest says when it was kept waiting (`kernel/watchdog.c`, `kernel/rcu/tree_stall.h`): true,
-/// and no harm.
-const KEPT_WAITING: &[&str] = &["soft lockup", "rcu"];
 
 /// Functions in which allocations, or calls that lead to them, must have failed, and how many of these at
 /// least. Which functions are inlined is up to the compiler.
@@ -112,7 +109,7 @@ pub(crate) fn everywhere(host: &mut Host) -> Result<()> {
 
     for guest in [&mut one, &mut two] {
         intact(guest, "in the end")?;
-        healthy(guest)?;
+        guest.check_health_after_waiting()?;
     }
     failures.tell(host, EXPECTED)?;
     one.destroy(host)?;
@@ -361,14 +358,14 @@ fn guests(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &mut G
     for (nth, mib) in ROUNDS {
         host.lacuna(&["dedup", one.name, "--mode", "introdedup", "--until-stable"])?;
         host.note(&format!("one in {nth} fails while a guest takes {mib} MiB"))?;
-        let waits = host.lacuna(&["status", one.name])?.number("unshare_enomem")?;
+        let waits = one.waits(host)?;
         failures.begin(Fail::Guests, nth)?;
         let grown = one.grow(mib, AGENT_LIMIT);
         let rewritten = two.order(Task::PatternRewrite { every: 4 }, AGENT_LIMIT);
         let report = failures.end()?;
         grown?;
         rewritten?;
-        let waits = host.lacuna(&["status", one.name])?.number("unshare_enomem")? - waits;
+        let waits = one.waits(host)? - waits;
         host.figure(&format!("allocations_one_in_{nth}"), report.allocations)?;
         host.figure(&format!("failed_one_in_{nth}"), report.failures)?;
         host.figure(&format!("waits_one_in_{nth}"), waits)?;
@@ -427,19 +424,4 @@ fn overcommit(host: &mut Host, failures: &mut Failures, one: &mut Guest, two: &m
         intact(guest, "after the host was short of memory")?;
     }
     one.order(Task::Shrink, AGENT_LIMIT).map(drop)
-}
-
-/// Fails when the guest's kernel complains of anything but having been kept waiting.
-fn healthy(guest: &mut Guest) -> Result<()> {
-    let trouble = guest.trouble()?;
-    let real: Vec<_> = trouble
-        .iter()
-        .filter(|line| !KEPT_WAITING.iter().any(|kind| line.contains(kind)))
-        .collect();
-    ensure(
-        real.is_empty(),
-        &format!("the kernel log of {}", guest.name),
-        "no trouble",
-        &format!("{real:?}"),
-    )
 }

@@ -8,7 +8,7 @@ use lacuna_guest::Task;
 
 use crate::engine::Direct;
 use crate::failure::{Result, differs, ensure, equal};
-use crate::guest::{Guest, PAGES_PER_MIB, Plan};
+use crate::guest::{PAGES_PER_MIB, Plan};
 use crate::host::{Host, claimed_mib, settled_free_mib, wait_until};
 
 /// How long the agent may take for what touches much of the guest's memory.
@@ -41,11 +41,7 @@ pub(crate) fn claims(host: &mut Host) -> Result<()> {
         ..Plan::stock("guest", "6.12")
     })?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
-    host.lacuna(&["attach", guest.name])?;
-    let shared = host
-        .lacuna(&["dedup", guest.name, "--until-stable"])?
-        .number("shared")?;
-    host.figure("given_back", shared)?;
+    guest.give_back(host)?;
     let plan = Plan {
         mib: NEIGHBOUR_MIB,
         ..Plan::stock("neighbour", "6.12")
@@ -76,7 +72,7 @@ pub(crate) fn claims(host: &mut Host) -> Result<()> {
 
     let grow = guest.send(Task::Grow { mib: TAKEN_MIB })?;
     wait_until("the guest waits for memory", STARVE_LIMIT, || {
-        Ok((waits(host, &guest)? > 0).then_some(()))
+        Ok((guest.waits(host)? > 0).then_some(()))
     })?;
     let until = Instant::now() + STARVED;
     while Instant::now() < until {
@@ -97,7 +93,7 @@ pub(crate) fn claims(host: &mut Host) -> Result<()> {
         &neighbour.pages()?,
     )?;
     stays_whole(&neighbour, claim - MORE_BLOCKS * BLOCK_PAGES)?;
-    let waited = waits(host, &guest)?;
+    let waited = guest.waits(host)?;
     host.figure("waits", waited)?;
 
     host.note("the claim is given up")?;
@@ -121,11 +117,6 @@ fn stays_whole(neighbour: &Direct, claim: u64) -> Result<()> {
         &format!("the {claim} that are claimed, at least"),
         &memory.free.to_string(),
     )
-}
-
-/// Returns how often the guest's writes found no memory.
-fn waits(host: &mut Host, guest: &Guest) -> Result<u64> {
-    host.lacuna(&["status", guest.name])?.number("unshare_enomem")
 }
 
 /// Returns the number of the domain called `name`.

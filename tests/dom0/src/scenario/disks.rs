@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lacuna_guest::{Report, Task};
 
 use crate::failure::{Result, differs, ensure, equal};
-use crate::guest::{Guest, Plan};
+use crate::guest::Plan;
 use crate::host::{Host, free_mib, settled_free_mib, wait_until};
 
 /// How long the agent may take for what touches much of the guest's memory, or all of its disk.
@@ -57,11 +57,7 @@ pub(crate) fn without_memory(host: &mut Host) -> Result<()> {
     let written = of_disk(guest.order(Task::DiskFill { seed: SEED }, AGENT_LIMIT)?)?;
     equal("pages of the disk", &(DISK_MIB * 256), &written)?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
-    host.lacuna(&["attach", guest.name])?;
-    let shared = host
-        .lacuna(&["dedup", guest.name, "--until-stable"])?
-        .number("shared")?;
-    host.figure("given_back", shared)?;
+    let shared = guest.give_back(host)?;
     ensure(
         shared > DISK_MIB * 256,
         "pages given back",
@@ -78,7 +74,7 @@ pub(crate) fn without_memory(host: &mut Host) -> Result<()> {
     })?;
     let since = Instant::now();
     wait_until("the guest's memory is missing", STARVE_LIMIT, || {
-        Ok((missing(host, &guest)? > 0).then_some(()))
+        Ok((guest.waits(host)? > 0).then_some(()))
     })?;
     host.figure("seconds_until_missing", since.elapsed().as_secs_f64())?;
     let since = Instant::now();
@@ -93,25 +89,9 @@ pub(crate) fn without_memory(host: &mut Host) -> Result<()> {
     let read = of_disk(guest.answer(&sent, AGENT_LIMIT)?)?;
     host.figure("seconds_until_all_was_read", since.elapsed().as_secs_f64())?;
     equal("pages read", &(DISK_MIB * 256), &read)?;
-    let trouble = guest.trouble()?;
-    // True, and no harm.
-    let real: Vec<_> = trouble
-        .iter()
-        .filter(|line| !line.contains("soft lockup") && !line.contains("rcu"))
-        .collect();
-    ensure(
-        real.is_empty(),
-        "the guest's kernel log",
-        "no trouble",
-        &format!("{real:?}"),
-    )?;
+    guest.check_health_after_waiting()?;
     guest.destroy(host)?;
     host.expect_free(empty)
-}
-
-/// How often there was no memory for one of the guest's pages.
-fn missing(host: &mut Host, guest: &Guest) -> Result<u64> {
-    host.lacuna(&["status", guest.name])?.number("unshare_enomem")
 }
 
 /// The pages of an answer about the disk, which must tell of no error and of no page that is not as it was

@@ -28,9 +28,6 @@ const GROWN_MIB: u32 = 144;
 const DOM0_MIB: [u64; 2] = [1500, 1420];
 /// Bytes of a MiB.
 const MIB: f64 = 1_048_576.0;
-/// What a Linux guest says when it was kept waiting (`kernel/watchdog.c`, `kernel/rcu/tree_stall.h`): true,
-/// and no harm.
-const KEPT_WAITING: &[&str] = &["soft lockup", "rcu"];
 
 /// Returns the daemon's configuration, with what it does for the guest `late`. The neighbour never runs, so
 /// has no kernel to be found: looking for one in all of its memory again and again would keep the daemon
@@ -117,17 +114,7 @@ pub(crate) fn all_at_once(host: &mut Host) -> Result<()> {
         Some(metrics.of_guest("given_back_bytes", late.name, late.domain)? > 64.0 * MIB)
     })?;
     for guest in [one, two, three, late] {
-        let trouble = guest.trouble()?;
-        let real: Vec<_> = trouble
-            .iter()
-            .filter(|line| !KEPT_WAITING.iter().any(|kind| line.contains(kind)))
-            .collect();
-        ensure(
-            real.is_empty(),
-            &format!("the kernel log of {}", guest.name),
-            "no trouble",
-            &format!("{real:?}"),
-        )?;
+        guest.check_health_after_waiting()?;
     }
     host.xl(&["mem-set", "0", &format!("{}m", DOM0_MIB[0])])?;
     daemon.stop()
@@ -163,7 +150,7 @@ fn stops_sharing(host: &mut Host, daemon: &mut Daemon, late: &Guest, promised: f
 fn starve(host: &mut Host, daemon: &mut Daemon, guests: [&Guest; 3]) -> Result<()> {
     wait_until("every guest waits for memory", HOST_LIMIT, || {
         for guest in guests {
-            if host.lacuna(&["status", guest.name])?.number("unshare_enomem")? == 0 {
+            if guest.waits(host)? == 0 {
                 return Ok(None);
             }
         }
@@ -217,7 +204,7 @@ fn starve(host: &mut Host, daemon: &mut Daemon, guests: [&Guest; 3]) -> Result<(
         &format!("{least} MiB"),
     )?;
     for guest in guests {
-        let waits = host.lacuna(&["status", guest.name])?.number("unshare_enomem")?;
+        let waits = guest.waits(host)?;
         host.figure(&format!("waits_{}", guest.name), waits)?;
     }
     let log = host.xl(&["dmesg"])?;
