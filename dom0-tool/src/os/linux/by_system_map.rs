@@ -177,16 +177,14 @@ pub fn identify<M: GuestSource>(
             roots: roots.collect(),
         });
     }
-    if kernel.tie != Tie::PageTables {
-        let signs = signs_of_another(memory, &kernel, progress);
-        if !signs.is_empty() {
-            return Err(MapError::AnotherRuns {
-                release: kernel.release,
-                signs,
-            });
-        }
+    let signs = signs_of_another(memory, &kernel, progress);
+    if signs.is_empty() {
+        return Ok(kernel);
     }
-    Ok(kernel)
+    Err(MapError::AnotherRuns {
+        release: kernel.release,
+        signs,
+    })
 }
 
 /// Addresses of the file that lead to the kernel.

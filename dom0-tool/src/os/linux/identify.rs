@@ -313,16 +313,14 @@ pub fn identify<M: GuestSource>(
         search.everywhere(memory, cpus, progress)?;
     }
     let kernel = search.decide()?;
-    if kernel.tie != Tie::PageTables {
-        let signs = signs_of_another(memory, &kernel, progress);
-        if !signs.is_empty() {
-            return Err(IdentifyError::AnotherRuns {
-                release: kernel.release,
-                signs,
-            });
-        }
+    let signs = signs_of_another(memory, &kernel, progress);
+    if signs.is_empty() {
+        return Ok(kernel);
     }
-    Ok(kernel)
+    Err(IdentifyError::AnotherRuns {
+        release: kernel.release,
+        signs,
+    })
 }
 
 /// Of live virtual CPUs everything is known.

@@ -67,14 +67,17 @@ impl Tie {
     }
 }
 
-/// Signs that another kernel than `kernel`, which no page table of a processor's leads to, may be the one
-/// that runs. `progress` is told the frame reached and the last one.
+/// Looks for signs that another kernel than `kernel` may be the one that runs. There are none where a
+/// processor's page tables lead to `kernel`. `progress` is told the frame reached and the last one.
 pub(super) fn signs_of_another<M: GuestSource>(
     memory: &mut M,
     kernel: &Identified,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Vec<String> {
     let mut signs = Vec::new();
+    if kernel.tie == Tie::PageTables {
+        return signs;
+    }
     let mut view = KernelView::new(memory, kernel.space);
     // A core of kdump's is of the kernel that has crashed, and taken by the other.
     if kernel.tie == Tie::None {
