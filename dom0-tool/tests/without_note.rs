@@ -9,12 +9,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::sync::atomic::AtomicU64;
 
-use fake_kernel::{DIRECT, FakeKernel, IMAGE, IMAGE_AT, NOTE, RELEASE, at};
+use fake_kernel::{DIRECT, FakeKernel, IMAGE, IMAGE_AT, NOTE, RELEASE, at, by_hand};
 use lacuna::failure::{Class, Failure};
 use lacuna::os::linux::by_system_map::{MapError, identify};
 use lacuna::os::linux::facts::Source;
 use lacuna::os::linux::identify::{Identified, Rejection};
-use lacuna::os::linux::layout::{Known, Layout};
+use lacuna::os::linux::layout::Layout;
 use lacuna::os::linux::other_kernels::Tie;
 use lacuna::os::linux::profile::{BuildError, Built, Sources, build};
 use lacuna::os::{Sources as Everything, identify_linux, with_standing_kernel};
@@ -104,13 +104,11 @@ fn system_map(symbols: &[(&str, u64)]) -> NamedTempFile {
 /// What the headers say.
 fn layout(era: Era) -> Layout {
     let mut layout = FakeKernel::layout();
-    let mut add = |name: &str, value| {
-        let source = "made by hand".to_owned();
-        layout.facts.insert(name.to_owned(), Known { value, source });
-    };
-    add("MAX_NUMNODES", 4);
-    add("SECTIONS_PER_ROOT", 128);
-    add("sizeof(mem_section)", if era == Era::New { 8 } else { 16 * 8 });
+    layout.facts.extend(by_hand::known(&[
+        ("MAX_NUMNODES", 4),
+        ("SECTIONS_PER_ROOT", 128),
+        ("sizeof(mem_section)", if era == Era::New { 8 } else { 16 * 8 }),
+    ]));
     if era == Era::Old {
         layout.facts.remove("offsetof(struct task_struct,stack_canary)");
     }

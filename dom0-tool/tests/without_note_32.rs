@@ -2,14 +2,15 @@
 //! VMCOREINFO note, no stack protector. It is made by hand and told by its System.map.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-use std::collections::BTreeMap;
+mod by_hand;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::sync::atomic::AtomicU64;
 
 use lacuna::os::linux::by_system_map::{MapError, identify};
 use lacuna::os::linux::identify::{Identified, Rejection};
-use lacuna::os::linux::layout::{FORMAT, Known, Layout, Proof};
+use lacuna::os::linux::layout::Layout;
 use lacuna::os::linux::other_kernels::Tie;
 use lacuna::os::linux::profile::{Sources, build};
 use lacuna::source::{Cpu, GuestSource};
@@ -148,12 +149,7 @@ fn cpus(guest: &mut Guest) -> Vec<Cpu> {
 }
 
 fn layout() -> Layout {
-    let known = |(name, value): &(&str, u64)| {
-        let source = "made by hand".to_owned();
-        let value = *value;
-        ((*name).to_owned(), Known { value, source })
-    };
-    let facts: BTreeMap<String, Known> = [
+    let facts = [
         ("CONFIG_FLATMEM", 1),
         ("MAX_NR_ZONES", 1),
         ("MAX_NUMNODES", 1),
@@ -169,36 +165,21 @@ fn layout() -> Layout {
         ("offsetof(struct task_struct,parent)", PARENT),
         ("offsetof(struct task_struct,group_leader)", PARENT),
         ("offsetof(struct task_struct,comm)", NAME),
-    ]
-    .iter()
-    .map(known)
-    .collect();
-    Layout {
-        format: FORMAT,
-        release: RELEASE.into(),
-        descriptor_bytes: 32,
-        free: FreeRule {
-            predicate: Predicate {
-                field: Field { offset: 2, width: 1 },
-                mask: 8,
-                expected: 8,
-            },
-            conditions: std::iter::once(Predicate::zero(Field { offset: 4, width: 4 })).collect(),
-            blocks: Some(Blocks {
-                order: Field { offset: 12, width: 4 },
-                max_order: Order::new(ORDERS - 1).unwrap(),
-            }),
-            bytes: BytesRule::Any,
+    ];
+    let free = FreeRule {
+        predicate: Predicate {
+            field: Field { offset: 2, width: 1 },
+            mask: 8,
+            expected: 8,
         },
-        free_source: "made by hand".into(),
-        headers: String::new(),
-        proof: Proof {
-            descriptors: 0,
-            free: 0,
-            seed: 0,
-        },
-        facts,
-    }
+        conditions: std::iter::once(Predicate::zero(Field { offset: 4, width: 4 })).collect(),
+        blocks: Some(Blocks {
+            order: Field { offset: 12, width: 4 },
+            max_order: Order::new(ORDERS - 1).unwrap(),
+        }),
+        bytes: BytesRule::Any,
+    };
+    by_hand::layout(RELEASE, 32, free, &facts)
 }
 
 #[test]

@@ -4,9 +4,10 @@
 //!
 //! Every place is a constant, so a test can damage exactly what it is about.
 
-use std::collections::BTreeMap;
+#[path = "../by_hand/mod.rs"]
+pub(crate) mod by_hand;
 
-use lacuna::os::linux::layout::{FORMAT, Known, Layout, Proof};
+use lacuna::os::linux::layout::Layout;
 use lacuna::source::GuestSource;
 use lacuna_core::{
     Blocks, BytesRule, Field, FreeRule, Gfn, GuestMemory, GuestPhys, Order, PAGE_SIZE, Predicate, ReadError,
@@ -330,40 +331,20 @@ impl FakeKernel {
             ("offsetof(struct mem_section,section_mem_map)", 0),
             ("SECTION_SIZE_BITS", 27),
         ];
-        let known = |value| Known {
-            value,
-            source: "made by hand".into(),
+        let free = FreeRule {
+            predicate: Predicate {
+                field: Field { offset: 51, width: 1 },
+                mask: 0xff,
+                expected: 0xf0,
+            },
+            conditions: std::iter::once(Predicate::zero(Field { offset: 52, width: 4 })).collect(),
+            blocks: Some(Blocks {
+                order: Field { offset: 40, width: 8 },
+                max_order: Order::new(10).unwrap(),
+            }),
+            bytes: BytesRule::Any,
         };
-        let facts: BTreeMap<String, Known> = facts
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), known(value)))
-            .collect();
-        Layout {
-            format: FORMAT,
-            release: RELEASE.into(),
-            descriptor_bytes: 64,
-            free: FreeRule {
-                predicate: Predicate {
-                    field: Field { offset: 51, width: 1 },
-                    mask: 0xff,
-                    expected: 0xf0,
-                },
-                conditions: std::iter::once(Predicate::zero(Field { offset: 52, width: 4 })).collect(),
-                blocks: Some(Blocks {
-                    order: Field { offset: 40, width: 8 },
-                    max_order: Order::new(10).unwrap(),
-                }),
-                bytes: BytesRule::Any,
-            },
-            free_source: "made by hand".into(),
-            headers: String::new(),
-            proof: Proof {
-                descriptors: 0,
-                free: 0,
-                seed: 0,
-            },
-            facts,
-        }
+        by_hand::layout(RELEASE, 64, free, &facts)
     }
 }
 
