@@ -1,7 +1,7 @@
 //! Instructions per page of a scan, counted by valgrind and held against the bounds in `scan.bounds`.
 //!
-//! `cargo bench -p lacuna-core --bench scan`. What a change of frame costs in Xen is not in the figures; there
-//! is one for each 64 descriptors.
+//! `cargo bench -p lacuna-core --bench scan`. What a change of frame costs in Xen is not in the figures;
+//! there is one for each 64 descriptors.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

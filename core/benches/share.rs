@@ -1,7 +1,7 @@
 //! Instructions per page given back, counted by valgrind and held against the bounds in `share.bounds`.
 //!
-//! `cargo bench -p lacuna-core --bench share`. Counted is the core's part of slices over all that a scan found
-//! free. What the hypervisor's own functions take (the p2m's entries, above all) is not in the figures.
+//! `cargo bench -p lacuna-core --bench share`. Counted is the core's part of slices over all that a scan
+//! found free. What the hypervisor's own functions take (the p2m's entries, above all) is not in the figures.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

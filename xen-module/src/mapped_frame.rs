@@ -20,8 +20,8 @@ impl MappedFrame {
     pub(crate) fn map(domain: *mut Domain, gfn: Gfn) -> Option<Self> {
         let mut at = ptr::null();
         let mut token = 0;
-        // SAFETY: `domain` is the live domain of the operation (see `XenDomain`), and both out-pointers are to
-        // locals.
+        // SAFETY: `domain` is the live domain of the operation (see `XenDomain`), and both out-pointers are
+        // to locals.
         let result = unsafe { shim::lacuna_x_map(domain, gfn.get(), &raw mut at, &raw mut token) };
         (result == 0 && !at.is_null()).then(|| Self {
             gfn,
@@ -64,8 +64,8 @@ impl MappedFrame {
         Some(value)
     }
 
-    /// Does what `GuestMemory::count_failing` does, or returns `None` if the row leaves the frame or is not aligned
-    /// to the width of its values.
+    /// Does what `GuestMemory::count_failing` does, or returns `None` if the row leaves the frame or is not
+    /// aligned to the width of its values.
     pub(crate) fn count_failing(&self, row: Row, test: &Predicate) -> Option<u64> {
         let width = usize::from(test.field.width);
         let stride = usize::try_from(row.stride).ok()?;

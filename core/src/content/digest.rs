@@ -48,9 +48,9 @@ impl Seed {
         Self(RapidSecrets::seed(random))
     }
 
-    /// Hashes frame `gfn` in one pass. Lines of zeros at its beginning are passed over, so that a page of zeros
-    /// costs no more than reading it; how many there were shows in the number of those that are hashed. The frame may be written to meanwhile:
-    /// the hash is then one of no page, and nothing else is wrong.
+    /// Hashes frame `gfn` in one pass. Lines of zeros at its beginning are passed over, so that a page of
+    /// zeros costs no more than reading it; how many there were shows in the number of those that are hashed.
+    /// The frame may be written to meanwhile: the hash is then one of no page, and nothing else is wrong.
     ///
     /// # Errors
     /// As [`GuestMemory::read`].

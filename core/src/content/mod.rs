@@ -11,11 +11,11 @@
 //! At the end of a round the marked pages are taken once more: those that stood still meanwhile are as in the
 //! last round then.
 //!
-//! The guest runs all the while. Hash, last round's hash and index only name candidates: what they hold may be out
-//! of date, be that of another domain that is gone by now, or be made up by a guest. A page changes hands
-//! after every byte of it was compared with its partner's while neither could be written: both entries were
-//! made read-only, the flush of all processors' translations was acknowledged, and the p2m lock kept write
-//! faults waiting. No other proof is needed, so no profile is either.
+//! The guest runs all the while. Hash, last round's hash and index only name candidates: what they hold may
+//! be out of date, be that of another domain that is gone by now, or be made up by a guest. A page changes
+//! hands after every byte of it was compared with its partner's while neither could be written: both entries
+//! were made read-only, the flush of all processors' translations was acknowledged, and the p2m lock kept
+//! write faults waiting. No other proof is needed, so no profile is either.
 //!
 //! # Lock order
 //!

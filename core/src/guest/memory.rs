@@ -34,9 +34,9 @@ pub trait GuestMemory {
         value_by_bytes(self, at, width)
     }
 
-    /// Counts the values of a row, from its first on, that fail `test`: up to the first that passes, which is the
-    /// one after them, or all of them. The scan goes through descriptors in use with it, so an implementation
-    /// that has the frame mapped does well to look it up once.
+    /// Counts the values of a row, from its first on, that fail `test`: up to the first that passes, which is
+    /// the one after them, or all of them. The scan goes through descriptors in use with it, so an
+    /// implementation that has the frame mapped does well to look it up once.
     ///
     /// # Errors
     /// As [`GuestMemory::read`].

@@ -1,7 +1,7 @@
 //! A scan of memory that stands still, with the last word on every page: what `lacuna scan --dump` says.
 //!
-//! In the hypervisor a scan finds candidates, and the share step decides. Nothing comes after a scan of a dump, so
-//! it decides itself: where the profile looks at the bytes of a page, they are looked at here.
+//! In the hypervisor a scan finds candidates, and the share step decides. Nothing comes after a scan of a
+//! dump, so it decides itself: where the profile looks at the bytes of a page, they are looked at here.
 
 use crate::judge::admission::compare;
 use crate::{

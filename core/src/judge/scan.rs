@@ -1,7 +1,7 @@
 //! The scan: descriptors into the bitmap, beside the running guest.
 //!
-//! It only names candidates. A guest that allocates and frees while it is scanned leaves the bitmap wrong in places;
-//! the share slice asks again.
+//! It only names candidates. A guest that allocates and frees while it is scanned leaves the bitmap wrong in
+//! places; the share slice asks again.
 
 use crate::{Bitmap, FreeCheck, Gfn, GuestMemory, UnknownReason, Verdict};
 

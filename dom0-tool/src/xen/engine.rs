@@ -297,9 +297,9 @@ impl Engine {
         Ok(Part::of(figures, &answer))
     }
 
-    /// Runs one round of the content stage over all memory, part by part. With `leave_free` it leaves out what
-    /// the last scan found free. At its end it looks once more at pages that it met for the first time and that could be
-    /// shared if they stood still.
+    /// Runs one round of the content stage over all memory, part by part. With `leave_free` it leaves out
+    /// what the last scan found free. At its end it looks once more at pages that it met for the first time
+    /// and that could be shared if they stood still.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -310,9 +310,9 @@ impl Engine {
         Ok(sum)
     }
 
-    /// Runs a part of one of many rounds of the content stage: over `frames` frame numbers (not 0) from `from` on,
-    /// without a look at the end, and without pages that stood still for rounds; `leave_free` as in
-    /// [`Self::content`].
+    /// Runs a part of one of many rounds of the content stage: over `frames` frame numbers (not 0) from
+    /// `from` on, without a look at the end, and without pages that stood still for rounds; `leave_free` as
+    /// in [`Self::content`].
     ///
     /// # Errors
     /// [`EngineError`].

@@ -174,8 +174,8 @@ pub(super) fn rounds(host: &mut Host, guest: &Guest, count: u64) -> Result<u64> 
 }
 
 /// A guest without any profile: one round finds nearly all of its known duplicates, which stand still
-/// meanwhile, the next one all, and nothing else of what is known. The host has the memory, and the guest reads what it wrote before and after
-/// it writes again.
+/// meanwhile, the next one all, and nothing else of what is known. The host has the memory, and the guest
+/// reads what it wrote before and after it writes again.
 pub(crate) fn duplicates(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&Plan::stock("content", "6.12"))?;
     // Free pages are then like no other, and what is found is the agent's.
