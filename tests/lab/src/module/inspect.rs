@@ -57,6 +57,17 @@ pub(super) fn offences(bytes: &[u8], exported: &[String]) -> Result<Vec<String>,
     Ok(found)
 }
 
+/// The names of the shim's functions that the object `bytes` calls.
+pub(super) fn wanted(bytes: &[u8]) -> Result<Vec<String>, String> {
+    let file = object::File::parse(bytes).map_err(|error| error.to_string())?;
+    let names = file.symbols().filter(|symbol| symbol.is_undefined());
+    Ok(names
+        .filter_map(|symbol| symbol.name().ok())
+        .filter(|name| name.starts_with(SHIM_PREFIX))
+        .map(Into::into)
+        .collect())
+}
+
 fn sections(file: &object::File<'_>, found: &mut Vec<String>) {
     for section in file.sections() {
         let SectionFlags::Elf { sh_flags } = section.flags() else {

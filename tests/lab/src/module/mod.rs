@@ -88,6 +88,44 @@ pub(crate) fn build(context: &Context, sysroot: &Sysroot, kind: Kind) -> Result<
     Ok(object)
 }
 
+/// Writes `object` with a weak stand-in for each function of the shim that it calls into `directory`, and
+/// returns where it is.
+///
+/// For a hypervisor that has not got all of the shim yet: its own functions take the stand-ins' places, and
+/// what the hypervisor's C code does not find stays an error of its link.
+pub(crate) fn with_stand_ins(
+    sysroot: &Sysroot,
+    object: &Path,
+    directory: &Path,
+    log: &Path,
+    progress: &Progress,
+) -> Result<PathBuf> {
+    let bytes = fs::read(object).on("read", object)?;
+    let names = inspect::wanted(&bytes).map_err(|reason| Error::Unexpected {
+        what: format!("the object {}", object.display()),
+        expected: "a relocatable x86-64 ELF file".to_owned(),
+        seen: reason,
+    })?;
+    let functions = names
+        .iter()
+        .map(|name| format!(".weak {name}\n.type {name}, @function\n{name}:\n    ud2\n"));
+    let source = format!(
+        ".text\n{}.section .note.GNU-stack, \"\", @progbits\n",
+        functions.collect::<String>()
+    );
+    fs::create_dir_all(directory).on("create", directory)?;
+    let path = directory.join("stand-ins.S");
+    fs::write(&path, source).on("write", &path)?;
+    let given = object.display().to_string();
+    for line in [
+        vec!["gcc", "-c", "stand-ins.S", "-o", "stand-ins.o"],
+        vec!["ld", "-r", &given, "stand-ins.o", "-o", "lacuna.o"],
+    ] {
+        run_logged(sysroot.command(directory, &line), log, progress)?;
+    }
+    Ok(directory.join("lacuna.o"))
+}
+
 /// Refuses an object that Xen must not link.
 pub(crate) fn inspect_object(object: &Path, exported: &[String]) -> Result<()> {
     let bytes = fs::read(object).on("read", object)?;

@@ -22,8 +22,6 @@ pub(super) struct Compile<'a> {
     pub(super) config: &'a [&'a str],
     /// The Rust object.
     pub(super) module: &'a Path,
-    /// More variables for make.
-    pub(super) variables: &'a [&'a str],
 }
 
 impl Compile<'_> {
@@ -48,9 +46,11 @@ impl Compile<'_> {
         }
         let jobs = super::jobs();
         let module = format!("LACUNA_MODULE={}", self.module.display());
-        let mut line = vec!["make", &out, &jobs, &module];
-        line.extend(self.variables);
-        run_logged(self.sysroot.command(self.tree, &line), log, progress)
+        run_logged(
+            self.sysroot.command(self.tree, &["make", &out, &jobs, &module]),
+            log,
+            progress,
+        )
     }
 }
 

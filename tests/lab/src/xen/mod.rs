@@ -169,7 +169,6 @@ pub(crate) fn hypervisor(
             objects: &objects,
             config: &config,
             module,
-            variables: &[],
         };
         compile.run(&log, progress)?;
         for product in ["xen", "xen.gz", "xen-syms", "xen.efi"] {
