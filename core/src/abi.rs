@@ -11,7 +11,7 @@ use crate::VcpuRegisters;
 /// The domctl's number, `XEN_DOMCTL_lacuna`: "LA", far above what Xen allots in sequence.
 pub const DOMCTL_LACUNA: u32 = 0x4c41;
 /// Version of this interface.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// What is asked of the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,6 +345,18 @@ statistics! {
     refilled,
     /// Most bytes that bitmap and tables of the content stage may take, by the memory that the guest has now.
     metadata_most,
+    /// Pages of the host's memory that are put aside for accesses on the guest's behalf which cannot wait.
+    reserve,
+    /// How many that should be: a page for each of the guest's grants, 1,024 more with a device model, and no
+    /// more than the guest has on shared frames.
+    reserve_full,
+    /// Times that there was no memory to put aside for a page that was to be shared, or for a larger grant
+    /// table; it was refused.
+    reserve_refused,
+    /// Times that the guest was kept from running because its reserve had been drawn on.
+    stood,
+    /// How long it was, in nanoseconds, in all.
+    stood_ns,
 }
 
 /// What is known of one frame.
@@ -429,15 +441,25 @@ pub struct ShimCounters {
     pub bitmap_gfns: u64,
     /// Most bytes that bitmap and tables may take.
     pub metadata_most: u64,
+    /// Pages put aside for the domain.
+    pub reserve: u64,
+    /// How many that should be.
+    pub reserve_full: u64,
+    /// Times that there was no memory to put aside.
+    pub reserve_refused: u64,
+    /// Times that the domain waited for its reserve.
+    pub stood: u64,
+    /// How long, in nanoseconds.
+    pub stood_ns: u64,
 }
 
 static_assertions::const_assert_eq!(size_of::<Request>(), 88);
 static_assertions::const_assert_eq!(size_of::<BitmapHeader>(), 80);
 static_assertions::const_assert_eq!(size_of::<VcpuRegisters>(), 64);
 static_assertions::const_assert_eq!(size_of::<GfnInfo>(), 40);
-static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 88);
+static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 128);
 static_assertions::const_assert_eq!(size_of::<Explanation>(), 96);
-static_assertions::const_assert_eq!(size_of::<Statistics>(), 54 * 8);
+static_assertions::const_assert_eq!(size_of::<Statistics>(), 59 * 8);
 
 #[cfg(test)]
 mod tests {
@@ -460,7 +482,7 @@ mod tests {
         };
         let mut golden = [0_u8; 88];
         for (at, value) in [
-            (0, 6),
+            (0, 7),
             (4, 4),
             (8, 2),
             (12, 3),

@@ -76,6 +76,8 @@ codes! {
         NoMemory = 11 as "NO_MEMORY",
         /// The domain with which it was to share is gone, or not of the same trust group.
         NoPartner = 12 as "NO_PARTNER",
+        /// The host has no memory to put aside for accesses on the domain's behalf.
+        NoReserve = 13 as "NO_RESERVE",
     }
 }
 

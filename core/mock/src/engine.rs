@@ -181,6 +181,7 @@ impl Domain for MockGuest {
             content_gfns: self.machine.content_gfns(),
             content_unshared: self.machine.content_unshared,
             refilled: 0,
+            ..ShimCounters::default()
         }
     }
 

@@ -280,6 +280,11 @@ impl Session {
             refilled: shim.refilled,
             metadata_bytes: shim.metadata_bytes,
             metadata_most: shim.metadata_most,
+            reserve: shim.reserve,
+            reserve_full: shim.reserve_full,
+            reserve_refused: shim.reserve_refused,
+            stood: shim.stood,
+            stood_ns: shim.stood_ns,
             bitmap_gfns: shim.bitmap_gfns,
             ..self.statistics
         }

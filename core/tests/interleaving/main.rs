@@ -25,6 +25,7 @@ mod machine;
 mod merge;
 mod protection;
 mod refill;
+mod reserve;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Cell};

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ const DRIVERS: &str = "/disks";
 const LIMIT: Duration = Duration::from_secs(60);
 /// Pages that are written or read at once.
 const CHUNK: u64 = 32;
+/// Pages that the kernel is asked to read ahead of time.
+const AHEAD: u64 = 2048;
 const BYTES: u64 = PAGE_SIZE as u64;
 
 /// Counts what an order comes to.
@@ -68,6 +71,11 @@ pub(crate) fn check(seed: u64, every: u64) -> io::Result<Report> {
     let mut tally = Tally::default();
     let mut bytes = vec![0; PAGE_SIZE];
     for page in 0..pages {
+        if page % AHEAD == 0 {
+            // As much in flight as the ring has room for, whatever this process waits for.
+            let length = NonZeroU64::new(AHEAD * BYTES);
+            fadvise(&disk, page * BYTES, length, Advice::WillNeed)?;
+        }
         let read = disk.read_exact_at(&mut bytes, page * BYTES);
         if tally.accessed("read", page, read) {
             tally.pages += 1;

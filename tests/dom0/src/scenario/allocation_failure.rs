@@ -292,7 +292,7 @@ fn once(
     Ok((failed, answer))
 }
 
-/// What the host has and the guest holds, which a failure must not change.
+/// What the host has and the guest holds, or what is put aside for it, which a failure must not change.
 struct Held {
     free: u64,
     guest: u64,
@@ -304,15 +304,15 @@ impl Held {
         let direct = Direct::open(guest.domain)?;
         // Asking makes what Xen keeps for the domain, which is for `status` to do: it comes first, and shares
         // nothing.
-        let sharing = if command[0] == "status" {
-            0
+        let (sharing, reserve) = if command[0] == "status" {
+            (0, 0)
         } else {
-            let statistics = direct.engine.statistics();
-            statistics.map_err(|error| refused(&error))?.content_gfns
+            let statistics = direct.engine.statistics().map_err(|error| refused(&error))?;
+            (statistics.content_gfns, statistics.reserve)
         };
         Ok(Self {
             free: failures.end()?.free_pages,
-            guest: direct.pages()?,
+            guest: direct.pages()? + reserve,
             sharing,
         })
     }
