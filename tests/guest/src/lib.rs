@@ -131,6 +131,16 @@ pub enum Task {
         /// How.
         way: Way,
     },
+    /// Carry out operations at random on pages of the guest's own, and on Xen's interfaces that take pages; see
+    /// `tests/windows/kernel/campaign.c`. Reply: [`Report::Operated`]. The Windows-like guest only.
+    Operate {
+        /// How many.
+        operations: u32,
+        /// Chooses them.
+        seed: u64,
+    },
+    /// Look at every page of theirs whose contents are known. Reply: [`Report::Operated`].
+    OperateCheck,
     /// Load the driver of Xen's virtual disks and write the whole of the disk [`DISK`], in pages with known
     /// contents, which the kernel keeps no copy of. Reply: [`Report::Disk`].
     DiskFill {
@@ -315,6 +325,15 @@ pub enum Report {
     GivenUp {
         /// How many Xen took.
         pages: u64,
+    },
+    /// What came of operations at random, since the guest started.
+    Operated {
+        /// How many were carried out.
+        operations: u64,
+        /// How many Xen refused although it can do them.
+        refused: u64,
+        /// Looks at a page that did not hold what it must.
+        wrong: u64,
     },
     /// What came of work on a disk.
     Disk {

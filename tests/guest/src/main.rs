@@ -184,7 +184,9 @@ impl Agent {
             | Task::TakePages { .. }
             | Task::ReadPage { .. }
             | Task::HandPage { .. }
-            | Task::GiveUp { .. } => {
+            | Task::GiveUp { .. }
+            | Task::Operate { .. }
+            | Task::OperateCheck => {
                 Err("only the Windows-like guest keeps its lists itself, and calls Xen itself".to_owned())
             }
             Task::DiskFill { seed } => disk::fill(seed).map_err(text),

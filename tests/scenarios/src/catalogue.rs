@@ -159,6 +159,8 @@ pub const SCENARIOS: &[Scenario] = &[
     quick_on(Boot::Mutants, "reclaim/race-without-recheck", 900),
     quick_on(Boot::Mutants, "windows/race-without-recheck", 900),
     long_on(Boot::Mutants, "reclaim/race-without-flush", 900),
+    quick_on(Boot::Mutants, "hostile/campaign", 900),
+    long_on(Boot::Mutants, "hostile/campaign-long", 5400),
     // The last one of its boot: nothing is given back after it.
     quick_on(Boot::Mutants, "hostile/memory-error", 600),
     long_on(Boot::Iommu, "reclaim/refusals-iommu", 600),

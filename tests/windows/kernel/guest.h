@@ -156,6 +156,10 @@ uint64_t memory_next(uint64_t frame);
 uint64_t memory_count(enum location list);
 /* Puts a page on the zeroed list as it is; `on_list` false leaves it just taken off, for good. */
 void memory_lie(uint64_t frame, bool on_list);
+/* Takes back what memory_lie() said of a page that was left off the list. */
+void memory_keep(uint64_t frame);
+/* Whether pages are to be left unzeroed; returns once none is being zeroed. */
+void memory_rest(bool rest);
 /* Sets the bit of each page of the zeroed list, under the list's lock; returns how many there are. */
 uint64_t memory_truth(uint64_t *bits, uint64_t words);
 
@@ -179,6 +183,8 @@ struct work_counters work_counters(void);
 uint64_t work_grow(uint64_t pages, uint64_t *taken);
 void work_shrink(void);
 void work_lie(uint64_t pages);
+/* The word at `index` of contents number `generation`; never zero. */
+uint64_t work_word(uint64_t generation, uint64_t index);
 /* How many pages that were lied about do not hold what was written to them. */
 uint64_t work_check_lies(uint64_t *pages);
 
@@ -194,6 +200,18 @@ uint64_t named_told(void);
 int64_t named_hand(const char *line, uint64_t page);
 /* Gives pages up in the way that the order names; how many Xen took. */
 uint64_t named_give(const char *line, uint64_t from, uint64_t pages);
+
+/* ---- campaign.c: operations at random ---- */
+
+/* Carries out so many operations, which the seed chooses. */
+void campaign_run(uint64_t count, uint64_t seed);
+/* Looks at every page whose contents are known. */
+void campaign_check(void);
+/* Operations so far; those that Xen refused though it can do them; pages that did not hold what they must. */
+struct campaign_counters {
+    uint64_t operations, refused, wrong;
+};
+struct campaign_counters campaign_counters(void);
 
 /* ---- orders.c ---- */
 

@@ -28,6 +28,8 @@ struct list {
 
 static struct lock lock;
 static uint8_t *entries;
+/* Whether no page is to be zeroed, and whether one is. */
+static bool resting, zeroing;
 
 static struct list *list_of(enum location location)
 {
@@ -244,14 +246,16 @@ bool memory_zero_one(void)
     uint64_t frame = NOTHING;
 
     lock_take(&lock);
-    if ( list_of(FREE)->total > FREE_KEPT )
+    if ( !resting && list_of(FREE)->total > FREE_KEPT )
         frame = remove(FREE);
+    zeroing = frame != NOTHING;
     lock_drop(&lock);
     if ( frame == NOTHING )
         return false;
     memset(page_of(frame), 0, PAGE_BYTES);
     lock_take(&lock);
     append(ZEROED, frame);
+    zeroing = false;
     lock_drop(&lock);
 
     return true;
@@ -283,6 +287,27 @@ void memory_lie(uint64_t frame, bool on_list)
         set(frame, &package->location, ZEROED);
     }
     lock_drop(&lock);
+}
+
+void memory_keep(uint64_t frame)
+{
+    lock_take(&lock);
+    mark_used(frame);
+    lock_drop(&lock);
+}
+
+void memory_rest(bool rest)
+{
+    bool busy;
+
+    do {
+        lock_take(&lock);
+        resting = rest;
+        busy = rest && zeroing;
+        lock_drop(&lock);
+        if ( busy )
+            xen_yield();
+    } while ( busy );
 }
 
 uint64_t memory_truth(uint64_t *bits, uint64_t words)

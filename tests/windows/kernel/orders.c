@@ -155,6 +155,17 @@ static void tell_taken(uint64_t id, uint64_t pages)
     answer(id, "taken", &rest);
 }
 
+static void tell_campaign(uint64_t id)
+{
+    struct campaign_counters counters = campaign_counters();
+    struct text rest = { .length = 0 };
+
+    member(&rest, "operations", counters.operations);
+    member(&rest, "refused", counters.refused);
+    member(&rest, "wrong", counters.wrong);
+    answer(id, "operated", &rest);
+}
+
 static void carry_out(const char *line)
 {
     struct text rest = { .length = 0 };
@@ -230,6 +241,16 @@ static void carry_out(const char *line)
         pages = json_number(line, "pages", 0);
         member(&rest, "pages", named_give(line, json_number(line, "from", 0), pages));
         answer(id, "given-up", &rest);
+    }
+    else if ( json_is(line, "do", "operate") )
+    {
+        campaign_run(json_number(line, "operations", 0), json_number(line, "seed", 1));
+        tell_campaign(id);
+    }
+    else if ( json_is(line, "do", "operate-check") )
+    {
+        campaign_check();
+        tell_campaign(id);
     }
     else if ( json_is(line, "do", "health") )
         tell_health(id);

@@ -26,7 +26,7 @@ static uint64_t blocks, pages_checked, corrupt;
 static uint64_t grown = NOTHING;
 static uint64_t lies[MOST_LIES], lie_count;
 
-static uint64_t word(uint64_t generation, uint64_t index)
+uint64_t work_word(uint64_t generation, uint64_t index)
 {
     return (generation * 0x9e3779b97f4a7c15ull ^ index * 0xbf58476d1ce4e5b9ull) | 1;
 }
@@ -55,7 +55,7 @@ static void write_page(uint64_t frame, uint64_t generation, uint64_t first)
     unsigned int index;
 
     for ( index = 0; index < PAGE_WORDS; index++ )
-        words[index] = word(generation, first + index);
+        words[index] = work_word(generation, first + index);
 }
 
 static void check_page(uint64_t frame, uint64_t generation, uint64_t first)
@@ -64,8 +64,8 @@ static void check_page(uint64_t frame, uint64_t generation, uint64_t first)
     unsigned int index;
 
     for ( index = 0; index < PAGE_WORDS; index++ )
-        if ( words[index] != word(generation, first + index) )
-            found_corrupt(&words[index], word(generation, first + index), words[index]);
+        if ( words[index] != work_word(generation, first + index) )
+            found_corrupt(&words[index], work_word(generation, first + index), words[index]);
 }
 
 static void make_block(struct worker *worker)
@@ -250,7 +250,7 @@ uint64_t work_check_lies(uint64_t *pages)
 
         if ( lies[lie] >> 63 )
             for ( index = 0; index < PAGE_WORDS; index++ )
-                same &= words[index] == word(seed_of_lies, lie + index);
+                same &= words[index] == work_word(seed_of_lies, lie + index);
         else
             for ( index = 0; index < PAGE_BYTES; index++ )
                 same &= ((const uint8_t *)words)[index] == (index == lie * 61 % PAGE_BYTES);

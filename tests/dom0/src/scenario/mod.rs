@@ -2,6 +2,7 @@
 
 mod allocation_failure;
 mod boot;
+mod campaign;
 mod claims;
 mod content;
 mod content_balloon;
@@ -106,6 +107,8 @@ const BODIES: &[(&str, Body)] = &[
     ("reclaim/race-without-recheck", race::without_recheck),
     ("windows/race-without-recheck", windows::race_without_recheck),
     ("reclaim/race-without-flush", race::without_flush),
+    ("hostile/campaign", campaign::short),
+    ("hostile/campaign-long", campaign::long),
     ("hostile/memory-error", memory_error::shared_frames),
     ("reclaim/refusals-iommu", refusals::with_iommu),
     ("reclaim/refusals-pvh-dom0", refusals::pvh_dom0),
