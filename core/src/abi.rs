@@ -292,15 +292,15 @@ statistics! {
     /// Most pages shared in one slice.
     slice_most_pages,
     /// Times the identity check refused a slice.
-    guard_failures,
+    identity_failures,
     /// Virtual CPU of the last refusal.
-    guard_vcpu,
+    identity_vcpu,
     /// Check that failed in the last refusal, an `IdentityCheck`, 0 for none.
-    guard_check,
+    identity_check,
     /// Value found in the last refusal.
-    guard_found,
+    identity_found,
     /// Value expected in the last refusal.
-    guard_expected,
+    identity_expected,
     /// Pages on zero frames now.
     zero_gfns,
     /// Pages that left zero frames because the guest wrote to them, in all: one by a fault, or 512 by one
@@ -378,7 +378,7 @@ pub struct Explanation {
     /// The predicate's member of that descriptor; all ones when unreadable.
     pub predicate: u64,
     /// Whether the bitmap has the frame as free: 1 or 0.
-    pub nominated: u64,
+    pub candidate: u64,
     /// The machine frame it is mapped to; all ones for none.
     pub mfn: u64,
     /// Xen's `count_info` of that frame.

@@ -53,7 +53,7 @@ pub use judge::{
     scan_offline,
 };
 pub use profile::{
-    Anchor, Blocks, BootValue, BytesRule, Contents, Extent, FieldRule, FreeRule, Gate, Guard, Kernel,
+    Anchor, Blocks, BootValue, BytesRule, Contents, Extent, FieldRule, FreeRule, Gate, Identity, Kernel,
     MAX_ANCHORS, MAX_CONDITIONS, MAX_EXTENTS, MAX_PROFILE_BYTES, MAX_ROOT_SLOTS, MAX_ZONES, MemoryMap,
     Profile, ProfileError, RootSlot, Sections, ZoneCounter,
 };

@@ -63,10 +63,10 @@ prop_compose! {
         profile.free.blocks.as_mut().unwrap().max_order = Order::new(max_order).unwrap();
         let zone = profile.zones[0];
         profile.zones = (0..zones).map(|_| zone).collect();
-        profile.guard.boot_value.as_mut().unwrap().value = boot_value;
+        profile.identity.boot_value.as_mut().unwrap().value = boot_value;
         for index in more_slots {
-            if profile.guard.root_slots.iter().all(|slot| slot.index != index) {
-                profile.guard.root_slots.push(RootSlot { index, entry: 0x1001 }).unwrap();
+            if profile.identity.root_slots.iter().all(|slot| slot.index != index) {
+                profile.identity.root_slots.push(RootSlot { index, entry: 0x1001 }).unwrap();
             }
         }
         profile
@@ -270,7 +270,7 @@ fn broken() -> Vec<(FieldRule, Profile)> {
     ] {
         with(FieldRule::ZonePlace, &|p| p.zones[0] = bad);
     }
-    with(FieldRule::RootSlots, &|p| p.guard.root_slots.clear());
+    with(FieldRule::RootSlots, &|p| p.identity.root_slots.clear());
     for (index, entry) in [
         (255, 0x1001),
         (512, 0x1001),
@@ -279,32 +279,34 @@ fn broken() -> Vec<(FieldRule, Profile)> {
         (300, 0x1041),
     ] {
         with(FieldRule::RootSlots, &|p| {
-            p.guard.root_slots[0] = RootSlot { index, entry };
+            p.identity.root_slots[0] = RootSlot { index, entry };
         });
     }
     with(FieldRule::RootSlots, &|p| {
-        p.guard.root_slots[1] = p.guard.root_slots[0];
+        p.identity.root_slots[1] = p.identity.root_slots[0];
     });
     // Without the entry that maps the boot value, or the memory map.
     for position in 0..2 {
         with(FieldRule::RootSlots, &|p| {
-            p.guard.root_slots.remove(position);
+            p.identity.root_slots.remove(position);
         });
     }
-    with(FieldRule::GuardAddress, &|p| p.guard.idt_base = 0x1000);
-    with(FieldRule::GuardAddress, &|p| p.guard.lstar = 0x40_0000);
-    with(FieldRule::GuardAddress, &|p| p.guard.sysenter_eip = 0x40_0000);
-    with(FieldRule::GuardAddress, &|p| {
+    with(FieldRule::IdentityAddress, &|p| p.identity.idt_base = 0x1000);
+    with(FieldRule::IdentityAddress, &|p| p.identity.lstar = 0x40_0000);
+    with(FieldRule::IdentityAddress, &|p| {
+        p.identity.sysenter_eip = 0x40_0000
+    });
+    with(FieldRule::IdentityAddress, &|p| {
         drawn(p).at = GuestVirt::new(1 << 47);
     });
-    with(FieldRule::GuardAddress, &|p| {
-        p.guard.gate = Some(Gate {
+    with(FieldRule::IdentityAddress, &|p| {
+        p.identity.gate = Some(Gate {
             vector: 14,
             handler: GuestVirt::new(0x1000),
         });
     });
-    with(FieldRule::GuardAddress, &|p| {
-        p.guard
+    with(FieldRule::IdentityAddress, &|p| {
+        p.identity
             .anchors
             .push(Anchor {
                 at: GuestVirt::new(0x1000),
@@ -312,15 +314,15 @@ fn broken() -> Vec<(FieldRule, Profile)> {
             })
             .unwrap();
     });
-    with(FieldRule::GuardIdentity, &|p| p.guard.idt_base = 0);
-    with(FieldRule::GuardIdentity, &|p| p.guard.lstar = 0);
+    with(FieldRule::IdentityEntry, &|p| p.identity.idt_base = 0);
+    with(FieldRule::IdentityEntry, &|p| p.identity.lstar = 0);
     for limit in [0, 510, 4096] {
-        with(FieldRule::GuardIdtLimit, &|p| p.guard.idt_limit = limit);
+        with(FieldRule::IdtLimit, &|p| p.identity.idt_limit = limit);
     }
-    with(FieldRule::GuardBootValue, &|p| drawn(p).value = 0);
-    with(FieldRule::GuardBootValue, &|p| drawn(p).bytes = 2);
-    with(FieldRule::GuardBootValue, &|p| drawn(p).bytes = 4);
-    with(FieldRule::GuardBootValue, &|p| p.guard.boot_value = None);
+    with(FieldRule::BootValue, &|p| drawn(p).value = 0);
+    with(FieldRule::BootValue, &|p| drawn(p).bytes = 2);
+    with(FieldRule::BootValue, &|p| drawn(p).bytes = 4);
+    with(FieldRule::BootValue, &|p| p.identity.boot_value = None);
     all.extend(broken_memory_maps(&good));
     all.extend(broken_32_bit(&good));
     all
@@ -331,7 +333,7 @@ fn blocks(profile: &mut Profile) -> &mut Blocks {
 }
 
 fn drawn(profile: &mut Profile) -> &mut BootValue {
-    profile.guard.boot_value.as_mut().unwrap()
+    profile.identity.boot_value.as_mut().unwrap()
 }
 
 /// Sections as 64-bit Linux 5.10 has them without a virtual memory map.
@@ -372,7 +374,11 @@ fn broken_memory_maps(good: &Profile) -> Vec<(FieldRule, Profile)> {
     let with_sections = |sections| {
         let mut profile = good.clone();
         profile.memory_map = MemoryMap::Sections(sections);
-        profile.guard.anchors.push(anchor(sections.table.get())).unwrap();
+        profile
+            .identity
+            .anchors
+            .push(anchor(sections.table.get()))
+            .unwrap();
         profile
     };
     let right = sections();
@@ -444,7 +450,7 @@ fn broken_memory_maps(good: &Profile) -> Vec<(FieldRule, Profile)> {
         profile.memory_map = MemoryMap::Extents;
         profile.extents.extend_from_slice(extents).unwrap();
         for extent in extents.iter().take(1) {
-            profile.guard.anchors.push(anchor(extent.array.get())).unwrap();
+            profile.identity.anchors.push(anchor(extent.array.get())).unwrap();
         }
         profile
     };
@@ -486,12 +492,12 @@ fn broken_32_bit(good: &Profile) -> Vec<(FieldRule, Profile)> {
         count_offset: 40,
         count_bytes: 4,
     };
-    right.guard.idt_base = 0xfffb_9000;
-    right.guard.idt_limit = 0x7ff;
-    right.guard.lstar = 0;
-    right.guard.sysenter_eip = 0xc17d_1234;
-    right.guard.root_slots.clear();
-    right.guard.anchors = [0xc17d_1000, 0xc1b0_0004, 0xf700_0000]
+    right.identity.idt_base = 0xfffb_9000;
+    right.identity.idt_limit = 0x7ff;
+    right.identity.lstar = 0;
+    right.identity.sysenter_eip = 0xc17d_1234;
+    right.identity.root_slots.clear();
+    right.identity.anchors = [0xc17d_1000, 0xc1b0_0004, 0xf700_0000]
         .into_iter()
         .map(anchor)
         .collect();
@@ -521,15 +527,15 @@ fn broken_32_bit(good: &Profile) -> Vec<(FieldRule, Profile)> {
         p.zones[0].array = GuestVirt::new(0x1_c1a0_0004);
     });
     with(FieldRule::ZonePlace, &|p| p.zones[0].count_bytes = 8);
-    with(FieldRule::RootSlots, &|p| p.guard.anchors.clear());
+    with(FieldRule::RootSlots, &|p| p.identity.anchors.clear());
     // Without the one on the boot value's page, or on the memory map's.
     for position in 1..3 {
         with(FieldRule::RootSlots, &|p| {
-            p.guard.anchors.remove(position);
+            p.identity.anchors.remove(position);
         });
     }
     with(FieldRule::RootSlots, &|p| {
-        p.guard
+        p.identity
             .root_slots
             .push(RootSlot {
                 index: 300,
@@ -537,8 +543,8 @@ fn broken_32_bit(good: &Profile) -> Vec<(FieldRule, Profile)> {
             })
             .unwrap();
     });
-    with(FieldRule::GuardIdtLimit, &|p| p.guard.idt_limit = 0xfff);
-    with(FieldRule::GuardIdentity, &|p| p.guard.sysenter_eip = 0);
+    with(FieldRule::IdtLimit, &|p| p.identity.idt_limit = 0xfff);
+    with(FieldRule::IdentityEntry, &|p| p.identity.sysenter_eip = 0);
     all
 }
 
@@ -565,7 +571,7 @@ fn a_rule_that_looks_at_the_bytes_may_lean_on_less() {
         bytes: BytesRule::Zero,
     };
     profile.zones.clear();
-    profile.guard.boot_value = None;
+    profile.identity.boot_value = None;
     assert_eq!(profile.check(), Ok(()));
     assert_eq!(Profile::decode(&encoded(&profile)), Ok(profile.clone()));
     profile.free.bytes = BytesRule::Any;

@@ -79,8 +79,8 @@ fn a_profile_says_what_the_kernel_says_and_counts_what_it_counts() {
     };
     assert_eq!(base.get(), VMEMMAP);
     assert_eq!(built.profile.contents, Contents::DontCare);
-    assert_eq!(built.profile.guard.lstar, IMAGE + at::ENTRY);
-    let drawn = built.profile.guard.boot_value.unwrap();
+    assert_eq!(built.profile.identity.lstar, IMAGE + at::ENTRY);
+    let drawn = built.profile.identity.boot_value.unwrap();
     assert_eq!((drawn.value, drawn.bytes), (0x1234_5678_9abc_de00, 8));
     assert_eq!(built.counted.pages, FakeKernel::FREE_PAGES);
     assert!(built.unusable.is_none());
@@ -342,7 +342,7 @@ fn without_data_symbols() -> FakeKernel {
 fn a_kernel_without_symbols_of_data_is_profiled_by_what_its_memory_holds() {
     let built = make(&mut without_data_symbols()).unwrap();
     assert_eq!(built.unusable, None);
-    let drawn = built.profile.guard.boot_value.unwrap();
+    let drawn = built.profile.identity.boot_value.unwrap();
     assert_eq!(
         (drawn.at.get(), drawn.value),
         (IMAGE + at::INIT_TASK + at::CANARY_IN_TASK, 0x1234_5678_9abc_de00)
@@ -379,7 +379,7 @@ fn what_only_looks_like_the_first_task_is_not_taken_for_it() {
     // Where a symbol says where it is, that is of no avail.
     let mut guest = FakeKernel::new();
     guest.first_task(0x10_0000);
-    let drawn = make(&mut guest).unwrap().profile.guard.boot_value.unwrap();
+    let drawn = make(&mut guest).unwrap().profile.identity.boot_value.unwrap();
     assert_eq!(drawn.value, 0x1234_5678_9abc_de00);
 }
 
@@ -469,7 +469,7 @@ fn a_virtual_cpu_with_another_idt_is_refused() {
     vcpus[1].idt_limit = 0;
     let refused = build_with(&mut guest, &kernel, &FakeKernel::layout(), &vcpus);
     assert!(
-        matches!(refused, Err(BuildError::Guard { vcpu: 1, .. })),
+        matches!(refused, Err(BuildError::OtherIdentity { vcpu: 1, .. })),
         "{refused:?}"
     );
 }

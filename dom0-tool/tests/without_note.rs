@@ -148,7 +148,7 @@ fn a_kernel_without_a_note_is_known_by_its_system_map_and_headers() {
         assert_eq!(built.facts.sources(), [Source::Stub]);
         assert_eq!(built.counted.pages, FakeKernel::FREE_PAGES);
         assert_eq!(built.unusable, None);
-        let drawn = built.profile.guard.boot_value.unwrap();
+        let drawn = built.profile.identity.boot_value.unwrap();
         let expected = match era {
             Era::New => (IMAGE + at::INIT_TASK + at::CANARY_IN_TASK, 0x1234_5678_9abc_de00),
             // Without a stack protector it is another secret.

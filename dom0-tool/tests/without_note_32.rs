@@ -204,7 +204,7 @@ fn a_32_bit_kernel_of_2_6_is_known_by_its_system_map_and_headers() {
     let built = build(&mut guest, &kernel, &sources, &cpus).unwrap();
     assert_eq!(built.memory_model.name, "flatmem");
     assert_eq!((built.counted.pages, built.unusable), (FREE_PAGES, None));
-    let drawn = built.profile.guard.boot_value.unwrap();
+    let drawn = built.profile.identity.boot_value.unwrap();
     assert_eq!(
         (drawn.at.get(), drawn.bytes, drawn.value),
         (PAGE_OFFSET + COOKIES, 4, 0x1357_9bdf)

@@ -210,7 +210,7 @@ fn bent_profile(guest: &MockGuest, input: &mut Input<'_>) -> Profile {
             8 => profile.zones[0].array = high,
             9 => profile.zones[0].stride = (input.below(513) * 8) as u16,
             10 => {
-                if let Some(drawn) = &mut profile.guard.boot_value {
+                if let Some(drawn) = &mut profile.identity.boot_value {
                     drawn.at = high;
                 }
             }

@@ -14,8 +14,8 @@ use super::models::MapPlace;
 use super::tables::Tables;
 use super::tables_held::TablesHeld;
 use lacuna_core::{
-    Anchor, BootValue, Contents, Field, Gfn, Guard, GuestPhys, GuestVirt, Kernel, MAX_ROOT_SLOTS, MemoryMap,
-    PAGE_SHIFT, PAGE_SIZE, Profile, RootSlot, VcpuRegisters, ZoneCounter,
+    Anchor, BootValue, Contents, Field, Gfn, GuestPhys, GuestVirt, Identity, Kernel, MAX_ROOT_SLOTS,
+    MemoryMap, PAGE_SHIFT, PAGE_SIZE, Profile, RootSlot, VcpuRegisters, ZoneCounter,
 };
 
 /// A guest program, run between the engine's calls.
@@ -140,7 +140,7 @@ impl MockGuest {
             free: layout.free_rule(),
             contents: Contents::DontCare,
             zones: counters.collect(),
-            guard: Guard {
+            identity: Identity {
                 idt_base: if levels.is_32_bit() { IDT_BASE_32 } else { IDT_BASE },
                 idt_limit: if levels.is_32_bit() {
                     IDT_LIMIT_32

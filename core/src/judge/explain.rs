@@ -15,7 +15,7 @@ pub fn explain<M: GuestMemory>(
     let mut answer = Explanation {
         verdict: 3,
         predicate: u64::MAX,
-        nominated: u64::from(candidate),
+        candidate: u64::from(candidate),
         mfn: info.mfn,
         count_info: info.count_info,
         type_info: info.type_info,

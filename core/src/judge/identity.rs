@@ -146,7 +146,7 @@ pub fn check_identity<M: GuestMemory>(
 
 /// What the registers alone say of the kernel.
 fn check_registers(profile: &Profile, vcpu: u32, registers: &VcpuRegisters) -> Result<(), IdentityMismatch> {
-    let guard = &profile.guard;
+    let identity = &profile.identity;
     let require = |holds: bool, failure: IdentityCheck, found: u64, expected: u64| {
         if holds {
             Ok(())
@@ -161,16 +161,16 @@ fn check_registers(profile: &Profile, vcpu: u32, registers: &VcpuRegisters) -> R
     };
     // The IDT limit first: it is the earliest sign of a kexec, and the others may still look right.
     require(
-        registers.idt_limit == guard.idt_limit,
+        registers.idt_limit == identity.idt_limit,
         IdentityCheck::IdtLimit,
         u64::from(registers.idt_limit),
-        u64::from(guard.idt_limit),
+        u64::from(identity.idt_limit),
     )?;
     require(
-        guard.idt_base == 0 || registers.idt_base == guard.idt_base,
+        identity.idt_base == 0 || registers.idt_base == identity.idt_base,
         IdentityCheck::IdtBase,
         registers.idt_base,
-        guard.idt_base,
+        identity.idt_base,
     )?;
     require(
         registers.cr0 & CR0_PAGED == CR0_PAGED,
@@ -197,16 +197,16 @@ fn check_registers(profile: &Profile, vcpu: u32, registers: &VcpuRegisters) -> R
         levels,
     )?;
     require(
-        guard.lstar == 0 || registers.lstar == guard.lstar,
+        identity.lstar == 0 || registers.lstar == identity.lstar,
         IdentityCheck::Lstar,
         registers.lstar,
-        guard.lstar,
+        identity.lstar,
     )?;
     require(
-        guard.sysenter_eip == 0 || registers.sysenter_eip == guard.sysenter_eip,
+        identity.sysenter_eip == 0 || registers.sysenter_eip == identity.sysenter_eip,
         IdentityCheck::SysenterEip,
         registers.sysenter_eip,
-        guard.sysenter_eip,
+        identity.sysenter_eip,
     )
 }
 
@@ -224,7 +224,7 @@ fn check_tables<M: GuestMemory>(
         found,
         expected,
     };
-    for slot in &profile.guard.root_slots {
+    for slot in &profile.identity.root_slots {
         let at = GuestPhys::new(address(cr3) + u64::from(slot.index) * 8);
         let found = memory
             .read_value(at, 8)
@@ -235,7 +235,7 @@ fn check_tables<M: GuestMemory>(
             return Err(mismatch(IdentityCheck::RootSlot, found, slot.entry));
         }
     }
-    for anchor in &profile.guard.anchors {
+    for anchor in &profile.identity.anchors {
         let expected = anchor.physical.get();
         let found = walk(memory, GuestPhys::new(cr3), profile.levels, anchor.at)
             .ok()
@@ -245,7 +245,7 @@ fn check_tables<M: GuestMemory>(
             return Err(mismatch(IdentityCheck::Anchor, found.get(), expected));
         }
     }
-    if let Some(gate) = profile.guard.gate {
+    if let Some(gate) = profile.identity.gate {
         let expected = gate.handler.get();
         let found = handler(memory, profile.levels, registers.idt_base, gate, cr3).ok_or(mismatch(
             IdentityCheck::Unreadable,
@@ -292,7 +292,7 @@ pub(crate) fn check_boot_value<M: GuestMemory>(
     memory: &mut M,
     profile: &Profile,
 ) -> Result<(), IdentityMismatch> {
-    let Some(drawn) = profile.guard.boot_value else {
+    let Some(drawn) = profile.identity.boot_value else {
         return Ok(());
     };
     let mismatch = |failure, found| IdentityMismatch {

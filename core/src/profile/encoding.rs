@@ -4,7 +4,7 @@ use heapless::{String, Vec};
 use serde::Deserialize;
 
 use super::{
-    BytesRule, Contents, FieldRule, FreeRule, Guard, Kernel, MemoryMap, PagingLevels, Predicate, Profile,
+    BytesRule, Contents, FieldRule, FreeRule, Identity, Kernel, MemoryMap, PagingLevels, Predicate, Profile,
 };
 use crate::refusal::Refusal;
 use crate::{Field, GuestPhys, Status};
@@ -191,7 +191,7 @@ impl Profile {
             },
             contents: Contents::DontCare,
             zones: Vec::new(),
-            guard: Guard {
+            identity: Identity {
                 idt_base: 0,
                 idt_limit: 0,
                 lstar: 0,
@@ -235,15 +235,15 @@ impl Profile {
         self.free.bytes = take(&mut body)?;
         self.contents = take(&mut body)?;
         take_list(&mut body, &mut self.zones, FieldRule::Zones)?;
-        let guard = &mut self.guard;
-        guard.idt_base = take(&mut body)?;
-        guard.idt_limit = take(&mut body)?;
-        guard.lstar = take(&mut body)?;
-        guard.sysenter_eip = take(&mut body)?;
-        guard.gate = take(&mut body)?;
-        take_list(&mut body, &mut guard.root_slots, FieldRule::RootSlots)?;
-        take_list(&mut body, &mut guard.anchors, FieldRule::GuardAddress)?;
-        guard.boot_value = take(&mut body)?;
+        let identity = &mut self.identity;
+        identity.idt_base = take(&mut body)?;
+        identity.idt_limit = take(&mut body)?;
+        identity.lstar = take(&mut body)?;
+        identity.sysenter_eip = take(&mut body)?;
+        identity.gate = take(&mut body)?;
+        take_list(&mut body, &mut identity.root_slots, FieldRule::RootSlots)?;
+        take_list(&mut body, &mut identity.anchors, FieldRule::IdentityAddress)?;
+        identity.boot_value = take(&mut body)?;
         if !body.is_empty() {
             return Err(ProfileError::Encoding);
         }

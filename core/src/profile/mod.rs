@@ -22,14 +22,14 @@ pub use rules::FieldRule;
 /// Most zones whose counters a profile names. Linux x86 has at most five zones a node; 128 allows 25 nodes
 /// and more.
 pub const MAX_ZONES: usize = 128;
-/// Most top-level page-table entries that the guard compares.
+/// Most top-level page-table entries that the identity check compares.
 pub const MAX_ROOT_SLOTS: usize = 8;
 /// Most runs of frames that [`MemoryMap::Extents`] has. A node or a run of physical memory takes one; the
 /// largest PCs seen have fewer than twenty.
 pub const MAX_EXTENTS: usize = 64;
 /// Most conditions of a [`FreeRule`] besides its mark.
 pub const MAX_CONDITIONS: usize = 6;
-/// Most addresses that the guard translates.
+/// Most addresses that the identity check translates.
 pub const MAX_ANCHORS: usize = 8;
 
 /// A kernel, for messages and to find its layout again. Nothing is decided by it.
@@ -201,7 +201,7 @@ pub struct BootValue {
 
 /// What must hold of every online virtual CPU for the profile to be believed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Guard {
+pub struct Identity {
     /// Base of the interrupt descriptor table; 0 where it is not the same for all, and not compared.
     pub idt_base: u64,
     /// Its limit, in bytes minus one. A kexec sets it to 0 before it copies the new kernel.
@@ -255,5 +255,5 @@ pub struct Profile {
     /// at ([`BytesRule::Zero`]).
     pub zones: Vec<ZoneCounter, MAX_ZONES>,
     /// What ties the profile to this boot.
-    pub guard: Guard,
+    pub identity: Identity,
 }

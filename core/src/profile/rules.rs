@@ -45,13 +45,13 @@ pub enum FieldRule {
     /// memory map (of the first extent, of the table of sections) are reached through a root slot or lie on
     /// the page of an anchor.
     RootSlots = 10,
-    /// The guard's addresses lie in the kernel's half.
-    GuardAddress = 11,
-    /// The guard's IDT limit covers at least the 32 exceptions and at most 256 vectors.
-    GuardIdtLimit = 12,
-    /// The guard's boot value has 4 or 8 bytes and is not zero (a value not yet drawn proves nothing). It may
+    /// The addresses that identify the kernel lie in the kernel's half.
+    IdentityAddress = 11,
+    /// The IDT's limit covers at least the 32 exceptions and at most 256 vectors.
+    IdtLimit = 12,
+    /// The boot value has 4 or 8 bytes and is not zero (a value not yet drawn proves nothing). It may
     /// be left out only where the bytes of each page are looked at.
-    GuardBootValue = 13,
+    BootValue = 13,
     /// The order's field and another one overlap.
     FieldOverlap = 14,
     /// Extents are there for the model that has them and for no other; they are in order and do not overlap,
@@ -64,9 +64,9 @@ pub enum FieldRule {
     Conditions = 17,
     /// A rule without blocks looks at the bytes of each page: no allocator's own mark stands behind it.
     BytesRule = 18,
-    /// The guard compares where the kernel is entered (`LSTAR` on 64 bits; `SYSENTER_EIP` or a gate on 32),
+    /// The identity check compares where the kernel is entered (`LSTAR` on 64 bits; `SYSENTER_EIP` or a gate on 32),
     /// and the base of the interrupt descriptor table or a gate of it.
-    GuardIdentity = 19,
+    IdentityEntry = 19,
 }
 
 fn require(holds: bool, rule: FieldRule, value: u64) -> Result<(), ProfileError> {
@@ -92,7 +92,7 @@ impl Profile {
         self.check_identity()
     }
 
-    /// Checks what a scan of a stopped guest's memory leans on: every [`FieldRule`] but those of the guard
+    /// Checks what a scan of a stopped guest's memory leans on: every [`FieldRule`] but those of the identity
     /// and that there is a counter. Only a profile that keeps the others too can be encoded.
     ///
     /// # Errors
@@ -285,15 +285,15 @@ impl Profile {
     }
 
     fn check_identity(&self) -> Result<(), ProfileError> {
-        let guard = &self.guard;
+        let identity = &self.identity;
         let levels = self.levels;
         require(
-            !guard.root_slots.is_empty() || !guard.anchors.is_empty(),
+            !identity.root_slots.is_empty() || !identity.anchors.is_empty(),
             FieldRule::RootSlots,
             0,
         )?;
-        for (position, slot) in guard.root_slots.iter().enumerate() {
-            let twice = guard
+        for (position, slot) in identity.root_slots.iter().enumerate() {
+            let twice = identity
                 .root_slots
                 .iter()
                 .take(position)
@@ -308,41 +308,45 @@ impl Profile {
                 u64::from(slot.index),
             )?;
         }
-        let gate = guard.gate.map(|gate| gate.handler.get());
-        let boot_value = guard.boot_value.map(|value| value.at.get());
+        let gate = identity.gate.map(|gate| gate.handler.get());
+        let boot_value = identity.boot_value.map(|value| value.at.get());
         // 0 stands for "not compared"; whether enough is left is the rule after this one.
-        let registers = [guard.idt_base, guard.lstar, guard.sysenter_eip];
+        let registers = [identity.idt_base, identity.lstar, identity.sysenter_eip];
         let given = registers.into_iter().filter(|&address| address != 0);
-        let anchors = guard.anchors.iter().map(|anchor| anchor.at.get());
+        let anchors = identity.anchors.iter().map(|anchor| anchor.at.get());
         for address in given.chain(gate).chain(boot_value).chain(anchors) {
-            require(levels.in_kernel_half(address), FieldRule::GuardAddress, address)?;
+            require(
+                levels.in_kernel_half(address),
+                FieldRule::IdentityAddress,
+                address,
+            )?;
         }
         self.check_reached()?;
         let gate_bytes = if levels.is_32_bit() { 8 } else { 16 };
         require(
-            (32 * gate_bytes - 1..=256 * gate_bytes - 1).contains(&guard.idt_limit),
-            FieldRule::GuardIdtLimit,
-            u64::from(guard.idt_limit),
+            (32 * gate_bytes - 1..=256 * gate_bytes - 1).contains(&identity.idt_limit),
+            FieldRule::IdtLimit,
+            u64::from(identity.idt_limit),
         )?;
         let entered = if levels.is_32_bit() {
-            guard.sysenter_eip != 0 || gate.is_some()
+            identity.sysenter_eip != 0 || gate.is_some()
         } else {
-            guard.lstar != 0
+            identity.lstar != 0
         };
         require(
-            entered && (guard.idt_base != 0 || gate.is_some()),
-            FieldRule::GuardIdentity,
-            guard.idt_base,
+            entered && (identity.idt_base != 0 || gate.is_some()),
+            FieldRule::IdentityEntry,
+            identity.idt_base,
         )?;
-        match guard.boot_value {
+        match identity.boot_value {
             Some(drawn) => require(
                 matches!(drawn.bytes, 4 | 8)
                     && drawn.value != 0
                     && (drawn.bytes == 8 || drawn.value >> 32 == 0),
-                FieldRule::GuardBootValue,
+                FieldRule::BootValue,
                 drawn.value,
             ),
-            None => require(self.looks_at_bytes(), FieldRule::GuardBootValue, 0),
+            None => require(self.looks_at_bytes(), FieldRule::BootValue, 0),
         }
     }
 
@@ -352,16 +356,16 @@ impl Profile {
         if self.looks_at_bytes() {
             return Ok(());
         }
-        let guard = &self.guard;
+        let identity = &self.identity;
         let start = match &self.memory_map {
             MemoryMap::Vmemmap { base } => Some(*base),
             MemoryMap::Extents => self.extents.first().map(|extent| extent.array),
             MemoryMap::Sections(sections) => Some(sections.table),
         };
-        let drawn = guard.boot_value.map(|drawn| drawn.at);
+        let drawn = identity.boot_value.map(|drawn| drawn.at);
         for address in start.into_iter().chain(drawn) {
             let page = |address: GuestVirt| address.get() >> PAGE_SHIFT;
-            let by_anchor = guard
+            let by_anchor = identity
                 .anchors
                 .iter()
                 .any(|anchor| page(anchor.at) == page(address));
@@ -370,7 +374,7 @@ impl Profile {
                 PagingLevels::Five => Some(address.get() >> 48 & 0x1ff),
                 PagingLevels::Pae | PagingLevels::Two => None,
             };
-            let by_slot = guard
+            let by_slot = identity
                 .root_slots
                 .iter()
                 .any(|slot| Some(u64::from(slot.index)) == index);

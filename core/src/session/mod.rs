@@ -258,7 +258,12 @@ impl Session {
         match (self.profile(), self.state) {
             (Some(_), State::Ended) => {
                 let s = &self.statistics;
-                let values = [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected];
+                let values = [
+                    s.identity_vcpu,
+                    s.identity_check,
+                    s.identity_found,
+                    s.identity_expected,
+                ];
                 Err(Refusal::new(Status::Ended, values))
             }
             (Some(profile), _) => Ok(profile),

@@ -133,14 +133,19 @@ impl Session {
     }
 
     fn not_identified(&mut self, reason: NotIdentified) -> Refusal {
-        self.statistics.guard_failures += 1;
+        self.statistics.identity_failures += 1;
         self.mismatch_streak += 1;
         match reason {
             NotIdentified::NoVcpuOnline => Refusal::of(Status::NoVcpuOnline),
             NotIdentified::Mismatch(mismatch) => {
                 let values = mismatch_values(&mismatch);
                 let s = &mut self.statistics;
-                [s.guard_vcpu, s.guard_check, s.guard_found, s.guard_expected] = values;
+                [
+                    s.identity_vcpu,
+                    s.identity_check,
+                    s.identity_found,
+                    s.identity_expected,
+                ] = values;
                 if mismatch.is_final() || self.mismatch_streak >= MOST_MISMATCHES {
                     self.end();
                     Refusal::new(Status::Ended, values)

@@ -70,16 +70,16 @@ impl P2m for Engine<'_> {
 
     fn registers(&mut self, _vcpu: u32) -> VcpuRegisters {
         let profile = &self.world.snapshot.profile;
-        let guard = &profile.guard;
+        let identity = &profile.identity;
         let idt_limit = self.world.step(|state| state.idt_limit);
         VcpuRegisters {
             cr0: 0x8005_0033,
             cr3: profile.root.get(),
             cr4: 0x20,
             efer: 0xd01,
-            idt_base: guard.idt_base,
-            lstar: guard.lstar,
-            sysenter_eip: guard.sysenter_eip,
+            idt_base: identity.idt_base,
+            lstar: identity.lstar,
+            sysenter_eip: identity.sysenter_eip,
             idt_limit,
             flags: VcpuRegisters::ONLINE,
         }

@@ -77,7 +77,7 @@ pub(crate) fn snapshot() -> &'static Snapshot {
             (single, Order::PAGE, mark(&mut guest, single)),
             (region, Order::SUPERPAGE, mark(&mut guest, region)),
         ];
-        let boot_value_at = physical(&mut guest, profile.guard.boot_value.unwrap().at.get());
+        let boot_value_at = physical(&mut guest, profile.identity.boot_value.unwrap().at.get());
         let frames = (0..guest.pages())
             .filter_map(|gfn| {
                 let mut bytes = vec![0; PAGE_SIZE];
@@ -236,8 +236,8 @@ impl World {
                 cached: Some((Some(OWN), true)),
                 buffer: VecDeque::new(),
                 mark: snapshot.profile.free.predicate.expected,
-                boot_value: snapshot.profile.guard.boot_value.unwrap().value,
-                idt_limit: snapshot.profile.guard.idt_limit,
+                boot_value: snapshot.profile.identity.boot_value.unwrap().value,
+                idt_limit: snapshot.profile.identity.idt_limit,
                 descriptors_settled: false,
                 wrong: None,
             }),
@@ -363,7 +363,7 @@ impl World {
                 });
                 self.write(WRITTEN);
                 self.instruction(|state| state.buffer.push_back(Store::BootValue(7)));
-                let limit = self.snapshot.profile.guard.idt_limit;
+                let limit = self.snapshot.profile.identity.idt_limit;
                 self.instruction(|state| {
                     state.drain();
                     state.idt_limit = limit;

@@ -96,7 +96,7 @@ fn with_no_cpu_online_nothing_is_shared() {
 }
 
 #[test]
-fn a_guard_that_keeps_failing_ends_the_session() {
+fn an_identity_check_that_keeps_failing_ends_the_session() {
     let mut guest = MockGuest::new(&Config::default());
     let mut session = admitted(&mut guest);
     let good = *guest.registers_mut(0);

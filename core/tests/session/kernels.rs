@@ -116,9 +116,9 @@ fn each_register_of_a_32_bit_kernel_that_differs_is_noticed() {
 fn an_anchor_that_leads_elsewhere_is_noticed() {
     let mut guest = MockGuest::new(&Config::default());
     let mut profile = guest.profile();
-    let drawn = profile.guard.boot_value.unwrap();
+    let drawn = profile.identity.boot_value.unwrap();
     profile
-        .guard
+        .identity
         .anchors
         .push(Anchor {
             at: drawn.at,
@@ -156,13 +156,13 @@ fn a_gate_stands_for_tables_that_lie_elsewhere_on_each_cpu() {
     };
     let mut guest = MockGuest::new(&Config::default());
     let mut profile = guest.profile();
-    let data = profile.guard.boot_value.unwrap().at.get() & !0xfff;
+    let data = profile.identity.boot_value.unwrap().at.get() & !0xfff;
     for vcpu in 0..2 {
         guest.registers_mut(vcpu).idt_base = data + ROOM;
     }
     place(&mut guest, &gate(HANDLER));
-    profile.guard.idt_base = 0;
-    profile.guard.gate = Some(Gate {
+    profile.identity.idt_base = 0;
+    profile.identity.gate = Some(Gate {
         vector: 14,
         handler: GuestVirt::new(HANDLER),
     });
@@ -254,7 +254,7 @@ fn a_windows_guest_that_lies_keeps_its_data() {
         }
         let first: Statistics = answer(&mut session, &mut guest, request(Op::Statistics));
         assert_eq!(first.skipped_not_zero, lies.len() as u64);
-        // Nothing is left to stop the guest for but the guard.
+        // Nothing is left to stop the guest for but the identity check.
         assert_eq!(status(&mut session, &mut guest, Op::Share), Status::Done);
         let second: Statistics = answer(&mut session, &mut guest, request(Op::Statistics));
         assert_eq!(
@@ -282,7 +282,7 @@ fn found_and_accounted_for(before: &Statistics, now: &Statistics) -> (u64, u64) 
     (now.scan_free, sum(now) - sum(before))
 }
 
-/// Nothing that the scan found is forgotten: not the first page of a slice whose time was up when the guard
+/// Nothing that the scan found is forgotten: not the first page of a slice whose time was up when the identity check
 /// was through (a busy host, an emulated one), nor that of a region which took all the time and could not be
 /// one entry.
 #[test]
@@ -296,7 +296,7 @@ fn every_page_found_is_accounted_for_however_slow_the_machine() {
         .into_iter()
         .flat_map(|config| [MapPages::Small, MapPages::Large].map(|pages| (config.clone(), pages)))
     {
-        // What a read costs: as always; so that 512 looks take longer than a slice may; so that the guard
+        // What a read costs: as always; so that 512 looks take longer than a slice may; so that the identity check
         // alone does.
         for price in [20, 5_000, 500_000] {
             let mut guest = MockGuest::new(&Config {
@@ -382,7 +382,7 @@ fn without_a_counter_the_pages_themselves_must_bear_the_scan_out() {
         let mut guest = MockGuest::new(&config);
         let mut profile = guest.profile();
         profile.zones.clear();
-        profile.guard.boot_value = None;
+        profile.identity.boot_value = None;
         if junk {
             for gfn in (0..guest.pages()).map(Gfn::new).filter(|gfn| gfn.get() % 3 == 0) {
                 if guest.is_free(gfn) {

@@ -154,7 +154,7 @@ fn a_bad_profile_does_not_cost_the_good_one() {
     // Decoded into the spare place up to its last member, and refused there.
     let mut other = good.clone();
     other.descriptor_bytes = 128;
-    other.guard.boot_value.as_mut().unwrap().value = 1;
+    other.identity.boot_value.as_mut().unwrap().value = 1;
     let mut bytes = encoded(&other);
     bytes.pop();
     assert_eq!(
@@ -359,7 +359,7 @@ fn a_frame_is_explained() {
         (told.verdict, told.value, told.order),
         (0, head.get(), u64::from(order))
     );
-    assert_eq!((told.nominated, told.zero_frame, told.count_info), (1, 0, 1));
+    assert_eq!((told.candidate, told.zero_frame, told.count_info), (1, 0, 1));
     status(&mut session, &mut guest, Op::Share);
     let told: Explanation = answer(&mut session, &mut guest, frame(gfn));
     assert_eq!((told.zero_frame, told.p2m_order, told.mfn), (1, 9, u64::MAX));

@@ -60,13 +60,13 @@ pub(super) fn status(domain: &str, out: Out) -> Result<Value, Failure> {
         "state                  {}: {words}",
         state_name(statistics.state)
     ));
-    let refusal = (statistics.guard_check != 0).then(|| {
+    let refusal = (statistics.identity_check != 0).then(|| {
         let why = mismatch(
-            statistics.guard_check,
-            statistics.guard_found,
-            statistics.guard_expected,
+            statistics.identity_check,
+            statistics.identity_found,
+            statistics.identity_expected,
         );
-        format!("virtual CPU {}: {why}", statistics.guard_vcpu)
+        format!("virtual CPU {}: {why}", statistics.identity_vcpu)
     });
     if let Some(refusal) = &refusal {
         out.line(format!("last refusal           {refusal}"));
@@ -177,7 +177,7 @@ pub(super) fn explain(arguments: &Explain, out: Out) -> Result<Value, Failure> {
     }
     out.line(format!(
         "candidate   {}",
-        if answer.nominated == 1 {
+        if answer.candidate == 1 {
             "yes, by the last scan"
         } else {
             "no"
@@ -211,7 +211,7 @@ pub(super) fn explain(arguments: &Explain, out: Out) -> Result<Value, Failure> {
         "order": answer.order,
         "descriptor": format!("{:#x}", answer.descriptor),
         "predicate": format!("{:#x}", answer.predicate),
-        "candidate": answer.nominated == 1,
+        "candidate": answer.candidate == 1,
         "mfn": (answer.mfn != u64::MAX).then(|| format!("{:#x}", answer.mfn)),
         "zero_frame": answer.zero_frame == 1,
         "p2m_type": kind,

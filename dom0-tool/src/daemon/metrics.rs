@@ -258,11 +258,11 @@ const GUEST: &[Metric<GuestRow>] = &[
         value: |row| Value::Whole(row.watched.counters.disagreements),
     },
     Metric {
-        name: "guest_guard_failures",
+        name: "guest_identity_failures",
         measure: Measure::Number,
         kind: Kind::Counter,
         help: "Times the guest did not look like the kernel of its profile",
-        value: |row| from_state(row, |state| state.statistics.guard_failures),
+        value: |row| from_state(row, |state| state.statistics.identity_failures),
     },
     Metric {
         name: "guest_rounds",

@@ -246,7 +246,7 @@ fn rule(code: u64) -> &'static str {
         8 => "there is a counter of free pages",
         9 => "place of a zone's counters",
         10 => "top-level page-table entries",
-        11 => "addresses of the guard",
+        11 => "addresses that identify the kernel",
         12 => "limit of the IDT",
         13 => "random value of the boot",
         14 => "fields do not overlap",
@@ -254,7 +254,7 @@ fn rule(code: u64) -> &'static str {
         16 => "the table of memory sections",
         17 => "a free block has a condition besides its mark",
         18 => "a rule without blocks looks at the bytes",
-        19 => "the guard compares where the kernel is entered",
+        19 => "the identity check compares where the kernel is entered",
         _ => "unknown",
     }
 }

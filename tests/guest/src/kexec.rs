@@ -13,8 +13,8 @@ pub(crate) fn load() -> io::Result<()> {
         "--load",
         "/boot/vmlinuz",
         "--initrd=/boot/initrd",
-        // Without KASLR, and the first kernel is to be booted without it as well: nothing but the guard's
-        // random value then tells one kernel from the other.
+        // Without KASLR, and the first kernel is to be booted without it as well: nothing but the
+        // random value of the identity check then tells one kernel from the other.
         "--command-line=console=hvc0 loglevel=4 panic=1 nokaslr",
     ])
 }

@@ -202,7 +202,7 @@ pub(crate) fn with_more(context: &Context, sysroot: &Sysroot, base: &Images, mor
         key = key.text(name).file(file)?;
     }
     context.step(&step_name(series, "tests"), &key.finish(), |_| {
-        // One kernel is enough: what is shown is Lacuna's guard, not Linux' kexec.
+        // One kernel is enough: what is shown is Lacuna's identity check, not Linux' kexec.
         let agent = Staged::file(place(context, series, "images/guest-again.cpio"))?;
         guest(&agent.path, more.agent)?;
         let kexec = Staged::file(place(context, series, "images/kexec.cpio"))?;

@@ -11,7 +11,7 @@ use crate::os::linux::marks::describe;
 /// Renders a profile as JSON. Addresses are strings, since JSON numbers lose bits.
 pub(crate) fn profile_json(profile: &Profile) -> Value {
     let hex = |value: u64| format!("{value:#x}");
-    let guard = &profile.guard;
+    let identity = &profile.identity;
     json!({
         "kind": "profile",
         "release": profile.kernel.release.as_str(),
@@ -29,19 +29,19 @@ pub(crate) fn profile_json(profile: &Profile) -> Value {
         "bytes": format!("{:?}", profile.free.bytes),
         "contents": format!("{:?}", profile.contents),
         "zones": profile.zones.iter().map(|zone| hex(zone.array.get())).collect::<Vec<_>>(),
-        "guard": {
-            "idt_base": hex(guard.idt_base),
-            "idt_limit": hex(u64::from(guard.idt_limit)),
-            "lstar": hex(guard.lstar),
-            "root_slots": guard.root_slots.iter().map(|slot| json!({
+        "identity": {
+            "idt_base": hex(identity.idt_base),
+            "idt_limit": hex(u64::from(identity.idt_limit)),
+            "lstar": hex(identity.lstar),
+            "root_slots": identity.root_slots.iter().map(|slot| json!({
                 "index": slot.index, "entry": hex(slot.entry),
             })).collect::<Vec<_>>(),
-            "sysenter_eip": hex(guard.sysenter_eip),
-            "gate": guard.gate.map(|gate| json!({ "vector": gate.vector, "handler": hex(gate.handler.get()) })),
-            "anchors": guard.anchors.iter().map(|anchor| json!({
+            "sysenter_eip": hex(identity.sysenter_eip),
+            "gate": identity.gate.map(|gate| json!({ "vector": gate.vector, "handler": hex(gate.handler.get()) })),
+            "anchors": identity.anchors.iter().map(|anchor| json!({
                 "at": hex(anchor.at.get()), "physical": hex(anchor.physical.get()),
             })).collect::<Vec<_>>(),
-            "boot_value_at": guard.boot_value.map(|drawn| hex(drawn.at.get())),
+            "boot_value_at": identity.boot_value.map(|drawn| hex(drawn.at.get())),
         },
     })
 }

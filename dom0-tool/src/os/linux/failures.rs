@@ -239,7 +239,7 @@ impl From<BuildError> for Failure {
                 "boot the guest without page_poison=1, or leave it alone: nothing was changed",
                 "free pages of such a guest must keep their contents: nothing can be done with its dump",
             ),
-            BuildError::Guard { .. } => (
+            BuildError::OtherIdentity { .. } => (
                 "a virtual CPU may have been in a firmware call, or on its way up: try again",
                 "memory and registers have to be of one guest at one moment: take both while it is stopped",
             ),

@@ -104,7 +104,7 @@ pub enum BuildError {
         "virtual CPU {vcpu} does not fit the profile just built: {}",
         mismatch(failure.code(), *found, *expected)
     )]
-    Guard {
+    OtherIdentity {
         /// Which.
         vcpu: u32,
         /// What does not fit.
@@ -135,7 +135,7 @@ impl From<IdentityMismatch> for BuildError {
             found,
             expected,
         } = mismatch;
-        Self::Guard {
+        Self::OtherIdentity {
             vcpu,
             failure,
             found,
@@ -162,7 +162,7 @@ pub struct Sources<'s> {
 /// A profile and what is worth telling about how it was made.
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// The profile. Checked; whether its guard is complete says `usable`.
+    /// The profile. Checked; whether its identity is complete says `usable`.
     pub profile: Profile,
     /// What each source says.
     pub facts: Facts,
@@ -235,9 +235,9 @@ pub fn build<M: GuestMemory>(
         free,
         contents: contents.contents,
         zones: zones.iter().map(|zone| zone.counter).collect(),
-        guard: registers.guard(levels, text, unusable, boot_value, root_slots),
+        identity: registers.identity(levels, text, unusable, boot_value, root_slots),
     };
-    profile.guard.anchors = anchors;
+    profile.identity.anchors = anchors;
     profile.check().map_err(BuildError::Profile)?;
     if !contents.switch_known || !contents.contents_known {
         ask_free_pages(memory, &profile, last_frame, &mut contents)?;

@@ -1,7 +1,7 @@
 //! What ties a profile to its kernel and boot: registers, page-table entries, and a random value.
 
 use lacuna_core::{
-    Anchor, BootValue, Guard, GuestMemory, GuestVirt, MAX_ANCHORS, MAX_ROOT_SLOTS, PagingLevels, Profile,
+    Anchor, BootValue, GuestMemory, GuestVirt, Identity, MAX_ANCHORS, MAX_ROOT_SLOTS, PagingLevels, Profile,
     RootSlot, VcpuRegisters, check_identity,
 };
 
@@ -14,7 +14,7 @@ use crate::source::Cpu;
 
 /// Accessed and dirty, which the processor sets by itself.
 const ACCESSED_DIRTY: u64 = 0x60;
-/// What a dump's registers most often lack; the rest of the guard can be checked all the same.
+/// What a dump's registers most often lack; the rest of the identity can be checked all the same.
 const LSTAR_MISSING: &str = "the registers lack LSTAR";
 /// By the headers' word: nothing tells this boot from another, so such a guest is left alone while it runs.
 const NO_STACK_PROTECTOR: &str = "the kernel is built without a stack protector, and no syncookie_secret is known that it has drawn: no random value ties a profile to this boot, and a kexec would go unnoticed";
@@ -77,16 +77,16 @@ impl Registers {
         self.are_complete && unusable.is_none_or(|missing| missing == LSTAR_MISSING)
     }
 
-    /// The guard of a profile, without anchors. Where it is only looked at, the first byte of the kernel's
+    /// What identifies the kernel in a profile, without anchors. Where it is only looked at, the first byte of the kernel's
     /// text, which no register holds, stands in place of what is missing.
-    pub(super) fn guard(
+    pub(super) fn identity(
         &self,
         levels: PagingLevels,
         text: GuestVirt,
         unusable: Option<&'static str>,
         boot_value: BootValue,
         root_slots: heapless::Vec<RootSlot, MAX_ROOT_SLOTS>,
-    ) -> Guard {
+    ) -> Identity {
         let is_32_bit = levels.is_32_bit();
         let text = text.get();
         let (idt_base, idt_limit, lstar, sysenter_eip) = if self.are_checkable(unusable) {
@@ -95,7 +95,7 @@ impl Registers {
         } else {
             (text, if is_32_bit { 0x7ff } else { 0xfff }, text, text)
         };
-        Guard {
+        Identity {
             idt_base,
             idt_limit,
             lstar: if is_32_bit { 0 } else { lstar },
@@ -259,7 +259,7 @@ fn root_slots<M: GuestMemory>(
             index: u16::try_from(index).unwrap_or(u16::MAX),
             entry: entry & !ACCESSED_DIRTY,
         };
-        // More than fit would be a guest spread over eight times 512 GiB: the first ones guard enough.
+        // More than fit would be a guest spread over eight times 512 GiB: the first ones identify enough.
         if slots.push(slot).is_err() {
             break;
         }

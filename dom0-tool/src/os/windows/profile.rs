@@ -391,7 +391,7 @@ pub fn build<M: GuestMemory>(
         free,
         contents: Contents::Zero,
         zones,
-        guard: ties(memory, kernel, vcpus),
+        identity: ties(memory, kernel, vcpus),
     };
     Ok(Built {
         profile,

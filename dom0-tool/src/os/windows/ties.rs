@@ -1,6 +1,6 @@
 //! What ties a profile to one boot of a Windows guest.
 
-use lacuna_core::{Anchor, BootValue, Gate, Guard, GuestMemory, GuestVirt, VcpuRegisters};
+use lacuna_core::{Anchor, BootValue, Gate, GuestMemory, GuestVirt, Identity, VcpuRegisters};
 
 use super::locate::{Located, gate};
 
@@ -14,7 +14,7 @@ const SHARED_DATA_32: u64 = 0xffdf_0000;
 
 /// What ties the profile to this boot: where the processor enters the kernel, where that lies, and a random
 /// number.
-pub(super) fn ties<M: GuestMemory>(memory: &mut M, kernel: &Located, vcpus: &[VcpuRegisters]) -> Guard {
+pub(super) fn ties<M: GuestMemory>(memory: &mut M, kernel: &Located, vcpus: &[VcpuRegisters]) -> Identity {
     let space = kernel.space;
     let first = vcpus.iter().find(|cpu| cpu.flags & VcpuRegisters::ONLINE != 0);
     let long = !space.levels.is_32_bit();
@@ -45,7 +45,7 @@ pub(super) fn ties<M: GuestMemory>(memory: &mut M, kernel: &Located, vcpus: &[Vc
     let cookie = space
         .number(memory, shared, SHARED_DATA_COOKIE, 4)
         .filter(|cookie| *cookie != 0);
-    Guard {
+    Identity {
         // Each processor has its own.
         idt_base: 0,
         idt_limit: first
