@@ -3,10 +3,15 @@
 //! # A page's way
 //!
 //! ```text
-//! hash -> as in the last round? -> zero: zero frame | look up -> compare -> lock p2m -> R, flush -> compare -> S or restore -> flush
-//!            no: remember it                          none: remember where it is
-//!            never met: zero, or others that may be equal: mark | none: remember where it is
+//! hash -> as in the last round?
+//!   no:        remember the hash
+//!   yes:       zero -> lock, make read-only, flush -> still zero -> share a zero frame
+//!              else, in the index -> lock both, make read-only, flush -> equal -> share, flush
+//!              else: remember the page in the index
+//!   never met: zero, or others may be equal: mark it; else remember the page in the index
 //! ```
+//!
+//! A page that turns out not to be zero or equal is made writable again.
 //!
 //! At the end of a round the marked pages are taken once more: those that stood still meanwhile are as in the
 //! last round then.

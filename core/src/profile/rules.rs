@@ -64,8 +64,8 @@ pub enum FieldRule {
     Conditions = 17,
     /// A rule without blocks looks at the bytes of each page: no allocator's own mark stands behind it.
     BytesRule = 18,
-    /// The identity check compares where the kernel is entered (`LSTAR` on 64 bits; `SYSENTER_EIP` or a gate on 32),
-    /// and the base of the interrupt descriptor table or a gate of it.
+    /// The identity check compares where the kernel is entered (`LSTAR` on 64 bits; `SYSENTER_EIP` or a gate
+    /// on 32), and the base of the interrupt descriptor table or a gate of it.
     IdentityEntry = 19,
 }
 

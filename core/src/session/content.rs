@@ -135,8 +135,8 @@ impl Walk {
         Ok(stop)
     }
 
-    /// Takes the marked pages from `at` on, `most` of them, and of one part of the hashes. Returns where to go
-    /// on.
+    /// Takes the marked pages from `at` on, `most` of them, and of one part of the hashes. Returns where to
+    /// go on.
     ///
     /// # Errors
     /// There is no memory for a table.

@@ -1,5 +1,5 @@
-//! The loop of a long operation: step by step through frames, until their end, the end of the budget, or until
-//! the hypervisor wants its processor back.
+//! The loop of a long operation: step by step through frames, until their end, the end of the budget, or
+//! until the hypervisor wants its processor back.
 
 use core::ops::Range;
 

@@ -119,7 +119,8 @@ impl Session {
         })
     }
 
-    /// Identifies the kernel once more, and admits or refuses the profile by what the scan of all memory found.
+    /// Identifies the kernel once more, and admits or refuses the profile by what the scan of all memory
+    /// found.
     fn end_full_scan<D: Domain>(
         &mut self,
         domain: &mut D,

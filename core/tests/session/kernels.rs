@@ -282,9 +282,9 @@ fn found_and_accounted_for(before: &Statistics, now: &Statistics) -> (u64, u64) 
     (now.scan_free, sum(now) - sum(before))
 }
 
-/// Nothing that the scan found is forgotten: not the first page of a slice whose time was up when the identity check
-/// was through (a busy host, an emulated one), nor that of a region which took all the time and could not be
-/// one entry.
+/// Nothing that the scan found is forgotten: not the first page of a slice whose time was up when the
+/// identity check was through (a busy host, an emulated one), nor that of a region which took all the time
+/// and could not be one entry.
 #[test]
 fn every_page_found_is_accounted_for_however_slow_the_machine() {
     let windows = Config {
@@ -296,8 +296,8 @@ fn every_page_found_is_accounted_for_however_slow_the_machine() {
         .into_iter()
         .flat_map(|config| [MapPages::Small, MapPages::Large].map(|pages| (config.clone(), pages)))
     {
-        // What a read costs: as always; so that 512 looks take longer than a slice may; so that the identity check
-        // alone does.
+        // What a read costs: as always; so that 512 looks take longer than a slice may; so that the identity
+        // check alone does.
         for price in [20, 5_000, 500_000] {
             let mut guest = MockGuest::new(&Config {
                 map_pages,

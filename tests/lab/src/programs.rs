@@ -34,8 +34,9 @@ pub(crate) struct Programs {
 fn cargo(context: &Context, profile: &str) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(&context.repository);
-    // What cargo told the lab of the lab's own package. Build scripts that look at it run again, and with them
-    // what they are part of is built again, whenever a cargo that has it and one that has not take turns here.
+    // What cargo told the lab of the lab's own package. Build scripts that look at it run again, and with
+    // them what they are part of is built again, whenever a cargo that has it and one that has not take turns
+    // here.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {

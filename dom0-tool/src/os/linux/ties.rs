@@ -77,8 +77,8 @@ impl Registers {
         self.are_complete && unusable.is_none_or(|missing| missing == LSTAR_MISSING)
     }
 
-    /// What identifies the kernel in a profile, without anchors. Where it is only looked at, the first byte of the kernel's
-    /// text, which no register holds, stands in place of what is missing.
+    /// What identifies the kernel in a profile, without anchors. Where it is only looked at, the first byte
+    /// of the kernel's text, which no register holds, stands in place of what is missing.
     pub(super) fn identity(
         &self,
         levels: PagingLevels,

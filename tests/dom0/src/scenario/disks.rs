@@ -15,8 +15,8 @@ use crate::host::{Host, settled_free_mib, wait_until};
 const AGENT_LIMIT: Duration = Duration::from_secs(300);
 /// How long the guest may take to find that there is no memory.
 const STARVE_LIMIT: Duration = Duration::from_secs(180);
-/// How long the host is left without memory. Linux' backends try an access again for 33 s (`gnttab_retry_eagain`
-/// in `drivers/xen/grant-table.c`: 1 + 2 + … + 256 ms) before they give it up.
+/// How long the host is left without memory. Linux' backends try an access again for 33 s
+/// (`gnttab_retry_eagain` in `drivers/xen/grant-table.c`: 1 + 2 + … + 256 ms) before they give it up.
 const STARVED: Duration = Duration::from_secs(50);
 /// The disk's size in MiB: more than the host has left, and less than the guest has free.
 const DISK_MIB: u64 = 64;

@@ -157,8 +157,8 @@ fn harm_without(host: &mut Host, mut guest: Guest, step: LeftOut) -> Result<Opti
             work(&mut guest, WORK_MIB, batch)?;
         }
         for _ in 0..MUTANT_ROUNDS {
-            // A guest that crashed, or runs wild, may fail the identity check or its own counters: that is harm as
-            // well.
+            // A guest that crashed, or runs wild, may fail the identity check or its own counters: that is
+            // harm as well.
             if let Err(error) = direct.engine.scan() {
                 return Ok(Some(format!("batch {batch}: the scan: {error}")));
             }

@@ -46,7 +46,8 @@ pub(super) fn release(file: &Path) -> Result<Option<String>> {
     Ok(by_version(&head))
 }
 
-/// Where a bzImage says where its version is, less 0x200 (`kernel_version`, `Documentation/arch/x86/boot.rst`).
+/// Where a bzImage says where its version is, less 0x200 (`kernel_version`,
+/// `Documentation/arch/x86/boot.rst`).
 const VERSION: usize = 0x20e;
 
 fn by_version(head: &[u8]) -> Option<String> {
