@@ -428,15 +428,15 @@ fn each_call_failing_in_turn_leaves_nothing_half_done() {
             assert_eq!(guest.fill(0, pages[11], 0), Access::Done);
             let mut session = Session::new();
             round(&mut session, &mut guest, &pages);
-            let failing = guest.calls(primitive) + call;
-            guest.fail(primitive, failing);
+            let failing_call = guest.calls(primitive) + call;
+            guest.fail(primitive, failing_call);
             let asked = Request {
                 flags,
                 ..over(&pages)
             };
             run(&mut session, &mut guest, asked);
             // There is no such call any more: all have had their turn.
-            if guest.calls(primitive) <= failing {
+            if guest.calls(primitive) <= failing_call {
                 break;
             }
             guest.clear_faults();

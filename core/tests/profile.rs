@@ -294,7 +294,7 @@ fn broken() -> Vec<(FieldRule, Profile)> {
     with(FieldRule::IdentityAddress, &|p| p.identity.idt_base = 0x1000);
     with(FieldRule::IdentityAddress, &|p| p.identity.lstar = 0x40_0000);
     with(FieldRule::IdentityAddress, &|p| {
-        p.identity.sysenter_eip = 0x40_0000
+        p.identity.sysenter_eip = 0x40_0000;
     });
     with(FieldRule::IdentityAddress, &|p| {
         drawn(p).at = GuestVirt::new(1 << 47);

@@ -72,7 +72,7 @@ enum Action {
     Alloc { order: u8, highest: bool, vcpu: usize },
     Free(prop::sample::Index, usize),
     Rewrite(prop::sample::Index, usize),
-    Look(u64, usize),
+    Read(u64, usize),
     Hold(u64),
     Unhold(u64),
     Scan,
@@ -89,7 +89,7 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(order, highest, vcpu)| Action::Alloc { order, highest, vcpu }),
         4 => (any::<prop::sample::Index>(), 0..2_usize).prop_map(|(pick, vcpu)| Action::Free(pick, vcpu)),
         3 => (any::<prop::sample::Index>(), 0..2_usize).prop_map(|(pick, vcpu)| Action::Rewrite(pick, vcpu)),
-        2 => (page.clone(), 0..2_usize).prop_map(|(page, vcpu)| Action::Look(page, vcpu)),
+        2 => (page.clone(), 0..2_usize).prop_map(|(page, vcpu)| Action::Read(page, vcpu)),
         1 => page.clone().prop_map(Action::Hold),
         1 => page.clone().prop_map(Action::Unhold),
         3 => Just(Action::Scan),
@@ -128,8 +128,8 @@ fn act(guest: &mut MockGuest, session: &mut Session, held: &mut Vec<u64>, action
                 assert_eq!(guest.stamp(*vcpu, head, *serial), Access::Done);
             }
         }
-        // A stale look at any page, free ones too: it fills the translation cache.
-        Action::Look(page, vcpu) => {
+        // A read of any page, free ones too, fills the translation cache.
+        Action::Read(page, vcpu) => {
             guest.load(*vcpu, Gfn::new(*page), 8, &mut [0; 8]);
         }
         Action::Hold(page) => {

@@ -12,7 +12,7 @@ use lacuna::os::linux::identify::{Identified, IdentifyError, Rejection, identify
 use lacuna::os::linux::kallsyms::KallsymsError;
 use lacuna::os::linux::layout::Layout;
 use lacuna::os::linux::memory_model::MemoryModelError;
-use lacuna::os::linux::profile::{BuildError, Built, Sources, build};
+use lacuna::os::linux::profile::{BuildError, LinuxProfile, Sources, build};
 use lacuna::os::linux::vmcoreinfo::Kind;
 use lacuna::source::Cpu;
 use lacuna_core::{Bitmap, Contents, FreeCheck, Gfn, MemoryMap, Scanner, VcpuRegisters};
@@ -22,7 +22,7 @@ fn find(guest: &mut FakeKernel) -> Result<Identified, IdentifyError> {
     identify_live(guest, &FakeKernel::vcpus(), &mut |_, _| {})
 }
 
-fn make(guest: &mut FakeKernel) -> Result<Built, BuildError> {
+fn make(guest: &mut FakeKernel) -> Result<LinuxProfile, BuildError> {
     let kernel = find(guest).expect("the kernel is found");
     build_with(guest, &kernel, &FakeKernel::layout(), &FakeKernel::vcpus())
 }
@@ -32,7 +32,7 @@ fn build_with(
     kernel: &Identified,
     layout: &Layout,
     vcpus: &[VcpuRegisters],
-) -> Result<Built, BuildError> {
+) -> Result<LinuxProfile, BuildError> {
     let sources = Sources {
         layout: Some(layout),
         vmcoreinfo: true,

@@ -16,7 +16,7 @@ use lacuna::os::linux::facts::Source;
 use lacuna::os::linux::identify::{Identified, Rejection};
 use lacuna::os::linux::layout::Layout;
 use lacuna::os::linux::other_kernels::Tie;
-use lacuna::os::linux::profile::{BuildError, Built, Sources, build};
+use lacuna::os::linux::profile::{BuildError, LinuxProfile, Sources, build};
 use lacuna::os::{Sources as Everything, identify_linux, with_standing_kernel};
 use lacuna::progress::Silent;
 use lacuna::source::Cpu;
@@ -123,7 +123,11 @@ fn find(guest: &mut FakeKernel, cpus: &[Cpu], symbols: &[(&str, u64)]) -> Result
     identify(guest, cpus, system_map(symbols).path(), &mut |_, _| {})
 }
 
-fn make(guest: &mut FakeKernel, kernel: &Identified, layout: Option<&Layout>) -> Result<Built, BuildError> {
+fn make(
+    guest: &mut FakeKernel,
+    kernel: &Identified,
+    layout: Option<&Layout>,
+) -> Result<LinuxProfile, BuildError> {
     let sources = Sources {
         layout,
         vmcoreinfo: true,

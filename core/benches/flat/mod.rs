@@ -90,10 +90,10 @@ impl GuestMemory for Flat {
         }
         let bytes = &self.bytes[start..start + length];
         Ok(match test.field.width {
-            1 => failing::<1>(bytes, stride, test),
-            2 => failing::<2>(bytes, stride, test),
-            4 => failing::<4>(bytes, stride, test),
-            _ => failing::<8>(bytes, stride, test),
+            1 => count_until_match::<1>(bytes, stride, test),
+            2 => count_until_match::<2>(bytes, stride, test),
+            4 => count_until_match::<4>(bytes, stride, test),
+            _ => count_until_match::<8>(bytes, stride, test),
         })
     }
 }
@@ -148,8 +148,8 @@ pub(crate) fn guest(case: &str) -> MockGuest {
     guest
 }
 
-/// How many values of `WIDTH` bytes, `stride` apart, fail `test`.
-fn failing<const WIDTH: usize>(bytes: &[u8], stride: usize, test: &Predicate) -> u64 {
+/// Counts the values of `WIDTH` bytes, `stride` apart, before the first for which `test` holds.
+fn count_until_match<const WIDTH: usize>(bytes: &[u8], stride: usize, test: &Predicate) -> u64 {
     let mut passed_over = 0;
     let mut at = 0;
     while let Some(value) = bytes.get(at..at + WIDTH) {

@@ -58,7 +58,7 @@ pub enum Inserted {
     Free,
     /// It took the place of an entry without worth.
     Replaced,
-    /// All entries of its bucket have paid of late.
+    /// Pages were shared through all entries of its bucket of late.
     Refused,
 }
 
@@ -241,16 +241,16 @@ mod tests {
     }
 
     #[test]
-    fn what_pays_outlives_a_flood_of_pages_met_once() {
+    fn an_entry_that_pages_share_through_outlives_pages_met_once() {
         let words = table(1024);
         let index = Index::new(&words);
         index.insert(digest(1), at(1));
         index.credit(&find(&index, 1).unwrap());
         for value in 2..200_000_u64 {
             index.insert(digest(value), at(value));
-            // It pays now and then: once in about a thousand pages.
+            // A page is shared through it now and then: once in about a thousand pages.
             if value % 1024 == 0 {
-                let entry = find(&index, 1).expect("an entry that pays was evicted");
+                let entry = find(&index, 1).expect("an entry that pages share through was evicted");
                 index.credit(&entry);
             }
         }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_paid_once_gives_way_in_the_end() {
+    fn an_entry_that_one_page_shared_through_gives_way_in_the_end() {
         let words = table(8);
         let index = Index::new(&words);
         for value in 0..8 {

@@ -38,7 +38,7 @@ pub(super) fn forget_candidates<D: Domain>(domain: &mut D, cursor: &mut u64) -> 
 /// has whole page tables missing, and `to` at most; `gfn` if there is none.
 ///
 /// Passing over holes by it makes the time that an operation takes follow from the guest's memory and its
-/// page tables, both of which it pays for, and not from its frame numbers.
+/// page tables, for both of which it is charged, and not from its frame numbers.
 pub(super) fn hole_end<D: Domain>(domain: &mut D, gfn: u64, to: u64) -> u64 {
     let info = domain.gfn_info(Gfn::new(gfn));
     if info.mfn != u64::MAX || info.order == 0 {

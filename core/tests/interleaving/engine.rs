@@ -100,7 +100,7 @@ impl P2m for Engine<'_> {
         }
         assert_eq!(
             gfn, self.world.block.0,
-            "the engine shares only what was nominated"
+            "the engine shares only candidates of the scan"
         );
         // Xen reads the bytes, then makes the change. Somebody who can still write does so between the two.
         let written = bytes == BytesRule::Zero

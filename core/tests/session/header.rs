@@ -114,7 +114,7 @@ fn bits_that_are_not_believed_are_not_announced() {
     let mut session = admitted(&mut guest);
     let bytes = encoded(&guest.profile());
 
-    // A new profile: the old one's nominations are nobody's.
+    // A new profile: the candidates of the old one are forgotten.
     assert_eq!(set_profile(&mut session, &mut guest, &bytes), Status::Done);
     let loaded = header(&mut guest).unwrap();
     assert_eq!(

@@ -169,7 +169,7 @@ fn a_bad_profile_does_not_cost_the_good_one() {
 }
 
 #[test]
-fn another_profile_has_to_be_admitted_again_and_inherits_no_nomination() {
+fn another_profile_has_to_be_admitted_again_and_inherits_no_candidates() {
     let mut guest = MockGuest::new(&Config::default());
     let mut session = admitted(&mut guest);
     let bytes = encoded(&guest.profile());
@@ -195,7 +195,7 @@ fn another_profile_has_to_be_admitted_again_and_inherits_no_nomination() {
 }
 
 #[test]
-fn nominations_are_forgotten_in_pieces_and_the_old_profile_holds_until_all_are() {
+fn candidates_are_forgotten_in_pieces_and_the_old_profile_holds_until_all_are() {
     let mut guest = MockGuest::new(&Config {
         host_free: 60_000,
         ..Config::default()

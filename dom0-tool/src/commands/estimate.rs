@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &cli::Estimate, out: Out) -> Result<Value, Failure>
             out.line(format!(
                 "zero frames   {}, {} of them not free by now",
                 pages(count.zero),
-                count.either - count.free
+                count.free_or_zero - count.free
             ));
             out.line(format!("left behind   {}", pages(skipped)));
             out.line(format!("sent at first {}, {bytes} bytes", pages(sent)));

@@ -22,7 +22,7 @@ pub struct Count {
     /// Of those, on zero frames.
     pub zero: u64,
     /// Free, or on a zero frame.
-    pub either: u64,
+    pub free_or_zero: u64,
 }
 
 impl Count {
@@ -36,7 +36,7 @@ impl Count {
             count.memory += u64::from(here.count_ones());
             count.free += u64::from(free.count_ones());
             count.zero += u64::from(zero.count_ones());
-            count.either += u64::from((free | zero).count_ones());
+            count.free_or_zero += u64::from((free | zero).count_ones());
         }
         count
     }
@@ -44,7 +44,7 @@ impl Count {
     /// Returns the number of pages that the first iteration leaves behind (docs/migration.md, rule 4).
     fn skipped(&self, contents: Contents, receiver: Receiver) -> u64 {
         match (receiver, contents) {
-            (Receiver::Lacuna, _) => self.either,
+            (Receiver::Lacuna, _) => self.free_or_zero,
             (Receiver::Unknown, Contents::DontCare) => self.free,
             (Receiver::Unknown, Contents::Zero) => 0,
         }
@@ -179,12 +179,12 @@ fn why_sent(contents: Contents, receiver: Receiver, count: &Count) -> Option<Str
     }
     let remedy = "with a receiver that has Lacuna they would be left behind (--receiver lacuna)";
     match contents {
-        Contents::Zero if count.either > 0 => Some(format!(
+        Contents::Zero if count.free_or_zero > 0 => Some(format!(
             "the guest relies on zeros in its free pages, and an unknown receiver may not provide them; {remedy}"
         )),
-        Contents::DontCare if count.either > count.free => Some(format!(
+        Contents::DontCare if count.free_or_zero > count.free => Some(format!(
             "{} pages on zero frames are in use and must read as zero; {remedy}",
-            count.either - count.free
+            count.free_or_zero - count.free
         )),
         _ => None,
     }
@@ -207,7 +207,7 @@ mod tests {
                 memory: 15,
                 free: 3,
                 zero: 2,
-                either: 4
+                free_or_zero: 4
             }
         );
     }
@@ -218,7 +218,7 @@ mod tests {
             memory: 100,
             free: 60,
             zero: 50,
-            either: 70,
+            free_or_zero: 70,
         };
         assert_eq!(count.skipped(Contents::DontCare, Receiver::Unknown), 60);
         assert_eq!(count.skipped(Contents::Zero, Receiver::Unknown), 0);

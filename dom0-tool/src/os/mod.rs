@@ -44,11 +44,11 @@ pub enum Kernel {
 #[derive(Clone, Debug)]
 pub enum BuiltProfile {
     /// Of a Linux kernel.
-    Linux(Box<linux::profile::Built>),
+    Linux(Box<linux::profile::LinuxProfile>),
     /// Of a Windows kernel.
     Windows {
         /// The profile.
-        built: Box<windows::profile::Built>,
+        built: Box<windows::profile::WindowsProfile>,
         /// What the kernel's PDB says.
         facts: Box<PdbFacts>,
     },

@@ -12,7 +12,7 @@ use crate::os::linux::facts::Facts;
 use crate::os::linux::identify::{Identified, architecture, paging_name};
 use crate::os::linux::marks::describe;
 use crate::os::linux::other_kernels::Tie;
-use crate::os::linux::profile::Built;
+use crate::os::linux::profile::LinuxProfile;
 use crate::xen::engine::ScanFigures;
 
 /// Shows a kernel and what confirms it.
@@ -79,7 +79,7 @@ fn tied_by(found: &Identified) -> Option<&'static str> {
 }
 
 /// Shows what was built.
-pub(super) fn show_built(built: &Built, out: Out) {
+pub(super) fn show_built(built: &LinuxProfile, out: Out) {
     let profile = &built.profile;
     out.line(format!(
         "descriptors {} bytes each; free: {}",
@@ -180,7 +180,7 @@ fn facts_json(facts: &Facts) -> Value {
     Value::Object(all)
 }
 
-pub(super) fn built_json(built: &Built) -> Value {
+pub(super) fn built_json(built: &LinuxProfile) -> Value {
     let mut value = profile_json(&built.profile);
     value["agreed"] = json!(built.agreed);
     value["memory_map_sources"] = json!(built.memory_model.sources);
@@ -215,7 +215,7 @@ fn figures(scanned: &OfflineScan) -> ScanFigures {
 }
 
 /// Returns what is particular to a scan of such a guest's dump.
-pub(super) fn scan_json(scan: &DumpScan, kernel: &Identified, built: &Built) -> Value {
+pub(super) fn scan_json(scan: &DumpScan, kernel: &Identified, built: &LinuxProfile) -> Value {
     let mut answer = scanned_json(&figures(&scan.scanned));
     merge(
         &mut answer,

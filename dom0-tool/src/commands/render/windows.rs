@@ -10,7 +10,7 @@ use crate::commands::{Out, words::pages};
 use crate::ops::scan::DumpScan;
 use crate::os::windows::locate::Located;
 use crate::os::windows::pdb::PdbFacts;
-use crate::os::windows::profile::Built;
+use crate::os::windows::profile::WindowsProfile;
 use crate::os::windows::symbol_key::Signature;
 
 /// Shows a kernel and what confirms it.
@@ -74,7 +74,7 @@ fn paging(kernel: &Located) -> &'static str {
 }
 
 /// Shows what was built.
-pub(super) fn show_built(built: &Built, out: Out) {
+pub(super) fn show_built(built: &WindowsProfile, out: Out) {
     out.line(format!(
         "entries     {} bytes each, from {:#x}",
         built.profile.descriptor_bytes,
@@ -96,11 +96,11 @@ pub(super) fn show_built(built: &Built, out: Out) {
     }
 }
 
-fn total(built: &Built) -> u64 {
+fn total(built: &WindowsProfile) -> u64 {
     built.resolved.runs.iter().map(|run| run.count).sum()
 }
 
-pub(super) fn built_json(built: &Built, facts: &PdbFacts) -> Value {
+pub(super) fn built_json(built: &WindowsProfile, facts: &PdbFacts) -> Value {
     let free = &built.profile.free;
     let test = |predicate: &Predicate| {
         json!({
@@ -154,7 +154,12 @@ pub(super) fn show_scanned(scanned: &OfflineScan, out: Out) {
 }
 
 /// Returns what is particular to a scan of such a guest's dump.
-pub(super) fn scan_json(scan: &DumpScan, kernel: &Located, built: &Built, facts: &PdbFacts) -> Value {
+pub(super) fn scan_json(
+    scan: &DumpScan,
+    kernel: &Located,
+    built: &WindowsProfile,
+    facts: &PdbFacts,
+) -> Value {
     let mut answer = kernel_json(kernel);
     merge(&mut answer, built_json(built, facts));
     let scanned = &scan.scanned;

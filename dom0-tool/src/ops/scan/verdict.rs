@@ -4,7 +4,7 @@ use lacuna_core::{Agreement, OfflineScan};
 
 use crate::failure::{Class, Failure};
 use crate::os::linux::other_kernels::Tie;
-use crate::os::linux::profile::Built;
+use crate::os::linux::profile::LinuxProfile;
 use crate::os::{BuiltProfile, Kernel};
 use crate::source::Cpu;
 
@@ -57,7 +57,7 @@ pub(super) fn judge(
 /// The verdict is exact if both agree. It is close if they differ by no more than one block for each virtual
 /// CPU, since each may have been stopped between taking a block off its list and counting it. Pages of
 /// unknown state do not excuse a difference: with them something is missing from the dump.
-fn judge_linux(built: &Built, scanned: &OfflineScan, cpus: usize) -> Result<Verdict, Failure> {
+fn judge_linux(built: &LinuxProfile, scanned: &OfflineScan, cpus: usize) -> Result<Verdict, Failure> {
     let (found, counted) = (scanned.free(), built.counted.pages);
     if found == counted && found > 0 {
         return Ok(Verdict::Exact);

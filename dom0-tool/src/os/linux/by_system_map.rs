@@ -116,7 +116,7 @@ pub enum MapError {
 
 /// Where the kernel of a file may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct KernelLocation {
     space: AddressSpace,
     /// How far from where it was linked to.
     moved: u64,
@@ -141,19 +141,19 @@ pub fn identify<M: GuestSource>(
         .enumerate()
         .filter(|(_, cpu)| cpu.is_paging())
         .collect();
-    let places = match running.first() {
+    let locations = match running.first() {
         Some((_, first)) => linked.by_registers(memory, first),
         None => linked.by_memory(memory),
     };
     let mut found: Vec<Identified> = Vec::new();
     let mut rejected = None;
-    for place in places {
-        match examine(memory, cpus, &running, &map, &linked, place) {
+    for location in locations {
+        match examine(memory, cpus, &running, &map, &linked, location) {
             Ok(kernel) => found.push(kernel),
             Err(reason) => {
                 rejected.get_or_insert(MapError::Rejected {
                     file: file.to_owned(),
-                    moved: place.moved,
+                    moved: location.moved,
                     reason,
                 });
             }
@@ -224,8 +224,8 @@ impl Linked {
     }
 
     /// Where the page tables that `cpu` uses have the kernel.
-    fn by_registers<M: GuestMemory>(&self, memory: &mut M, cpu: &Cpu) -> Vec<Place> {
-        let mut places = Vec::new();
+    fn by_registers<M: GuestMemory>(&self, memory: &mut M, cpu: &Cpu) -> Vec<KernelLocation> {
+        let mut locations = Vec::new();
         for own in spaces_of(std::slice::from_ref(cpu)) {
             if own.levels.is_32_bit() != self.is_32_bit {
                 continue;
@@ -233,17 +233,17 @@ impl Linked {
             for moved in self.moves() {
                 let at = GuestVirt::new(self.root.1.wrapping_add(moved));
                 if let Some(root) = own.translate(memory, at) {
-                    push(&mut places, memory, at, root, own.levels, moved);
+                    push(&mut locations, memory, at, root, own.levels, moved);
                 }
             }
         }
-        places
+        locations
     }
 
     /// Where memory has names of a kernel, and page tables as far from them as the file says.
-    fn by_memory<M: GuestSource>(&self, memory: &mut M) -> Vec<Place> {
+    fn by_memory<M: GuestSource>(&self, memory: &mut M) -> Vec<KernelLocation> {
         let end = memory.end().base().map_or(u64::MAX, GuestPhys::get);
-        let mut places = Vec::new();
+        let mut locations = Vec::new();
         if self.is_32_bit {
             for (start, moved) in PAGE_OFFSETS
                 .into_iter()
@@ -255,11 +255,11 @@ impl Linked {
                 if physical(self.names.1) < end && is_called_linux(memory, physical(self.names.1)) {
                     for levels in [PagingLevels::Pae, PagingLevels::Two] {
                         let root = GuestPhys::new(physical(self.root.1));
-                        push(&mut places, memory, GuestVirt::new(at), root, levels, moved);
+                        push(&mut locations, memory, GuestVirt::new(at), root, levels, moved);
                     }
                 }
             }
-            return places;
+            return locations;
         }
         // Where the text lies, and how far it was moved virtually, have nothing to do with each other.
         let first = self.text.wrapping_sub(KERNEL_MAP) % STEP as u64;
@@ -272,17 +272,17 @@ impl Linked {
             for moved in self.moves() {
                 let at = GuestVirt::new(self.root.1.wrapping_add(moved));
                 for levels in [PagingLevels::Four, PagingLevels::Five] {
-                    push(&mut places, memory, at, root, levels, moved);
+                    push(&mut locations, memory, at, root, levels, moved);
                 }
             }
         }
-        places
+        locations
     }
 }
 
-/// Adds the place whose table at `root` maps itself at `at`, if it does.
+/// Adds the location whose table at `root` maps itself at `at`, if it does.
 fn push<M: GuestMemory>(
-    places: &mut Vec<Place>,
+    locations: &mut Vec<KernelLocation>,
     memory: &mut M,
     at: GuestVirt,
     root: GuestPhys,
@@ -290,9 +290,10 @@ fn push<M: GuestMemory>(
     moved: u64,
 ) {
     let space = AddressSpace { root, levels };
-    let place = Place { space, moved };
-    if is_root(root.get(), levels) && maps_to(memory, space, at, root.get()) && !places.contains(&place) {
-        places.push(place);
+    let location = KernelLocation { space, moved };
+    if is_root(root.get(), levels) && maps_to(memory, space, at, root.get()) && !locations.contains(&location)
+    {
+        locations.push(location);
     }
 }
 
@@ -305,18 +306,18 @@ fn is_called_linux<M: GuestMemory>(memory: &mut M, physical: u64) -> bool {
     })
 }
 
-/// Holds the kernel of the file at `place` against what is known of the guest.
+/// Holds the kernel of the file at `location` against what is known of the guest.
 fn examine<M: GuestMemory>(
     memory: &mut M,
     cpus: &[Cpu],
     running: &[(usize, &Cpu)],
     map: &SystemMap,
     linked: &Linked,
-    place: Place,
+    location: KernelLocation,
 ) -> Result<Identified, Rejection> {
-    let space = place.space;
-    let at = |linked: u64| GuestVirt::new(linked.wrapping_add(place.moved));
-    let symbols = map.moved_by(place.moved);
+    let space = location.space;
+    let at = |linked: u64| GuestVirt::new(linked.wrapping_add(location.moved));
+    let symbols = map.moved_by(location.moved);
     let text = at(linked.text);
     for (vcpu, cpu) in running {
         if !levels_of(cpu).contains(&space.levels) {

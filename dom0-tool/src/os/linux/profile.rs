@@ -161,7 +161,7 @@ pub struct Sources<'s> {
 
 /// A profile and what is worth telling about how it was made.
 #[derive(Clone, Debug)]
-pub struct Built {
+pub struct LinuxProfile {
     /// The profile. Checked; whether its identity is complete says `usable`.
     pub profile: Profile,
     /// What each source says.
@@ -191,7 +191,7 @@ pub fn build<M: GuestMemory>(
     kernel: &Identified,
     sources: &Sources<'_>,
     cpus: &[Cpu],
-) -> Result<Built, BuildError> {
+) -> Result<LinuxProfile, BuildError> {
     let levels = kernel.space.levels;
     let symbols = all_symbols(memory, kernel, sources.system_map)?;
     let symbols = symbols.as_ref();
@@ -254,7 +254,7 @@ pub fn build<M: GuestMemory>(
         zone: error.zone,
         at: error.at,
     })?;
-    Ok(Built {
+    Ok(LinuxProfile {
         profile,
         facts,
         memory_model,

@@ -6,7 +6,7 @@ use std::sync::Once;
 
 thread_local! {
     /// Whether a panic on this thread is going to be caught and told as an error.
-    static CONTAINED: Cell<bool> = const { Cell::new(false) };
+    static CATCHES: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `parse`. A panic in it is not printed, and its message is returned.
@@ -15,19 +15,19 @@ thread_local! {
 ///
 /// # Errors
 /// The panic's message.
-pub fn contained<T>(parse: AssertUnwindSafe<impl FnOnce() -> T>) -> Result<T, String> {
+pub fn catch_panic<T>(parse: AssertUnwindSafe<impl FnOnce() -> T>) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if !CONTAINED.get() {
+            if !CATCHES.get() {
                 before(panic);
             }
         }));
     });
-    CONTAINED.set(true);
+    CATCHES.set(true);
     let result = catch_unwind(parse);
-    CONTAINED.set(false);
+    CATCHES.set(false);
     result.map_err(|panic| {
         let said = panic
             .downcast_ref::<String>()
@@ -43,8 +43,8 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error() {
-        let result: Result<(), _> = contained(AssertUnwindSafe(|| panic!("index {}", 7)));
+        let result: Result<(), _> = catch_panic(AssertUnwindSafe(|| panic!("index {}", 7)));
         assert_eq!(result, Err("index 7".to_owned()));
-        assert_eq!(contained(AssertUnwindSafe(|| 3)), Ok(3));
+        assert_eq!(catch_panic(AssertUnwindSafe(|| 3)), Ok(3));
     }
 }

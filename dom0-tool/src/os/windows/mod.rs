@@ -12,7 +12,7 @@
 //!
 //! No live Windows has been tried: see `docs/windows.md` for what was.
 
-pub mod contained;
+pub mod catch_panic;
 pub mod facts;
 mod failures;
 mod isf;

@@ -10,28 +10,28 @@ use super::pe::{ImageSource, Machine, PeImage};
 
 /// Where a page of the image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ImagePage {
     /// In this frame.
     Frame(u64),
     /// Nowhere: nothing maps it.
-    Nowhere,
+    Unmapped,
     /// Outside of what is looked at.
     Beyond,
 }
 
-/// An image whose pages are where `place` says, by their number.
+/// An image whose pages are where `page_at` says, by their number.
 pub(super) struct Nearby<'m, M: ?Sized, F> {
     memory: &'m mut M,
-    place: F,
+    page_at: F,
     /// Whether a page was asked for that is outside of what is looked at.
     went_beyond: bool,
 }
 
-impl<'m, M: GuestMemory + ?Sized, F: Fn(u64) -> Place> Nearby<'m, M, F> {
-    pub(super) fn new(memory: &'m mut M, place: F) -> Self {
+impl<'m, M: GuestMemory + ?Sized, F: Fn(u64) -> ImagePage> Nearby<'m, M, F> {
+    pub(super) fn new(memory: &'m mut M, page_at: F) -> Self {
         Self {
             memory,
-            place,
+            page_at,
             went_beyond: false,
         }
     }
@@ -49,16 +49,16 @@ impl<'m, M: GuestMemory + ?Sized, F: Fn(u64) -> Place> Nearby<'m, M, F> {
     }
 }
 
-impl<M: GuestMemory + ?Sized, F: Fn(u64) -> Place> ImageSource for Nearby<'_, M, F> {
+impl<M: GuestMemory + ?Sized, F: Fn(u64) -> ImagePage> ImageSource for Nearby<'_, M, F> {
     fn read(&mut self, rva: u32, into: &mut [u8]) -> bool {
         let page = PAGE_SIZE as u64;
         let mut done = 0;
         while done < into.len() {
             let at = u64::from(rva) + done as u64;
-            let frame = match (self.place)(at / page) {
-                Place::Frame(frame) => frame,
-                Place::Nowhere => return false,
-                Place::Beyond => {
+            let frame = match (self.page_at)(at / page) {
+                ImagePage::Frame(frame) => frame,
+                ImagePage::Unmapped => return false,
+                ImagePage::Beyond => {
                     self.went_beyond = true;
                     return false;
                 }

@@ -312,7 +312,7 @@ fn memory_block<M: GuestMemory>(
 
 /// A profile, and where it comes from.
 #[derive(Clone, Debug)]
-pub struct Built {
+pub struct WindowsProfile {
     /// The profile.
     pub profile: Profile,
     /// What it was made from.
@@ -331,7 +331,7 @@ pub fn build<M: GuestMemory>(
     facts: &PdbFacts,
     vcpus: &[VcpuRegisters],
     known_runs: Option<&[Run]>,
-) -> Result<Built, ProfileError> {
+) -> Result<WindowsProfile, ProfileError> {
     let resolved = resolve(memory, kernel, facts, known_runs)?;
     let size = facts.mmpfn_size.ok_or(ProfileError::Unknown("_MMPFN"))?;
     let descriptor_bytes = u16::try_from(size).map_err(|_| ProfileError::Impossible {
@@ -393,7 +393,7 @@ pub fn build<M: GuestMemory>(
         zones,
         identity: ties(memory, kernel, vcpus),
     };
-    Ok(Built {
+    Ok(WindowsProfile {
         profile,
         resolved,
         left_out,

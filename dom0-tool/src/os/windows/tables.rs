@@ -18,7 +18,7 @@ use lacuna_core::{Gfn, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels};
 use memchr::memmem;
 
 use super::locate::{KERNEL_PDBS, in_kernel};
-use super::nearby::{Nearby, Place};
+use super::nearby::{ImagePage, Nearby};
 use super::pe::{FileImage, FileLayout, Machine, PeImage};
 use crate::os::view::AddressSpace;
 use crate::source::GuestSource;
@@ -330,30 +330,30 @@ fn in_large_pages<M: GuestSource>(memory: &mut M, level: Level, images: &[(Gfn, 
         .filter(|image| {
             let frame = image.get();
             let end = ((frame >> span) + 1) << span;
-            let place = |page: u64| match frame.saturating_add(page) {
-                frame if frame < end => Place::Frame(frame),
-                _ => Place::Beyond,
+            let page_at = |page: u64| match frame.saturating_add(page) {
+                frame if frame < end => ImagePage::Frame(frame),
+                _ => ImagePage::Beyond,
             };
-            Nearby::new(memory, place).can_be_kernel(level.machines())
+            Nearby::new(memory, page_at).can_be_kernel(level.machines())
         })
         .collect()
 }
 
 /// Whether the entry at `index` of a table of the lowest level and those that follow it can map a kernel.
 fn maps_kernel<M: GuestSource>(memory: &mut M, level: Level, table: &[u8], index: usize) -> bool {
-    let place = |page: u64| {
+    let page_at = |page: u64| {
         let at = usize::try_from(page)
             .ok()
             .and_then(|page| page.checked_add(index));
         let Some(entry) = at.and_then(|at| table.chunks_exact(level.entry).nth(at)) else {
-            return Place::Beyond;
+            return ImagePage::Beyond;
         };
         match number(entry) {
-            value if value & PRESENT == 0 => Place::Nowhere,
-            value => Place::Frame((value & ADDRESS) >> 12),
+            value if value & PRESENT == 0 => ImagePage::Unmapped,
+            value => ImagePage::Frame((value & ADDRESS) >> 12),
         }
     };
-    Nearby::new(memory, place).can_be_kernel(level.machines())
+    Nearby::new(memory, page_at).can_be_kernel(level.machines())
 }
 
 fn number(entry: &[u8]) -> u64 {

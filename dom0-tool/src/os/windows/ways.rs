@@ -3,7 +3,7 @@
 use lacuna_core::{Gfn, GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels};
 
 use super::locate::{Candidate, Located, is_named_kernel, kernel_image, possible_levels, table_of};
-use super::nearby::{Nearby, Place};
+use super::nearby::{ImagePage, Nearby};
 use super::pe::PeImage;
 use super::tables::{self, Images, Reached};
 use crate::os::view::AddressSpace;
@@ -194,8 +194,8 @@ fn entries<M: GuestMemory>(memory: &mut M, table: GuestPhys, size: usize) -> imp
 /// An image that nothing maps, if it calls itself a kernel as far as its own frames follow each other.
 fn unmapped<M: GuestMemory>(memory: &mut M, image: Gfn) -> Option<Candidate> {
     let first = image.get();
-    let place = |page: u64| Place::Frame(first.saturating_add(page));
-    let headers = PeImage::read(&mut Nearby::new(memory, place)).ok()?;
+    let page_at = |page: u64| ImagePage::Frame(first.saturating_add(page));
+    let headers = PeImage::read(&mut Nearby::new(memory, page_at)).ok()?;
     let why = if headers.debug.is_some() {
         "no page table maps it in the kernel's half as a loader would"
     } else {

@@ -110,8 +110,8 @@ fn truth(host: &mut Host, plan: &Plan) -> Result<()> {
     guest.check_health()
 }
 
-/// A guest that has pages which are not zero where only zeroed ones belong: they are nominated, and keep what
-/// they hold.
+/// A guest that has pages which are not zero where only zeroed ones belong: they are candidates, and keep
+/// what they hold.
 pub(crate) fn liar(host: &mut Host) -> Result<()> {
     let mut guest = host.create(&SEVEN)?;
     guest.order(Task::Lie { pages: LIES }, LIMIT)?;

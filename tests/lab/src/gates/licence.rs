@@ -14,7 +14,7 @@ pub(crate) fn is_satisfied(expression: &str, allows: &dyn Fn(&str) -> bool) -> R
         words: &words,
         allows,
     };
-    let satisfied = reader.either()?;
+    let satisfied = reader.any()?;
     match reader.words {
         [] => Ok(satisfied),
         [word, ..] => Err(format!("`{word}` where the expression `{expression}` should end")),
@@ -49,7 +49,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads `A OR B OR ...`.
-    fn either(&mut self) -> Result<bool, String> {
+    fn any(&mut self) -> Result<bool, String> {
         let mut satisfied = self.all()?;
         while self.takes("OR") {
             satisfied |= self.all()?;
@@ -69,7 +69,7 @@ impl<'a> Reader<'a> {
     /// Reads a licence, with its exception where it has one, or an expression in parentheses.
     fn one(&mut self) -> Result<bool, String> {
         if self.takes("(") {
-            let satisfied = self.either()?;
+            let satisfied = self.any()?;
             return if self.takes(")") {
                 Ok(satisfied)
             } else {

@@ -25,7 +25,7 @@ use thiserror::Error;
 use self::addresses::AddressMap;
 use self::container::{Container, u32_at};
 use self::types::{Field, TypeError, TypeFacts};
-use super::contained::contained;
+use super::catch_panic::catch_panic;
 use super::pe::Machine;
 use super::symbol_key::Guid;
 
@@ -155,7 +155,7 @@ pub fn read<S>(mut file: S) -> Result<PdbFacts, PdbError>
 where
     S: Read + Seek + Debug + Send,
 {
-    contained(AssertUnwindSafe(|| read_uncontained(&mut file)))
+    catch_panic(AssertUnwindSafe(|| read_or_panic(&mut file)))
         .unwrap_or_else(|panic| Err(PdbError::Panicked(panic)))
 }
 
@@ -168,7 +168,7 @@ pub fn identity(file: &mut (impl Read + Seek)) -> Result<PdbIdentity, PdbError> 
     read_identity(&container, file)
 }
 
-fn read_uncontained<S: Read + Seek + Debug + Send>(file: &mut S) -> Result<PdbFacts, PdbError> {
+fn read_or_panic<S: Read + Seek + Debug + Send>(file: &mut S) -> Result<PdbFacts, PdbError> {
     let container = Container::read(file)?;
     let identity = read_identity(&container, file)?;
     let type_version = check_types(&container, file)?;

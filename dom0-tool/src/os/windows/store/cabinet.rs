@@ -3,7 +3,7 @@
 use std::io::{Read, Seek, Write};
 use std::panic::AssertUnwindSafe;
 
-use crate::os::windows::contained::contained;
+use crate::os::windows::catch_panic::catch_panic;
 
 /// Unpacks the one file of the cabinet `packed`, or the one called `name`, into `into`; at most `most` bytes.
 ///
@@ -16,11 +16,11 @@ pub(super) fn unpack(
     into: &mut impl Write,
 ) -> Result<(), String> {
     // The cabinet crate is safe Rust; a panic in it leaves at worst a part of a temporary file behind.
-    let work = AssertUnwindSafe(|| unpack_uncontained(packed, name, most, into));
-    contained(work).unwrap_or_else(|panic| Err(format!("the cabinet is damaged: {panic}")))
+    let work = AssertUnwindSafe(|| unpack_or_panic(packed, name, most, into));
+    catch_panic(work).unwrap_or_else(|panic| Err(format!("the cabinet is damaged: {panic}")))
 }
 
-fn unpack_uncontained(
+fn unpack_or_panic(
     packed: impl Read + Seek,
     name: &str,
     most: u64,

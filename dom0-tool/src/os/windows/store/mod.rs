@@ -19,7 +19,7 @@ use tempfile::NamedTempFile;
 use self::http::Client;
 pub use self::http::{Limits, Progress};
 use self::local::{Found, MAX_POINTER, Pointer, printable};
-use self::path::{Place, SymbolPath};
+use self::path::{PdbSource, SymbolPath};
 use super::pdb;
 use super::pdb::container::MAX_FILE;
 use super::symbol_key::{Signature, SymbolKey};
@@ -79,8 +79,8 @@ impl Finder {
             let mut caches: Vec<&Path> = Vec::new();
             for place in &element.places {
                 let name = match place {
-                    Place::Store(folder) | Place::Folder(folder) => folder.display().to_string(),
-                    Place::Server(address) => address.clone(),
+                    PdbSource::Store(folder) | PdbSource::Folder(folder) => folder.display().to_string(),
+                    PdbSource::Server(address) => address.clone(),
                 };
                 match self.ask(place, &caches, key, progress) {
                     Ok(Some((file, from))) => return Ok(Hit { file, from, misses }),
@@ -90,7 +90,7 @@ impl Finder {
                     }),
                     Err(why) => misses.push(Miss { place: name, why }),
                 }
-                if let Place::Store(folder) = place {
+                if let PdbSource::Store(folder) = place {
                     caches.push(folder);
                 }
             }
@@ -101,13 +101,13 @@ impl Finder {
     /// Asks one place; what it has is copied into `caches`, the last of them first.
     fn ask(
         &self,
-        place: &Place,
+        place: &PdbSource,
         caches: &[&Path],
         key: &SymbolKey,
         progress: Progress<'_>,
     ) -> Result<Option<(PathBuf, String)>, String> {
         match place {
-            Place::Folder(folder) => {
+            PdbSource::Folder(folder) => {
                 let named = || folder.join(key.name.as_str());
                 let flat = local::in_any_case(folder, key.name.as_str()).unwrap_or_else(named);
                 if flat.is_file() && check(&flat, key).is_ok() {
@@ -118,8 +118,8 @@ impl Finder {
                     other => Ok(other),
                 }
             }
-            Place::Store(folder) => from_store(folder, caches, key),
-            Place::Server(address) => {
+            PdbSource::Store(folder) => from_store(folder, caches, key),
+            PdbSource::Server(address) => {
                 let Some(client) = &self.client else {
                     return Err("not asked: servers may not be asked (offline)".to_owned());
                 };

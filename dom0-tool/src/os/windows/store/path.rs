@@ -46,7 +46,7 @@ pub enum PathError {
 
 /// A place that may have PDBs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum PdbSource {
     /// A folder in the layout of a symbol store, which can also keep what others have.
     Store(PathBuf),
     /// Any folder: the layout of a store, or files by their names alone.
@@ -60,7 +60,7 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Element {
     /// Places.
-    pub places: Vec<Place>,
+    pub places: Vec<PdbSource>,
 }
 
 /// A symbol path.
@@ -78,7 +78,7 @@ impl SymbolPath {
     /// [`PathError`].
     pub fn parse(text: &str, default_cache: &Path) -> Result<Self, PathError> {
         let mut elements = Vec::new();
-        let mut caches: Vec<Place> = Vec::new();
+        let mut caches: Vec<PdbSource> = Vec::new();
         for element in text
             .split(';')
             .map(str::trim)
@@ -110,23 +110,23 @@ impl SymbolPath {
                         places.push(store(part, default_cache)?);
                     }
                     places.push(match server(last)? {
-                        Some(address) => Place::Server(address),
-                        None if last.trim().is_empty() => Place::Server(PUBLIC_SERVER.to_owned()),
+                        Some(address) => PdbSource::Server(address),
+                        None if last.trim().is_empty() => PdbSource::Server(PUBLIC_SERVER.to_owned()),
                         None => store(last, default_cache)?,
                     });
                 }
                 _ => places.push(match server(element)? {
-                    Some(address) => Place::Server(address),
-                    None => Place::Folder(local(element)?),
+                    Some(address) => PdbSource::Server(address),
+                    None => PdbSource::Folder(local(element)?),
                 }),
             }
             if places.len() > MAX_PLACES {
                 return Err(PathError::TooLong);
             }
             // Without a cache a server's file would have nowhere to be.
-            let has_store = places.iter().any(|place| matches!(place, Place::Store(_)));
-            if !has_store && matches!(places.last(), Some(Place::Server(_))) {
-                places.insert(0, Place::Store(default_cache.to_owned()));
+            let has_store = places.iter().any(|place| matches!(place, PdbSource::Store(_)));
+            if !has_store && matches!(places.last(), Some(PdbSource::Server(_))) {
+                places.insert(0, PdbSource::Store(default_cache.to_owned()));
             }
             elements.push(Element { places });
         }
@@ -144,8 +144,8 @@ impl SymbolPath {
         Self {
             elements: vec![Element {
                 places: vec![
-                    Place::Store(default_cache.to_owned()),
-                    Place::Server(PUBLIC_SERVER.to_owned()),
+                    PdbSource::Store(default_cache.to_owned()),
+                    PdbSource::Server(PUBLIC_SERVER.to_owned()),
                 ],
             }],
         }
@@ -154,7 +154,7 @@ impl SymbolPath {
     /// Where to put a file by hand so that it is found.
     pub fn first_store(&self) -> Option<&Path> {
         self.places().find_map(|place| match place {
-            Place::Store(folder) => Some(folder.as_path()),
+            PdbSource::Store(folder) => Some(folder.as_path()),
             _ => None,
         })
     }
@@ -162,21 +162,21 @@ impl SymbolPath {
     /// The servers' addresses.
     pub fn servers(&self) -> impl Iterator<Item = &str> {
         self.places().filter_map(|place| match place {
-            Place::Server(address) => Some(address.as_str()),
+            PdbSource::Server(address) => Some(address.as_str()),
             _ => None,
         })
     }
 
-    fn places(&self) -> impl Iterator<Item = &Place> {
+    fn places(&self) -> impl Iterator<Item = &PdbSource> {
         self.elements.iter().flat_map(|element| &element.places)
     }
 }
 
-fn store(part: &str, default_cache: &Path) -> Result<Place, PathError> {
+fn store(part: &str, default_cache: &Path) -> Result<PdbSource, PathError> {
     if server(part)?.is_some() {
         return Err(PathError::ServerAsCache(part.to_owned()));
     }
-    Ok(Place::Store(match part.trim() {
+    Ok(PdbSource::Store(match part.trim() {
         "" => default_cache.to_owned(),
         folder => local(folder)?,
     }))
@@ -212,17 +212,17 @@ fn server(part: &str) -> Result<Option<String>, PathError> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Vec<Vec<Place>>, PathError> {
+    fn parse(text: &str) -> Result<Vec<Vec<PdbSource>>, PathError> {
         let path = SymbolPath::parse(text, Path::new("/default"))?;
         Ok(path.elements.into_iter().map(|element| element.places).collect())
     }
 
-    fn store(folder: &str) -> Place {
-        Place::Store(folder.into())
+    fn store(folder: &str) -> PdbSource {
+        PdbSource::Store(folder.into())
     }
 
-    fn server(address: &str) -> Place {
-        Place::Server(address.into())
+    fn server(address: &str) -> PdbSource {
+        PdbSource::Server(address.into())
     }
 
     #[test]
@@ -231,14 +231,14 @@ mod tests {
             parse("SRV*/a*/b*HTTP://h/symbols/; /c ;symsrv*symsrv.dll**http://g").expect("well-formed"),
             [
                 vec![store("/a"), store("/b"), server("http://h/symbols")],
-                vec![Place::Folder("/c".into())],
+                vec![PdbSource::Folder("/c".into())],
                 vec![store("/default"), server("http://g")],
             ]
         );
         assert_eq!(
             parse("/first;cache*/keep;http://h;srv*/net").expect("well-formed"),
             [
-                vec![Place::Folder("/first".into())],
+                vec![PdbSource::Folder("/first".into())],
                 vec![store("/keep"), server("http://h")],
                 vec![store("/keep"), store("/net")],
             ]
@@ -273,7 +273,12 @@ mod tests {
             parse("cache*/a;CACHE*/b;srv*/c*https://h/;cache*/d;/e").expect("well-formed"),
             [
                 vec![store("/a"), store("/b"), store("/c"), server("https://h")],
-                vec![store("/a"), store("/b"), store("/d"), Place::Folder("/e".into())],
+                vec![
+                    store("/a"),
+                    store("/b"),
+                    store("/d"),
+                    PdbSource::Folder("/e".into())
+                ],
             ]
         );
     }
