@@ -1,5 +1,5 @@
-//! How sources are read and measured, for the tests of their shape in `core/tests/layering.rs` and
-//! `dom0-tool/tests/layering.rs`.
+//! How sources are read and measured, for the tests of their shape in `core/tests/layering.rs`,
+//! `core/tests/shape.rs` and `dom0-tool/tests/layering.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;
