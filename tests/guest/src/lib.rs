@@ -131,8 +131,8 @@ pub enum Task {
         /// How.
         way: Way,
     },
-    /// Carry out operations at random on pages of the guest's own, and on Xen's interfaces that take pages; see
-    /// `tests/windows/kernel/campaign.c`. Reply: [`Report::Operated`]. The Windows-like guest only.
+    /// Carry out operations at random on pages of the guest's own, and on Xen's interfaces that take pages;
+    /// see `tests/windows/kernel/campaign.c`. Reply: [`Report::Operated`]. The Windows-like guest only.
     Operate {
         /// How many.
         operations: u32,

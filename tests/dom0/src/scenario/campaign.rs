@@ -1,5 +1,5 @@
-//! A guest that does whatever it may to its own pages and to Xen's interfaces, at random, while rounds of both
-//! stages go over it and a neighbour in its trust group.
+//! A guest that does whatever it may to its own pages and to Xen's interfaces, at random, while rounds of
+//! both stages go over it and a neighbour in its trust group.
 
 use std::time::Duration;
 
@@ -39,8 +39,8 @@ pub(crate) fn long(host: &mut Host) -> Result<()> {
     campaign(host, LONG)
 }
 
-/// Every page that the guest did not give to Xen holds what it must, and so does each of the neighbour's; Xen,
-/// a debug build, finds nothing wrong with itself; when both are gone the host has its memory back.
+/// Every page that the guest did not give to Xen holds what it must, and so does each of the neighbour's;
+/// Xen, a debug build, finds nothing wrong with itself; when both are gone the host has its memory back.
 fn campaign(host: &mut Host, orders: u32) -> Result<()> {
     let empty = settled_free_mib()?;
     let mut neighbour = host.create(&Plan::stock("neighbour", "6.12"))?;

@@ -43,9 +43,9 @@ const DRIVERS: &[(&str, &std::ffi::CStr)] = &[
     ("xen-blkback", c"feature_persistent=0"),
 ];
 
-/// A guest's memory is given back; all of the host's is claimed for a neighbour; the guest reads all of its disk, and writes to it.
-/// It gets what was written there and no error, however long memory is missing, and goes on when there is
-/// some.
+/// A guest's memory is given back; all of the host's is claimed for a neighbour; the guest reads all of its
+/// disk, and writes to it. It gets what was written there and no error, however long memory is missing, and
+/// goes on when there is some.
 pub(crate) fn without_memory(host: &mut Host) -> Result<()> {
     for (name, parameters) in DRIVERS {
         let module = File::open(format!("/disks/{name}.ko"))?;
@@ -129,7 +129,8 @@ pub(crate) fn without_memory(host: &mut Host) -> Result<()> {
     host.expect_free(empty)
 }
 
-/// Waits until the guest stands for its disk's sake, or waits for memory to write to itself; whether it stands.
+/// Waits until the guest stands for its disk's sake, or waits for memory to write to itself; whether it
+/// stands.
 fn stands(host: &mut Host, guest: &Guest) -> Result<bool> {
     let before = guest.waits(host)?;
     wait_until("the guest finds no memory", STARVE_LIMIT, || {
