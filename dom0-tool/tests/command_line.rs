@@ -154,7 +154,7 @@ fn a_daemon_says_what_is_wrong_with_its_file_in_one_line() {
             .unwrap()
     };
     let output = check();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(said.lines().count(), 1, "{said}");
     for part in [

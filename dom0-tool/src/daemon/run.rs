@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use rustix::fs::{FlockOperation, flock};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::daemon::config::{Config, ConfigError, DEFAULT_FILE};
 use crate::daemon::log;
@@ -23,6 +23,8 @@ use crate::ops::host::{ThisHost, Xen};
 pub const LOCK: &str = "/run/lacuna/lacunad.lock";
 /// Longest time to wait at once. It only limits how long a wrongly computed wait lasts.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Exit status of a wrong command line or configuration: clap's own.
+const WRONG_USAGE: u8 = 2;
 /// How often metrics are rendered at most.
 const PUBLISH: Duration = Duration::from_millis(250);
 
@@ -31,7 +33,7 @@ const PUBLISH: Duration = Duration::from_millis(250);
 #[command(name = "lacunad", version, max_term_width = 100)]
 #[command(
     after_help = "SIGTERM ends it, SIGHUP makes it read its configuration again. \
-    Exit status: 0 done, 1 failed, 2 wrong usage, 5 no Xen here or no xen_privcmd, 6 Xen without Lacuna, \
+    Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 5 no Xen here or no xen_privcmd, 6 Xen without Lacuna, \
     7 another version of Xen's interfaces, 8 no rights."
 )]
 pub struct Arguments {
@@ -52,7 +54,7 @@ pub fn run(arguments: &Arguments) -> u8 {
         Ok(config) => config,
         Err(error) => {
             eprintln!("lacunad: {error}");
-            return 1;
+            return WRONG_USAGE;
         }
     };
     if arguments.check_config {
@@ -95,6 +97,10 @@ fn serve(arguments: &Arguments, config: Config) -> Result<(), Failure> {
     })?;
     let mut supervisor = Supervisor::new(ThisHost::open()?, config);
     info!(event = "daemon.started", version = env!("CARGO_PKG_VERSION"));
+    // systemd takes the unit for started from here on; without systemd nobody is told.
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        warn!(event = "daemon.not_announced", what = %error);
+    }
     tend(arguments, &mut supervisor, &mut signals, &page);
     info!(event = "daemon.stopped", guests = supervisor.guests().len());
     drop(server);
