@@ -32,21 +32,6 @@ const EXCEPTIONS: &[Exception] = &[
         "one arm for each thing that a guest may change",
     ),
     (
-        "core/mock/src/kernel.rs",
-        "",
-        "one mock guest: its calls for tests, each a few lines",
-    ),
-    (
-        "core/mock/src/kernel.rs",
-        "profile",
-        "a literal: the profile's members in their order",
-    ),
-    (
-        "core/mock/src/machine.rs",
-        "",
-        "one mock machine, whose frames and caches no other module may touch",
-    ),
-    (
         "tests/dom0/src/guest.rs",
         "",
         "one guest in dom0: its calls for scenarios, each a few lines",

@@ -5,18 +5,15 @@ use std::collections::BTreeMap;
 
 use super::buddy::{Buddy, Change};
 use super::build::{
-    BOOT_VALUE, BOOT_VALUE_OFFSET, COUNTER_OFFSET, COUNTER_STRIDE, Config, DATA_FRAME, IDT_BASE, IDT_BASE_32,
-    IDT_LIMIT, IDT_LIMIT_32, LSTAR, SYSENTER_EIP, ZONE_BYTES, ZONES_OFFSET,
+    BOOT_VALUE, BOOT_VALUE_OFFSET, COUNTER_OFFSET, COUNTER_STRIDE, Config, DATA_FRAME, IDT_LIMIT,
+    IDT_LIMIT_32, ZONE_BYTES, ZONES_OFFSET,
 };
-use super::faults::{Faults, Primitive};
+use super::faults::Faults;
 use super::machine::{Access, Machine, Violation};
 use super::models::MapPlace;
 use super::tables::Tables;
 use super::tables_held::TablesHeld;
-use lacuna_core::{
-    Anchor, BootValue, Contents, Field, Gfn, GuestPhys, GuestVirt, Identity, Kernel, MAX_ROOT_SLOTS,
-    MemoryMap, PAGE_SHIFT, PAGE_SIZE, Profile, RootSlot, VcpuRegisters, ZoneCounter,
-};
+use lacuna_core::{Field, Gfn, GuestPhys, PAGE_SHIFT, PAGE_SIZE, VcpuRegisters};
 
 /// A guest program, run between the engine's calls.
 type Interlude = Box<dyn FnMut(&mut MockGuest)>;
@@ -65,102 +62,6 @@ impl fmt::Debug for MockGuest {
 }
 
 impl MockGuest {
-    /// The profile that describes this guest's current boot, truthfully.
-    ///
-    /// # Panics
-    /// Never, for any [`Config`] that [`MockGuest::new`] accepts.
-    pub fn profile(&self) -> Profile {
-        let layout = self.config.layout;
-        let levels = self.config.levels;
-        let data = self.config.data();
-        let pointer = levels.pointer_bytes();
-        let drawn = GuestVirt::new(data + BOOT_VALUE_OFFSET);
-        let boot_value = self.peek_u64(DATA_FRAME, BOOT_VALUE_OFFSET as usize)
-            & (u64::MAX >> (64 - 8 * u32::from(pointer)));
-        let (memory_map, extents) = self.place.describe(&self.config);
-        let counters = (0..self.zones.len() as u64).map(|zone| {
-            let array = data + ZONES_OFFSET + zone * ZONE_BYTES;
-            if layout.per_page {
-                return ZoneCounter {
-                    array: GuestVirt::new(array + u64::from(COUNTER_OFFSET)),
-                    stride: u16::from(pointer),
-                    count_offset: 0,
-                    count_bytes: pointer,
-                };
-            }
-            ZoneCounter {
-                array: GuestVirt::new(array),
-                stride: COUNTER_STRIDE,
-                count_offset: COUNTER_OFFSET,
-                count_bytes: pointer,
-            }
-        });
-        let first_descriptor = match &memory_map {
-            MemoryMap::Sections(sections) => sections.table.get(),
-            // An array or several, and whatever else a profile may name one day.
-            _ => self.place.base(),
-        };
-        let slots = [data, first_descriptor].map(|address| {
-            let (index, entry) = self.tables.top_entry(address);
-            RootSlot {
-                index,
-                entry: entry & !0x60,
-            }
-        });
-        let root_slots = if levels.is_32_bit() {
-            heapless::Vec::new()
-        } else {
-            let mut slots: heapless::Vec<RootSlot, MAX_ROOT_SLOTS> = slots.into_iter().collect();
-            if slots[0].index == slots[1].index {
-                slots.pop();
-            }
-            slots
-        };
-        let anchors = if levels.is_32_bit() {
-            [data, first_descriptor]
-                .map(|address| Anchor {
-                    at: GuestVirt::new(address),
-                    physical: self.tables.translate(address),
-                })
-                .into_iter()
-                .collect()
-        } else {
-            heapless::Vec::new()
-        };
-        Profile {
-            kernel: Kernel {
-                release: "6.12.0-mock".try_into().unwrap(),
-                layout: [0x4d; 16],
-            },
-            root: GuestPhys::new(self.registers[0].cr3 & !0xfff),
-            levels,
-            memory_map,
-            extents: extents.into_iter().collect(),
-            descriptor_bytes: layout.descriptor_bytes,
-            free: layout.free_rule(),
-            contents: Contents::DontCare,
-            zones: counters.collect(),
-            identity: Identity {
-                idt_base: if levels.is_32_bit() { IDT_BASE_32 } else { IDT_BASE },
-                idt_limit: if levels.is_32_bit() {
-                    IDT_LIMIT_32
-                } else {
-                    IDT_LIMIT
-                },
-                lstar: if levels.is_32_bit() { 0 } else { LSTAR },
-                sysenter_eip: if levels.is_32_bit() { SYSENTER_EIP } else { 0 },
-                gate: None,
-                root_slots,
-                anchors,
-                boot_value: Some(BootValue {
-                    at: drawn,
-                    bytes: pointer,
-                    value: boot_value,
-                }),
-            },
-        }
-    }
-
     // --- the truth ---
 
     /// Pages in free blocks.
@@ -399,106 +300,7 @@ impl MockGuest {
             .poke(DATA_FRAME, BOOT_VALUE_OFFSET as usize, &value.to_le_bytes());
     }
 
-    // --- what the machine does ---
-
-    /// Takes a reference to the page behind `gfn`, as a grant or a foreign mapping does; `false` for no
-    /// ordinary page.
-    pub fn hold(&mut self, gfn: Gfn) -> bool {
-        self.machine
-            .references(gfn.get())
-            .map(|references| *references += 1)
-            .is_some()
-    }
-
-    /// Drops one.
-    pub fn unhold(&mut self, gfn: Gfn) {
-        if let Some(references) = self.machine.references(gfn.get()) {
-            *references = references.saturating_sub(1);
-        }
-    }
-
-    /// Turns log-dirty mode on or off.
-    pub fn set_log_dirty(&mut self, on: bool) {
-        self.machine.log_dirty = on;
-    }
-
-    /// How many pages the paging pool has left. Splitting a 2 MiB entry takes one.
-    pub fn set_pool_pages(&mut self, pages: u64) {
-        self.machine.pool_pages = pages;
-    }
-
-    /// Whether another domain takes each released frame at once and fills it with its own data.
-    pub fn set_neighbour(&mut self, on: bool) {
-        self.machine.neighbour = on;
-    }
-
-    /// Whether the toolstack keeps the guest paused.
-    pub fn set_toolstack_pause(&mut self, on: bool) {
-        self.toolstack_pause = on;
-    }
-
-    // --- the test's hooks ---
-
-    /// Lets call number `call` (from 0) of `primitive` fail.
-    pub fn fail(&mut self, primitive: Primitive, call: u64) {
-        self.faults.plan(primitive, call);
-    }
-
-    /// Lets every call of `primitive` fail.
-    pub fn fail_all(&mut self, primitive: Primitive) {
-        self.faults.plan_all(primitive);
-    }
-
-    /// Forgets all plans and counts of calls.
-    pub fn clear_faults(&mut self) {
-        self.faults.clear();
-    }
-
-    /// How often `primitive` was called.
-    pub fn calls(&self, primitive: Primitive) -> u64 {
-        self.faults.calls(primitive)
-    }
-
-    /// How many calls failed by plan.
-    pub fn faults_struck(&self) -> u64 {
-        self.faults.struck()
-    }
-
-    /// Runs `program` before each of the engine's calls that finds the guest running.
-    pub fn set_interlude(&mut self, program: impl FnMut(&mut Self) + 'static) {
-        self.interlude = Some(Box::new(program));
-    }
-
-    /// Ends it.
-    pub fn clear_interlude(&mut self) {
-        self.interlude = None;
-    }
-
-    /// What a read of guest memory costs on the mock's clock, in nanoseconds.
-    pub fn set_read_price(&mut self, nanoseconds: u64) {
-        self.read_price = nanoseconds;
-    }
-
-    /// Reads of guest memory by the engine so far.
-    pub fn reads(&self) -> u64 {
-        self.reads
-    }
-
-    /// Begins to record where the engine reads.
-    pub fn record_reads(&mut self) {
-        self.trace = Some(Vec::new());
-    }
-
-    /// The frames whose descriptors were read since [`MockGuest::record_reads`], in order, one for each read.
-    pub fn descriptors_read(&mut self) -> Vec<Gfn> {
-        let trace = self.trace.take().unwrap_or_default();
-        trace
-            .into_iter()
-            .filter_map(|at| self.descriptor_at(at))
-            .collect()
-    }
-
-    fn descriptor_at(&self, at: GuestPhys) -> Option<Gfn> {
+    pub(super) fn descriptor_at(&self, at: GuestPhys) -> Option<Gfn> {
         let page = self
             .place
             .frames
@@ -636,7 +438,7 @@ impl MockGuest {
         }
     }
 
-    fn peek_u64(&self, frame: u64, offset: usize) -> u64 {
+    pub(super) fn peek_u64(&self, frame: u64, offset: usize) -> u64 {
         let mut bytes = [0; 8];
         self.machine.peek(frame, offset, &mut bytes);
         u64::from_le_bytes(bytes)

@@ -35,11 +35,13 @@ mod build;
 mod content;
 mod engine;
 mod faults;
+mod hooks;
 pub mod hostile;
 mod kernel;
 mod layout;
 mod machine;
 mod models;
+mod profile;
 mod tables;
 mod tables_held;
 
