@@ -48,23 +48,28 @@ pub enum Op {
     /// is the order of each, 0 or 9. For a domain that is being received. The shim's own.
     PopulateZero = 11,
     /// Content stage over frames `cursor..end`, `budget` pages at most. Needs no profile. `flags`:
-    /// [`CONTENT_LEAVE_FREE`], [`CONTENT_AGAIN`],
-    /// [`CONTENT_REST`]. `result`: pages put on zero frames, pages put on a shared frame, pages hashed,
-    /// of them not as in the last round or met for the first time; added up likewise.
+    /// [`ContentFlags`]. `result`: pages put on zero frames, pages put on a shared frame, pages hashed, of
+    /// them not as in the last round or met for the first time; added up likewise.
     Content = 12,
     /// Have the domain share by content with the members of the trust group that `buffer` names, and they
     /// with it; with an empty buffer with nobody but itself. The shim's own.
     SetGroup = 13,
 }
 
-/// Flag of [`Op::Content`]: leave pages alone that the last scan found free.
-pub const CONTENT_LEAVE_FREE: u32 = 1;
-/// Flag of [`Op::Content`]: look at nothing but the pages that the round before met for the first time, and
-/// that could be shared if they stood still since.
-pub const CONTENT_AGAIN: u32 = 2;
-/// Flag of [`Op::Content`]: let pages rest that stood still for rounds, and are like no other. A change of
-/// one is noticed some rounds later, eight at most. A round begins with frame 0.
-pub const CONTENT_REST: u32 = 4;
+bitflags::bitflags! {
+    /// Flags of [`Op::Content`].
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct ContentFlags: u32 {
+        /// Leave pages alone that the last scan found free.
+        const LEAVE_FREE = 1;
+        /// Look only at the pages that the round before met for the first time, and that could be shared if
+        /// they have not changed since.
+        const AGAIN = 2;
+        /// Let pages rest that have not changed for rounds, and are like no other. A change of one is noticed
+        /// some rounds later, eight at most. A round begins with frame 0.
+        const REST = 4;
+    }
+}
 
 /// Longest name of a trust group, in bytes (`XEN_DOMCTL_LACUNA_GROUP_MAX`).
 pub const GROUP_NAME_MAX: usize = 63;

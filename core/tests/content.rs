@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use lacuna_core::abi::{CONTENT_AGAIN, CONTENT_LEAVE_FREE, CONTENT_REST, Op, Request, Statistics};
+use lacuna_core::abi::{ContentFlags, Op, Request, Statistics};
 use lacuna_core::{
     Domain, DomainId, DomainPage, Gfn, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Session,
     Skip, Status, Steps, merge_protected, share_zero_protected,
@@ -44,7 +44,7 @@ fn round(session: &mut Session, guest: &mut MockGuest, pages: &[Gfn]) -> Request
 /// The look at the end of a round.
 fn again(session: &mut Session, guest: &mut MockGuest, pages: &[Gfn]) -> Request {
     let asked = Request {
-        flags: CONTENT_AGAIN,
+        flags: ContentFlags::AGAIN.bits(),
         ..over(pages)
     };
     let (status, request) = run(session, guest, asked);
@@ -141,7 +141,7 @@ fn a_page_that_was_another_in_the_last_round_is_not_looked_at_again() {
 /// A round from frame 0 on in which pages rest.
 fn resting_round(session: &mut Session, guest: &mut MockGuest) -> Request {
     let asked = Request {
-        flags: CONTENT_REST,
+        flags: ContentFlags::REST.bits(),
         ..Request::default()
     };
     let (status, request) = run(session, guest, asked);
@@ -192,7 +192,7 @@ fn the_look_at_the_end_can_be_taken_in_parts() {
     let (mut asked, mut parts, mut merged) = (over(&pages), 0, 0);
     let end = asked.end;
     while asked.cursor < end {
-        (asked.flags, asked.budget, asked.result) = (CONTENT_AGAIN, 10, [0; 4]);
+        (asked.flags, asked.budget, asked.result) = (ContentFlags::AGAIN.bits(), 10, [0; 4]);
         let (status, answer) = run(&mut session, &mut guest, asked);
         assert_eq!(status, Status::Done);
         assert!(
@@ -292,7 +292,7 @@ fn pages_found_free_are_left_to_the_free_stage_on_demand() {
     }
     for _ in 0..2 {
         let request = Request {
-            flags: CONTENT_LEAVE_FREE,
+            flags: ContentFlags::LEAVE_FREE.bits(),
             ..Request::default()
         };
         assert_eq!(run(&mut session, &mut guest, request).0, Status::Done);
@@ -380,7 +380,12 @@ fn a_stranger_is_no_partner() {
 #[test]
 fn a_page_written_between_hash_and_compare_is_never_shared() {
     // The second round, and the look at the end of the first.
-    for (victim, flags) in [(0, 0), (1, 0), (0, CONTENT_AGAIN), (1, CONTENT_AGAIN)] {
+    for (victim, flags) in [
+        (0, 0),
+        (1, 0),
+        (0, ContentFlags::AGAIN.bits()),
+        (1, ContentFlags::AGAIN.bits()),
+    ] {
         let mut moments = 0;
         for moment in 0.. {
             let (mut guest, pages) = guest_with(2);
@@ -420,7 +425,7 @@ fn a_page_written_between_hash_and_compare_is_never_shared() {
 fn each_call_failing_in_turn_leaves_nothing_half_done() {
     for (primitive, flags) in Primitive::ALL
         .iter()
-        .flat_map(|one| [(*one, 0), (*one, CONTENT_AGAIN)])
+        .flat_map(|one| [(*one, 0), (*one, ContentFlags::AGAIN.bits())])
     {
         for call in 0.. {
             let (mut guest, pages) = guest_with(12);

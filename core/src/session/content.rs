@@ -7,7 +7,7 @@ use super::preemptible::{Step, each_step};
 use super::sharing::steps;
 use super::{Outcome, Refusal, Session};
 use crate::PageState;
-use crate::abi::{CONTENT_AGAIN, CONTENT_LEAVE_FREE, CONTENT_REST, Request};
+use crate::abi::{ContentFlags, Request};
 use crate::content::{ContentReport, Peers, Rounds, Seed, Stage};
 use crate::share::steps::Steps;
 use crate::tables::{IndexSize, Part, Table, bitmap_at};
@@ -24,9 +24,9 @@ impl Session {
         domain: &mut D,
         request: &mut Request,
     ) -> Result<Outcome, Refusal> {
-        let leave_free = request.flags & CONTENT_LEAVE_FREE != 0;
-        let again = request.flags & CONTENT_AGAIN != 0;
-        let steps = steps(request.flags & !(CONTENT_LEAVE_FREE | CONTENT_AGAIN | CONTENT_REST))?;
+        let flags = ContentFlags::from_bits_truncate(request.flags);
+        let again = flags.contains(ContentFlags::AGAIN);
+        let steps = steps(request.flags & !flags.bits())?;
         let (from, end, _) = range(domain, request)?;
         if from == 0 && !again {
             self.content_rounds = self.content_rounds.wrapping_add(1);
@@ -35,8 +35,8 @@ impl Session {
         let walk = Walk {
             index,
             seed: Seed::new(index.seed),
-            leave_free,
-            rest: (request.flags & CONTENT_REST != 0).then_some(self.content_rounds),
+            leave_free: flags.contains(ContentFlags::LEAVE_FREE),
+            rest: flags.contains(ContentFlags::REST).then_some(self.content_rounds),
             steps,
         };
         each_step(domain, request, from..end, |domain, at, budget| {

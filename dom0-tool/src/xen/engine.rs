@@ -3,9 +3,7 @@
 use std::ops::AddAssign;
 use std::rc::Rc;
 
-use lacuna_core::abi::{
-    CONTENT_AGAIN, CONTENT_LEAVE_FREE, CONTENT_REST, Explanation, Op, Request, Statistics, VERSION,
-};
+use lacuna_core::abi::{ContentFlags, Explanation, Op, Request, Statistics, VERSION};
 use lacuna_core::{Gfn, MAX_PROFILE_BYTES, PAGE_SIZE, Status, VcpuRegisters};
 use thiserror::Error;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -109,6 +107,15 @@ pub const SCAN_PART: u64 = 1 << 16;
 pub const SHARE_PART: u64 = 1 << 13;
 /// Frames that one hypercall of the content stage goes through.
 pub const CONTENT_PART: u64 = 1 << 12;
+
+/// The flags of a content stage that leaves out what the last scan found free, or does not.
+fn content_flags(leave_free: bool) -> ContentFlags {
+    if leave_free {
+        ContentFlags::LEAVE_FREE
+    } else {
+        ContentFlags::empty()
+    }
+}
 
 /// Runs an operation over all of a domain's memory by calling `part` with the frame to begin at, and sums up
 /// the figures.
@@ -304,9 +311,9 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn content(&self, leave_free: bool) -> Result<ContentFigures, EngineError> {
-        let leave_free = if leave_free { CONTENT_LEAVE_FREE } else { 0 };
-        let mut sum = in_parts(|from| self.content_request(from, CONTENT_PART, leave_free))?;
-        sum += in_parts(|from| self.content_request(from, CONTENT_PART, leave_free | CONTENT_AGAIN))?;
+        let flags = content_flags(leave_free);
+        let mut sum = in_parts(|from| self.content_request(from, CONTENT_PART, flags))?;
+        sum += in_parts(|from| self.content_request(from, CONTENT_PART, flags | ContentFlags::AGAIN))?;
         Ok(sum)
     }
 
@@ -322,18 +329,17 @@ impl Engine {
         frames: u64,
         leave_free: bool,
     ) -> Result<Part<ContentFigures>, EngineError> {
-        let leave_free = if leave_free { CONTENT_LEAVE_FREE } else { 0 };
-        self.content_request(from, frames, leave_free | CONTENT_REST)
+        self.content_request(from, frames, content_flags(leave_free) | ContentFlags::REST)
     }
 
     fn content_request(
         &self,
         from: u64,
         frames: u64,
-        flags: u32,
+        flags: ContentFlags,
     ) -> Result<Part<ContentFigures>, EngineError> {
         let request = Request {
-            flags,
+            flags: flags.bits(),
             cursor: from,
             budget: frames.max(1),
             ..Request::default()
