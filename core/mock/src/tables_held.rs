@@ -12,10 +12,10 @@ use lacuna_core::{IndexSize, MAX_GFNS, PAGE_SIZE, PART_WORDS, Part, Shortage, Ta
 
 /// Bytes of a node of the tree by which the hypervisor finds pages, and the bits of a page's number that each
 /// decides (`xen/arch/x86/lacuna/tables.c`).
-const NODE_BYTES: u64 = 512;
-const NODE_BITS: u32 = 6;
+pub(super) const NODE_BYTES: u64 = 512;
+pub(super) const NODE_BITS: u32 = 6;
 /// Levels of the tree.
-const LEVELS: u32 = 4;
+pub(super) const LEVELS: u32 = 4;
 
 /// One page of a table, or the header.
 type Page = Arc<[AtomicU64]>;

@@ -1,0 +1,93 @@
+//! The engine's work follows a guest's size: no part of a scan or of a round of shares costs more for a page
+//! of a large guest than for one of a small guest.
+#![allow(clippy::unwrap_used)]
+
+use lacuna_core::abi::{Op, State as ProfileState};
+use lacuna_core::{FreeCheck, Gfn, Session, Verdict};
+use lacuna_mock::{LargeGuest, State, Work, admit, operate};
+
+/// GiB. All of it is counted, none of it timed.
+const SIZES: [u64; 4] = [1, 4, 16, 64];
+/// A fragmented guest of this size has two million free blocks.
+const LARGEST_FRAGMENTED: u64 = 16;
+
+/// The work of a scan, of the slices after it, and of a second round that finds nothing to share.
+fn measure(gib: u64, state: State) -> [Work; 3] {
+    let mut guest = LargeGuest::new(gib, state);
+    let mut session = Session::new();
+    let scan = admit(&mut session, &mut guest).unwrap();
+    assert_eq!(session.state(), ProfileState::Admitted);
+    let share = operate(&mut session, &mut guest, Op::Share).unwrap();
+    assert_eq!(guest.zero_gfns(), guest.free_pages(), "{gib} GiB, {state:?}");
+    let again = operate(&mut session, &mut guest, Op::Share).unwrap();
+    assert_eq!(again.entries, 0);
+    [scan, share, again]
+}
+
+#[test]
+fn work_grows_no_faster_than_memory() {
+    for state in State::ALL {
+        let sizes = SIZES
+            .into_iter()
+            .filter(|gib| state != State::Fragmented || *gib <= LARGEST_FRAGMENTED);
+        let all: Vec<(u64, [Work; 3])> = sizes.map(|gib| (gib, measure(gib, state))).collect();
+        for pair in all.windows(2) {
+            let [(small, before), (large, after)] = pair else {
+                continue;
+            };
+            for (name, (before, after)) in ["scan", "share", "again"].iter().zip(before.iter().zip(after)) {
+                let times = large / small;
+                let figures = |work: &Work| [work.total(), work.pauses, work.checks, work.continuations];
+                for (at, (before, after)) in figures(before).iter().zip(figures(after)).enumerate() {
+                    // A twentieth more, for what the layout of an aged guest owes to chance; and what a
+                    // handful of pages cost, where the work is next to nothing.
+                    let most = before * times + before * times / 20 + 64;
+                    assert!(
+                        after <= most,
+                        "{name} of {state:?}, figure {at}: {before} for {small} GiB, {after} for {large}"
+                    );
+                }
+                assert!(
+                    after.longest <= before.longest + before.longest / 4 + 64,
+                    "{name} of {state:?}: between two looks at interrupts {} for {small} GiB, {} for {large}",
+                    before.longest,
+                    after.longest
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_tables_follow_the_memory() {
+    for state in State::ALL {
+        let bytes = [1, 16].map(|gib| {
+            let mut guest = LargeGuest::new(gib, state);
+            admit(&mut Session::new(), &mut guest).unwrap();
+            guest.tables_bytes()
+        });
+        // Two bits and a half a page: the bitmap, and the nodes by which its pages are found.
+        assert!(bytes[1] <= 16 * bytes[0], "{state:?}: {bytes:?}");
+        assert!(bytes[1] * 8 <= (16 << 18) * 5 / 2, "{state:?}: {bytes:?}");
+    }
+}
+
+#[test]
+fn what_is_read_of_a_large_guest_is_what_it_says_of_itself() {
+    for state in State::ALL {
+        let mut guest = LargeGuest::new(1, state);
+        let profile = guest.profile();
+        let mut check = FreeCheck::new(&profile);
+        let mut free = 0;
+        for gfn in (0..guest.pages()).map(Gfn::new) {
+            let is_free = matches!(check.page(&mut guest, gfn), Verdict::Free { .. });
+            assert_eq!(is_free, guest.is_free(gfn), "{state:?}, {gfn:?}");
+            free += u64::from(is_free);
+        }
+        assert_eq!(free, guest.free_pages(), "{state:?}");
+        assert!(
+            free > guest.pages() / 3 && free < guest.pages(),
+            "{state:?}: {free}"
+        );
+    }
+}
