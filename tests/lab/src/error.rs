@@ -138,6 +138,17 @@ pub(crate) enum Error {
         operation: String,
     },
 
+    /// A plot was asked for of a measurement that has none.
+    #[error("only `scale` draws a plot: leave `--plot` out, or run `cargo lab bench scale --plot FILE`")]
+    NoPlot,
+
+    /// A picture could not be drawn.
+    #[error("the plot could not be drawn: {what}")]
+    Picture {
+        /// What the drawing library said.
+        what: String,
+    },
+
     /// No scenario's name matches the filter.
     #[error("no scenario matches `{filter}`; there are: {known}")]
     NoScenario {

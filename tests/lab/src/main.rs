@@ -131,17 +131,20 @@ enum Task {
         #[arg(long)]
         table: bool,
     },
-    /// Count instructions and hold the counts against the stored bounds; or measure scans of dumps, rounds or
-    /// migrations
+    /// Count instructions and hold the counts against the stored bounds; or measure scans of dumps, rounds,
+    /// migrations or large guests
     Bench {
         /// What to measure
         #[arg(default_value = "core")]
         subject: bench::Subject,
         /// Of `where`: which operation; all of them if not given
         operation: Option<bench::Operation>,
-        /// Write the figures of `dump`, `gmd` and `migration` to this file as JSON, too
+        /// Write the figures of `dump`, `gmd`, `migration` and `scale` to this file as JSON, too
         #[arg(long)]
         json: Option<PathBuf>,
+        /// Draw the figures of `scale` into this SVG file
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
     },
     /// Look at the machine, the archive and the cache, in half a minute, before anything is downloaded or
     /// built
@@ -213,7 +216,8 @@ fn run(context: &Context, task: Task) -> Result<()> {
             subject,
             operation,
             json,
-        } => bench::run(context, subject, operation, json.as_deref()),
+            plot,
+        } => bench::run(context, subject, operation, json.as_deref(), plot.as_deref()),
         Task::Doctor { json } => doctor::run(context, json),
         Task::Patches {
             command: PatchTask::Check { json },

@@ -22,7 +22,7 @@ use lacuna_core::{
 
 use self::blocks::Blocks;
 pub use self::blocks::State;
-pub use self::run::{admit, operate};
+pub use self::run::{admit, operate, set_profile};
 use self::tables::Held;
 use crate::build::{
     BOOT_VALUE, BOOT_VALUE_OFFSET, COUNTER_OFFSET, COUNTER_STRIDE, DATA, DATA_FRAME, IDT_BASE, IDT_LIMIT,
@@ -196,6 +196,11 @@ impl LargeGuest {
             .zip(self.blocks.counted())
             .map(|(order, count): (u32, u64)| count << order)
             .sum()
+    }
+
+    /// Free blocks.
+    pub fn free_blocks(&self) -> u64 {
+        self.blocks.counted().iter().sum()
     }
 
     /// Whether `gfn` lies in a free block.

@@ -34,15 +34,11 @@ pub fn operate(session: &mut Session, guest: &mut LargeGuest, op: Op) -> Result<
     }
 }
 
-/// Gives `session` the guest's profile, and scans all memory, which admits it. Returns what the scan asked of
-/// the hypervisor.
-///
-/// # Errors
-/// As [`operate`].
+/// Gives `session` the guest's profile.
 ///
 /// # Panics
-/// Never.
-pub fn admit(session: &mut Session, guest: &mut LargeGuest) -> Result<Work, Status> {
+/// When it is refused.
+pub fn set_profile(session: &mut Session, guest: &mut LargeGuest) {
     let mut room = [0; MAX_PROFILE_BYTES];
     let mut bytes = guest
         .profile()
@@ -54,5 +50,17 @@ pub fn admit(session: &mut Session, guest: &mut LargeGuest) -> Result<Work, Stat
         ..Request::default()
     };
     session.operate(guest, &mut request, &mut bytes);
+    assert_eq!(request.status, Status::Done.code(), "the profile is refused");
+}
+
+/// Does that, and scans all memory, which admits it. Returns what the scan asked of the hypervisor.
+///
+/// # Errors
+/// As [`operate`].
+///
+/// # Panics
+/// As [`set_profile`].
+pub fn admit(session: &mut Session, guest: &mut LargeGuest) -> Result<Work, Status> {
+    set_profile(session, guest);
     operate(session, guest, Op::Scan)
 }

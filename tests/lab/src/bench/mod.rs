@@ -1,10 +1,11 @@
 //! `cargo lab bench`: counts instructions, and holds the counts against the stored bounds; or measures scans
-//! of dumps, live rounds and migrations.
+//! of dumps, live rounds and migrations, or what large guests take.
 
 mod dump;
 mod gmd;
 mod migration;
 mod pdb;
+mod scale;
 
 use std::path::Path;
 use std::process::Command;
@@ -29,6 +30,8 @@ pub(crate) enum Subject {
     Gmd,
     /// What a migration sends, stock and with Lacuna, from one run
     Migration,
+    /// What a scan and rounds of shares take on mock guests of 1 GiB to 4 TiB
+    Scale,
 }
 
 /// What the hypervisor is asked to do. The core has no part in an unshare.
@@ -53,16 +56,20 @@ impl Operation {
     }
 }
 
-/// Measures `subject`, and writes the figures to `report` where the subject has such.
+/// Measures `subject`, and writes the figures to `report` and the plot to `plot` where the subject has such.
 ///
 /// # Errors
-/// A subject that has no operations was given one.
+/// A subject that has no operations was given one, or one that has no plot was asked for it.
 pub(crate) fn run(
     context: &Context,
     subject: Subject,
     operation: Option<Operation>,
     report: Option<&Path>,
+    plot: Option<&Path>,
 ) -> Result<()> {
+    if plot.is_some() && subject != Subject::Scale {
+        return Err(Error::NoPlot);
+    }
     if let (Some(operation), true) = (operation, subject != Subject::Where) {
         return Err(Error::NoOperation {
             operation: format!("{operation:?}").to_lowercase(),
@@ -75,6 +82,7 @@ pub(crate) fn run(
         Subject::Dump => dump::run(context, report),
         Subject::Gmd => gmd::run(context, report),
         Subject::Migration => migration::run(context, report),
+        Subject::Scale => scale::run(context, report, plot),
     }
 }
 
@@ -115,7 +123,10 @@ fn tell_where(context: &Context, operation: Option<Operation>) -> Result<()> {
 /// Runs the core's counting benchmarks under valgrind.
 pub(crate) fn core(context: &Context) -> Result<()> {
     have_valgrind(context)?;
-    bench(context, &[])
+    bench(
+        context,
+        &["--bench", "scan", "--bench", "share", "--bench", "content"],
+    )
 }
 
 fn bench(context: &Context, arguments: &[&str]) -> Result<()> {
