@@ -95,7 +95,10 @@ fn table(figures: &[Value]) -> String {
         let gib = taken.get("gib").and_then(Value::as_u64).unwrap_or_default();
         let mut row = vec![text("operation"), format!("{}, {}", text("state"), size(gib))];
         match taken.get("not_run").and_then(Value::as_str) {
-            Some(reason) => row.extend(COLUMNS.iter().map(|_| format!("not run: {reason}"))),
+            Some(reason) => {
+                row.push(format!("not run: {reason}"));
+                row.resize(COLUMNS.len() + 2, "–".to_owned());
+            }
             None => row.extend(COLUMNS.iter().map(|(name, _)| {
                 let value = taken.get(*name).and_then(Value::as_u64);
                 value.map_or_else(|| "not counted".to_owned(), grouped)
@@ -220,7 +223,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("| all | fragmented, 4 TiB | not run: 536870912 free blocks |"),
+            text.contains("| all | fragmented, 4 TiB | not run: 536870912 free blocks | – |"),
             "{text}"
         );
     }
