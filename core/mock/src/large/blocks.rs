@@ -64,7 +64,7 @@ impl Blocks {
     /// When a number is no multiple of the largest block, or the kernel needs all memory.
     pub(super) fn new(state: State, kernel_end: u64, pages: u64) -> Self {
         assert!(
-            (kernel_end | pages) % (1 << LARGEST) == 0 && kernel_end < pages,
+            (kernel_end | pages).is_multiple_of(1 << LARGEST) && kernel_end < pages,
             "a guest of {pages} pages with {kernel_end} of the kernel's own"
         );
         Self {
