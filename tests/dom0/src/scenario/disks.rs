@@ -47,13 +47,7 @@ const DRIVERS: &[(&str, &std::ffi::CStr)] = &[
 /// disk, and writes to it. It gets what was written there and no error, however long memory is missing, and
 /// goes on when there is some.
 pub(crate) fn without_memory(host: &mut Host) -> Result<()> {
-    for (name, parameters) in DRIVERS {
-        let module = File::open(format!("/disks/{name}.ko"))?;
-        match rustix::system::finit_module(module, parameters, 0) {
-            Err(rustix::io::Errno::EXIST) | Ok(()) => {}
-            Err(error) => return Err(std::io::Error::from(error).into()),
-        }
-    }
+    load_drivers()?;
     let empty = settled_free_mib()?;
     let mut guest = host.create(&Plan {
         mib: 256,
@@ -91,21 +85,7 @@ pub(crate) fn without_memory(host: &mut Host) -> Result<()> {
         seed: SEED,
         every: WRITTEN,
     })?;
-    let since = Instant::now();
-    let mut attempts = 1;
-    while !stands(host, &guest)? {
-        ensure(
-            attempts < ATTEMPTS,
-            "whose access finds no memory first",
-            "the disk's, at one of several times",
-            "the guest's own, each time",
-        )?;
-        attempts += 1;
-        claim(&neighbour, 0)?;
-        claim_but(&neighbour, LEFT_PAGES)?;
-    }
-    host.figure("attempts", attempts)?;
-    host.figure("seconds_until_it_stands", since.elapsed().as_secs_f64())?;
+    starve(host, &guest, &neighbour)?;
     let since = Instant::now();
     let mut least = u64::MAX;
     while since.elapsed() < STARVED {
@@ -127,6 +107,38 @@ pub(crate) fn without_memory(host: &mut Host) -> Result<()> {
     guest.destroy(host)?;
     host.xl(&["destroy", NEIGHBOUR.name])?;
     host.expect_free(empty)
+}
+
+/// Loads dom0's drivers of virtual disks, where they are not loaded yet.
+fn load_drivers() -> Result<()> {
+    for (name, parameters) in DRIVERS {
+        let module = File::open(format!("/disks/{name}.ko"))?;
+        match rustix::system::finit_module(module, parameters, 0) {
+            Err(rustix::io::Errno::EXIST) | Ok(()) => {}
+            Err(error) => return Err(std::io::Error::from(error).into()),
+        }
+    }
+    Ok(())
+}
+
+/// Takes the host's memory away until it is the disk's access that finds none first.
+fn starve(host: &mut Host, guest: &Guest, neighbour: &Direct) -> Result<()> {
+    let since = Instant::now();
+    let mut attempts = 1;
+    while !stands(host, guest)? {
+        ensure(
+            attempts < ATTEMPTS,
+            "whose access finds no memory first",
+            "the disk's, at one of several times",
+            "the guest's own, each time",
+        )?;
+        attempts += 1;
+        claim(neighbour, 0)?;
+        claim_but(neighbour, LEFT_PAGES)?;
+    }
+    host.figure("attempts", attempts)?;
+    host.figure("seconds_until_it_stands", since.elapsed().as_secs_f64())?;
+    Ok(())
 }
 
 /// Waits until the guest stands for its disk's sake, or waits for memory to write to itself; whether it
