@@ -42,6 +42,11 @@ pub(crate) struct Out {
 }
 
 impl Out {
+    /// Returns whether JSON is wanted.
+    pub(crate) const fn is_json(self) -> bool {
+        self.json
+    }
+
     /// Prints a line of JSON at once, if JSON is wanted. For commands that run until interrupted.
     pub(crate) fn json_line(self, value: &Value) {
         if self.json {

@@ -18,3 +18,10 @@ pub(crate) fn duration(nanoseconds: u64) -> String {
         _ => format!("{:.2} s", value / 1e9),
     }
 }
+
+/// Returns a name or a message without what would move a terminal's cursor.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars()
+        .map(|letter| if letter.is_control() { '?' } else { letter })
+        .collect()
+}

@@ -7,7 +7,7 @@
 //! * [`supervisor`] decides what to do next. [`watched`] is its record of one guest, [`backoff`] decides when
 //!   to try again, [`budget`] how much of a CPU to use, [`pace`] how often to run content rounds;
 //! * [`reserve`] watches the host's memory. [`metrics`] collects figures, [`exposition`] formats them, and
-//!   [`server`] serves them.
+//!   [`server`] serves them. [`client`] asks a running daemon for some of them.
 //!
 //! The daemon keeps no state on disk. Profiles and counters are in the hypervisor, and each piece of work
 //! begins with the state that the hypervisor reports. So the daemon can be killed at any moment, and the next
@@ -15,6 +15,7 @@
 
 pub mod backoff;
 pub mod budget;
+pub mod client;
 pub mod config;
 pub mod exposition;
 pub mod log;

@@ -37,10 +37,20 @@ pub struct Row {
     pub free: u64,
     /// Pages on frames that it shares.
     pub given_back: u64,
+    /// Those of them on zero frames: they are free inside the guest, too.
+    pub zero: u64,
     /// Pages that the guest took back, a second.
     pub unshared_rate: f64,
     /// Part of the time for which it was stopped.
     pub paused: f64,
+}
+
+impl Row {
+    /// Returns the pages that are free inside the guest, by the last scan, and that it still owns. The guest
+    /// may have used or given back some since.
+    pub fn free_inside(&self) -> u64 {
+        self.free.saturating_sub(self.zero).min(self.held)
+    }
 }
 
 impl Sample {
@@ -96,6 +106,7 @@ pub fn rows(before: &Sample, after: &Sample) -> Vec<Row> {
             held: state.pages,
             free: now.scan_free,
             given_back: state.given_back(),
+            zero: now.zero_gfns,
             unshared_rate: rate(state.unshared(), earlier.unshared()),
             paused: rate(now.pause_total_ns, earlier.statistics.pause_total_ns) / 1e9,
         }

@@ -74,6 +74,9 @@ pub enum Command {
     /// Show the engine's counters for a guest; without a guest, what all guests could take back
     Status(Status),
     /// Watch all guests: memory held, free inside, given back and taken back
+    ///
+    /// On a terminal this is a live view: a bar for each guest; ? shows its keys. Elsewhere it prints a table
+    /// for each interval.
     Top(Top),
     /// Check the host: what is wrong with it, and what to do
     ///
@@ -219,6 +222,9 @@ pub struct Top {
     /// Length of the interval in seconds
     #[arg(long, default_value = "1", value_parser = parse_seconds)]
     pub interval: Duration,
+    /// Show the live view without colours; so does the variable `NO_COLOR`
+    #[arg(long)]
+    pub no_color: bool,
 }
 
 /// `lacuna estimate`.

@@ -1,36 +1,110 @@
 //! `lacuna top`, and `lacuna status` without a guest: compares all guests and the host.
 
+mod draw;
+mod screen;
+mod view;
+
 use std::fmt::Write;
+use std::io::IsTerminal;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use self::draw::Look;
+use self::view::View;
 use super::Out;
 use super::cli::Top;
+use super::words::clean;
+use crate::daemon::client::headrooms;
+use crate::daemon::config::Listen;
 use crate::failure::Failure;
 use crate::ops::host::ThisHost;
 use crate::ops::top::{Row, Sample, rows};
 
-/// Clears a terminal's screen and goes to its upper left corner (ECMA-48: ED 2, CUP).
-const CLEAR: &str = "\x1b[2J\x1b[H";
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = 256;
+/// Shortest interval.
+const SHORTEST: Duration = Duration::from_millis(100);
+/// Between two questions to the daemon: what it leaves to guests changes with a round at most.
+const ASK_DAEMON: Duration = Duration::from_secs(5);
 
-/// Runs `lacuna top`.
+/// Runs `lacuna top`: as a live view on a terminal, as plain tables elsewhere.
 pub(super) fn run(arguments: &Top, out: Out) -> Result<Value, Failure> {
     let mut host = ThisHost::open()?;
-    let mut before = Sample::take(&mut host)?;
+    let before = Sample::take(&mut host)?;
+    if !arguments.once && !out.is_json() && is_for_people() {
+        let look = Look::of(arguments.no_color, |name| std::env::var(name).ok());
+        live(&mut host, before, arguments.interval.max(SHORTEST), look)?;
+        return Ok(Value::Null);
+    }
+    tables(&mut host, before, arguments, out)
+}
+
+/// Returns whether standard output is a terminal on which a cursor can be moved.
+fn is_for_people() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("TERM").is_some_and(|name| name != "dumb")
+}
+
+impl Look {
+    /// Returns the look that the user and the terminal want; `variable` reads the environment.
+    fn of(is_plain: bool, variable: impl Fn(&str) -> Option<String>) -> Self {
+        // https://no-color.org: present and not empty, whatever its value.
+        let is_refused = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
+        // The first of these that is set and not empty rules (POSIX, 8.2).
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+            .into_iter()
+            .filter_map(variable)
+            .find(|value| !value.is_empty())
+            .unwrap_or_default()
+            .to_ascii_uppercase();
+        Self {
+            has_colour: !is_plain && !is_refused,
+            is_unicode: locale.contains("UTF-8") || locale.contains("UTF8"),
+        }
+    }
+}
+
+/// Shows the live view until it is ended. A host that cannot be asked in between is reported there, and asked
+/// again.
+fn live(host: &mut ThisHost, first: Sample, interval: Duration, look: Look) -> Result<(), Failure> {
+    let listen = daemon_listens();
+    let mut view = View::default();
+    let mut kept = headrooms(&listen).unwrap_or_default();
+    let mut asked = Instant::now();
+    view.update(&first, rows(&first, &first), &kept);
+    let mut before = first;
+    screen::show(&mut view, interval, look, |view| {
+        let after = Sample::take(host)?;
+        if asked.elapsed() >= ASK_DAEMON {
+            kept = headrooms(&listen).unwrap_or_default();
+            asked = Instant::now();
+        }
+        view.update(&after, rows(&before, &after), &kept);
+        before = after;
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Returns where a daemon of this host serves its metrics. If its file is wrong there is none to ask.
+fn daemon_listens() -> Listen {
+    crate::daemon::run::load(None).map_or(Listen::Off, |config| config.listen)
+}
+
+/// Prints a table for each interval, or one.
+fn tables(host: &mut ThisHost, mut before: Sample, arguments: &Top, out: Out) -> Result<Value, Failure> {
     loop {
-        thread::sleep(arguments.interval.max(Duration::from_millis(100)));
-        let after = Sample::take(&mut host)?;
+        thread::sleep(arguments.interval.max(SHORTEST));
+        let after = Sample::take(host)?;
         let rows = rows(&before, &after);
         let answer = answer(&after, &rows);
+        out.line(table(&after, &rows));
         if arguments.once {
-            out.line(table(&after, &rows));
             return Ok(answer);
         }
-        out.line(format!("{CLEAR}{}", table(&after, &rows)));
+        // An empty line between two tables.
+        out.line("");
         out.json_line(&answer);
         before = after;
     }
@@ -52,7 +126,7 @@ pub(super) fn host(out: Out) -> Result<Value, Failure> {
         out.line(format!(
             "{:>5} {:20} could take back {} MiB",
             seen.domain,
-            seen.name.as_deref().unwrap_or("-"),
+            clean(seen.name.as_deref().unwrap_or("-")),
             state.given_back() / PAGES_PER_MIB
         ));
     }
@@ -88,7 +162,7 @@ fn table(sample: &Sample, rows: &[Row]) -> String {
             text,
             "{:>5} {:20} {:9} {:>9} {:>9} {:>9} {:>10} {:>12.1} {:>8.3}",
             row.domain,
-            row.name,
+            clean(&row.name),
             row.state,
             row.limit / PAGES_PER_MIB,
             row.held / PAGES_PER_MIB,
@@ -186,6 +260,26 @@ mod tests {
         let answer = answer(&after, &rows);
         assert_eq!(answer["short_pages"], 1_072);
         assert_eq!(answer["guests"][0]["unshared_pages_per_second"], 50.0);
+    }
+
+    #[test]
+    fn a_look_is_what_the_user_and_the_locale_say() {
+        let look = |plain, set: &[(&str, &str)]| {
+            let look = Look::of(plain, |name| {
+                set.iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| (*value).to_owned())
+            });
+            (look.has_colour, look.is_unicode)
+        };
+        assert_eq!(look(false, &[("LANG", "en_US.UTF-8")]), (true, true));
+        assert_eq!(look(true, &[("LANG", "C.utf8")]), (false, true));
+        assert_eq!(look(false, &[("NO_COLOR", "1")]), (false, false));
+        assert_eq!(look(false, &[("NO_COLOR", "")]), (true, false));
+        assert_eq!(
+            look(false, &[("LC_ALL", "C"), ("LANG", "C.UTF-8")]),
+            (true, false)
+        );
     }
 
     #[test]
