@@ -13,6 +13,7 @@ mod inspect;
 mod profile;
 mod progress;
 mod render;
+mod report;
 mod scan;
 mod symbols;
 mod terminal;
@@ -105,6 +106,7 @@ fn dispatch(command: &Command, out: Out) -> Result<(Value, u8), Failure> {
             None => top::host(out),
         },
         Command::Top(arguments) => top::run(arguments, out),
+        Command::Report(arguments) => report::run(arguments, out),
         Command::Explain(arguments) => engine::explain(arguments, out),
         Command::Inspect(arguments) => inspect::run(arguments, out),
         // It may find several things wrong, so it returns findings instead of a failure, and an exit status

@@ -4,6 +4,7 @@
 //! line, what is written there, and what is allowed.
 
 mod error;
+mod raw;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,7 +16,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 pub use error::ConfigError;
+use raw::Raw;
 
+use crate::ops::history::DEFAULT_FILE as DEFAULT_HISTORY;
 use crate::os::linux::layout::DEFAULT_FOLDER;
 use crate::os::windows::store::path::SymbolPath;
 
@@ -120,6 +123,15 @@ pub enum Listen {
     Tcp(SocketAddr),
 }
 
+/// The history that the daemon keeps ([`crate::ops::history`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    /// Its file.
+    pub file: PathBuf,
+    /// Most MiB of it; 0 for none.
+    pub mib: u64,
+}
+
 /// How one guest is treated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Treatment {
@@ -156,6 +168,8 @@ pub struct Config {
     pub listen: Listen,
     /// Free memory of the host, in MiB, below which nothing more is given back.
     pub reserve_mib: u64,
+    /// The history.
+    pub history: History,
     defaults: Treatment,
     domains: BTreeMap<String, Treatment>,
 }
@@ -243,6 +257,10 @@ impl Config {
             log_level: raw.log.level.unwrap_or_default(),
             listen,
             reserve_mib: source.number(raw.host.reserve_mib.as_ref(), 256, 0..=1 << 30)?,
+            history: History {
+                file: raw.history.file.unwrap_or_else(|| DEFAULT_HISTORY.into()),
+                mib: source.number(raw.history.mib.as_ref(), 16, 0..=1024)?,
+            },
             defaults,
             domains,
         })
@@ -263,13 +281,15 @@ impl Config {
             Listen::Tcp(address) => format!("tcp:{address}"),
         };
         let mut text = format!(
-            "poll every {} s, at most {} % of a CPU, retries after {} to {} s, layouts in {}\nmetrics on {listen}, reserve of {} MiB\n",
+            "poll every {} s, at most {} % of a CPU, retries after {} to {} s, layouts in {}\nmetrics on {listen}, reserve of {} MiB, at most {} MiB of history in {}\n",
             self.poll.as_secs(),
             self.cpu_percent,
             self.retry_first.as_secs(),
             self.retry_longest.as_secs(),
             self.layouts.display(),
             self.reserve_mib,
+            self.history.mib,
+            self.history.file.display(),
         );
         let each = self
             .domains
@@ -291,57 +311,6 @@ impl Config {
         }
         text
     }
-}
-
-/// The file as it stands, before ranges are looked at.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Raw {
-    daemon: RawDaemon,
-    log: RawLog,
-    metrics: RawMetrics,
-    host: RawHost,
-    defaults: RawTreatment,
-    domain: BTreeMap<String, RawTreatment>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawDaemon {
-    poll_seconds: Option<Spanned<u64>>,
-    cpu_percent: Option<Spanned<u64>>,
-    retry_first_seconds: Option<Spanned<u64>>,
-    retry_longest_seconds: Option<Spanned<u64>>,
-    layouts: Option<PathBuf>,
-    symbols: Option<Spanned<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawLog {
-    format: Option<LogFormat>,
-    level: Option<LogLevel>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawMetrics {
-    listen: Option<Spanned<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawHost {
-    reserve_mib: Option<Spanned<u64>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawTreatment {
-    mode: Option<Mode>,
-    give_back: Option<Extent>,
-    interval_seconds: Option<Spanned<f64>>,
-    trust_group: Option<Spanned<String>>,
 }
 
 /// The text that messages point into.

@@ -9,7 +9,9 @@
 //! * [`reserve`] watches the host's memory. [`metrics`] collects figures, [`exposition`] formats them, and
 //!   [`server`] serves them. [`client`] asks a running daemon for some of them.
 //!
-//! The daemon keeps no state on disk. Profiles and counters are in the hypervisor, and each piece of work
+//! * [`recorder`] writes the host's history, for people.
+//!
+//! The daemon keeps no state on disk that it needs. Profiles and counters are in the hypervisor, and each piece of work
 //! begins with the state that the hypervisor reports. So the daemon can be killed at any moment, and the next
 //! one goes on.
 
@@ -21,6 +23,7 @@ pub mod exposition;
 pub mod log;
 pub mod metrics;
 pub mod pace;
+pub mod recorder;
 pub mod reserve;
 pub mod run;
 pub mod server;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use rustix::fs::{FlockOperation, flock};
@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use crate::daemon::config::{Config, ConfigError, DEFAULT_FILE};
 use crate::daemon::log;
 use crate::daemon::metrics::Snapshot;
+use crate::daemon::recorder::{EventQueue, Recorder};
 use crate::daemon::server::{MetricsPage, Server};
 use crate::daemon::signals::{Signals, Wake};
 use crate::daemon::supervisor::Supervisor;
@@ -86,7 +87,9 @@ pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
 fn serve(arguments: &Arguments, config: Config) -> Result<(), Failure> {
     let _lock = lock(Path::new(LOCK))?;
     let mut signals = Signals::take()?;
-    log::start(config.log_format, config.log_level).map_err(|error| Failure::plain(Class::Failed, error))?;
+    let events = EventQueue::default();
+    log::start(config.log_format, config.log_level, events.clone())
+        .map_err(|error| Failure::plain(Class::Failed, error))?;
     let page = MetricsPage::default();
     let server = Server::start(&config.listen, &page).map_err(|error| {
         Failure::new(
@@ -95,14 +98,17 @@ fn serve(arguments: &Arguments, config: Config) -> Result<(), Failure> {
             "choose another place under [metrics], or \"off\"",
         )
     })?;
-    let mut supervisor = Supervisor::new(ThisHost::open()?, config);
+    let host = ThisHost::open()?;
+    let mut recorder = Recorder::open(&config.history, events);
+    let mut supervisor = Supervisor::new(host, config);
     info!(event = "daemon.started", version = env!("CARGO_PKG_VERSION"));
     // systemd takes the unit for started from here on; without systemd nobody is told.
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         warn!(event = "daemon.not_announced", what = %error);
     }
-    tend(arguments, &mut supervisor, &mut signals, &page);
+    tend(arguments, &mut supervisor, &mut signals, (&page, &mut recorder));
     info!(event = "daemon.stopped", guests = supervisor.guests().len());
+    recorder.record(&supervisor, SystemTime::now());
     drop(server);
     Ok(())
 }
@@ -111,7 +117,7 @@ fn tend<X: Xen>(
     arguments: &Arguments,
     supervisor: &mut Supervisor<X>,
     signals: &mut Signals,
-    page: &MetricsPage,
+    (page, recorder): (&MetricsPage, &mut Recorder),
 ) {
     let mut published = None;
     loop {
@@ -122,6 +128,7 @@ fn tend<X: Xen>(
             page.publish(Snapshot::of(supervisor).text());
             published = Some(now);
         }
+        recorder.record(supervisor, SystemTime::now());
         if arguments.once && supervisor.all_served() {
             return;
         }
@@ -138,8 +145,9 @@ fn reload<X: Xen>(arguments: &Arguments, supervisor: &mut Supervisor<X>) {
     match load(arguments.config.as_deref()) {
         Ok(config) => {
             let old = supervisor.config();
-            // Where to listen and how to log is read only at the start.
+            // Where to listen, how to log and where the history is, is read only at the start.
             let restart = old.listen != config.listen
+                || old.history != config.history
                 || old.log_format != config.log_format
                 || old.log_level != config.log_level;
             info!(event = "config.reloaded", needs_restart = restart);

@@ -6,6 +6,7 @@
 //!   operations on a guest;
 //! * [`symbols`] and [`fetch`] fetch PDBs and headers of kernels, [`inspect`] shows what a Windows file says;
 //! * [`host`] is the host and its guests, [`top`] compares all of them, [`doctor`] checks what is wrong;
+//! * [`history`] is the file of the host's past that the daemon keeps, [`report`] what it says;
 //! * [`migration`] holds the files that this tool and a migrating toolstack leave for each other.
 
 pub mod attach;
@@ -14,12 +15,14 @@ pub mod doctor;
 pub mod estimate;
 pub mod fetch;
 pub mod guest;
+pub mod history;
 pub mod host;
 pub mod identify;
 pub mod inspect;
 pub mod migration;
 pub mod paused;
 pub mod profile;
+pub mod report;
 pub mod scan;
 pub mod status;
 pub mod symbols;

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::ops::{dedup, estimate};
 use crate::os::linux::layout::DEFAULT_FOLDER;
-use values::{parse_gfn, parse_group, parse_seconds};
+use values::{parse_gfn, parse_group, parse_length, parse_seconds};
 
 pub use guests::{DumpSource, Guest, OneDomain};
 pub use kernels::{CompilerChoice, LayoutSource, SourceChoice, SymbolSource};
@@ -78,6 +78,11 @@ pub enum Command {
     /// On a terminal this is a live view: a bar for each guest; ? shows its keys. Elsewhere it prints a table
     /// for each interval.
     Top(Top),
+    /// Show the host's day: memory given back and taken again, rounds, and what happened
+    ///
+    /// lacunad keeps a history of the host. With --output this draws it as a page for a browser, which needs
+    /// nothing else; without, it prints a table.
+    Report(Report),
     /// Check the host: what is wrong with it, and what to do
     ///
     /// Checks the hypervisor and its version, the libraries that xl and libvirt load, free memory against the
@@ -227,6 +232,20 @@ pub struct Top {
     pub no_color: bool,
 }
 
+/// `lacuna report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// How far back to look, such as 90m, 24h or 7d
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_length)]
+    pub since: Duration,
+    /// Write an HTML page to FILE
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The history; without this option, where the daemon of this host keeps it
+    #[arg(long, value_name = "FILE")]
+    pub history: Option<PathBuf>,
+}
+
 /// `lacuna estimate`.
 #[derive(Debug, Args)]
 pub struct Estimate {
@@ -288,6 +307,33 @@ mod tests {
         assert!(dedup("tenant-7").is_ok());
         for wrong in ["", "two words", "gr\u{fc}n", &"x".repeat(64)] {
             assert!(dedup(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_report_looks_back_as_far_as_it_is_told() {
+        let since = |text: &str| match Cli::try_parse_from(["lacuna", "report", "--since", text]) {
+            Ok(Cli {
+                command: Command::Report(report),
+                ..
+            }) => Some(report.since.as_secs()),
+            _ => None,
+        };
+        for (text, seconds) in [("90", 90), ("90m", 5400), ("24h", 86_400), ("7d", 604_800)] {
+            assert_eq!(since(text), Some(seconds), "{text}");
+        }
+        for wrong in [
+            "",
+            "h",
+            "-1h",
+            "1w",
+            "1.5h",
+            "59s",
+            "4000d",
+            "99999999999999999999d",
+            "2h30m",
+        ] {
+            assert_eq!(since(wrong), None, "{wrong}");
         }
     }
 

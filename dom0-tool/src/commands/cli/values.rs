@@ -26,6 +26,26 @@ pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses a length of time such as `90m`, `24h` or `7d`; a number alone is of seconds.
+pub(super) fn parse_length(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        other => return Err(format!("{other:?} is no unit: s, m, h or d, as in 24h")),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|error| format!("not a length of time such as 24h: {error}"))?;
+    // Ten years: no history reaches further.
+    match number.checked_mul(unit) {
+        Some(seconds) if (60..=3650 * 86_400).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        _ => Err("a minute to 3650d are possible".into()),
+    }
+}
+
 /// Returns what the hypervisor accepts as the name of a trust group.
 pub(super) fn parse_group(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > GROUP_NAME_MAX {

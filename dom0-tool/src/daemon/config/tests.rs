@@ -127,6 +127,10 @@ fn what_is_wrong_is_said_in_one_line_with_its_text_and_allowed_values() {
         ),
         ("[daemon\n", &["lacunad.toml:1", "[daemon"]),
         (
+            "[history]\nmib = 2000\n",
+            &["lacunad.toml:2", "2000 is out of range", "0 to 1024"],
+        ),
+        (
             "[metrics]\nlisten = \"tcp:0.0.0.0:9\"\n",
             &["lacunad.toml:2", "0.0.0.0", "loopback", "tcp:127.0.0.1:PORT"],
         ),
