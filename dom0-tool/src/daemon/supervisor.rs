@@ -5,7 +5,7 @@
 //! guest without a profile is attached, one whose kernel has changed is attached anew, one that another
 //! daemon attached goes on with a round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lacuna_core::abi::State;
@@ -98,8 +98,8 @@ impl<X: Xen> Supervisor<X> {
         })
     }
 
-    /// Does the most overdue piece of work, if there is one and the CPU budget allows it. Returns how long
-    /// there is nothing to do afterwards.
+    /// Does the most overdue piece of work, if there is one and the CPU budget allows it; the next part of a
+    /// scan comes first. Returns how long there is nothing to do afterwards.
     pub fn tick(&mut self) -> Duration {
         let now = self.xen.now();
         let before = self.xen.cpu_time();
@@ -110,7 +110,9 @@ impl<X: Xen> Supervisor<X> {
             .guests
             .iter()
             .filter(|(_, watched)| watched.treatment.mode != Mode::Off)
-            .min_by_key(|(_, watched)| watched.due)
+            // A scan that was begun goes on before anything else: it is compared with the guest's counters. If
+            // parts of many guests' scans took turns, each scan would last as long as all of them.
+            .min_by_key(|(_, watched)| (!watched.is_within_scan(), watched.due))
             .map(|(domain, watched)| (*domain, watched.due));
         let wait = self.budget.wait(now);
         if let Some((domain, due)) = next
@@ -139,12 +141,9 @@ impl<X: Xen> Supervisor<X> {
         match self.xen.guests() {
             Ok(seen) => {
                 self.poll_trouble = None;
-                let gone: Vec<u16> = self
-                    .guests
-                    .keys()
-                    .copied()
-                    .filter(|known| !seen.iter().any(|guest| guest.domain == *known))
-                    .collect();
+                let there: BTreeSet<u16> = seen.iter().map(|guest| guest.domain).collect();
+                let known = self.guests.keys().copied();
+                let gone: Vec<u16> = known.filter(|domain| !there.contains(domain)).collect();
                 for domain in gone {
                     self.forget(domain);
                 }

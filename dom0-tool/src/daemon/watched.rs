@@ -147,6 +147,11 @@ impl WatchedGuest {
         self.gave = 0;
     }
 
+    /// Returns whether a scan of it has begun and has not come to its end.
+    pub const fn is_within_scan(&self) -> bool {
+        matches!(self.work, Work::Scan(from) if from > 0)
+    }
+
     /// Returns the name to show, or nothing.
     pub fn title(&self) -> &str {
         self.name.as_deref().unwrap_or("")
