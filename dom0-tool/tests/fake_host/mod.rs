@@ -38,6 +38,12 @@ pub(crate) struct FakeGuest {
     /// Fails every operation.
     pub(crate) always: Option<Cause>,
     pub(crate) scans: u64,
+    /// When the last scan of all of it began, when it ended, and the longest that one took.
+    pub(crate) scan_began: Duration,
+    pub(crate) scanned: Duration,
+    pub(crate) longest_scan: Duration,
+    /// When its state was asked for last.
+    pub(crate) looked: Duration,
 }
 
 impl FakeGuest {
@@ -58,6 +64,31 @@ impl FakeGuest {
             disagrees: 0,
             always: None,
             scans: 0,
+            scan_began: Duration::ZERO,
+            scanned: Duration::ZERO,
+            longest_scan: Duration::ZERO,
+            looked: Duration::ZERO,
+        }
+    }
+}
+
+/// CPU time of each kind of operation, beside [`World::cost`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Costs {
+    pub(crate) look: Duration,
+    /// Of a part.
+    pub(crate) scan: Duration,
+    pub(crate) bitmap: Duration,
+    pub(crate) share: Duration,
+}
+
+impl Costs {
+    fn of(&self, what: &str) -> Duration {
+        match what {
+            "scan" => self.scan,
+            "bitmap" => self.bitmap,
+            "share" => self.share,
+            _ => Duration::ZERO,
         }
     }
 }
@@ -69,10 +100,21 @@ pub(crate) struct World {
     pub(crate) cpu: Duration,
     /// CPU time of one operation.
     pub(crate) cost: Duration,
+    pub(crate) costs: Costs,
+    /// Pages of one part of a scan.
+    pub(crate) part: u64,
     pub(crate) free: u64,
     pub(crate) guests: BTreeMap<u16, FakeGuest>,
     /// Operations in their order, without looks.
     pub(crate) log: Vec<String>,
+}
+
+impl World {
+    /// Lets an operation take `cost`.
+    fn take(&mut self, cost: Duration) {
+        self.now += cost;
+        self.cpu += cost;
+    }
 }
 
 /// A handle on the world, of which there may be several.
@@ -83,7 +125,11 @@ impl FakeHost {
     /// A host with a gibibyte free.
     pub(crate) fn new() -> Self {
         let host = Self::default();
-        host.0.borrow_mut().free = 1 << 18;
+        {
+            let world = &mut *host.0.borrow_mut();
+            world.free = 1 << 18;
+            world.part = PART * 5;
+        }
         host
     }
 
@@ -98,6 +144,7 @@ impl FakeHost {
     }
 
     /// Changes a guest.
+    #[allow(dead_code, reason = "not every test changes one")]
     pub(crate) fn change(&self, domain: u16, change: impl FnOnce(&mut FakeGuest)) {
         change(self.0.borrow_mut().guests.get_mut(&domain).unwrap());
     }
@@ -109,8 +156,7 @@ impl FakeHost {
         act: impl FnOnce(&mut FakeGuest, &mut u64) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let world = &mut *self.0.borrow_mut();
-        world.now += world.cost;
-        world.cpu += world.cost;
+        world.take(world.cost + world.costs.of(what));
         world.log.push(format!("{what} {domain}"));
         let guest = world.guests.get_mut(&domain).ok_or_else(|| fail(Cause::Gone))?;
         if let Some(cause) = guest.always {
@@ -154,11 +200,14 @@ impl Xen for FakeHost {
     }
 
     fn state(&mut self, domain: u16) -> Result<GuestState, Failure> {
-        let world = self.0.borrow();
-        let guest = world.guests.get(&domain).ok_or_else(|| fail(Cause::Gone))?;
+        let world = &mut *self.0.borrow_mut();
+        world.take(world.costs.look);
+        let now = world.now;
+        let guest = world.guests.get_mut(&domain).ok_or_else(|| fail(Cause::Gone))?;
         if let Some(cause) = guest.always {
             return Err(fail(cause));
         }
+        guest.looked = now;
         Ok(GuestState {
             pages: guest.pages - guest.zero - guest.merged,
             max_pages: guest.pages,
@@ -188,8 +237,12 @@ impl Xen for FakeHost {
     }
 
     fn scan(&mut self, domain: u16, from: u64) -> Result<Part<ScanFigures>, Failure> {
+        let (part, now) = (self.0.borrow().part, self.0.borrow().now);
         self.operate(domain, "scan", |guest, _| {
-            let next = (from + PART * 5 < guest.pages).then_some(from + PART * 5);
+            if from == 0 {
+                guest.scan_began = now;
+            }
+            let next = (from + part < guest.pages).then_some(from + part);
             if next.is_none() {
                 if guest.disagrees > 0 {
                     guest.disagrees -= 1;
@@ -197,6 +250,8 @@ impl Xen for FakeHost {
                     return Err(fail(Cause::CountsDisagree));
                 }
                 guest.scans += 1;
+                guest.scanned = now;
+                guest.longest_scan = guest.longest_scan.max(now.saturating_sub(guest.scan_began));
                 guest.state = State::Admitted;
             }
             Ok(Part {
