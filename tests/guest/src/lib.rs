@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 pub mod filling;
+pub mod programs;
 pub mod truth;
 
 /// The beginning of each line of the agent.
@@ -156,6 +157,15 @@ pub enum Task {
         /// Every so many-th page is written anew.
         every: u64,
     },
+    /// Run the programs of [`programs`], so many at a time in each phase, and rest between two phases.
+    ProgramsStart {
+        /// How many at a time, phase by phase.
+        phases: Vec<u32>,
+        /// How long to rest between two phases, in ms.
+        rest_ms: u32,
+    },
+    /// How far they have come. Reply: [`Report::Programs`].
+    ProgramsStatus,
     /// What the kernel has logged, and its memory counters. Reply: [`Report::Health`].
     Health,
 }
@@ -345,6 +355,28 @@ pub enum Report {
         errors: u64,
         /// The first failure.
         first: Option<String>,
+    },
+    /// How far the programs have come, and the free memory that the guest's kernel has counted meanwhile, in
+    /// pages.
+    Programs {
+        /// The phase, from 0 on.
+        phase: u32,
+        /// Programs that have ended as they should.
+        done: u32,
+        /// Whether all phases are over.
+        ended: bool,
+        /// The first program that did not do what it should, and what it said.
+        failed: Option<String>,
+        /// Free now.
+        free: u64,
+        /// Least, most and sum of all looks, and how many there were.
+        least: u64,
+        /// See [`Report::Programs::least`].
+        most: u64,
+        /// See [`Report::Programs::least`].
+        sum: u64,
+        /// See [`Report::Programs::least`].
+        looks: u64,
     },
     /// The guest's health.
     Health {

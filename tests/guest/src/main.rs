@@ -4,6 +4,7 @@ mod account;
 mod console;
 mod disk;
 mod health;
+mod jobs;
 mod kexec;
 mod memory;
 mod pattern;
@@ -21,6 +22,7 @@ use rustix::mount::{MountFlags, mount};
 
 use crate::account::Account;
 use crate::console::Console;
+use crate::jobs::Programs;
 use crate::memory::Held;
 use crate::pattern::{Churn, Pattern};
 use crate::workload::Workload;
@@ -40,6 +42,7 @@ struct Agent {
     held: Vec<Held>,
     pattern: Option<Pattern>,
     churn: Option<Churn>,
+    programs: Option<Programs>,
 }
 
 fn main() {
@@ -191,6 +194,17 @@ impl Agent {
             }
             Task::DiskFill { seed } => disk::fill(seed).map_err(text),
             Task::DiskCheck { seed, every } => disk::check(seed, every).map_err(text),
+            Task::ProgramsStart { ref phases, rest_ms } => {
+                let rest = Duration::from_millis(rest_ms.into());
+                self.programs = Some(Programs::start(phases.clone(), rest));
+                Ok(Report::Done)
+            }
+            Task::ProgramsStatus => self
+                .programs
+                .as_ref()
+                .ok_or("no programs were started")?
+                .report()
+                .map_err(text),
             Task::Health => health::report().map_err(text),
         }
     }

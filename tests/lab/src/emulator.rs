@@ -82,7 +82,7 @@ impl From<Boot> for Machine {
             | Boot::EptMutants
             | Boot::Pair
             | Boot::DebianHost => PLAIN,
-            Boot::Counted => Self {
+            Boot::Counted | Boot::Programs => Self {
                 clock: Clock::Instructions,
                 ..PLAIN
             },

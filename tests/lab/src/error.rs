@@ -149,6 +149,14 @@ pub(crate) enum Error {
         what: String,
     },
 
+    /// Options of `cargo lab bench paper` were given with another measurement.
+    #[error("only `paper` has cells: --only, --resume and --plots say nothing to `{subject}`")]
+    #[diagnostic(help("leave them out, or run `cargo lab bench paper`"))]
+    NoCells {
+        /// The measurement.
+        subject: String,
+    },
+
     /// No scenario's name matches the filter.
     #[error("no scenario matches `{filter}`; there are: {known}")]
     NoScenario {

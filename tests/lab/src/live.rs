@@ -223,6 +223,11 @@ fn boot(stage: &Stage, boot: Boot, logs: &Path, progress: &Progress) -> Result<E
         booting();
         return Emulator::boot(&stage.sysroot, &xen, &images, boot.into(), logs);
     }
+    if boot == Boot::Programs {
+        let images = stage.programs()?;
+        booting();
+        return Emulator::boot(&stage.sysroot, &xen, &images, boot.into(), logs);
+    }
     if boot == Boot::XenDisks {
         let images = stage.xen_disks()?;
         booting();

@@ -14,6 +14,7 @@ mod doctor;
 mod emulator;
 mod error;
 mod gates;
+mod guest_programs;
 mod image;
 mod kernels;
 mod key;
@@ -139,12 +140,15 @@ enum Task {
         subject: bench::Subject,
         /// Of `where`: which operation; all of them if not given
         operation: Option<bench::Operation>,
-        /// Write the figures of `dump`, `gmd`, `migration` and `scale` to this file as JSON, too
+        /// Write the figures of `dump`, `gmd`, `migration` and `scale` to this file as JSON, too; those of
+        /// `paper` into this directory, a file for each cell (target/paper if not given)
         #[arg(long)]
         json: Option<PathBuf>,
         /// Draw the figures of `scale` into this SVG file
         #[arg(long, value_name = "FILE")]
         plot: Option<PathBuf>,
+        #[command(flatten)]
+        cells: bench::paper::Options,
     },
     /// Look at the machine, the archive and the cache, in half a minute, before anything is downloaded or
     /// built
@@ -217,7 +221,8 @@ fn run(context: &Context, task: Task) -> Result<()> {
             operation,
             json,
             plot,
-        } => bench::run(context, subject, operation, json.as_deref(), plot.as_deref()),
+            cells,
+        } => bench::run(context, subject, operation, json.as_deref(), plot.as_deref(), &cells),
         Task::Doctor { json } => doctor::run(context, json),
         Task::Patches {
             command: PatchTask::Check { json },

@@ -26,7 +26,9 @@ use crate::sysroot::Sysroot;
 use crate::variant::{FLASK, MUTANTS, RELEASE, Variant};
 use crate::xen::series::Series;
 use crate::xen::{Hypervisor, Source, Tools};
-use crate::{kernels, layouts, module, other_guests, programs, windows_guest, xen, xen_disks};
+use crate::{
+    guest_programs, kernels, layouts, module, other_guests, programs, windows_guest, xen, xen_disks,
+};
 
 /// The parts of the work, as they are told.
 const PROGRAMS: &str = "the programs";
@@ -209,6 +211,7 @@ impl<'a> Stage<'a> {
         self.variant(match boot {
             Boot::Release
             | Boot::Counted
+            | Boot::Programs
             | Boot::OtherGuests
             | Boot::XenDisks
             | Boot::Ept
@@ -230,6 +233,11 @@ impl<'a> Stage<'a> {
     /// Makes the image with guests of other kinds.
     pub(crate) fn other_guests(&self) -> Result<Images> {
         other_guests::images(self.context, &self.sysroot, self)
+    }
+
+    /// Makes the image with a guest that has programs of the distribution's.
+    pub(crate) fn programs(&self) -> Result<Images> {
+        guest_programs::images(self.context, &self.sysroot, self)
     }
 
     /// Makes the image with virtual disks for guests.

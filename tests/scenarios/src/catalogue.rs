@@ -36,6 +36,8 @@ pub enum Boot {
     /// The release hypervisor on a machine whose clock counts instructions: one is one nanosecond, to host
     /// and guest.
     Counted,
+    /// The same, with guests that run programs of the distribution's.
+    Programs,
 }
 
 /// One live scenario.
@@ -143,6 +145,8 @@ pub const SCENARIOS: &[Scenario] = &[
     long("policy/soak", 3600),
     // Eighteen swings on a machine that counts.
     long_on(Boot::Counted, "policy/slowdown", 3600),
+    // The smallest cell of `cargo lab bench paper`.
+    long_on(Boot::Programs, crate::paper::SMOKE, 900),
     // What one-host does first, on a smaller guest.
     long("migration/stock", 900),
     long("migration/busy-long", 3600),

@@ -2,4 +2,5 @@
 //! two.
 
 pub mod catalogue;
+pub mod paper;
 pub mod wire;

@@ -321,7 +321,7 @@ fn lacuna_rounds(engine: &Engine, mode: Mode, rounds: u32) -> Result<Taken> {
 }
 
 /// Returns the calls made, and the pages given back.
-fn engine_rounds(engine: &Engine, mode: Mode, rounds: u32) -> Result<(u64, u64), EngineError> {
+pub(super) fn engine_rounds(engine: &Engine, mode: Mode, rounds: u32) -> Result<(u64, u64), EngineError> {
     let (mut calls, mut pages) = (0, 0);
     let rounds = if mode == Mode::Intro { 1 } else { rounds };
     for _ in 0..rounds {

@@ -20,6 +20,7 @@ mod memory_error;
 mod migration;
 mod named;
 mod overcommit;
+mod paper;
 mod pause;
 mod race;
 mod reclaim;
@@ -93,6 +94,7 @@ const BODIES: &[(&str, Body)] = &[
     ("policy/swing", swing::swing),
     ("policy/soak", soak::soak),
     ("policy/slowdown", slowdown::slowdown),
+    ("paper/smoke", paper::smoke),
     ("migration/stock", migration::stock),
     ("migration/busy-long", migration::busy_long),
     ("migration/remus", migration::remus),
@@ -121,8 +123,11 @@ const BODIES: &[(&str, Body)] = &[
     ("host-debian/unattended", debian_host::unattended),
 ];
 
-/// Runs the scenario called `name`.
+/// Runs the scenario or the cell of the paper's evaluation called `name`.
 pub(crate) fn run(name: &str, host: &mut Host) -> Result<()> {
+    if let Some(cell) = lacuna_scenarios::paper::find(name) {
+        return paper::run(&cell, host);
+    }
     match BODIES.iter().find(|(known, _)| *known == name) {
         Some((_, body)) => body(host),
         None => Err(differs("the scenario ordered", "one that this driver has", name)),

@@ -4,6 +4,7 @@
 mod dump;
 mod gmd;
 mod migration;
+pub(crate) mod paper;
 mod pdb;
 mod scale;
 
@@ -32,6 +33,8 @@ pub(crate) enum Subject {
     Migration,
     /// What a scan and rounds of shares take on mock guests of 1 GiB to 4 TiB
     Scale,
+    /// The evaluation of the paper, cell by cell: hours in all
+    Paper,
 }
 
 /// What the hypervisor is asked to do. The core has no part in an unshare.
@@ -59,16 +62,23 @@ impl Operation {
 /// Measures `subject`, and writes the figures to `report` and the plot to `plot` where the subject has such.
 ///
 /// # Errors
-/// A subject that has no operations was given one, or one that has no plot was asked for it.
+/// A subject that has no operations was given one, one that has no plot was asked for it, or one without
+/// cells was given the options of cells.
 pub(crate) fn run(
     context: &Context,
     subject: Subject,
     operation: Option<Operation>,
     report: Option<&Path>,
     plot: Option<&Path>,
+    cells: &paper::Options,
 ) -> Result<()> {
     if plot.is_some() && subject != Subject::Scale {
         return Err(Error::NoPlot);
+    }
+    if subject != Subject::Paper && !cells.is_empty() {
+        return Err(Error::NoCells {
+            subject: format!("{subject:?}").to_lowercase(),
+        });
     }
     if let (Some(operation), true) = (operation, subject != Subject::Where) {
         return Err(Error::NoOperation {
@@ -83,6 +93,7 @@ pub(crate) fn run(
         Subject::Gmd => gmd::run(context, report),
         Subject::Migration => migration::run(context, report),
         Subject::Scale => scale::run(context, report, plot),
+        Subject::Paper => paper::run(context, cells, report),
     }
 }
 
