@@ -44,11 +44,14 @@ impl Options {
 
     /// The cells that are wanted.
     fn wanted(&self) -> Result<Vec<Cell>> {
-        let named = |cell: &&Cell| {
-            self.only.is_empty() || self.only.iter().any(|part| cell.name.contains(part.as_str()))
+        // A whole name stands for itself alone, though it may begin another one.
+        let fits = |cell: &Cell, part: &String| {
+            let whole = CELLS.iter().any(|other| other.name == part);
+            cell.name == part || !whole && cell.name.contains(part.as_str())
         };
+        let named = |cell: &&Cell| self.only.is_empty() || self.only.iter().any(|part| fits(cell, part));
         for part in &self.only {
-            if !CELLS.iter().any(|cell| cell.name.contains(part.as_str())) {
+            if !CELLS.iter().any(|cell| fits(cell, part)) {
                 let known: Vec<&str> = CELLS.iter().map(|cell| cell.name).collect();
                 return Err(Error::NoScenario {
                     filter: part.clone(),
@@ -88,7 +91,7 @@ pub(super) fn run(context: &Context, options: &Options, directory: Option<&Path>
             failed += 1;
         }
         let mut record = outcome.by_name();
-        record.extend(stage.made_of());
+        record.extend(stage.made_of().into_iter().map(placeless));
         record.extend(described(cell, &key, &revision));
         record.insert("passed".to_owned(), json!(outcome.failure.is_none()));
         record.insert(
@@ -178,6 +181,13 @@ fn revision(context: &Context) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
+/// What was run, without its place on this machine: of a path, the last part.
+fn placeless((name, value): (String, Value)) -> (String, Value) {
+    let last = |path: &str| path.rsplit('/').next().map(|last| json!(last));
+    let value = value.as_str().and_then(last).unwrap_or(value);
+    (name, value)
+}
+
 /// A failure without the place of its logs, which is this machine's.
 fn reason(failure: &str) -> String {
     let lines = failure.lines().map(str::trim);
@@ -227,6 +237,8 @@ mod tests {
         assert_eq!(only(&[]).wanted().unwrap().len(), CELLS.len());
         let some = only(&["migration"]).wanted().unwrap();
         assert!(!some.is_empty() && some.iter().all(|cell| cell.name.contains("migration")));
+        let whole = only(&["paper/compile-rounds-none"]).wanted().unwrap();
+        assert_eq!(whole.len(), 1);
         let unknown = only(&["migration", "no-such-cell"])
             .wanted()
             .unwrap_err()
@@ -251,7 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_failure_names_no_place_of_this_machine() {
+    fn a_result_names_no_place_of_this_machine() {
+        let source = (
+            "xen_source".to_owned(),
+            serde_json::json!("--xen-source /here/xen.tar.xz"),
+        );
+        assert_eq!(super::placeless(source).1, "xen.tar.xz");
+        let kernels = ("guest_kernels".to_owned(), serde_json::json!(["6.12"]));
+        assert_eq!(super::placeless(kernels.clone()), kernels);
         assert_eq!(reason("  at: x\n  saw: y\n  logs:     /here"), "at: x; saw: y");
     }
 }
