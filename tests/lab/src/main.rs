@@ -222,7 +222,14 @@ fn run(context: &Context, task: Task) -> Result<()> {
             json,
             plot,
             cells,
-        } => bench::run(context, subject, operation, json.as_deref(), plot.as_deref(), &cells),
+        } => bench::run(
+            context,
+            subject,
+            operation,
+            json.as_deref(),
+            plot.as_deref(),
+            &cells,
+        ),
         Task::Doctor { json } => doctor::run(context, json),
         Task::Patches {
             command: PatchTask::Check { json },

@@ -106,9 +106,11 @@ fn table(figures: &[Value]) -> String {
         }
         rows.push(row);
     }
-    rows.iter()
-        .map(|row| format!("| {} |\n", row.join(" | ")))
-        .collect()
+    let lines: Vec<String> = rows
+        .iter()
+        .map(|row| format!("| {} |", row.join(" | ")))
+        .collect();
+    lines.join("\n") + "\n"
 }
 
 /// A number with its thousands apart.
@@ -116,7 +118,7 @@ fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -60,7 +60,7 @@ pub(super) fn offences(bytes: &[u8], exported: &[String]) -> Result<Vec<String>,
 /// The names of the shim's functions that the object `bytes` calls.
 pub(super) fn wanted(bytes: &[u8]) -> Result<Vec<String>, String> {
     let file = object::File::parse(bytes).map_err(|error| error.to_string())?;
-    let names = file.symbols().filter(|symbol| symbol.is_undefined());
+    let names = file.symbols().filter(object::ObjectSymbol::is_undefined);
     Ok(names
         .filter_map(|symbol| symbol.name().ok())
         .filter(|name| name.starts_with(SHIM_PREFIX))
