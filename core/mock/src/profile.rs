@@ -14,7 +14,7 @@ impl MockGuest {
     /// The profile that describes this guest's current boot, truthfully.
     ///
     /// # Panics
-    /// Never, for any [`Config`] that [`MockGuest::new`] accepts.
+    /// Never, for any [`Config`](super::Config) that [`MockGuest::new`] accepts.
     pub fn profile(&self) -> Profile {
         let layout = self.config.layout;
         let levels = self.config.levels;
