@@ -117,21 +117,27 @@ impl Agent {
         Ok(Report::Done)
     }
 
+    /// Starts capturing which pages are free, where that is not going on.
+    fn truth(&mut self) -> Result<Report, String> {
+        let account = match self.account.take() {
+            Some(account) => account,
+            None => Account::start().map_err(|error| error.to_string())?,
+        };
+        let gfns = account.gfns().to_vec();
+        self.account = Some(account);
+        Ok(Report::Truth { gfns })
+    }
+
+    fn programs(&self) -> Result<Report, String> {
+        let programs = self.programs.as_ref().ok_or("no programs were started")?;
+        programs.report().map_err(|error| error.to_string())
+    }
+
     fn obey(&mut self, task: &Task, console: &Arc<Console>) -> Result<Report, String> {
         let text = |error: io::Error| error.to_string();
         match *task {
             Task::Fill => memory::fill().map(|()| Report::Done).map_err(text),
-            Task::TruthStart => {
-                if self.account.is_none() {
-                    self.account = Some(Account::start().map_err(text)?);
-                }
-                let gfns = self
-                    .account
-                    .as_ref()
-                    .map(|account| account.gfns().to_vec())
-                    .unwrap_or_default();
-                Ok(Report::Truth { gfns })
-            }
+            Task::TruthStart => self.truth(),
             Task::TruthStop => {
                 self.account
                     .take()
@@ -199,12 +205,7 @@ impl Agent {
                 self.programs = Some(Programs::start(phases.clone(), rest));
                 Ok(Report::Done)
             }
-            Task::ProgramsStatus => self
-                .programs
-                .as_ref()
-                .ok_or("no programs were started")?
-                .report()
-                .map_err(text),
+            Task::ProgramsStatus => self.programs(),
             Task::Health => health::report().map_err(text),
         }
     }
