@@ -62,7 +62,7 @@ const HOST: &[(&str, HostTest)] = &[
     ),
     (
         "host/test",
-        HostTest::Program(&["cargo", "test", "--locked", "--workspace"]),
+        HostTest::Program(&["cargo", "test", "--locked", "--workspace", "--no-fail-fast"]),
     ),
     ("host/bench", HostTest::Bench),
     ("host/windows-large-pdb", HostTest::LargePdb),
