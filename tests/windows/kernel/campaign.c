@@ -6,31 +6,18 @@
 #include "guest.h"
 
 /* xen.h */
-#define HYPERVISOR_MEMORY_OP 12
-#define HYPERVISOR_XEN_VERSION 17
 #define HYPERVISOR_GRANT_TABLE_OP 20
 #define HYPERVISOR_VCPU_OP 24
 #define DOMID_SELF 0x7ff0
-#define XENVER_EXTRAVERSION 1
-#define XENVER_EXTRAVERSION_BYTES 16
-/* memory.h */
-#define XENMEM_DECREASE_RESERVATION 1
-#define XENMEM_POPULATE_PHYSMAP 6
-#define XENMEM_ADD_TO_PHYSMAP 7
-#define XENMEM_EXCHANGE 11
-#define XENMEM_REMOVE_FROM_PHYSMAP 15
-#define XENMAPSPACE_GRANT_TABLE 1
-#define XENMAPSPACE_GMFN 2
 /* vcpu.h */
 #define VCPUOP_UP 1
 #define VCPUOP_DOWN 2
 #define VCPUOP_IS_UP 3
-#define VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA 5
-#define VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA 13
-#define VCPUOP_REGISTER_RUNSTATE_PHYS_AREA 14
-#define VCPUOP_REGISTER_VCPU_TIME_PHYS_AREA 15
 /* grant_table.h */
 #define GNTTABOP_COPY 5
+
+/* version.h: what page_copy_out() writes. */
+#define XENVER_EXTRAVERSION_BYTES 16
 
 /* Pages that take part. */
 #define PAGES 2048
@@ -67,18 +54,6 @@ enum area { RUNSTATE_VIRTUAL, TIME_VIRTUAL, RUNSTATE, TIME, GRANT_TABLE, SHARED_
 static struct page pages[PAGES];
 static struct page *areas[AREAS];
 static uint64_t operations, refused, wrong, random;
-
-struct reservation {
-    const uint64_t *frames;
-    uint64_t count;
-    uint32_t order, flags;
-    uint16_t domain;
-};
-
-static int64_t memory_operation(unsigned int command, void *argument)
-{
-    return hypercall(HYPERVISOR_MEMORY_OP, command, (uint64_t)argument, 0);
-}
 
 /* Counts what Xen did not do although it can. */
 static bool done(bool success)
@@ -166,40 +141,22 @@ static void give_back(struct page *page)
 
 static void remove(struct page *page)
 {
-    struct { uint16_t domain; uint64_t frame; } one = { DOMID_SELF, page->frame };
-
-    if ( done(!memory_operation(XENMEM_REMOVE_FROM_PHYSMAP, &one)) )
+    if ( done(page_remove(page->frame)) )
         page->holds = GONE;
 }
 
 static void decrease(struct page *page)
 {
-    struct reservation one = { &page->frame, 1, 0, 0, DOMID_SELF };
-
-    if ( done(memory_operation(XENMEM_DECREASE_RESERVATION, &one) == 1) )
+    if ( done(page_decrease(page->frame)) )
         page->holds = GONE;
 }
 
-/* Xen has no exchange for guests whose memory it translates, and looks at the page before it says so. */
+/* Changes nothing: see page_exchange(). */
 static void exchange(struct page *page)
 {
-    uint64_t frame = page->frame;
-    struct { struct reservation in, out; uint64_t done; } both = {
-        { &page->frame, 1, 0, 0, DOMID_SELF }, { &frame, 1, 0, 0, DOMID_SELF }, 0
-    };
-
-    if ( !memory_operation(XENMEM_EXCHANGE, &both) )
+    if ( page_exchange(page->frame) )
         found_wrong(page);
     check(page, 0);
-}
-
-static int64_t map_onto(uint32_t space, uint64_t index, uint64_t frame)
-{
-    struct { uint16_t domain, size; uint32_t space; uint64_t index, frame; } map = {
-        DOMID_SELF, 0, space, index, frame
-    };
-
-    return memory_operation(XENMEM_ADD_TO_PHYSMAP, &map);
 }
 
 /* The page comes to lie where another one was. */
@@ -207,7 +164,7 @@ static void move_over(struct page *page)
 {
     struct page *other = another(page);
 
-    if ( !other || !done(!map_onto(XENMAPSPACE_GMFN, page->frame, other->frame)) )
+    if ( !other || !done(!page_map(XENMAPSPACE_GMFN, page->frame, other->frame)) )
         return;
     other->holds = page->holds;
     other->contents = page->contents;
@@ -237,7 +194,7 @@ static void grant_copy(struct page *page)
 
 static void copy_out(struct page *page)
 {
-    if ( done(hypercall(HYPERVISOR_XEN_VERSION, XENVER_EXTRAVERSION, page->frame * PAGE_BYTES, 0) == 0) )
+    if ( done(!page_copy_out(page->frame)) )
         check(page, XENVER_EXTRAVERSION_BYTES);
     write(page);
 }
@@ -252,10 +209,8 @@ static void hypercall_page_there(struct page *page)
 /* Xen writes to the page from now on, and no more to the one before it. */
 static void register_area(struct page *page, enum area area, unsigned int command)
 {
-    uint64_t address = page->frame * PAGE_BYTES;
-
     /* Older versions lack some. */
-    if ( hypercall(HYPERVISOR_VCPU_OP, command, 0, (uint64_t)&address) )
+    if ( page_register(command, page->frame) )
         return;
     page->holds = XENS;
     if ( areas[area] )
@@ -296,7 +251,7 @@ static void xens_frame(struct page *page, enum area area, int64_t result)
 
 static void grant_table(struct page *page)
 {
-    xens_frame(page, GRANT_TABLE, map_onto(XENMAPSPACE_GRANT_TABLE, 0, page->frame));
+    xens_frame(page, GRANT_TABLE, page_map(XENMAPSPACE_GRANT_TABLE, 0, page->frame));
 }
 
 /* The second virtual CPU goes off meanwhile: it would look at events where they are no more. */
@@ -346,9 +301,7 @@ static void take(struct page *page)
 
 static void populate(struct page *page)
 {
-    struct reservation one = { &page->frame, 1, 0, 0, DOMID_SELF };
-
-    if ( done(memory_operation(XENMEM_POPULATE_PHYSMAP, &one) == 1) )
+    if ( done(page_populate(page->frame)) )
         write(page);
 }
 

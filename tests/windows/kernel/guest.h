@@ -188,6 +188,31 @@ uint64_t work_word(uint64_t generation, uint64_t index);
 /* How many pages that were lied about do not hold what was written to them. */
 uint64_t work_check_lies(uint64_t *pages);
 
+/* ---- pages.c: hypercalls on the guest's own pages ---- */
+
+/* memory.h, vcpu.h of Xen's */
+#define XENMAPSPACE_SHARED_INFO 0
+#define XENMAPSPACE_GRANT_TABLE 1
+#define XENMAPSPACE_GMFN 2
+#define VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA 5
+#define VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA 13
+#define VCPUOP_REGISTER_RUNSTATE_PHYS_AREA 14
+#define VCPUOP_REGISTER_VCPU_TIME_PHYS_AREA 15
+
+/* Whether Xen took the page, or put one there. */
+bool page_remove(uint64_t frame);
+bool page_decrease(uint64_t frame);
+bool page_populate(uint64_t frame);
+/* Whether Xen exchanged it, which it cannot do for guests whose memory it translates; it looks at the page before it says
+ * so. */
+bool page_exchange(uint64_t frame);
+/* Has what is at `index` of Xen's `space` lie at `frame`; Xen's error if it does not. */
+int64_t page_map(uint32_t space, uint64_t index, uint64_t frame);
+/* Has Xen keep an area of the first virtual CPU at the page's beginning, by a command of VCPUOP_REGISTER_*; Xen's answer. */
+int64_t page_register(unsigned int command, uint64_t frame);
+/* Has Xen write a few bytes to the page's beginning; Xen's answer. */
+int64_t page_copy_out(uint64_t frame);
+
 /* ---- named.c: pages that Xen is to write to, or that are given up ---- */
 
 /* Takes pages off the zeroed list. With more than one of `copies`, so many are equal at a time, and not zero. Returns how

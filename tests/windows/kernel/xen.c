@@ -5,15 +5,11 @@
 #include "guest.h"
 
 /* xen.h */
-#define HYPERVISOR_MEMORY_OP 12
 #define HYPERVISOR_VCPU_OP 24
 #define HYPERVISOR_SCHED_OP 29
 #define HYPERVISOR_EVENT_CHANNEL_OP 32
 #define HYPERVISOR_HVM_OP 34
 #define DOMID_SELF 0x7ff0
-/* memory.h */
-#define XENMEM_ADD_TO_PHYSMAP 7
-#define XENMAPSPACE_SHARED_INFO 0
 /* vcpu.h, hvm/hvm_vcpu.h */
 #define VCPUOP_INITIALISE 0
 #define VCPUOP_UP 1
@@ -103,10 +99,7 @@ static uint32_t own_port(uint32_t cpu)
 
 int64_t xen_move_shared_info(uint64_t frame)
 {
-    struct { uint16_t domain, size; uint32_t space; uint64_t index, frame; } map = {
-        DOMID_SELF, 0, XENMAPSPACE_SHARED_INFO, 0, frame
-    };
-    int64_t result = hypercall(HYPERVISOR_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, (uint64_t)&map, 0);
+    int64_t result = page_map(XENMAPSPACE_SHARED_INFO, 0, frame);
 
     if ( !result )
         shared_info = (volatile uint64_t *)page_of(frame);
