@@ -177,6 +177,8 @@ pub const SCENARIOS: &[Scenario] = &[
     // Each makes what the ones before it have made, where that is not there.
     long_on(Boot::DebianHost, "host-debian/before-reboot", 1800),
     long_on(Boot::DebianHost, "host-debian/unattended", 2400),
+    // The last one of its boot: the packages are gone after it.
+    long_on(Boot::DebianHost, "host-debian/removed", 2400),
 ];
 
 /// A scenario of every run, on the release hypervisor.

@@ -20,9 +20,15 @@ const PACKAGES: &str = "/opt/lab/packages";
 /// Says that the host was rebooted for the hypervisor, so that it is not rebooted for ever.
 const REBOOTED: &str = "/var/lib/lab-rebooted";
 
+/// The same for the reboot after the packages were removed.
+const PURGED: &str = "/var/lib/lab-purged";
+
 /// What docs/install.md has one type.
 const INSTALL: &str =
     "apt install ./lacuna_*.deb ./lacuna-xen-hypervisor-4.20_*.deb ./lacuna-xen-libs-4.20_*.deb";
+
+/// What it has one type to be rid of them.
+const REMOVE: &str = "apt purge lacuna 'lacuna-xen-*'";
 
 /// The exit statuses of docs/operations.md.
 const STOCK_XEN: i32 = 6;
@@ -33,8 +39,9 @@ const AGENT_LIMIT: Duration = Duration::from_secs(60);
 /// On an emulated host with the daemon's own settings: with 5 % of a processor it takes three minutes to know
 /// the kernel by its BTF, and a round comes each minute.
 const UNATTENDED_LIMIT: Duration = Duration::from_secs(900);
-/// The guest, in MiB.
+/// The guest, and what it takes of its memory again, in MiB.
 const MIB: u64 = 512;
+const GROWN_MIB: u32 = 256;
 
 /// What a command line did.
 struct Ran {
@@ -241,9 +248,9 @@ pub(super) fn unattended(host: &mut Host) -> Result<()> {
     )?;
     expect(host, &format!("lacuna status {name}"), 0, &[])?;
     expect(host, "lacuna doctor", 0, &[name])?;
-    guest.grow(256, AGENT_LIMIT)?;
+    guest.grow(GROWN_MIB, AGENT_LIMIT)?;
     guest.order(Task::Shrink, AGENT_LIMIT)?;
-    stored(host, &guest)?;
+    stored(host, &mut guest)?;
     restarted(host)?;
     guest.check_health()?;
     guest.destroy(host)?;
@@ -277,14 +284,19 @@ fn healthy(host: &mut Host) -> Result<()> {
     silent(host, "dpkg --verify")
 }
 
-/// A save leaves out what the guest does not use.
-fn stored(host: &mut Host, guest: &Guest) -> Result<()> {
+/// A save leaves out what the guest does not use, and the guest goes on when it is restored.
+fn stored(host: &mut Host, guest: &mut Guest) -> Result<()> {
     let name = guest.name;
     expect(host, &format!("lacuna estimate {name}"), 0, &[])?;
-    expect(host, &format!("xl save -c {name} /root/{name}.save"), 0, &[])?;
+    expect(host, &format!("xl save {name} /root/{name}.save"), 0, &[])?;
     let bytes = fs::metadata(format!("/root/{name}.save"))?.len();
     host.figure("saved_bytes", bytes)?;
+    expect(host, &format!("xl restore /root/{name}.save"), 0, &[])?;
     fs::remove_file(format!("/root/{name}.save"))?;
+    guest.domain = host.domain_number(name)?;
+    follow(guest)?;
+    guest.grow(GROWN_MIB, AGENT_LIMIT)?;
+    guest.order(Task::Shrink, AGENT_LIMIT)?;
     let all = MIB << 20;
     ensure(
         bytes < all / 2,
@@ -292,6 +304,38 @@ fn stored(host: &mut Host, guest: &Guest) -> Result<()> {
         &format!("less than half of {all}"),
         &bytes.to_string(),
     )
+}
+
+/// The packages are removed, and the host boots the distribution's hypervisor again, with nothing left behind.
+pub(super) fn removed(host: &mut Host) -> Result<()> {
+    if !Path::new(PURGED).exists() {
+        install_and_boot(host)?;
+        host.note("removing the packages")?;
+        let line = REMOVE.replacen("apt purge", "apt-get purge -y", 1);
+        expect(host, &line, 0, &["Purging configuration files for lacuna"])?;
+        silent(host, "dpkg --verify")?;
+        File::create(PURGED)?;
+        return Err(Failure::Reboot);
+    }
+    ensure(
+        !is_ours(host)?,
+        "the hypervisor",
+        "the distribution's",
+        "Lacuna's",
+    )?;
+    silent(host, "systemctl list-units --failed --plain --no-legend")?;
+    silent(host, "dpkg --verify")?;
+    for folder in ["/etc/lacuna", "/var/lib/lacuna", "/usr/lib/lacuna-xen-4.20"] {
+        ensure(
+            !Path::new(folder).exists(),
+            "what the packages had",
+            "gone",
+            folder,
+        )?;
+    }
+    let guest = guest(host, "afterwards")?;
+    guest.destroy(host)?;
+    Ok(())
 }
 
 /// The daemon stops and starts, and refuses a wrong file.
@@ -317,11 +361,13 @@ fn restarted(host: &mut Host) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::INSTALL;
+    use super::{INSTALL, REMOVE};
 
     #[test]
     fn what_is_typed_is_in_the_document() {
         let document = include_str!("../../../../docs/install.md");
-        assert!(document.contains(INSTALL), "{INSTALL}");
+        for line in [INSTALL, REMOVE] {
+            assert!(document.contains(line), "{line}");
+        }
     }
 }

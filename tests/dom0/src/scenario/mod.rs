@@ -121,6 +121,7 @@ const BODIES: &[(&str, Body)] = &[
     ("content/flask", flask::content),
     ("host-debian/before-reboot", debian_host::before_reboot),
     ("host-debian/unattended", debian_host::unattended),
+    ("host-debian/removed", debian_host::removed),
 ];
 
 /// Runs the scenario or the cell of the paper's evaluation called `name`.
