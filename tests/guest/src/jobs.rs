@@ -1,18 +1,18 @@
-//! Runs real programs in phases: C++ is compiled and assembled, several times at once, and every object file
-//! is compared with what the same compiler made elsewhere. So a page that is lost, of the compiler, of its
-//! memory or of its files, shows.
+//! Runs real programs in phases, several at once, and compares what comes of each with what the same programs
+//! made elsewhere. So a page that is lost, of a program, of its memory or of its files, shows.
 
 use std::fs;
 use std::io;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lacuna_guest::Report;
-use lacuna_guest::programs::{ASSEMBLER, COMPILER, EXPECTED, OPTIONS, SOURCE};
+use lacuna_guest::programs::{Kind, SERVING, SHOP_FILES};
 
 use crate::numbers;
 
@@ -20,6 +20,9 @@ use crate::numbers;
 const LOOK: Duration = Duration::from_millis(100);
 /// KiB of a page.
 const PAGE_KIB: u64 = 4;
+/// How long a server may take until it serves, and how often that is looked at.
+const SERVER_LIMIT: Duration = Duration::from_secs(120);
+const SERVER_LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 struct State {
@@ -37,8 +40,10 @@ struct State {
 pub(crate) struct Programs(Arc<State>);
 
 impl Programs {
-    /// Starts as many at a time as each of `phases` says, and rests for `rest` between two phases.
-    pub(crate) fn start(phases: Vec<u32>, rest: Duration) -> Self {
+    /// Starts the server that they need, and as many programs at a time as each of `phases` says, and rests
+    /// for `rest` between two phases.
+    pub(crate) fn start(kind: Kind, phases: Vec<u32>, rest: Duration) -> io::Result<Self> {
+        let server = kind.server().map(|line| serve(&line)).transpose()?;
         let state = Arc::new(State {
             least: AtomicU64::new(u64::MAX),
             ..State::default()
@@ -46,10 +51,17 @@ impl Programs {
         let (looking, running) = (Arc::clone(&state), Arc::clone(&state));
         thread::spawn(move || look(&looking));
         thread::spawn(move || {
-            run(&running, &phases, rest);
+            run(&running, kind, &phases, rest);
+            if let Some(mut server) = server {
+                if let Ok(Some(status)) = server.try_wait() {
+                    running.fail(&format!("the server ended by itself: {status}"));
+                }
+                // One that has ended needs neither.
+                server.kill().and_then(|()| server.wait()).ok();
+            }
             running.ended.store(true, Ordering::Release);
         });
-        Self(state)
+        Ok(Self(state))
     }
 
     /// Returns how far they are.
@@ -91,7 +103,23 @@ fn look(state: &State) {
     }
 }
 
-fn run(state: &Arc<State>, phases: &[u32], rest: Duration) {
+/// Starts a server, and waits until it serves.
+fn serve(words: &[String]) -> io::Result<Child> {
+    let mut server = command(words)?.stdin(Stdio::null()).spawn()?;
+    let until = Instant::now() + SERVER_LIMIT;
+    while !Path::new(SHOP_FILES).join(SERVING).exists() {
+        if let Some(status) = server.try_wait()? {
+            return Err(io::Error::other(format!("the server ended at once: {status}")));
+        }
+        if Instant::now() > until {
+            return Err(io::Error::other("the server does not serve"));
+        }
+        thread::sleep(SERVER_LOOK);
+    }
+    Ok(server)
+}
+
+fn run(state: &Arc<State>, kind: Kind, phases: &[u32], rest: Duration) {
     for (phase, jobs) in (0..).zip(phases) {
         if phase > 0 {
             thread::sleep(rest);
@@ -100,7 +128,7 @@ fn run(state: &Arc<State>, phases: &[u32], rest: Duration) {
         let running: Vec<_> = (0..*jobs)
             .map(|job| {
                 let state = Arc::clone(state);
-                thread::spawn(move || match compile(&format!("/tmp/{phase}-{job}")) {
+                thread::spawn(move || match program(kind, &format!("/tmp/{phase}-{job}")) {
                     Ok(()) => {
                         state.done.fetch_add(1, Ordering::Relaxed);
                     }
@@ -124,32 +152,52 @@ impl State {
     }
 }
 
-/// Compiles and assembles, compares the object file, and removes what came of it.
-fn compile(at: &str) -> io::Result<()> {
-    let (assembly, object) = (format!("{at}.s"), format!("{at}.o"));
-    let mut compiler = Command::new(COMPILER);
-    finish(compiler.args(OPTIONS).args([SOURCE, "-o", &assembly]))?;
-    finish(Command::new(ASSEMBLER).args([&assembly, "-o", &object]))?;
-    let (seen, expected) = (fs::read(&object)?, fs::read(EXPECTED)?);
-    fs::remove_file(assembly)?;
-    fs::remove_file(object)?;
+/// Runs a program, compares what comes of it, and removes its files.
+fn program(kind: Kind, at: &str) -> io::Result<()> {
+    let (steps, file) = kind.steps(at);
+    let mut said = Vec::new();
+    for step in &steps {
+        said = finish(&mut command(step)?)?;
+    }
+    let seen = match &file {
+        Some(file) => fs::read(file)?,
+        None => said,
+    };
+    let mine = |name: &str| Path::new("/tmp").join(name).to_string_lossy().starts_with(at);
+    for entry in fs::read_dir("/tmp")? {
+        let entry = entry?;
+        if mine(&entry.file_name().to_string_lossy()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    let expected = fs::read(kind.expected())?;
     if seen == expected {
         return Ok(());
     }
     let differ = seen.iter().zip(&expected).filter(|(one, other)| one != other);
     Err(io::Error::other(format!(
-        "an object file of {} bytes differs from the expected one of {} in {} bytes",
+        "a result of {} bytes differs from the expected one of {} in {} bytes",
         seen.len(),
         expected.len(),
         differ.count()
     )))
 }
 
-/// Runs a program to its end, which must be a good one.
-fn finish(command: &mut Command) -> io::Result<()> {
+/// The command of a line of words.
+fn command(words: &[String]) -> io::Result<Command> {
+    let (program, arguments) = words
+        .split_first()
+        .ok_or_else(|| io::Error::other("a command line without a word"))?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    Ok(command)
+}
+
+/// Runs a program to its end, which must be a good one, and returns what it said.
+fn finish(command: &mut Command) -> io::Result<Vec<u8>> {
     let output = command.stdin(Stdio::null()).output()?;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let program = command.get_program().to_string_lossy().into_owned();
     let words = String::from_utf8_lossy(&output.stderr);

@@ -159,6 +159,8 @@ pub enum Task {
     },
     /// Run the programs of [`programs`], so many at a time in each phase, and rest between two phases.
     ProgramsStart {
+        /// What they do.
+        kind: programs::Kind,
         /// How many at a time, phase by phase.
         phases: Vec<u32>,
         /// How long to rest between two phases, in ms.

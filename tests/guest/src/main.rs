@@ -200,9 +200,13 @@ impl Agent {
             }
             Task::DiskFill { seed } => disk::fill(seed).map_err(text),
             Task::DiskCheck { seed, every } => disk::check(seed, every).map_err(text),
-            Task::ProgramsStart { ref phases, rest_ms } => {
+            Task::ProgramsStart {
+                kind,
+                ref phases,
+                rest_ms,
+            } => {
                 let rest = Duration::from_millis(rest_ms.into());
-                self.programs = Some(Programs::start(phases.clone(), rest));
+                self.programs = Some(Programs::start(kind, phases.clone(), rest).map_err(text)?);
                 Ok(Report::Done)
             }
             Task::ProgramsStatus => self.programs(),

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use lacuna::xen::engine::Engine;
+use lacuna_guest::programs::Kind;
 use lacuna_guest::{Report, Task};
 use lacuna_scenarios::paper::{Arm, Cell, Question, SMOKE, Workload, find};
 use serde_json::{Value, json};
@@ -19,20 +20,23 @@ use crate::daemon::Daemon;
 use crate::engine::{Direct, refused};
 use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, PAGES_PER_MIB, Plan};
-use crate::host::Host;
+use crate::host::{Host, run as run_command};
 use crate::migration::{Journey, migrate};
+use crate::services::xen;
 use crate::tool;
 
 /// How long the agent may take for an order.
 const AGENT_LIMIT: Duration = Duration::from_secs(600);
-/// The guest's memory in MiB.
-const GUEST_MIB: u32 = 640;
+/// What the balloon's controller leaves a guest beyond what that uses, in MiB: a tenth of the guest.
+const BALLOON_MARGIN_MIB: u64 = 64;
 /// The guest rests between two phases for as long, in ms.
 const REST_MS: u32 = 3_000;
 /// How often a migration looks whether the workload is in its middle.
 const LOOK: Duration = Duration::from_millis(500);
 /// The phase in whose middle a guest is moved: the steady one of five.
 const STEADY: u32 = 2;
+/// KiB of a page.
+const PAGE_KIB: u64 = 4;
 
 /// How far the guest's programs are.
 struct Progress {
@@ -51,6 +55,8 @@ enum Sharing {
     UserLevel(Box<Gmd>),
     Rounds(Direct, Mode),
     Daemon(Daemon),
+    /// By the number of pages that the guest was created with.
+    Balloon(Direct, u64),
 }
 
 /// What a round came to.
@@ -79,16 +85,18 @@ pub(crate) fn smoke(host: &mut Host) -> Result<()> {
 
 /// Runs one cell.
 pub(crate) fn run(cell: &Cell, host: &mut Host) -> Result<()> {
-    let Workload::Compile = cell.workload;
+    let mib = cell.workload.guest_mib();
     let mut guest = host.create(&Plan {
-        mib: GUEST_MIB,
-        initrd: "programs.initrd",
+        mib,
+        initrd: initrd(cell.workload),
         ..Plan::stock("paper", "6.12")
     })?;
     host.note("filling the guest's free memory with noise")?;
     guest.order(Task::Fill, AGENT_LIMIT)?;
-    host.lacuna(&["attach", guest.name])?;
-    host.figure("guest_pages", u64::from(GUEST_MIB) * PAGES_PER_MIB)?;
+    if cell.arm != Arm::Balloon {
+        host.lacuna(&["attach", guest.name])?;
+    }
+    host.figure("guest_pages", u64::from(mib) * PAGES_PER_MIB)?;
     match cell.question {
         Question::Rounds { seconds } => rounds(cell, host, &mut guest, seconds)?,
         Question::Migration => moved(cell, host, &mut guest)?,
@@ -107,7 +115,9 @@ fn rounds(cell: &Cell, host: &mut Host, guest: &mut Guest, seconds: u32) -> Resu
     let (mut samples, mut taken) = (Vec::new(), Vec::new());
     let mut number = 0;
     let progress = loop {
-        if let Some(round) = sharing.round(&mut seen)? {
+        // What was given back and taken again since the last round, too, is part of what the guest takes.
+        let earlier = (seen.look(&sharing, guest)?.saved, direct.pages()?);
+        if let Some(round) = sharing.round(&mut seen, guest)? {
             taken.push(json!({"instructions": round.instructions, "pages": round.pages}));
         }
         let shared = seen.look(&sharing, guest)?;
@@ -116,7 +126,10 @@ fn rounds(cell: &Cell, host: &mut Host, guest: &mut Guest, seconds: u32) -> Resu
             "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "phase": progress.phase,
             "free": progress.free,
+            "saved_before": earlier.0,
+            "owned_before": earlier.1,
             "saved": shared.saved,
+            "owned": direct.pages()?,
             "unshared": shared.unshared - before.1.unshared,
         }));
         if progress.ended {
@@ -147,7 +160,7 @@ fn rounds(cell: &Cell, host: &mut Host, guest: &mut Guest, seconds: u32) -> Resu
     ] {
         host.figure(name, value)?;
     }
-    if !matches!(cell.arm, Arm::None) {
+    if !matches!(cell.arm, Arm::None | Arm::Balloon) {
         ensure(
             after.1.saved > 0,
             "pages that the host has at the end",
@@ -199,9 +212,32 @@ fn moved(cell: &Cell, host: &mut Host, guest: &mut Guest) -> Result<()> {
     expect_done(cell, &progress)
 }
 
+/// What the guest's agent calls a workload.
+const fn kind(workload: Workload) -> Kind {
+    match workload {
+        Workload::Compile => Kind::Compile,
+        Workload::Banking => Kind::Banking,
+        Workload::Ecommerce => Kind::Ecommerce,
+        Workload::Support => Kind::Support,
+        Workload::Orders => Kind::Orders,
+        Workload::Video => Kind::Video,
+    }
+}
+
+/// The initial file system with a workload's programs.
+const fn initrd(workload: Workload) -> &'static str {
+    match workload {
+        Workload::Compile => "programs.initrd",
+        Workload::Banking | Workload::Ecommerce | Workload::Support => "shop.initrd",
+        Workload::Orders => "orders.initrd",
+        Workload::Video => "video.initrd",
+    }
+}
+
 /// Starts the guest's programs.
 fn start(cell: &Cell, guest: &mut Guest) -> Result<()> {
     let task = Task::ProgramsStart {
+        kind: kind(cell.workload),
         phases: cell.phases.to_vec(),
         rest_ms: REST_MS,
     };
@@ -254,17 +290,23 @@ impl Sharing {
             Arm::Dedup => rounds(Mode::Dedup),
             Arm::IntroDedup => rounds(Mode::IntroDedup),
             Arm::Policy => Ok(Self::Daemon(daemon("settled", seconds)?)),
+            Arm::Balloon => {
+                let direct = Direct::open(guest.domain)?;
+                let all = direct.pages()?;
+                Ok(Self::Balloon(direct, all))
+            }
         }
     }
 
     /// Does a round; the daemon does its own, and nobody does none.
-    fn round(&mut self, seen: &mut Seen) -> Result<Option<Round>> {
+    fn round(&mut self, seen: &mut Seen, guest: &mut Guest) -> Result<Option<Round>> {
         let dom0 = Direct::open(0)?;
         let before = dom0.cpu_time()?;
         let pages = match self {
             Self::Nobody | Self::Daemon(_) => return Ok(None),
             Self::UserLevel(engine) => seen.count(&engine.round(Mode::Intro)?),
             Self::Rounds(direct, mode) => pages(&direct.engine, *mode)?,
+            Self::Balloon(direct, all) => follow(direct, *all, guest)?,
         };
         Ok(Some(Round {
             instructions: dom0.cpu_time()? - before,
@@ -278,6 +320,16 @@ impl Sharing {
             _ => Ok(()),
         }
     }
+}
+
+/// Sets the balloon's target to what the guest uses and a margin, and returns how many pages less than before
+/// that is.
+fn follow(direct: &Direct, all: u64, guest: &mut Guest) -> Result<u64> {
+    let (owned, free) = (direct.pages()?, progress(guest)?.free);
+    let target = (owned.saturating_sub(free) + BALLOON_MARGIN_MIB * PAGES_PER_MIB).min(all);
+    let kib = format!("{}k", target * PAGE_KIB);
+    run_command(&mut xen("sbin/xl", &["mem-set", guest.name, &kib]))?;
+    Ok(owned.saturating_sub(target))
 }
 
 /// Does one of Lacuna's rounds, and returns the pages that it shared.

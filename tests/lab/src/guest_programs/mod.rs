@@ -1,0 +1,126 @@
+//! dom0's image with guests that run programs of the distribution's: an initial file system for each kind of
+//! program, with what has to come of it, made in the sysroot by the same programs.
+
+mod compile;
+mod orders;
+mod packages;
+mod shop;
+mod video;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::context::{Context, Staged};
+use crate::cpio::Archive;
+use crate::error::Result;
+use crate::image::{Images, libraries_of, start_guest, step_name};
+use crate::key::{Key, KeyBuilder};
+use crate::process::output;
+use crate::setup::Stage;
+use crate::sysroot::Sysroot;
+use crate::xen::place;
+
+/// What the guests are made in.
+struct Workshop<'a> {
+    context: &'a Context,
+    sysroot: &'a Sysroot,
+    stage: &'a Stage<'a>,
+}
+
+/// A guest's file system that is being made.
+struct Guest {
+    archive: Archive,
+    libraries: BTreeMap<String, PathBuf>,
+}
+
+/// Makes them: an archive behind dom0's, which the kernel unpacks over that.
+pub(crate) fn images(context: &Context, sysroot: &Sysroot, stage: &Stage) -> Result<Images> {
+    let workshop = Workshop {
+        context,
+        sysroot,
+        stage,
+    };
+    let guests = [
+        ("programs", compile::guest(&workshop)?),
+        ("shop", shop::guest(&workshop)?),
+        ("orders", orders::guest(&workshop)?),
+        ("video", video::guest(&workshop)?),
+    ];
+    let image = place(context, stage.series(), "images/programs.cpio");
+    let mut key = KeyBuilder::new("images/programs", 2).file(&stage.images.dom0)?;
+    for (name, file) in &guests {
+        key = key.text(name).file(file)?;
+    }
+    context.step(&step_name(stage.series(), "programs"), &key.finish(), |_| {
+        stage.images.extend(&image, |archive| {
+            for (name, file) in &guests {
+                archive.file(&format!("guests/{name}.initrd"), file)?;
+            }
+            Ok(())
+        })
+    })?;
+    Ok(stage.images.with_dom0(image))
+}
+
+impl Workshop<'_> {
+    /// Makes the file system called `name`, unless there is one of the same `key`, and returns it. `fill` puts
+    /// in what it needs beside the agent, and may use a directory of its own.
+    fn guest(
+        &self,
+        name: &str,
+        key: KeyBuilder,
+        fill: impl FnOnce(&mut Guest, &Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let place = |file: &str| place(self.context, self.stage.series(), &format!("images/{file}"));
+        let path = place(&format!("guest-{name}.cpio"));
+        let key: Key = key.key(&self.sysroot.key).file(&self.stage.agent)?.finish();
+        let step = step_name(self.stage.series(), &format!("guest-{name}"));
+        self.context.step(&step, &key, |_| {
+            let made = Staged::directory(place(&format!("made-{name}")))?;
+            let staged = Staged::file(path.clone())?;
+            let mut guest = Guest {
+                archive: start_guest(&staged.path, &self.stage.agent)?,
+                libraries: BTreeMap::new(),
+            };
+            fill(&mut guest, &made.path)?;
+            guest.finish()?;
+            made.commit()?;
+            staged.commit()
+        })?;
+        Ok(path)
+    }
+
+    /// Runs `script` in the sysroot, and returns what it said.
+    fn run(&self, script: &str, arguments: &[&str]) -> Result<String> {
+        let mut line = vec!["sh", "-c", script, "sh"];
+        line.extend(arguments);
+        output(self.sysroot.command("/", &line), &self.context.step_log("images"))
+    }
+
+    /// The libraries of a program or library of the sysroot's.
+    fn libraries(&self, program: &str) -> Result<BTreeMap<String, PathBuf>> {
+        libraries_of(self.context, self.sysroot, &self.stage.tools, Path::new(program))
+    }
+}
+
+impl Guest {
+    /// Puts a file in, at a path from the root.
+    fn file(&mut self, name: &str, from: &Path) -> Result<()> {
+        self.archive.file(name.trim_start_matches('/'), from)
+    }
+
+    /// Writes a file, at a path from the root.
+    fn bytes(&mut self, name: &str, content: &[u8]) -> Result<()> {
+        self.archive.bytes(name.trim_start_matches('/'), content, 0o644)
+    }
+
+    /// Puts in the libraries, where the loader looks, and ends it.
+    fn finish(mut self) -> Result<()> {
+        for (name, from) in &self.libraries {
+            self.archive.file(name.trim_start_matches('/'), from)?;
+        }
+        self.archive.link("lib", "usr/lib")?;
+        self.archive.link("lib64", "usr/lib64")?;
+        self.archive.finish()
+    }
+}
