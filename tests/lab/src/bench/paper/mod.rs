@@ -5,6 +5,7 @@
 //! before need not run again ([`Options::resume`]), and pictures are drawn of what there is.
 
 mod figures;
+mod names;
 mod plots;
 mod result;
 
