@@ -165,7 +165,8 @@ pub(crate) struct Drive {
 }
 
 impl Drive {
-    /// What goes on the emulator's command line for the `number`-th; dom0 finds it as `nvme{number}n1`.
+    /// What goes on the emulator's command line for the `number`-th; dom0 finds it by its serial
+    /// number.
     fn arguments(&self, number: usize) -> [String; 4] {
         self.attached(number, "nvme")
     }
@@ -180,8 +181,13 @@ impl Drive {
                 self.file.to_string_lossy().replace(',', ",,")
             ),
             "-device".to_owned(),
-            format!("{device},drive=drive{number},serial=drive{number}"),
+            format!("{device},drive=drive{number},serial={}", Self::serial(number)),
         ]
+    }
+
+    /// The serial number of the `number`-th.
+    pub(crate) fn serial(number: usize) -> String {
+        format!("drive{number}")
     }
 }
 

@@ -48,9 +48,9 @@ pub struct Trial {
     pub mib: u32,
     /// Virtual processors.
     pub vcpus: u32,
-    /// The disk.
+    /// The disk, by its serial number.
     pub disk: Option<String>,
-    /// The CD.
+    /// The CD, likewise.
     pub cdrom: Option<String>,
     /// Options of `lacuna attach`, and of `lacuna identify` where it has them.
     pub attach: Vec<String>,

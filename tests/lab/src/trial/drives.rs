@@ -19,7 +19,7 @@ const DRIVER: &str = "nvme";
 /// The drives of a trial.
 #[derive(Default)]
 pub(super) struct Drives {
-    /// The guest's disk, as dom0 has it.
+    /// The guest's disk, by the serial number that dom0 finds it by.
     pub(super) disk: Option<String>,
     /// Its CD.
     pub(super) cdrom: Option<String>,
@@ -33,9 +33,9 @@ pub(super) fn of(stage: &Stage, options: &Options, files: &mut Vec<(String, Path
     let mut add = |file: &Option<PathBuf>| -> Result<Option<String>> {
         let Some(file) = file else { return Ok(None) };
         let file = fs::canonicalize(file).on("find", file)?;
-        let device = format!("/dev/nvme{}n1", drives.machine.len());
+        let serial = Drive::serial(drives.machine.len());
         drives.machine.push(Drive { file });
-        Ok(Some(device))
+        Ok(Some(serial))
     };
     let (disk, cdrom) = (add(&options.disk)?, add(&options.cdrom)?);
     (drives.disk, drives.cdrom) = (disk, cdrom);

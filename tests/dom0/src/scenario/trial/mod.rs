@@ -4,6 +4,7 @@
 //! by page; another one against its kernel's counters and its own life: a step says which, and what that
 //! leaves open.
 
+mod drives;
 mod moved;
 mod steps;
 
@@ -92,7 +93,7 @@ impl<'a> Tried<'a> {
         let limit = Duration::from_secs(trial.boot_seconds.into());
         let started = Instant::now();
         let file = "/root/try.cfg";
-        fs::write(file, configuration(trial, SERIAL))?;
+        fs::write(file, configuration(trial, SERIAL)?)?;
         let mut guest = Guest::start(host, NAME, file)?;
         if trial.hvm {
             guest.connect_serial(Path::new(SERIAL))?;
@@ -349,7 +350,7 @@ fn why(body: &Value) -> String {
 }
 
 /// Returns the guest's configuration for xl, with the socket of its serial port.
-fn configuration(trial: &Trial, serial: &str) -> String {
+fn configuration(trial: &Trial, serial: &str) -> Result<String> {
     let kind = if trial.hvm { Kind::Hvm } else { Kind::Pvh };
     let mut lines = vec![
         format!("name=\"{NAME}\""),
@@ -374,23 +375,7 @@ fn configuration(trial: &Trial, serial: &str) -> String {
         lines.push(format!(
             "vga=\"{screen}\"\nserial=\"unix:{serial},server=on,wait=off\""
         ));
-        lines.extend(drives(trial));
+        lines.extend(drives::configured(trial)?);
     }
-    lines.join("\n") + "\n"
-}
-
-/// Returns the lines for its disk and CD, which the device model reads itself.
-fn drives(trial: &Trial) -> Vec<String> {
-    let drive = |device: &String, place: &str, kind: &str| {
-        format!("'format=raw,vdev={place},{kind},backendtype=qdisk,target={device}'")
-    };
-    let disk = trial.disk.iter().map(|device| drive(device, "hda", "access=rw"));
-    let cdrom = trial.cdrom.iter();
-    let cdrom = cdrom.map(|device| drive(device, "hdc", "access=ro,devtype=cdrom"));
-    let all: Vec<String> = disk.chain(cdrom).collect();
-    if all.is_empty() {
-        return all;
-    }
-    let order = if trial.cdrom.is_some() { "dc" } else { "c" };
-    vec![format!("disk=[{}]", all.join(",")), format!("boot=\"{order}\"")]
+    Ok(lines.join("\n") + "\n")
 }

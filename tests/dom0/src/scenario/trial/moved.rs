@@ -47,7 +47,7 @@ impl Tried<'_> {
         steps.begin(host, "migration")?;
         let pages = u64::from(self.trial.mib) * PAGES_PER_MIB;
         let mut in_use = 0;
-        fs::write(MOVED, configuration(self.trial, MOVED_SERIAL))?;
+        fs::write(MOVED, configuration(self.trial, MOVED_SERIAL)?)?;
         let journey = Journey {
             options: &["-C", MOVED],
             ..Journey::default()
