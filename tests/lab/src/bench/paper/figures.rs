@@ -172,7 +172,11 @@ impl Measured {
             let name = if arm == Arm::Intro { "Intro" } else { "policy" };
             series(name, points.collect())
         };
-        let shared = |_: &Cell, record: &Map<String, Value>| Some(average_saved(record)? / PAGES_PER_MIB);
+        // Over the time, and not right after rounds: what is taken back between rare rounds counts.
+        let shared = |cell: &Cell, record: &Map<String, Value>| {
+            let all = number(record, "guest_pages")? / PAGES_PER_MIB;
+            Some(all - average_over(&held(cell, record)?)?)
+        };
         let slowdown = |cell: &Cell, record: &Map<String, Value>| self.slowdown_of(cell, record);
         let both = |value: Figure| {
             let arms = [Arm::Intro, Arm::Policy];

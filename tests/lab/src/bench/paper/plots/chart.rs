@@ -22,9 +22,15 @@ const TITLE: (&str, u32) = ("sans-serif", 17);
 const SMALL: (&str, u32) = ("sans-serif", 13);
 /// The width of a character of the small font, as near as a picture without fonts can tell.
 const CHARACTER: f64 = 7.2;
-/// Room above the highest value, and the part of its place that a group of bars takes.
+/// How many numbers stand at the axis upwards, at most.
+const Y_LABELS: usize = 6;
+/// Room above the highest value and beyond the last one.
 const HEAD: f64 = 1.12;
+const TAIL: f64 = 1.02;
+/// The part of its place that a group of bars takes; of a few groups, each has a wide place.
 const BAR: f64 = 0.72;
+const BAR_OF_FEW: f64 = 0.4;
+const FEW: usize = 4;
 const INK: RGBColor = RGBColor(31, 35, 40);
 const FAINT: RGBColor = RGBColor(208, 215, 222);
 const PAPER: RGBColor = WHITE;
@@ -91,14 +97,17 @@ fn colour(name: &str) -> RGBColor {
 /// Draws lines with their points; nothing if there are none.
 pub(super) fn lines(words: &Words, series: &[Series], scale: Scale) -> Result<Option<String>> {
     let all = || series.iter().flat_map(|one| one.points.iter());
-    let (Some(across), Some(up)) = (span(all().map(|point| point.0)), span(all().map(|point| point.1)))
-    else {
+    let (Some(across), Some(up)) = (
+        span(all().map(|point| point.0), TAIL),
+        span(all().map(|point| point.1), HEAD),
+    ) else {
         return Ok(None);
     };
     let names: Vec<&str> = series.iter().map(|one| one.name.as_str()).collect();
     picture(words.title, 400, &names, |area| {
         let mut builder = ChartBuilder::on(area);
         builder
+            .margin_left(MARGIN)
             .margin_right(MARGIN)
             .x_label_area_size(BOTTOM)
             .y_label_area_size(LABELS);
@@ -127,7 +136,9 @@ macro_rules! draw_lines {
             .axis_style(INK)
             .bold_line_style(FAINT)
             .light_line_style(TRANSPARENT)
+            .x_label_formatter(&|value| number(*value))
             .y_label_formatter(&|value| number(*value))
+            .y_labels(Y_LABELS)
             .draw()?;
         for one in $series {
             let (colour, points) = (colour(&one.name), || one.points.iter().copied());
@@ -145,13 +156,14 @@ pub(super) fn bars(title: &str, up: &str, groups: &[String], series: &[Series]) 
     let values = series
         .iter()
         .flat_map(|one| one.points.iter().map(|point| point.1));
-    let Some(range) = span(values) else {
+    let Some(range) = span(values, HEAD) else {
         return Ok(None);
     };
     let names: Vec<&str> = series.iter().map(|one| one.name.as_str()).collect();
     let names = if series.len() > 1 { &names[..] } else { &[] };
     picture(title, 340, names, |area| {
         let mut chart = ChartBuilder::on(area)
+            .margin_left(MARGIN)
             .margin_right(MARGIN)
             .x_label_area_size(BOTTOM / 2)
             .y_label_area_size(LABELS)
@@ -172,6 +184,7 @@ pub(super) fn bars(title: &str, up: &str, groups: &[String], series: &[Series]) 
             .into_font()
             .color(&INK)
             .pos(Pos::new(HPos::Center, VPos::Bottom));
+        let taken = if groups.len() < FEW { BAR_OF_FEW } else { BAR };
         for (at, group) in groups.iter().enumerate() {
             let here = |one: &Series| {
                 one.points
@@ -183,9 +196,9 @@ pub(super) fn bars(title: &str, up: &str, groups: &[String], series: &[Series]) 
                 .iter()
                 .filter_map(|one| Some((one, here(one)?.1)))
                 .collect();
-            let width = BAR / count(present.len().max(1));
+            let width = taken / count(present.len().max(1));
             for (index, (one, value)) in present.iter().enumerate() {
-                let left = count(at) + (1.0 - BAR) / 2.0 + width * count(index);
+                let left = count(at) + (1.0 - taken) / 2.0 + width * count(index);
                 let name = if one.name.is_empty() { group } else { &one.name };
                 let bar = [(left + width * 0.04, 0.0), (left + width * 0.96, *value)];
                 chart.draw_series([Rectangle::new(bar, colour(name).filled())])?;
@@ -218,6 +231,7 @@ pub(super) fn ranges(title: &str, across: &str, rows: &[Spread]) -> Result<Optio
     let height = TOP + BOTTOM + 22 * u32::try_from(rows.len()).unwrap_or(u32::MAX);
     picture(title, height, &names, |area| {
         let mut chart = ChartBuilder::on(area)
+            .margin_left(MARGIN)
             .margin_right(MARGIN)
             .x_label_area_size(BOTTOM)
             .y_label_area_size(LABELS * 4)
@@ -339,15 +353,15 @@ fn trimmed(value: f64, digits: usize) -> String {
     }
 }
 
-/// The range that an axis needs for `values`, zero included; none without a value.
-fn span(values: impl Iterator<Item = f64>) -> Option<Range<f64>> {
+/// The range that an axis needs for `values`, zero included and with `room` beyond them; none without a value.
+fn span(values: impl Iterator<Item = f64>, room: f64) -> Option<Range<f64>> {
     let (mut least, mut most, mut any) = (0.0_f64, 0.0_f64, false);
     for value in values {
         (least, most, any) = (least.min(value), most.max(value), true);
     }
     // All zero is a measurement, too, and an axis needs a length.
     let most = if most > least { most } else { 1.0 };
-    any.then_some(least * HEAD..most * HEAD)
+    any.then_some(least * room..most * room)
 }
 
 #[allow(clippy::cast_precision_loss)] // a few

@@ -84,7 +84,7 @@ fn of_intervals(measured: &Measured) -> Result<Pictures> {
     let saved = Words {
         title: "Figure 9: memory shared, by the interval between rounds",
         across,
-        up: "MiB on average",
+        up: "MiB, averaged over time",
     };
     let slower = Words {
         title: "Figure 9: slowdown, by the interval between rounds",
@@ -169,7 +169,7 @@ mod tests {
         });
         let some = measured(&[("paper/compile-rounds-intro", record)]);
         let drawn = draw(&some, directory.path()).unwrap();
-        let expected = ["shared.svg", "round.svg", "unshared.svg", "interval-shared.svg"];
+        let expected = ["shared.svg", "round.svg", "unshared.svg"];
         assert_eq!(drawn, expected);
         let text = std::fs::read_to_string(directory.path().join("unshared.svg")).unwrap();
         assert!(text.starts_with("<svg"), "{text}");
