@@ -101,6 +101,14 @@ impl Workshop<'_> {
     fn libraries(&self, program: &str) -> Result<BTreeMap<String, PathBuf>> {
         libraries_of(self.context, self.sysroot, &self.stage.tools, Path::new(program))
     }
+
+    /// A library of the sysroot's with those that it needs itself.
+    fn library(&self, path: &str) -> Result<BTreeMap<String, PathBuf>> {
+        let mut all = self.libraries(path)?;
+        let from = self.sysroot.root.join(path.trim_start_matches('/'));
+        all.insert(path.to_owned(), from);
+        Ok(all)
+    }
 }
 
 impl Guest {

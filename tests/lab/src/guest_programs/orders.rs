@@ -29,6 +29,9 @@ const PARTS: &[&str] = &[
     "lib/modules",
     "lib/server/libjvm.so",
 ];
+/// The virtual machine proper, whose libraries are those of the other parts as well, but for one.
+const SERVER: &str = "lib/server/libjvm.so";
+const ZLIB: &str = "/usr/lib/x86_64-linux-gnu/libz.so.1";
 /// The settings that the virtual machine reads: their places there, and where the package has them.
 const SETTING_FILES: &[(&str, &str)] = &[
     ("lib/jvm.cfg", "jvm-amd64.cfg"),
@@ -68,17 +71,9 @@ pub(super) fn guest(workshop: &Workshop) -> Result<PathBuf> {
         for part in PARTS.iter().chain(SETTING_FILES.iter().map(|(name, _)| name)) {
             guest.file(&inside.join(part).to_string_lossy(), &home.join(part))?;
         }
-        for part in [
-            "bin/java",
-            "lib/libjli.so",
-            "lib/server/libjvm.so",
-            "lib/libzip.so",
-        ] {
-            let program = home.join(part);
-            let mut libraries = workshop.libraries(&program.to_string_lossy())?;
-            libraries.retain(|name, _| !name.starts_with(&*at));
-            guest.libraries.extend(libraries);
-        }
+        let mut libraries = workshop.libraries(&home.join(SERVER).to_string_lossy())?;
+        libraries.extend(workshop.library(ZLIB)?);
+        guest.libraries.extend(libraries);
         Ok(())
     })
 }

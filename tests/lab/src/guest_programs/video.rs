@@ -52,7 +52,7 @@ pub(super) fn guest(workshop: &Workshop) -> Result<PathBuf> {
         guest
             .libraries
             .extend(workshop.libraries(&library.to_string_lossy())?);
-        guest.libraries.extend(workshop.libraries(CXX)?);
+        guest.libraries.extend(workshop.library(CXX)?);
         Ok(())
     })
 }
