@@ -178,9 +178,15 @@ impl Measured {
             Some(all - average_over(&held(cell, record)?)?)
         };
         let slowdown = |cell: &Cell, record: &Map<String, Value>| self.slowdown_of(cell, record);
-        let both = |value: Figure| {
-            let arms = [Arm::Intro, Arm::Policy];
-            arms.into_iter().filter_map(|arm| of_arm(arm, value)).collect()
+        let both = |value: Figure| -> Vec<Series> {
+            match of_arm(Arm::Intro, value) {
+                // One interval says nothing of intervals.
+                Some(intro) if intro.points.len() > 1 => [Some(intro), of_arm(Arm::Policy, value)]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
+                _ => Vec::new(),
+            }
         };
         (both(&shared), both(&slowdown))
     }
@@ -217,8 +223,10 @@ impl Measured {
             |_: &Cell, record: &Map<String, Value>| Some(number(record, "free_average")? / PAGES_PER_MIB);
         let saved = |_: &Cell, record: &Map<String, Value>| Some(average_saved(record)? / PAGES_PER_MIB);
         let mut bars = self.by_workload(Arm::None, "free, while nobody shares", &free);
-        bars.series
-            .extend(self.by_workload(Arm::Intro, "Intro", &saved).series);
+        if !bars.groups.is_empty() {
+            let shared = self.by_workload(Arm::Intro, "Intro", &saved);
+            bars.series.extend(shared.series);
+        }
         bars
     }
 
@@ -243,7 +251,11 @@ impl Measured {
             let (cell, record) = self.0.iter().find(|(cell, _)| fits(cell))?;
             Some((at as f64, value(cell, record)?))
         };
-        let points = WORKLOADS.iter().enumerate().filter_map(point).collect();
+        let points: Vec<_> = WORKLOADS.iter().enumerate().filter_map(point).collect();
+        // One workload is in the other figures.
+        if points.len() < 2 {
+            return Bars::default();
+        }
         Bars {
             groups,
             series: series(name, points).into_iter().collect(),
