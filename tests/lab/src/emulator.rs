@@ -82,7 +82,7 @@ impl From<Boot> for Machine {
             | Boot::EptMutants
             | Boot::Pair
             | Boot::DebianHost => PLAIN,
-            Boot::Counted | Boot::Programs => Self {
+            Boot::Counted | Boot::Programs(_) => Self {
                 clock: Clock::Instructions,
                 ..PLAIN
             },

@@ -223,8 +223,8 @@ fn boot(stage: &Stage, boot: Boot, logs: &Path, progress: &Progress) -> Result<E
         booting();
         return Emulator::boot(&stage.sysroot, &xen, &images, boot.into(), logs);
     }
-    if boot == Boot::Programs {
-        let images = stage.programs()?;
+    if let Boot::Programs(workload) = boot {
+        let images = stage.programs(workload)?;
         booting();
         return Emulator::boot(&stage.sysroot, &xen, &images, boot.into(), logs);
     }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, ScopedJoinHandle};
 
 use lacuna_scenarios::catalogue::Boot;
+use lacuna_scenarios::paper::Workload;
 use serde_json::{Value, json};
 
 use crate::bochs::Disc;
@@ -211,7 +212,7 @@ impl<'a> Stage<'a> {
         self.variant(match boot {
             Boot::Release
             | Boot::Counted
-            | Boot::Programs
+            | Boot::Programs(_)
             | Boot::OtherGuests
             | Boot::XenDisks
             | Boot::Ept
@@ -235,9 +236,9 @@ impl<'a> Stage<'a> {
         other_guests::images(self.context, &self.sysroot, self)
     }
 
-    /// Makes the image with a guest that has programs of the distribution's.
-    pub(crate) fn programs(&self) -> Result<Images> {
-        guest_programs::images(self.context, &self.sysroot, self)
+    /// Makes the image with a guest that has the workload's programs.
+    pub(crate) fn programs(&self, workload: Workload) -> Result<Images> {
+        guest_programs::images(self.context, &self.sysroot, self, workload)
     }
 
     /// Makes the image with virtual disks for guests.

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::paper::Workload;
+
 /// The hypervisor and machine a scenario needs. Scenarios with the same boot run one after another in one
 /// emulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,8 +38,8 @@ pub enum Boot {
     /// The release hypervisor on a machine whose clock counts instructions: one is one nanosecond, to host
     /// and guest.
     Counted,
-    /// The same, with guests that run programs of the distribution's.
-    Programs,
+    /// The same, with guests that run the workload's programs, which are the distribution's.
+    Programs(Workload),
 }
 
 /// One live scenario.
@@ -146,7 +148,7 @@ pub const SCENARIOS: &[Scenario] = &[
     // Eighteen swings on a machine that counts.
     long_on(Boot::Counted, "policy/slowdown", 3600),
     // The smallest cell of `cargo lab bench paper`.
-    long_on(Boot::Programs, crate::paper::SMOKE, 900),
+    long_on(Boot::Programs(Workload::Compile), crate::paper::SMOKE, 900),
     // What one-host does first, on a smaller guest.
     long("migration/stock", 900),
     long("migration/busy-long", 3600),

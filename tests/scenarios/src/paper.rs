@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::catalogue::{Boot, Scenario};
 
 /// What the guest does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Workload {
     /// A C++ program is compiled and assembled, by GCC.
     Compile,
@@ -158,7 +158,7 @@ impl Cell {
     pub const fn scenario(&self) -> Scenario {
         Scenario {
             name: self.name,
-            boot: Boot::Programs,
+            boot: Boot::Programs(self.workload),
             limit: LIMIT,
             full_only: true,
         }

@@ -88,7 +88,7 @@ pub(crate) fn run(cell: &Cell, host: &mut Host) -> Result<()> {
     let mib = cell.workload.guest_mib();
     let mut guest = host.create(&Plan {
         mib,
-        initrd: initrd(cell.workload),
+        initrd: "programs.initrd",
         ..Plan::stock("paper", "6.12")
     })?;
     host.note("filling the guest's free memory with noise")?;
@@ -221,16 +221,6 @@ const fn kind(workload: Workload) -> Kind {
         Workload::Support => Kind::Support,
         Workload::Orders => Kind::Orders,
         Workload::Video => Kind::Video,
-    }
-}
-
-/// The initial file system with a workload's programs.
-const fn initrd(workload: Workload) -> &'static str {
-    match workload {
-        Workload::Compile => "programs.initrd",
-        Workload::Banking | Workload::Ecommerce | Workload::Support => "shop.initrd",
-        Workload::Orders => "orders.initrd",
-        Workload::Video => "video.initrd",
     }
 }
 

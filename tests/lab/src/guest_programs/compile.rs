@@ -21,11 +21,11 @@ const PROGRAM: &str = include_str!("../../programs/shop.cc");
 
 /// Makes it, and returns where it is.
 pub(super) fn guest(workshop: &Workshop) -> Result<PathBuf> {
-    let mut key = KeyBuilder::new("guest/programs", 1).text(PROGRAM).text(MAKE);
+    let mut key = KeyBuilder::new("guest/compile", 1).text(PROGRAM).text(MAKE);
     for option in OPTIONS {
         key = key.text(option);
     }
-    workshop.guest("programs", key, |guest, made| {
+    workshop.guest("compile", key, |guest, made| {
         let inside = workshop.run(WHERE, &[])?;
         let mut inside = inside.lines();
         let compiler = inside.next().unwrap_or_default().to_owned();

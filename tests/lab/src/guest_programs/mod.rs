@@ -1,5 +1,5 @@
-//! dom0's image with guests that run programs of the distribution's: an initial file system for each kind of
-//! program, with what has to come of it, made in the sysroot by the same programs.
+//! dom0's images with a guest that runs programs of the distribution's: an initial file system for each kind
+//! of program, with what has to come of it, made in the sysroot by the same programs.
 
 mod compile;
 mod orders;
@@ -9,6 +9,8 @@ mod video;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+use lacuna_scenarios::paper::Workload;
 
 use crate::context::{Context, Staged};
 use crate::cpio::Archive;
@@ -33,31 +35,36 @@ struct Guest {
     libraries: BTreeMap<String, PathBuf>,
 }
 
-/// Makes them: an archive behind dom0's, which the kernel unpacks over that.
-pub(crate) fn images(context: &Context, sysroot: &Sysroot, stage: &Stage) -> Result<Images> {
+/// The guest's file system in dom0.
+const INITRD: &str = "guests/programs.initrd";
+
+/// Makes the one with `workload`'s programs: an archive behind dom0's, which the kernel unpacks over that.
+pub(crate) fn images(
+    context: &Context,
+    sysroot: &Sysroot,
+    stage: &Stage,
+    workload: Workload,
+) -> Result<Images> {
     let workshop = Workshop {
         context,
         sysroot,
         stage,
     };
-    let guests = [
-        ("programs", compile::guest(&workshop)?),
-        ("shop", shop::guest(&workshop)?),
-        ("orders", orders::guest(&workshop)?),
-        ("video", video::guest(&workshop)?),
-    ];
-    let image = place(context, stage.series(), "images/programs.cpio");
-    let mut key = KeyBuilder::new("images/programs", 2).file(&stage.images.dom0)?;
-    for (name, file) in &guests {
-        key = key.text(name).file(file)?;
-    }
-    context.step(&step_name(stage.series(), "programs"), &key.finish(), |_| {
-        stage.images.extend(&image, |archive| {
-            for (name, file) in &guests {
-                archive.file(&format!("guests/{name}.initrd"), file)?;
-            }
-            Ok(())
-        })
+    let (name, guest) = match workload {
+        Workload::Compile => ("compile", compile::guest(&workshop)?),
+        Workload::Banking | Workload::Ecommerce | Workload::Support => ("shop", shop::guest(&workshop)?),
+        Workload::Orders => ("orders", orders::guest(&workshop)?),
+        Workload::Video => ("video", video::guest(&workshop)?),
+    };
+    let name = format!("programs-{name}");
+    let image = place(context, stage.series(), &format!("images/{name}.cpio"));
+    let key = KeyBuilder::new("images/programs", 3)
+        .file(&stage.images.dom0)?
+        .file(&guest)?;
+    context.step(&step_name(stage.series(), &name), &key.finish(), |_| {
+        stage
+            .images
+            .extend(&image, |archive| archive.file(INITRD, &guest))
     })?;
     Ok(stage.images.with_dom0(image))
 }

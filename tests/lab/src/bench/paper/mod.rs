@@ -12,11 +12,10 @@ mod result;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lacuna_scenarios::catalogue::Boot;
 use lacuna_scenarios::paper::{CELLS, Cell, NOT_BUILT};
 use serde_json::{Map, Value, json};
 
-use self::result::{State, Store};
+use self::result::{NOT_ASKED, State, Store};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::key::{Key, KeyBuilder};
@@ -75,11 +74,10 @@ pub(super) fn run(context: &Context, options: &Options, directory: Option<&Path>
     let store = Store::open(directory.unwrap_or(&default))?;
     let wish = Wish::tests(context.options.series);
     let stage = Stage::build(context, wish)?;
-    let parts = parts(&stage)?;
     let revision = revision(context)?;
     let mut failed = 0;
     for cell in &wanted {
-        let key = cell_key(&parts, cell);
+        let key = cell_key(&parts(&stage, cell)?, cell);
         if options.resume && store.holds(cell, key.as_str())? {
             println!("lab: {}: there already", cell.name);
             continue;
@@ -105,10 +103,12 @@ pub(super) fn run(context: &Context, options: &Options, directory: Option<&Path>
     let states: Vec<(String, State)> = CELLS
         .iter()
         .map(|cell| {
-            Ok((
-                cell.name.to_owned(),
-                store.state(cell, cell_key(&parts, cell).as_str())?,
-            ))
+            // What a cell would be run with is made for those that have a result, not for all.
+            let state = match store.read(cell.name)? {
+                Some(_) => store.state(cell, cell_key(&parts(&stage, cell)?, cell).as_str())?,
+                None => State::NotRun(NOT_ASKED.to_owned()),
+            };
+            Ok((cell.name.to_owned(), state))
         })
         .chain(NOT_BUILT.iter().map(|(what, why)| {
             let state = State::NotRun((*why).to_owned());
@@ -133,10 +133,10 @@ pub(super) fn run(context: &Context, options: &Options, directory: Option<&Path>
     }
 }
 
-/// What every cell is run with: the hypervisor and the images, by their content.
-fn parts(stage: &Stage) -> Result<Key> {
-    let images = stage.programs()?;
-    let hypervisor = stage.hypervisor(Boot::Programs)?;
+/// What a cell is run with: the hypervisor and the images, by their content.
+fn parts(stage: &Stage, cell: &Cell) -> Result<Key> {
+    let images = stage.programs(cell.workload)?;
+    let hypervisor = stage.hypervisor(cell.scenario().boot)?;
     Ok(KeyBuilder::new("paper", 1)
         .file(&images.dom0)?
         .file(&images.kernel)?

@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 use crate::context::Staged;
 use crate::error::{Error, IoContext, Result};
 
+/// Why a cell has no result.
+pub(super) const NOT_ASKED: &str = "it was not asked for";
+
 /// What became of a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -77,7 +80,7 @@ impl Store {
     /// What became of `cell`, if `key` is what would be run now.
     pub(super) fn state(&self, cell: &Cell, key: &str) -> Result<State> {
         let Some(record) = self.read(cell.name)? else {
-            return Ok(State::NotRun("it was not asked for".to_owned()));
+            return Ok(State::NotRun(NOT_ASKED.to_owned()));
         };
         let text = |name: &str| record.get(name).and_then(Value::as_str).unwrap_or_default();
         if record.get("passed") != Some(&Value::Bool(true)) {
