@@ -15,7 +15,7 @@ use crate::{Bitmap, Gfn, Status};
 
 /// Words of a page.
 pub const PART_WORDS: u64 = 512;
-/// Frames for which a [`Table::Bitmap`] can have bits: 16 TiB of guest-physical space.
+/// Frames for which a [`Table::Bitmap`] or a [`Table::Zero`] can have bits: 16 TiB of guest-physical space.
 pub const MAX_GFNS: u64 = 1 << 32;
 
 /// One of the tables.
@@ -28,6 +28,10 @@ pub enum Table {
     Rounds = 1,
     /// The content stage's index: the domain's own, or its trust group's.
     Index = 2,
+    /// Frames that are on zero frames, bits as in the bitmap. The hypervisor writes it with the p2m lock held;
+    /// the core only reads it. A bit may be missing where there was no memory for it, and a bit that is wrong
+    /// costs a page that is not shared.
+    Zero = 3,
 }
 
 /// Most bytes that may be kept for a guest that has `pages`: for the bitmap alone, and for all tables, the
@@ -59,7 +63,7 @@ impl<W: AsRef<[AtomicU64]>> Part<W> {
         self.words.as_ref().is_empty()
     }
 
-    /// This part of a [`Table::Bitmap`].
+    /// This part of a [`Table::Bitmap`] or a [`Table::Zero`].
     pub fn bitmap(&self) -> Bitmap<'_> {
         Bitmap::part(self.first, self.end, self.words.as_ref())
     }

@@ -53,6 +53,7 @@ pub use large::{LargeGuest, State, Work, admit, operate, set_profile};
 pub use layout::Layout;
 pub use machine::{Access, Violation};
 pub use models::Model;
+pub use tables_held::ZeroBits;
 
 use lacuna_core::Profile;
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::MockGuest;
 use super::faults::Primitive;
+use super::machine::Entry;
 use lacuna_core::abi::CHUNK_GFNS;
 use lacuna_core::{IndexSize, MAX_GFNS, PAGE_SIZE, PART_WORDS, Part, Shortage, Table, Tables, most_bytes};
 
@@ -20,9 +21,22 @@ pub(super) const LEVELS: u32 = 4;
 /// One page of a table, or the header.
 type Page = Arc<[AtomicU64]>;
 
+/// What [`Table::Zero`] says of a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroBits {
+    /// Whether it is on a zero frame, when the table was asked for.
+    #[default]
+    Kept,
+    /// Nothing: the hypervisor had no memory for it.
+    Missing,
+    /// That it is on a zero frame, whichever it is on: bits that nobody cleared.
+    Stale,
+}
+
 /// See the module's header.
 #[derive(Debug, Default)]
 pub(super) struct TablesHeld {
+    zero_bits: ZeroBits,
     pages: BTreeMap<(Table, u64), Page>,
     header: Option<Page>,
     index: Option<IndexSize>,
@@ -69,6 +83,35 @@ impl MockGuest {
         (self.tables_held.bytes_of(Table::Bitmap), self.tables_held.bytes())
     }
 
+    /// Decides what [`Table::Zero`] says.
+    pub fn set_zero_bits(&mut self, zero_bits: ZeroBits) {
+        self.tables_held.zero_bits = zero_bits;
+    }
+
+    /// The words of [`Table::Zero`] around word `at`.
+    fn zero_part(&self, at: u64) -> Part<Page> {
+        let first = at / PART_WORDS * PART_WORDS;
+        let words = first..first + PART_WORDS;
+        let bits = |word: u64| {
+            let frames = (word * 64..(word + 1) * 64).take_while(|gfn| *gfn < self.machine.gfns());
+            let zero = frames.filter(|gfn| match self.tables_held.zero_bits {
+                ZeroBits::Kept => self.machine.entry(*gfn) == Entry::Zero,
+                ZeroBits::Missing => false,
+                ZeroBits::Stale => true,
+            });
+            zero.fold(0, |bits, gfn| bits | 1 << (gfn % 64))
+        };
+        Part {
+            first,
+            end: words.end,
+            words: if self.tables_held.zero_bits == ZeroBits::Missing {
+                Arc::from([])
+            } else {
+                words.map(bits).map(AtomicU64::new).collect()
+            },
+        }
+    }
+
     /// Has a page populated at `gfn`, as a guest may wherever it likes. `false` without memory, or where
     /// there is one.
     pub fn populate(&mut self, gfn: u64) -> bool {
@@ -103,6 +146,9 @@ impl Tables for MockGuest {
     type Words = Page;
 
     fn part(&mut self, table: Table, at: u64) -> Part<Page> {
+        if table == Table::Zero {
+            return self.zero_part(at);
+        }
         let number = at / PART_WORDS;
         if let Some(page) = self.tables_held.pages.get(&(table, number)) {
             return Part {

@@ -48,6 +48,7 @@ fn the_shims_numbers_are_the_cores() {
         ("LACUNA_TABLE_BITMAP", Table::Bitmap as u32),
         ("LACUNA_TABLE_ROUNDS", Table::Rounds as u32),
         ("LACUNA_TABLE_INDEX", Table::Index as u32),
+        ("LACUNA_TABLE_ZERO", Table::Zero as u32),
         ("LACUNA_STATUS_GROUP_IN_USE", Status::GroupInUse.code()),
     ]);
     for names in [Skip::C_NAMES, PageState::C_NAMES, Blocker::C_NAMES] {

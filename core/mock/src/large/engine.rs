@@ -122,6 +122,7 @@ impl LargeGuest {
                 return Err(Skip::Already);
             }
             self.zero[word] |= mask;
+            self.note_zero(first);
             let (word, mask) = bit(gfn >> 9);
             self.split[word] |= mask;
             return Ok(1);
@@ -129,6 +130,7 @@ impl LargeGuest {
         let words = &mut self.zero[first..first + 8];
         let before: u32 = words.iter().map(|word| word.count_ones()).sum();
         words.fill(u64::MAX);
+        (first..first + 8).for_each(|word| self.note_zero(word));
         Ok(order.pages() - u64::from(before))
     }
 

@@ -1,7 +1,7 @@
 //! The hypervisor's tables for a large guest: as those of [`crate::MockGuest`], but found and counted at the
 //! same cost however many pages they have.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -57,8 +57,28 @@ impl LargeGuest {
         }
     }
 
+    /// Brings word `at` of [`Table::Zero`] up to date, where there is memory for it.
+    #[inline]
+    pub(super) fn note_zero(&mut self, at: usize) {
+        let bits = self.zero[at];
+        let at = at as u64;
+        let key = (Table::Zero, at / PART_WORDS);
+        if !self.held.pages.contains_key(&key) {
+            // Without memory the core looks the frames up.
+            let _ = self.extend_table(Table::Zero, at);
+        }
+        if let Some(page) = self.held.pages.get(&key) {
+            page[usize::try_from(at % PART_WORDS).unwrap_or(0)].store(bits, Ordering::Relaxed);
+        }
+    }
+
     #[inline(never)]
     fn mock_extend(&mut self, table: Table, at: u64) -> Result<(), Shortage> {
+        self.extend_table(table, at)
+    }
+
+    #[inline]
+    fn extend_table(&mut self, table: Table, at: u64) -> Result<(), Shortage> {
         let number = at / PART_WORDS;
         let (_, most) = most_bytes(self.pages);
         let held = self.held.bytes();
