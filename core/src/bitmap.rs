@@ -21,8 +21,8 @@ pub struct Bitmap<'w> {
     words: &'w [AtomicU64],
 }
 
-/// Bits `from..to` of one word, `from < to <= 64`.
-const fn span(from: u64, to: u64) -> u64 {
+/// Bits `from..to` of one word, `from <= to`; past 64 there are none.
+pub(crate) const fn span(from: u64, to: u64) -> u64 {
     let upper = if to >= 64 { u64::MAX } else { (1 << to) - 1 };
     upper & !((1 << from) - 1)
 }

@@ -8,7 +8,7 @@ use lacuna_core::{
     MAX_SLICE_UNITS, Order, Outcome, PAGE_SIZE, Profile, SUPERPAGE_UNITS, Session, Skip, Slice, SliceReport,
     Status, Steps, Table, Tables, share_zero_protected,
 };
-use lacuna_mock::{Access, Config, Damage, Layout, MapPages, MockGuest, Primitive};
+use lacuna_mock::{Access, Config, Damage, Layout, MapPages, MockGuest, Primitive, ZeroBits};
 use proptest::prelude::*;
 
 /// Runs one operation to its end, over all its continuations.
@@ -69,7 +69,11 @@ fn share_part(
 /// Something that happens to the guest or in the hypervisor.
 #[derive(Clone, Debug)]
 enum Action {
-    Alloc { order: u8, highest: bool, vcpu: usize },
+    Alloc {
+        order: u8,
+        highest: bool,
+        vcpu: usize,
+    },
     Free(prop::sample::Index, usize),
     Rewrite(prop::sample::Index, usize),
     Read(u64, usize),
@@ -80,6 +84,8 @@ enum Action {
     Share,
     SharePart(u64),
     ShareZero(u64),
+    /// What the hypervisor's bits of zero frames say from now on.
+    ZeroBits(ZeroBits),
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -97,6 +103,8 @@ fn action() -> impl Strategy<Value = Action> {
         3 => Just(Action::Share),
         1 => page.clone().prop_map(Action::SharePart),
         2 => page.prop_map(Action::ShareZero),
+        1 => prop::sample::select(vec![ZeroBits::Kept, ZeroBits::Missing, ZeroBits::Stale])
+            .prop_map(Action::ZeroBits),
     ]
 }
 
@@ -171,6 +179,7 @@ fn act(guest: &mut MockGuest, session: &mut Session, held: &mut Vec<u64>, action
             let zero = bytes.iter().all(|byte| *byte == 0);
             assert!(zero || shared.is_err(), "a page that is not zero was shared");
         }
+        Action::ZeroBits(zero_bits) => guest.set_zero_bits(*zero_bits),
     }
 }
 
@@ -218,6 +227,7 @@ proptest! {
     #[test]
     fn a_quiet_guest_gives_back_everything(
         config in config(), actions in prop::collection::vec(action(), 1..80), held in prop::collection::btree_set(0_u64..4096, 0..6),
+        known in prop::sample::select(vec![ZeroBits::Kept, ZeroBits::Missing]),
     ) {
         let mut guest = MockGuest::new(&config);
         let profile = guest.profile();
@@ -226,6 +236,7 @@ proptest! {
         for action in &actions { act(&mut guest, &mut session, &mut earlier, action, &mut serial); }
         for page in earlier.drain(..) { guest.unhold(Gfn::new(page)); }
         let held: Vec<u64> = held.into_iter().filter(|page| guest.hold(Gfn::new(*page))).collect();
+        guest.set_zero_bits(known);
         act(&mut guest, &mut session, &mut earlier, &Action::Scan, &mut serial);
         act(&mut guest, &mut session, &mut earlier, &Action::Share, &mut serial);
         let free = |page: u64| guest.is_free(Gfn::new(page));
@@ -605,4 +616,78 @@ fn an_empty_bitmap_is_searched_in_parts_and_without_a_pause() {
         parts += 1;
     }
     assert_eq!(parts, 4);
+}
+
+/// What the hypervisor knows of zero frames is a hint: a bit that is missing costs a look, and one that is
+/// wrong a page that stays the guest's until it is right again.
+#[test]
+fn bits_of_zero_frames_decide_what_is_looked_at_and_nothing_else() {
+    let mut guest = MockGuest::new(&Config::default());
+    let used: Vec<Gfn> = (0..5).map(|_| guest.alloc(0, 9).unwrap()).collect();
+    let profile = guest.profile();
+    let mut session = attach(&mut guest, &profile);
+    guest.set_zero_bits(ZeroBits::Stale);
+    assert_eq!(scenario(&mut guest, &mut session), [Status::Done; 2]);
+    // Whole regions are looked at all the same: their entries may be small.
+    let free = guest.free_pages();
+    assert!(guest.zero_gfns() > 0 && guest.zero_gfns() < free);
+    assert_eq!(guest.zero_gfns(), 512 * guest.zero_superpages());
+
+    guest.set_zero_bits(ZeroBits::Missing);
+    assert_eq!(scenario(&mut guest, &mut session), [Status::Done; 2]);
+    assert_eq!(guest.zero_gfns(), free);
+    let before = session.statistics(&mut guest);
+
+    for zero_bits in [ZeroBits::Missing, ZeroBits::Kept] {
+        guest.set_zero_bits(zero_bits);
+        assert_eq!(scenario(&mut guest, &mut session), [Status::Done; 2]);
+        let after = session.statistics(&mut guest);
+        assert_eq!((after.slices, after.shared), (before.slices, before.shared));
+    }
+    let after = session.statistics(&mut guest);
+    assert_eq!(after.already - before.already, 2 * free, "each is counted once");
+    guest.free(0, used[0]);
+    assert_eq!((guest.audit(), guest.verify()), (Ok(()), Ok(())));
+}
+
+/// A slice takes no page of a stopped guest that is known to be on a zero frame.
+#[test]
+fn a_slice_passes_over_what_is_on_zero_frames() {
+    let mut guest = MockGuest::new(&Config::default());
+    let profile = guest.profile();
+    let mut session = attach(&mut guest, &profile);
+    operate(&mut session, &mut guest, Op::Scan, (0, 0));
+    let first = (0..guest.pages())
+        .step_by(512)
+        .find(|first| (0..512).all(|page| guest.is_free(Gfn::new(first + page))))
+        .unwrap();
+    // Every other page, so that all of it is in small entries.
+    let part = guest.part(Table::Bitmap, 0);
+    let bitmap = part.bitmap();
+    bitmap.clear_range(Gfn::new(0), Gfn::new(guest.pages()));
+    let words: Vec<std::sync::atomic::AtomicU64> = (0..guest.pages() / 64).map(|_| 0.into()).collect();
+    let zero = Bitmap::new(&words);
+    for page in (first..first + 128).step_by(2) {
+        bitmap.set_range(Gfn::new(page), Gfn::new(page + 1));
+    }
+    zero.set_range(Gfn::new(first + 16), Gfn::new(first + 100));
+    let calls = guest.calls(Primitive::ShareZero);
+    let end = Gfn::new(first + 512);
+    let slice = Slice::new(
+        &mut guest,
+        &profile,
+        &bitmap,
+        Gfn::new(first),
+        end,
+        Steps::default(),
+    );
+    let (report, identified) = slice.passing_over(zero).run();
+    identified.unwrap();
+    assert!(report.skipped[Skip::Already.index()] >= 42, "{report:?}");
+    let tried = guest.calls(Primitive::ShareZero) - calls;
+    assert_eq!(tried, report.shared);
+    for page in first + 16..first + 100 {
+        assert_eq!(guest.gfn_info(Gfn::new(page)).zero_frame, 0, "frame {page}");
+    }
+    assert_eq!(guest.audit(), Ok(()));
 }

@@ -58,6 +58,23 @@ fn work_grows_no_faster_than_memory() {
     }
 }
 
+/// What is on zero frames is known by a bit a page: a search that finds nothing asks the p2m once for 2 MiB
+/// that are free as a whole, and for nothing else.
+#[test]
+fn a_search_that_finds_nothing_asks_the_p2m_for_no_page() {
+    for state in State::ALL {
+        let mut guest = LargeGuest::new(1, state);
+        let mut session = Session::new();
+        admit(&mut session, &mut guest).unwrap();
+        operate(&mut session, &mut guest, Op::Share).unwrap();
+        let again = operate(&mut session, &mut guest, Op::Share).unwrap();
+        let regions = guest.pages() / 512;
+        assert!(again.lookups <= regions, "{state:?}: {} looks", again.lookups);
+        let already = session.statistics(&mut guest).already;
+        assert_eq!(already, guest.free_pages(), "{state:?}");
+    }
+}
+
 #[test]
 fn the_tables_follow_the_memory() {
     for state in State::ALL {

@@ -5,9 +5,9 @@ use super::preemptible::{Step, each_step};
 use super::{Outcome, Session};
 use crate::abi::{Request, State};
 use crate::refusal::Refusal;
-use crate::share::candidates::{SearchEnd, first_to_share};
+use crate::share::candidates::{Candidates, SearchEnd, first_to_share};
 use crate::share::slice::{identify_paused, mismatch_values};
-use crate::tables::bitmap_at;
+use crate::tables::{Table, bitmap_at};
 use crate::{Domain, Gfn, NotIdentified, Skip, Slice, SliceReport, Status, Steps};
 
 /// Mismatches in a row, none of them final, after which the profile is dropped all the same.
@@ -67,7 +67,12 @@ impl Session {
             *at = stop;
             return Ok(SliceReport::default());
         }
-        let search = first_to_share(domain, &bitmap, Gfn::new(*at), Gfn::new(stop));
+        let zero = domain.part(Table::Zero, *at / 64);
+        let candidates = Candidates {
+            bitmap,
+            zero: zero.bitmap(),
+        };
+        let search = first_to_share(domain, &candidates, Gfn::new(*at), Gfn::new(stop));
         self.statistics.already += search.already;
         match search.end {
             SearchEnd::Found(candidate) => *at = candidate.get(),
@@ -83,8 +88,9 @@ impl Session {
         let Some(profile) = self.profile() else {
             return Err(Refusal::of(Status::NoProfile));
         };
-        let (report, identified) =
-            Slice::new(domain, profile, &bitmap, Gfn::new(*at), Gfn::new(stop), steps).run();
+        let (report, identified) = Slice::new(domain, profile, &bitmap, Gfn::new(*at), Gfn::new(stop), steps)
+            .passing_over(zero.bitmap())
+            .run();
         self.count_slice(&report);
         identified.map_err(|reason| self.not_identified(reason))?;
         if report.paused {

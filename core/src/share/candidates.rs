@@ -2,14 +2,22 @@
 //!
 //! A page whose bit a scan has set, a candidate, is often on a zero frame already: a guest's free memory
 //! stays free for long, and every scan sets all of its bits. Stopping the guest to find that out would make
-//! each round cost as much as the first.
+//! each round cost as much as the first, and so would asking the p2m for each of them. The hypervisor keeps a
+//! bit for each frame that is on a zero frame ([`crate::Table::Zero`]): the words of both bitmaps say which
+//! candidates are worth a look, 64 at a time.
+//!
+//! A bit that is not set costs a look. A bit that should not be set costs a page that is not given back;
+//! nothing is shared because of one.
 
+use crate::bitmap::span;
 use crate::{Bitmap, Domain, Gfn, Order};
 
 /// Most entries of the p2m looked at in one search.
 const MAX_LOOKUPS: u64 = 1024;
 /// Frames whose bits are searched at once: 256 KiB of bitmap.
 const HORIZON_GFNS: u64 = 1 << 21;
+/// Words of the bitmap for 2 MiB.
+const REGION_WORDS: u64 = Order::SUPERPAGE.pages() / 64;
 
 /// What a search came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,17 +37,66 @@ pub(crate) enum SearchEnd {
     NothingBefore(Gfn),
 }
 
+/// What a scan called free, and which of it is on zero frames.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidates<'w> {
+    /// What a scan called free.
+    pub(crate) bitmap: Bitmap<'w>,
+    /// What the hypervisor knows to be on zero frames.
+    pub(crate) zero: Bitmap<'w>,
+}
+
+impl Candidates<'_> {
+    /// The first candidate of `from..to` that is worth a look: one that is not known to be on a zero frame, or
+    /// the first of 2 MiB of candidates, which may be worth an entry of 2 MiB. And how many candidates before
+    /// it are known to be on zero frames.
+    pub(crate) fn next(&self, from: Gfn, to: Gfn) -> (u64, Option<Gfn>) {
+        let mut known = 0;
+        let mut at = from.get();
+        while at < to.get() {
+            let index = at / 64;
+            let candidates = self.bitmap.word(index) & span(at % 64, to.get() - (at & !63));
+            if candidates == u64::MAX && self.is_region(index) {
+                return (known, Some(Gfn::new(at)));
+            }
+            let on_zero = candidates & self.zero.word(index);
+            let others = candidates ^ on_zero;
+            if others != 0 {
+                let first = u64::from(others.trailing_zeros());
+                known += u64::from((on_zero & span(0, first)).count_ones());
+                return (known, Some(Gfn::new((at & !63) + first)));
+            }
+            known += u64::from(on_zero.count_ones());
+            at = (at | 63).saturating_add(1);
+        }
+        (known, None)
+    }
+
+    /// Whether word `index` is the first of those for 2 MiB of candidates.
+    fn is_region(&self, index: u64) -> bool {
+        index % REGION_WORDS == 0
+            && (index..index + REGION_WORDS).all(|index| self.bitmap.word(index) == u64::MAX)
+    }
+}
+
 /// Searches `from..to`, which is not empty, for a candidate that is not on a zero frame.
 ///
 /// The guest runs and nothing is locked: the answer is a hint, and a page missed now is met in the next
 /// round.
-pub(crate) fn first_to_share<D: Domain>(domain: &mut D, bitmap: &Bitmap<'_>, from: Gfn, to: Gfn) -> Search {
+pub(crate) fn first_to_share<D: Domain>(
+    domain: &mut D,
+    candidates: &Candidates<'_>,
+    from: Gfn,
+    to: Gfn,
+) -> Search {
     let horizon = from.saturating_add(HORIZON_GFNS).min(to);
     let mut at = from;
     let mut already = 0;
     let ended = |already, end| Search { already, end };
     for _ in 0..MAX_LOOKUPS {
-        let Some(candidate) = bitmap.next_set(at, horizon) else {
+        let (known, next) = candidates.next(at, horizon);
+        already += known;
+        let Some(candidate) = next else {
             return ended(already, SearchEnd::NothingBefore(horizon));
         };
         let info = domain.gfn_info(candidate);
@@ -50,11 +107,11 @@ pub(crate) fn first_to_share<D: Domain>(domain: &mut D, bitmap: &Bitmap<'_>, fro
             .align_down(Order::SUPERPAGE)
             .saturating_add(Order::SUPERPAGE.pages())
             .min(to);
-        let candidates = || bitmap.count(candidate, region_end);
+        let count = || candidates.bitmap.count(candidate, region_end);
         at = if info.order >= u32::from(Order::SUPERPAGE.get()) {
-            already += candidates();
+            already += count();
             region_end
-        } else if candidate.is_aligned(Order::SUPERPAGE) && candidates() == Order::SUPERPAGE.pages() {
+        } else if candidate.is_aligned(Order::SUPERPAGE) && count() == Order::SUPERPAGE.pages() {
             // 512 small entries that one of 2 MiB can replace.
             return ended(already, SearchEnd::Found(candidate));
         } else {
@@ -66,4 +123,42 @@ pub(crate) fn first_to_share<D: Domain>(domain: &mut D, bitmap: &Bitmap<'_>, fro
         }
     }
     ended(already, SearchEnd::NothingBefore(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::AtomicU64;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    proptest! {
+        /// Word by word as page by page, whole regions too.
+        #[test]
+        fn candidates_are_the_pages_that_are_free_and_not_known(
+            free in prop::collection::vec(prop_oneof![Just(u64::MAX), any::<u64>(), Just(0)], 24),
+            whole in prop::collection::vec(any::<bool>(), 3),
+            zero in prop::collection::vec(prop_oneof![Just(u64::MAX), any::<u64>(), Just(0)], 0..24),
+            from in 0_u64..1600, to in 0_u64..1600,
+        ) {
+            let whole_words = |at: usize| whole[at / 8].then_some(u64::MAX);
+            let words: Vec<AtomicU64> =
+                (0..).zip(&free).map(|(at, word)| whole_words(at).unwrap_or(*word).into()).collect();
+            let zero: Vec<AtomicU64> = zero.into_iter().map(AtomicU64::new).collect();
+            let candidates = Candidates { bitmap: Bitmap::new(&words), zero: Bitmap::new(&zero) };
+            let Candidates { bitmap, zero } = candidates;
+            let region = |gfn: u64| {
+                let (first, end) = (Gfn::new(gfn), Gfn::new(gfn + 512));
+                gfn % 512 == 0 && gfn + 64 <= to && bitmap.count(first, end) == 512
+            };
+            let looked_at = |gfn: &u64| {
+                let gfn = Gfn::new(*gfn);
+                bitmap.get(gfn) && !zero.get(gfn) || region(gfn.get())
+            };
+            let found = (from..to).find(looked_at);
+            let passed = (from..found.unwrap_or(to.max(from))).filter(|gfn| bitmap.get(Gfn::new(*gfn)));
+            let expected = (passed.count() as u64, found.map(Gfn::new));
+            prop_assert_eq!(candidates.next(Gfn::new(from), Gfn::new(to)), expected);
+        }
+    }
 }

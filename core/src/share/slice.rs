@@ -28,6 +28,7 @@
 //! alone takes as long as the limit (a slow machine, or one whose processor was taken away).
 
 use crate::judge::identity::check_boot_value;
+use crate::share::candidates::Candidates;
 use crate::share::steps::{Steps, mutated};
 use crate::{
     Bitmap, BytesRule, FreeCheck, Gfn, IdentityMismatch, Order, P2m, Profile, Skip, VcpuRegisters, Verdict,
@@ -84,8 +85,8 @@ pub enum NotIdentified {
 pub struct Slice<'a, P> {
     p2m: &'a mut P,
     profile: &'a Profile,
-    /// What a scan called free: the candidates.
-    bitmap: &'a Bitmap<'a>,
+    /// What a scan called free, and what is known of it.
+    candidates: Candidates<'a>,
     /// One past the last frame that may be shared.
     end: Gfn,
     steps: Steps,
@@ -110,7 +111,10 @@ impl<'a, P: P2m> Slice<'a, P> {
         Self {
             p2m,
             profile,
-            bitmap,
+            candidates: Candidates {
+                bitmap: *bitmap,
+                zero: Bitmap::new(&[]),
+            },
             end,
             steps,
             check: FreeCheck::new(profile),
@@ -118,6 +122,13 @@ impl<'a, P: P2m> Slice<'a, P> {
             stopped_at: 0,
             report: SliceReport::default(),
         }
+    }
+
+    /// Has the slice pass over the frames of `zero`, which are known to be on zero frames.
+    #[must_use]
+    pub const fn passing_over(mut self, zero: Bitmap<'a>) -> Self {
+        self.candidates.zero = zero;
+        self
     }
 
     /// Carries out the slice, and reports what it did. Where the bitmap names no page, the guest is not
@@ -146,13 +157,20 @@ impl<'a, P: P2m> Slice<'a, P> {
     fn find_first(&mut self) -> bool {
         let horizon = self.first.saturating_add(SEARCH_GFNS).min(self.end);
         self.report.next = horizon.get();
-        match self.bitmap.next_set(self.first, horizon) {
+        match self.next_candidate(self.first, horizon) {
             Some(first) => {
                 self.first = first;
                 true
             }
             None => false,
         }
+    }
+
+    /// The next page to deal with in `from..to`; counts those that are passed over.
+    fn next_candidate(&mut self, from: Gfn, to: Gfn) -> Option<Gfn> {
+        let (known, next) = self.candidates.next(from, to);
+        self.report.skipped[Skip::Already.index()] += known;
+        next
     }
 
     /// Stops the guest: every virtual CPU leaves it.
@@ -255,7 +273,7 @@ impl<'a, P: P2m> Slice<'a, P> {
             let region_end = region.saturating_add(Order::SUPERPAGE.pages());
             let whole = at == region
                 && region_end <= self.end
-                && self.bitmap.count(region, region_end) == Order::SUPERPAGE.pages();
+                && self.candidates.bitmap.count(region, region_end) == Order::SUPERPAGE.pages();
             // A region is not begun that does not fit: the next slice starts with it.
             if whole && self.report.units + SUPERPAGE_UNITS > MAX_SLICE_UNITS {
                 return;
@@ -267,7 +285,7 @@ impl<'a, P: P2m> Slice<'a, P> {
             };
             // The stopped guest does not wait for a long search: the next slice makes it before its pause.
             let horizon = at.saturating_add(LOOKAHEAD_GFNS).min(self.end);
-            let Some(next) = self.bitmap.next_set(at, horizon) else {
+            let Some(next) = self.next_candidate(at, horizon) else {
                 self.report.next = horizon.get();
                 return;
             };
@@ -317,7 +335,7 @@ impl<'a, P: P2m> Slice<'a, P> {
     /// it stopped.
     fn share_pages(&mut self, from: Gfn, end: Gfn) -> Gfn {
         let mut at = from;
-        while let Some(candidate) = self.bitmap.next_set(at, end) {
+        while let Some(candidate) = self.next_candidate(at, end) {
             at = candidate;
             if self.is_spent(at) {
                 return at;
@@ -330,7 +348,11 @@ impl<'a, P: P2m> Slice<'a, P> {
             };
             // A block ends behind the candidate, of which the clock was asked above.
             loop {
-                self.share_page(at);
+                if self.candidates.zero.get(at) {
+                    self.report.skipped[Skip::Already.index()] += 1;
+                } else {
+                    self.share_page(at);
+                }
                 at = at.saturating_add(1);
                 if at >= block_end.min(end) {
                     break;
@@ -355,7 +377,7 @@ impl<'a, P: P2m> Slice<'a, P> {
                 if skip == Skip::NotZero {
                     // What the descriptor says is not so: the guest is not stopped for it again before the
                     // next scan.
-                    self.bitmap.clear_range(gfn, gfn.saturating_add(1));
+                    self.candidates.bitmap.clear_range(gfn, gfn.saturating_add(1));
                 }
             }
         }
