@@ -112,8 +112,14 @@ fn damaged_crash_dumps_are_refused() {
         bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         assert!(is_refused(&bytes), "{at:#x}");
     }
-    // Kinds that are not read are named by their number.
-    for (kind, name) in [(4, "minidump"), (7, "0x7"), (0x1234, "0x1234")] {
+    // Kinds that are not read are named by their number, and so are those that have not what they should.
+    for (kind, name) in [
+        (4, "minidump"),
+        (7, "0x7"),
+        (9, "list of ranges"),
+        (10, "0xa"),
+        (0x1234, "0x1234"),
+    ] {
         let mut bytes = full.clone();
         bytes[0xf98..0xfa0].copy_from_slice(&u64::to_le_bytes(kind));
         std::fs::write(&path, &bytes).unwrap();
@@ -135,4 +141,70 @@ fn damaged_crash_dumps_are_refused() {
     let mut bytes = bitmap_64(&made);
     bytes[0x2030..0x2038].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(is_refused(&bytes));
+}
+
+/// What is said of a crash dump that is not read.
+fn told(file: &[u8]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("memory.dmp");
+    std::fs::write(&path, file).unwrap();
+    let output = lacuna(&[
+        "identify",
+        "--json",
+        "--offline",
+        "--dump",
+        path.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn crash_dumps_that_are_cut_are_cut_and_not_damaged() {
+    let (_, made) = made("win7_sp1_x64");
+    let mut files = vec![full_64(&made), bitmap_64(&made), summary(&made, &full_64(&made))];
+    files.extend([8, 9, 10].map(|kind| ranges_64(&made, kind)));
+    for file in files {
+        for length in [0x1000, file.len() / 3, file.len() * 2 / 3, file.len() - 1] {
+            let said = told(&file[..length]);
+            assert!(said.contains("cut short"), "{length:#x}: {said}");
+            assert!(!said.contains("not possible"), "{length:#x}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_crash_dump_of_another_processor_is_named() {
+    let (_, made) = made("win7_sp1_x64");
+    for (machine, name) in [
+        (0xaa64_u16, "an arm64 machine"),
+        (0x200, "an ia64 machine"),
+        (0x1c4, "a 32-bit arm machine"),
+        (0x5064, "0x5064"),
+    ] {
+        for mut file in [full_64(&made), bitmap_64(&made), ranges_64(&made, 10)] {
+            file[0x30..0x32].copy_from_slice(&machine.to_le_bytes());
+            let said = told(&file);
+            assert!(said.contains(name) && said.contains("amd64"), "{said}");
+            assert!(!said.contains("damaged"), "{said}");
+        }
+    }
+    // What says nothing of it is read.
+    for machine in [*b"\x64\x86\0\0", [0; 4], *b"PAGE"] {
+        let mut file = full_64(&made);
+        file[0x30..0x34].copy_from_slice(&machine);
+        assert_scanned(&made, &file);
+    }
+}
+
+#[test]
+fn a_header_that_was_never_filled_in_is_not_called_damaged() {
+    let (_, made) = made("win7_sp1_x64");
+    let mut file = full_64(&made);
+    file[0x88..0x8c].copy_from_slice(b"PAGE");
+    let said = told(&file);
+    assert!(
+        said.contains("never filled in") && !said.contains("damaged"),
+        "{said}"
+    );
 }

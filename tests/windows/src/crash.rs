@@ -102,6 +102,7 @@ pub fn full_32(made: &Made, pae: bool) -> Vec<u8> {
     };
     put(0x10, made.cr3);
     put(0x18, made.base + 0x4800);
+    put(0x20, 0x14c);
     put(0x5c, pae.into());
     put(0x64, made.runs.len() as u64);
     for (index, (first, count)) in made.runs.iter().enumerate() {
@@ -121,6 +122,7 @@ fn header_64(made: &Made, kind: u64) -> Vec<u8> {
     let mut put = |at: usize, value: u64| file[at..at + 8].copy_from_slice(&value.to_le_bytes());
     put(0x10, made.cr3);
     put(0x20, made.base + 0x4800);
+    put(0x30, 0x8664);
     put(0x88, made.runs.len() as u64);
     put(0x90, made.runs.iter().map(|(_, count)| count).sum());
     for (index, (first, count)) in made.runs.iter().enumerate() {

@@ -39,6 +39,8 @@ struct Form {
     pointer: usize,
     directory: u64,
     modules: u64,
+    /// `MachineImageType`, a number of the executables' (`IMAGE_FILE_MACHINE_AMD64`).
+    machine: u64,
     /// `PHYSICAL_MEMORY_DESCRIPTOR`, in a buffer of 700 bytes.
     memory: u64,
     kind: u64,
@@ -49,6 +51,7 @@ const FORM_64: Form = Form {
     pointer: 8,
     directory: 0x10,
     modules: 0x20,
+    machine: 0x30,
     memory: 0x88,
     kind: 0xf98,
 };
@@ -57,32 +60,50 @@ const FORM_32: Form = Form {
     pointer: 4,
     directory: 0x10,
     modules: 0x18,
+    machine: 0x20,
     memory: 0x64,
     kind: 0xf88,
 };
 /// `PaeEnabled` of the 32-bit header.
 const PAE_ENABLED: u64 = 0x5c;
 const BUFFER: u64 = 700;
+/// Pages of the largest physical memory: 52 bits of address.
+const MAX_PAGES: u64 = 1 << 40;
+/// `IMAGE_FILE_MACHINE_AMD64` and `_I386`.
+const AMD64: u64 = 0x8664;
+const I386: u64 = 0x14c;
 
 /// Reads the header and where pages are.
 ///
 /// # Errors
-/// [`DumpError::OtherFormat`] for other kinds of crash dump, [`DumpError::Impossible`].
+/// [`DumpError::CrashType`] for other kinds of crash dump, [`DumpError::OtherMachine`],
+/// [`DumpError::OtherFormat`], [`DumpError::Truncated`], [`DumpError::Impossible`].
 pub(super) fn read(file: &ReadFile, wide: bool) -> Result<Parts, DumpError> {
     let form = if wide { FORM_64 } else { FORM_32 };
     let number = |at: u64, bytes: usize| {
         let mut value = [0; 8];
         let read = file.read(at, &mut value[..bytes]);
         read.then(|| u64::from_le_bytes(value))
-            .ok_or(DumpError::Impossible {
-                what: "header's end, before byte",
-                value: at + bytes as u64,
+            .ok_or(DumpError::Truncated {
+                what: "header",
+                needed: at + bytes as u64,
+                length: file.length(),
             })
     };
-    let extents = match number(form.kind, 4)? {
+    // Dumps that a program made may leave it out.
+    match number(form.machine, 4)? {
+        0 | UNUSED | AMD64 | I386 => {}
+        machine => {
+            return Err(DumpError::OtherMachine {
+                machine: machine_name(machine),
+            });
+        }
+    }
+    let kind = number(form.kind, 4)?;
+    let extents = match kind {
         FULL => full(file, &form, &number)?,
         KERNEL | BITMAP | LIVE_KERNEL => bitmap(file, &form, &number)?,
-        RANGES_KERNEL | RANGES_USER | RANGES_COMPLETE if wide => ranges(file, &number)?,
+        RANGES_KERNEL | RANGES_USER | RANGES_COMPLETE if wide => ranges(file, kind, &number)?,
         kind => {
             let what = match kind {
                 TRIAGE => "a minidump, which holds next to nothing of memory",
@@ -112,6 +133,34 @@ pub(super) fn read(file: &ReadFile, wide: bool) -> Result<Parts, DumpError> {
     })
 }
 
+/// The machine that a number of the executables' stands for, in words.
+fn machine_name(machine: u64) -> String {
+    let name = match machine {
+        0xaa64 => "an arm64 machine",
+        0x1c0 | 0x1c2 | 0x1c4 => "a 32-bit arm machine",
+        0x200 => "an ia64 machine",
+        _ => return format!("a machine with an unknown processor ({machine:#x} in its header)"),
+    };
+    name.to_owned()
+}
+
+/// That the file has the page that ends at `end`.
+fn is_there(file: &ReadFile, what: &'static str, end: Option<u64>) -> Result<(), DumpError> {
+    match end {
+        Some(end) if end <= file.length() => Ok(()),
+        _ => Err(DumpError::Truncated {
+            what,
+            needed: end.unwrap_or(u64::MAX),
+            length: file.length(),
+        }),
+    }
+}
+
+/// Where `count` pages from `offset` on end.
+fn end_of(offset: u64, count: u64) -> Option<u64> {
+    count.checked_mul(PAGE)?.checked_add(offset)
+}
+
 /// Runs of pages, one after the other behind the header.
 fn full(
     file: &ReadFile,
@@ -120,6 +169,12 @@ fn full(
 ) -> Result<Vec<Extent>, DumpError> {
     let pointer = form.pointer as u64;
     let runs = number(form.memory, 4)?;
+    if runs == UNUSED {
+        return Err(DumpError::OtherFormat {
+            what: "a Windows crash dump whose header was never filled in: it does not say where memory is",
+            remedy: "take the dump again; Windows fills in the header last, so it was not left to finish",
+        });
+    }
     if runs == 0 || 2 * pointer * (1 + runs) > BUFFER {
         return Err(DumpError::Impossible {
             what: "number of runs",
@@ -131,13 +186,13 @@ fn full(
     for run in 0..runs {
         let at = form.memory + 2 * pointer * (1 + run);
         let (first, count) = (number(at, form.pointer)?, number(at + pointer, form.pointer)?);
-        let room = file.length().saturating_sub(offset) / PAGE;
-        if count > room || first > (1 << 40) - count.min(1 << 40) {
+        if count > MAX_PAGES || first > MAX_PAGES - count {
             return Err(DumpError::Impossible {
                 what: "number of pages in a run",
                 value: count,
             });
         }
+        is_there(file, "run of pages", end_of(offset, count))?;
         extents.push(Extent {
             start: first * PAGE,
             bytes: count * PAGE,
@@ -204,18 +259,14 @@ fn bitmap(
 
 /// The pages whose bits are set, from the first one's place on.
 fn in_a_row(file: &ReadFile, bits: &[u8], summary: &Summary) -> Result<Vec<Extent>, DumpError> {
+    // Each page that is present is a bit that is set, so no sum of these runs over.
+    is_there(file, "last page", end_of(summary.first, summary.present))?;
     let mut extents: Vec<Extent> = Vec::new();
     let mut offset = summary.first;
     for page in 0..summary.pages {
         let byte = usize::try_from(page / 8).ok().and_then(|index| bits.get(index));
         if byte.is_none_or(|byte| byte >> (page % 8) & 1 == 0) {
             continue;
-        }
-        if offset.checked_add(PAGE).is_none_or(|end| end > file.length()) {
-            return Err(DumpError::Impossible {
-                what: "frame whose page lies past the end",
-                value: page,
-            });
         }
         match extents.last_mut() {
             Some(last) if last.start + last.bytes == page * PAGE => last.bytes += PAGE,
@@ -233,28 +284,33 @@ fn in_a_row(file: &ReadFile, bits: &[u8], summary: &Summary) -> Result<Vec<Exten
 /// Ranges of pages, whose pages lie one after the other behind the list.
 fn ranges(
     file: &ReadFile,
+    kind: u64,
     number: &impl Fn(u64, usize) -> Result<u64, DumpError>,
 ) -> Result<Vec<Extent>, DumpError> {
     let at = FORM_64.header;
     let damaged = |what, value| DumpError::Impossible { what, value };
     let marks = (number(at, 4)?, number(at + 4, 4)?, number(at + 8, 4)?);
     if marks != (RANGES_MARK, RANGES, VALID) {
-        return Err(damaged("list of ranges' signature", marks.1));
+        return Err(DumpError::CrashType {
+            kind,
+            what: "and does not have the list of ranges that such a dump has behind its header",
+        });
     }
     let mut offset = number(at + 0x18, 8)?;
     let list = at + 0x30;
-    let room = offset.checked_sub(list).filter(|_| offset <= file.length());
+    let room = offset.checked_sub(list);
     let room = room.ok_or_else(|| damaged("place of the first page", offset))?;
+    is_there(file, "first page", Some(offset))?;
     let mut extents = Vec::new();
     for index in 0..room / 16 {
         let (first, count) = (number(list + 16 * index, 8)?, number(list + 16 * index + 8, 8)?);
         if count == 0 {
             break;
         }
-        let there = (file.length() - offset) / PAGE;
-        if count > there || first > 1 << 40 {
+        if count > MAX_PAGES || first > MAX_PAGES - count {
             return Err(damaged("number of pages in a range", count));
         }
+        is_there(file, "range of pages", end_of(offset, count))?;
         extents.push(Extent {
             start: first * PAGE,
             bytes: count * PAGE,
