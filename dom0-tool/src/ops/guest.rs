@@ -228,7 +228,8 @@ fn of_a_file(failure: Failure, dump: &Dump) -> Failure {
         failure.remedy = Some(remedy.to_owned());
     }
     let missing = dump.missing();
-    if missing > 0 && failure.class != Class::Failed {
+    let is_told = failure.what.starts_with("the dump is cut short");
+    if missing > 0 && failure.class != Class::Failed && !is_told {
         failure.class = Class::Refused;
         failure.what = format!(
             "the dump is cut short, {missing} bytes are missing: {}",

@@ -381,6 +381,36 @@ fn pages_that_are_listed_and_hold_something_are_believed_of_nobody() {
 }
 
 #[test]
+fn a_file_that_ends_before_memory_does_is_cut_short_whatever_is_counted() {
+    let mut guest = Guest::new(layout("win7_sp1_x64"), GUID).make();
+    let end = guest.memory.len() / 4096 - 16;
+    let lime = |memory: &[u8], promised: usize| {
+        let mut file = [&b"EMiL"[..], &1_u32.to_le_bytes(), &[0; 8]].concat();
+        file.extend_from_slice(&(promised as u64 - 1).to_le_bytes());
+        file.extend_from_slice(&[0; 8]);
+        [&file[..], memory].concat()
+    };
+    let whole = std::mem::take(&mut guest.memory);
+    for (file, is_whole) in [
+        (whole.clone(), true),
+        (lime(&whole, whole.len()), true),
+        (whole[..end * 4096].to_vec(), false),
+        (lime(&whole[..end * 4096], whole.len()), false),
+        (lime(&whole[..end * 4096], end * 4096), false),
+        // All that the guest has is there, and not all that the file says it has.
+        (lime(&whole, 1 << 40), false),
+    ] {
+        guest.memory = file;
+        let files = Files::of(&guest);
+        let (status, answer) = files.run(&["scan"], false, &["--pdb", "HERE/ntkrnlmp.pdb"]);
+        assert_eq!(status, if is_whole { 0 } else { 3 }, "{answer}");
+        let told = answer["error"].as_str().unwrap_or_default();
+        assert_eq!(told.contains("cut short"), !is_whole, "{told}");
+        assert!(told.matches("cut short").count() < 2, "{told}");
+    }
+}
+
+#[test]
 fn a_profile_is_written_that_the_engine_would_take() {
     for profile in NINE {
         let made = Guest::new(layout(profile), GUID).make();

@@ -161,9 +161,10 @@ fn scan_built<O: Observer + ?Sized>(
     cpus: &[Cpu],
     observer: &mut O,
 ) -> Result<(DumpScan, Vec<u8>), Failure> {
-    if let BuiltProfile::Linux(built) = &built {
-        dump.check_whole(built.last_frame)?;
-    }
+    dump.check_whole(match &built {
+        BuiltProfile::Linux(built) => built.last_frame,
+        BuiltProfile::Windows { built, .. } => built.resolved.end(),
+    })?;
     let end = dump.end();
     let words: Vec<AtomicU64> = (0..end.get().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
     observer.begin(Step::ScanDump);

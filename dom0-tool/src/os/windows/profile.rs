@@ -116,6 +116,16 @@ pub struct Resolved {
     pub sources: BTreeMap<&'static str, String>,
 }
 
+impl Resolved {
+    /// One past the last frame of the guest's memory, by its own account.
+    pub fn end(&self) -> Option<u64> {
+        self.runs
+            .iter()
+            .map(|run| run.first.saturating_add(run.count))
+            .max()
+    }
+}
+
 /// Reads the kernel's own structures, as its PDB leads to them, and refuses what cannot be.
 ///
 /// # Errors
