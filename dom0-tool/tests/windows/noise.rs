@@ -4,7 +4,7 @@ use lacuna_windows_fixtures::crash::full_64;
 use lacuna_windows_fixtures::guest::{Guest, Made, Paging};
 use serde_json::Value;
 
-use crate::command::GUID;
+use crate::command::{GUID, lacuna};
 use crate::memory::{Files, assert_scan, layout};
 
 /// Frames of firmware's, full of what is not memory of the guest's: they come before the guest's own tables.
@@ -134,6 +134,25 @@ fn of_several_ways_none_is_confirmed_unless_the_tables_tell() {
             );
         }
     }
+}
+
+#[test]
+fn of_many_ways_that_were_passed_over_a_few_are_named() {
+    let mut made = Guest::new(layout("xp_sp3_x86"), GUID).make();
+    sow(&mut made, Paging::Two, 799, false);
+    let files = Files::of(&made);
+    let output = lacuna(&[
+        "scan".as_ref(),
+        "--offline".as_ref(),
+        "--dump".as_ref(),
+        files.path("memory").as_os_str(),
+        "--pdb".as_ref(),
+        files.path("ntkrnlmp.pdb").as_os_str(),
+    ]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines = || said.lines().filter(|line| line.starts_with("passed over"));
+    assert_eq!(lines().count(), 9, "{said}");
+    assert!(lines().next_back().unwrap().ends_with(" more"), "{said}");
 }
 
 /// A guest with a second kernel that has tables of its own, as one that ran before leaves them. Returns its

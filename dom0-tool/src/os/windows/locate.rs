@@ -126,14 +126,17 @@ pub enum LocateError {
     },
 }
 
+/// Most candidates that are named one by one.
+pub(super) const MOST_NAMED: usize = 8;
+
 fn list(candidates: &[Candidate]) -> String {
     let mut text = String::new();
-    for candidate in candidates.iter().take(8) {
+    for candidate in candidates.iter().take(MOST_NAMED) {
         // Writing to a String cannot fail.
         let _ = write!(text, "\n  {candidate}");
     }
-    if candidates.len() > 8 {
-        let _ = write!(text, "\n  and {} more", candidates.len() - 8);
+    if candidates.len() > MOST_NAMED {
+        let _ = write!(text, "\n  and {} more", candidates.len() - MOST_NAMED);
     }
     text
 }

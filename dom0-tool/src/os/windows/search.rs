@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::locate::{Candidate, LocateError, Located};
+use super::locate::{Candidate, LocateError, Located, MOST_NAMED};
 use super::pdb::PdbFacts;
 use super::profile;
 use super::shadowed;
@@ -42,8 +42,11 @@ pub fn search<M: GuestSource, P: Progress + ?Sized>(
     }
     match <[Way; 1]>::try_from(ways) {
         Ok([way]) => {
-            for candidate in &refused {
+            for candidate in refused.iter().take(MOST_NAMED) {
                 progress.remark(Remark::PassedOver(candidate.to_string()));
+            }
+            if let Some(more) = refused.len().checked_sub(MOST_NAMED).filter(|more| *more > 0) {
+                progress.remark(Remark::PassedOver(format!("{more} more")));
             }
             Ok(way.kernel)
         }
