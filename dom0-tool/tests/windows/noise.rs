@@ -197,6 +197,33 @@ fn cr3_alone_tells_the_kernel_that_runs_from_a_stale_one() {
 }
 
 #[test]
+fn registers_that_lead_to_no_kernel_in_memory_are_of_another_guest() {
+    for profile in ["xp_sp3_x86", "win7_sp1_x64", "win10_x86_19041"] {
+        let made = Guest::new(layout(profile), GUID).make();
+        let files = Files::of(&made);
+        // What lies there is memory of its own, and no table.
+        for cr3 in ["0xa1000", "0x3ff000"] {
+            let pdb = ["--pdb", "HERE/ntkrnlmp.pdb", "--cr3", cr3];
+            let (status, answer) = files.run(&["scan"], false, &pdb);
+            assert_eq!(status, 3, "{profile}: {answer}");
+            let told = format!("{}", answer["remedy"]);
+            assert!(told.contains("of one guest at one moment"), "{profile}: {told}");
+            assert!(
+                candidates(&answer).contains(&format!("mapped at {:#x}", made.base)),
+                "{answer}"
+            );
+        }
+    }
+    // A crash dump is of the kernel that wrote it.
+    let mut made = Guest::new(layout("win7_sp1_x64"), GUID).make();
+    let mut file = full_64(&made);
+    file[0x10..0x18].copy_from_slice(&0xa_1000_u64.to_le_bytes());
+    made.memory = file;
+    let (status, answer) = Files::of(&made).run(&["scan"], false, &["--pdb", "HERE/ntkrnlmp.pdb"]);
+    assert_eq!(status, 0, "{answer}");
+}
+
+#[test]
 fn windows_without_its_kernels_first_page_is_not_told_of_linux() {
     let mut made = Guest::new(layout("win7_sp1_x64"), GUID).make();
     made.memory[0x7f0 * PAGE..][..PAGE].fill(0);

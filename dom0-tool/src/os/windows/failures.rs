@@ -34,6 +34,11 @@ impl From<LocateError> for Failure {
                 error,
                 "give the registers of a virtual CPU (--registers, or --cr3, alone or with --idt or --lstar), or the right PDB (--pdb)",
             ),
+            LocateError::OtherRegisters { .. } => Self::new(
+                Class::Refused,
+                error,
+                "memory and registers have to be of one guest at one moment: take both while it is stopped, or give no registers",
+            ),
             LocateError::Disagree { .. } => Self::new(
                 Class::Refused,
                 error,

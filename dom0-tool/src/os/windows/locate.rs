@@ -116,6 +116,15 @@ pub enum LocateError {
         /// Each, with the reason.
         candidates: Vec<Candidate>,
     },
+    /// Virtual CPUs run on page tables that lead to none of the kernels in memory.
+    #[error(
+        "no virtual CPU's page tables lead to a Windows kernel that is in memory:{}",
+        list(candidates)
+    )]
+    OtherRegisters {
+        /// Each kernel, and what else looks like one.
+        candidates: Vec<Candidate>,
+    },
     /// The virtual CPUs are in kernels that differ.
     #[error("the virtual CPUs' registers lead to different kernels, at {:#x} and {:#x}", first.get(), second.get())]
     Disagree {

@@ -36,6 +36,11 @@ pub fn search<M: GuestSource, P: Progress + ?Sized>(
     }
     let mut refused = std::mem::take(&mut searched.others);
     let mut ways = of_the_cpus(memory, cpus, std::mem::take(&mut searched.ways), &mut refused);
+    let is_chosen = |way: &Way| way.kernel.confirmed.len() > 1;
+    if !ways.iter().any(is_chosen) && contradicts(memory, cpus) && !ways.is_empty() {
+        refused.extend(ways.iter().map(|way| way.candidate(NOT_BY_CR3)));
+        return Err(LocateError::OtherRegisters { candidates: refused });
+    }
     // What CR3 leaves alone needs no other word.
     if !matches!(ways.as_slice(), [way] if way.kernel.confirmed.len() > 1) {
         ways = by_own_structures(memory, sources, ways, &mut refused, progress);
@@ -53,6 +58,16 @@ pub fn search<M: GuestSource, P: Progress + ?Sized>(
         Err(_) if refused.is_empty() => Err(nothing(memory, cpus, &searched)),
         Err(_) => Err(LocateError::Unconfirmed { candidates: refused }),
     }
+}
+
+/// Why a way is not that of the kernel that runs.
+const NOT_BY_CR3: &str = "no virtual CPU's CR3 leads to it";
+
+/// Whether virtual CPUs whose CR3 leads to no kernel say by that that none of those in memory runs. A program
+/// of a kernel that shadows it has tables without it. A crash dump is of the kernel that wrote it, whatever
+/// process it was in.
+fn contradicts<M: GuestSource>(memory: &mut M, cpus: &[Cpu]) -> bool {
+    !memory.is_of_windows() && cpus.iter().any(Cpu::is_paging) && !shadowed::seems_so(memory, cpus)
 }
 
 /// Where the CR3 of a virtual CPU leads along some of the ways, those alone. A program's own tables lead
@@ -80,11 +95,7 @@ fn of_the_cpus<M: GuestSource>(
     if chosen.is_empty() {
         return others;
     }
-    refused.extend(
-        others
-            .iter()
-            .map(|way| way.candidate("no virtual CPU's CR3 leads to it")),
-    );
+    refused.extend(others.iter().map(|way| way.candidate(NOT_BY_CR3)));
     chosen
 }
 
