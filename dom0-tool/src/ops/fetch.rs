@@ -96,6 +96,15 @@ fn explain(error: &FetchError, kernel: &KernelName, cache: &Path) -> Failure {
         FetchError::NoPackageManager(_) | FetchError::NotOffered { .. } | FetchError::Release(_) => {
             Failure::new(Class::NotFound, error, by_hand(kernel)).because(Cause::NoLayout)
         }
+        FetchError::Unread { .. } => Failure::new(
+            Class::Failed,
+            error,
+            format!(
+                "see that this machine reaches them (apt goes through the proxy that http_proxy names), or {}",
+                by_hand(kernel)
+            ),
+        )
+        .because(Cause::NoLayout),
         FetchError::Program { .. } | FetchError::Headers(_) | FetchError::OtherKernel { .. } => {
             Failure::new(Class::Failed, error, by_hand(kernel)).because(Cause::NoLayout)
         }

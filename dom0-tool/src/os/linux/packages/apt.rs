@@ -59,6 +59,7 @@ pub(super) fn fetch(
     let names = kernel.packages();
     let mut asked = Vec::new();
     let mut unchecked = Vec::new();
+    let mut unread = Vec::new();
     for source in sources(kernel, archive, staged) {
         let title = source.title();
         progress(&format!("reading the package lists of {title}"));
@@ -72,10 +73,12 @@ pub(super) fn fetch(
             }
         }
         let Some(first) = first else {
-            if let Err(FetchError::Program { said, .. }) = &updated
-                && let Some(keys) = missing_keys(said)
-            {
-                unchecked.push(format!("{title} ({keys})"));
+            if let Err(FetchError::Program { said, .. }) = &updated {
+                if let Some(keys) = missing_keys(said) {
+                    unchecked.push(format!("{title} ({keys})"));
+                } else if let Some(line) = no_answer(said) {
+                    unread.push(format!("{title} ({line})"));
+                }
             }
             asked.push(match updated {
                 Ok(()) => title,
@@ -95,6 +98,11 @@ pub(super) fn fetch(
     if !unchecked.is_empty() {
         return Err(FetchError::Unchecked {
             archives: unchecked.join("; "),
+        });
+    }
+    if !unread.is_empty() {
+        return Err(FetchError::Unread {
+            archives: unread.join("; "),
         });
     }
     Err(FetchError::NotOffered {
@@ -121,6 +129,23 @@ fn missing_keys(said: &str) -> Option<String> {
         return unsigned.then(|| "they are signed with no key that is known".to_owned());
     }
     Some(format!("key {}", keys.join(", ")))
+}
+
+/// What apt says of an archive that gave no answer at all; `None` where each gave one, as an archive does
+/// that has no such release.
+fn no_answer(said: &str) -> Option<&str> {
+    const SIGNS: [&str; 8] = [
+        "Could not resolve",
+        "Could not connect",
+        "Unable to connect",
+        "Temporary failure",
+        "Connection failed",
+        "Connection timed out",
+        "Network is unreachable",
+        "Certificate verification failed",
+    ];
+    let mut lines = said.lines().map(str::trim);
+    lines.find(|line| SIGNS.iter().any(|sign| line.contains(sign)))
 }
 
 /// One list of archives to try.
@@ -246,6 +271,8 @@ impl Apt {
             format!("Dir::Cache={at}/cache"),
             format!("APT::Architecture={}", kernel.architecture()),
             format!("APT::Architectures::={}", kernel.architecture()),
+            // An archive that does not answer is otherwise only warned of.
+            "APT::Update::Error-Mode=any".to_owned(),
             // Of the lists, only those of packages are wanted.
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
@@ -423,6 +450,14 @@ mod tests {
         assert_eq!(missing_keys(said).unwrap(), "key 871920D1991BC93C");
         assert!(missing_keys("E: The repository 'x' is not signed.").is_some());
         assert_eq!(missing_keys("E: Failed to fetch x: 404  Not Found"), None);
+    }
+
+    #[test]
+    fn an_archive_that_does_not_answer_is_told_from_one_that_has_nothing() {
+        let said = "Err:1 http://archive.example x InRelease\n  Could not connect to archive.example:80 (192.0.2.1). - connect (111: Connection refused)\nE: Some index files failed to download.";
+        assert!(no_answer(said).unwrap().starts_with("Could not connect"));
+        let said = "Err:2 http://archive.example x Release\n  404  Not Found [IP: 192.0.2.1 80]\nE: The repository 'http://archive.example x Release' does not have a Release file.";
+        assert_eq!(no_answer(said), None);
     }
 
     #[test]

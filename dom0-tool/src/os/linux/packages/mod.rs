@@ -50,6 +50,12 @@ pub enum FetchError {
         /// The archives, and the keys.
         archives: String,
     },
+    /// Archives gave no answer: whether they have the package is not known.
+    #[error("no archive that answered has the package, and of these the lists could not be read: {archives}")]
+    Unread {
+        /// The archives, and what apt says of them.
+        archives: String,
+    },
     /// A program failed.
     #[error("{program} failed with {status}; it said:\n{said}")]
     Program {
