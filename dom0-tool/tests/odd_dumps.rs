@@ -328,7 +328,7 @@ fn a_raw_file_is_read_without_the_holes_that_are_named() {
     let elf = core(&memory, &qemu_notes());
     let answer = scan(&elf, &["--hole", &first]);
     assert_eq!(answer.status, 1);
-    assert!(answer.told().contains("elf"), "{}", answer.told());
+    assert!(answer.told().contains("an ELF core"), "{}", answer.told());
     let answer = scan(&memory, &["--hole", "0x2000000:0x3000000"]);
     assert_eq!(answer.status, 1, "{}", answer.told());
 }

@@ -9,6 +9,11 @@ impl From<DumpError> for Failure {
             DumpError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
                 Self::plain(Class::NotFound, error)
             }
+            DumpError::NotAFile { .. } => Self::new(
+                Class::Failed,
+                error,
+                "memory is read from everywhere in it: write what a pipe or a device gives to a file first, and name that",
+            ),
             DumpError::OtherFormat { remedy, .. } => Self::new(Class::Failed, &error, *remedy),
             DumpError::Holes { .. } => Self::new(
                 Class::Failed,

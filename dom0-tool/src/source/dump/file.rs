@@ -43,16 +43,24 @@ impl ReadFile {
     /// Opens the file at `path`.
     ///
     /// # Errors
-    /// [`DumpError::Io`].
+    /// [`DumpError::Io`], [`DumpError::NotAFile`].
     pub(super) fn open(path: &Path) -> Result<Self, DumpError> {
         let io_error = |cause| DumpError::Io {
             file: path.to_owned(),
             cause,
         };
+        // Before it is opened: opening a pipe waits for somebody to write.
+        let is_file = std::fs::metadata(path).map_err(io_error)?.is_file();
+        let not_a_file = || DumpError::NotAFile {
+            file: path.to_owned(),
+        };
+        if !is_file {
+            return Err(not_a_file());
+        }
         let file = File::open(path).map_err(io_error)?;
         let metadata = file.metadata().map_err(io_error)?;
         if !metadata.is_file() {
-            return Err(io_error(io::Error::other("not a regular file")));
+            return Err(not_a_file());
         }
         let mut open = Self {
             file,
@@ -244,6 +252,24 @@ mod tests {
         assert!(!open.read(bytes.len() as u64 - 8, &mut [0; 9]));
         assert!(!open.read(u64::MAX, &mut [0; 9]));
         open.check_unharmed().unwrap();
+    }
+
+    #[test]
+    fn a_pipe_is_no_file_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
+        for path in [pipe.as_path(), folder.path(), Path::new("/dev/zero")] {
+            let told = ReadFile::open(path).unwrap_err();
+            assert!(matches!(told, DumpError::NotAFile { .. }), "{told}");
+        }
     }
 
     #[test]

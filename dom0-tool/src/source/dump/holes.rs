@@ -51,7 +51,7 @@ impl Dump {
             return Err(DumpError::Holes {
                 why: format!(
                     "the file is {}, which tells by itself where memory is",
-                    self.format.name()
+                    self.format.title()
                 ),
             });
         }

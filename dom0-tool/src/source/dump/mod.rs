@@ -75,6 +75,19 @@ impl Format {
             Self::WindowsCrash => "windows",
         }
     }
+
+    /// In words, for sentences.
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Raw => "raw memory",
+            Self::Elf => "an ELF core",
+            Self::Xen => "a Xen core",
+            Self::Kdump => "a kdump-compressed dump",
+            Self::Lime => "a dump of LiME's",
+            Self::Avml => "a dump of AVML's",
+            Self::WindowsCrash => "a Windows crash dump",
+        }
+    }
 }
 
 /// Why a dump cannot be used.
@@ -87,6 +100,12 @@ pub enum DumpError {
         file: PathBuf,
         /// Why.
         cause: io::Error,
+    },
+    /// It is a folder, a pipe or a device.
+    #[error("{} is no regular file", file.display())]
+    NotAFile {
+        /// The file.
+        file: PathBuf,
     },
     /// The registers are not what `docs/profile.md` describes.
     #[error("{} does not hold virtual CPU registers: {why}", file.display())]
@@ -113,7 +132,7 @@ pub enum DumpError {
         what: &'static str,
     },
     /// It is not of the format that was named.
-    #[error("the file does not begin as {} does", wanted.name())]
+    #[error("the file does not begin as {} does", wanted.title())]
     NotThatFormat {
         /// Which was named.
         wanted: Format,

@@ -52,6 +52,7 @@ const KINDS: &[Kind] = &[
         "a stream of Xen's tools (libxc)",
         XEN,
     ),
+    kind(b"XenSavedDomain", "a guest that XenServer saved", XEN),
     kind(b"LinuxGuestRecord", "a guest that Xen saved (`xm save`)", XEN),
     kind(
         b"\xd0\xbe\xd2\xbe",
@@ -138,6 +139,8 @@ const KINDS: &[Kind] = &[
     kind_at(512, b"EFI PART", "a disk with a partition table (GPT)", DISK),
     kind_at(0x8001, b"CD001", "an image of a CD (ISO 9660)", DISK),
     kind(b"hsqs", "a file system (squashfs)", DISK),
+    kind(b"XFSB", "a file system (XFS)", DISK),
+    kind_at(0x1_0040, b"_BHRfS_M", "a file system (btrfs)", DISK),
     kind(
         b"\x1f\x8b\x08",
         "compressed (gzip)",
@@ -188,8 +191,25 @@ const KINDS: &[Kind] = &[
     ),
 ];
 
+/// Whether the file begins with a boot sector and a partition table in it (MBR). Two bytes alone would be no
+/// sign: each of the four entries has to be one, and one of them a partition.
+fn is_partitioned(file: &ReadFile) -> bool {
+    let mut sector = [0; 512];
+    let entries = || (446..510).step_by(16);
+    file.read(0, &mut sector)
+        && sector[510..] == [0x55, 0xaa]
+        && entries().all(|at| matches!(sector[at], 0 | 0x80))
+        && entries().any(|at| sector[at + 4] != 0 && sector[at + 12..at + 16] != [0; 4])
+}
+
 /// What the file is, if it begins as one of these does.
 pub(super) fn named(file: &ReadFile) -> Option<DumpError> {
+    if is_partitioned(file) {
+        return Some(DumpError::OtherFormat {
+            what: "a disk with a partition table (MBR)",
+            remedy: DISK,
+        });
+    }
     KINDS.iter().find_map(|kind| {
         let mut bytes = vec![0; kind.mark.len()];
         (file.read(kind.at, &mut bytes) && bytes == kind.mark).then_some(DumpError::OtherFormat {

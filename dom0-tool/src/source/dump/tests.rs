@@ -180,6 +180,41 @@ fn what_is_no_dump_is_named() {
 }
 
 #[test]
+fn images_of_disks_are_named_and_memory_is_not() {
+    let what = |bytes: &[u8]| match open(bytes) {
+        Err(DumpError::OtherFormat { what, .. }) => Some(what),
+        Err(error) => panic!("{error}"),
+        Ok(_) => None,
+    };
+    let mut disk = vec![0; 0x2_0000];
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    // The mark alone is none: memory may hold these two bytes there.
+    assert_eq!(what(&disk), None);
+    // Active, of type 0x83, from sector 63 on, 0x1000 sectors.
+    disk[446] = 0x80;
+    disk[450] = 0x83;
+    disk[454] = 63;
+    disk[459] = 0x10;
+    assert!(what(&disk).unwrap().contains("MBR"));
+    // What is no entry is no table.
+    disk[462] = 7;
+    assert_eq!(what(&disk), None);
+    for (at, mark, name) in [(0, &b"XFSB"[..], "XFS"), (0x1_0040, b"_BHRfS_M", "btrfs")] {
+        let mut disk = vec![0; 0x2_0000];
+        disk[at..at + mark.len()].copy_from_slice(mark);
+        assert!(what(&disk).unwrap().contains(name));
+    }
+    let reading = Reading {
+        format: Some(Format::WindowsCrash),
+        ..Reading::default()
+    };
+    let told = Dump::open_as(file(&disk).path(), reading)
+        .unwrap_err()
+        .to_string();
+    assert!(told.contains("a Windows crash dump"), "{told}");
+}
+
+#[test]
 fn the_monitors_text_is_read_for_several_processors() {
     let text = "(qemu) info registers -a\r\n\r\nCPU#0\r\nRAX=0000000000000000 RBX=0\r\n\
         RIP=ffffffff81000010 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\r\n\
