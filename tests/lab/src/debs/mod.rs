@@ -6,6 +6,7 @@
 //! libvirt load them, and load their own again as soon as the package is gone. They offer all that the
 //! distribution's libxenlight of the same series wants (docs/install.md).
 
+mod glibc;
 mod package;
 
 use std::fs;
@@ -138,13 +139,16 @@ impl Build<'_> {
     /// `lacuna`, `lacunad`, and what belongs to them; their symbols apart.
     fn tool(&mut self) -> Result<()> {
         let series = self.parts.series.name();
+        let out = self.parts.out;
+        let programs = [out.join("lacuna"), out.join("lacunad")];
+        let glibc = glibc::needed(&programs.each_ref().map(PathBuf::as_path), self.parts.series)?;
         let mut package = self.begin(About {
             name: "lacuna".to_owned(),
             version: Self::own_version(),
             architecture: "amd64",
             section: "admin",
             fields: vec![
-                ("Depends", "libc6 (>= 2.36), libgcc-s1".to_owned()),
+                ("Depends", format!("libc6 (>= {glibc}), libgcc-s1")),
                 (
                     "Recommends",
                     format!("lacuna-xen-hypervisor-{series}, lacuna-xen-libs-{series}"),
@@ -298,6 +302,8 @@ impl Build<'_> {
     fn libraries(&mut self) -> Result<()> {
         let series = self.parts.series.name();
         let folder = format!("usr/lib/lacuna-xen-{series}");
+        let built = self.unpacked_libraries()?;
+        let glibc = glibc::needed(&built.each_ref().map(PathBuf::as_path), self.parts.series)?;
         let mut package = self.begin(About {
             name: format!("lacuna-xen-libs-{series}"),
             version: self.xen_version(),
@@ -306,7 +312,7 @@ impl Build<'_> {
             fields: vec![
                 (
                     "Depends",
-                    format!("libc6 (>= 2.36), libxenmisc{series}, libbz2-1.0, liblzma5, libzstd1, zlib1g"),
+                    format!("libc6 (>= {glibc}), libxenmisc{series}, libbz2-1.0, liblzma5, libzstd1, zlib1g"),
                 ),
                 ("Recommends", format!("lacuna-xen-hypervisor-{series}")),
             ],
@@ -314,20 +320,9 @@ impl Build<'_> {
             description: "libxenctrl and libxenguest for the distribution's toolstack (xl, libvirt): a\nsave or migration of a guest leaves out what its kernel holds free, and what\ncomes without data reads as zero where it arrives. They are found before the\ndistribution's, which stay in place. A toolstack that runs has to be restarted.",
             overrides: "# That the loader finds these before the distribution's is what the package is for.\npackage-modifies-ld.so-search-path\n# The file above is read by ldconfig alone.\npackage-has-unnecessary-activation-of-ldconfig-trigger\n",
         })?;
-        let unpacked = self.folder.join("tools");
-        fs::create_dir_all(&unpacked).on("create", &unpacked)?;
-        let mut unpack = Command::new("tar");
-        unpack
-            .arg("--extract")
-            .arg("--file")
-            .arg(self.parts.out.join("xen-tools.tar.gz"));
-        unpack.arg("--directory").arg(&unpacked);
-        unpack.args(["--wildcards", "./usr/local/lib/libxen*.so.*"]);
-        output(unpack, &self.common.log)?;
-        for name in LIBRARIES {
+        for (name, from) in LIBRARIES.iter().zip(&built) {
             let soname = format!("{name}.so.{series}");
-            let from = unpacked.join("usr/local/lib").join(format!("{soname}.0"));
-            let library = package.file(&format!("{folder}/{soname}.0"), &from, 0o644)?;
+            let library = package.file(&format!("{folder}/{soname}.0"), from, 0o644)?;
             let mut strip = Command::new("strip");
             strip.args([
                 "--strip-unneeded",
@@ -347,6 +342,22 @@ impl Build<'_> {
         )?;
         package.control("triggers", b"activate-noawait ldconfig\n")?;
         self.end(package)
+    }
+
+    /// The libraries out of the archive of Xen's tools, in the order of [`LIBRARIES`].
+    fn unpacked_libraries(&self) -> Result<[PathBuf; 2]> {
+        let unpacked = self.folder.join("tools");
+        fs::create_dir_all(&unpacked).on("create", &unpacked)?;
+        let mut unpack = Command::new("tar");
+        unpack
+            .arg("--extract")
+            .arg("--file")
+            .arg(self.parts.out.join("xen-tools.tar.gz"));
+        unpack.arg("--directory").arg(&unpacked);
+        unpack.args(["--wildcards", "./usr/local/lib/libxen*.so.*"]);
+        output(unpack, &self.common.log)?;
+        let series = self.parts.series.name();
+        Ok(LIBRARIES.map(|name| unpacked.join(format!("usr/local/lib/{name}.so.{series}.0"))))
     }
 
     /// Rules and dashboard.

@@ -24,6 +24,9 @@ use patches::Patch;
 use series::Series;
 use source::{Origin, Pristine};
 
+/// The source of [`old_glibc`]'s object.
+const OLD_GLIBC: &str = include_str!("old_glibc.c");
+
 /// The tools are configured as Xen's own INSTALL lists it, without what a PVH guest does not need.
 const CONFIGURE: &[&str] = &[
     "./configure",
@@ -114,10 +117,13 @@ pub(crate) fn source(context: &Context, sysroot: &Sysroot, pristine: Pristine) -
         })?
         .finish();
     // Nothing of the tools includes the hypervisor's own architecture code, which is where most patches go.
-    let tools_key = KeyBuilder::new("xen/tools", 1)
+    let mut tools_key = KeyBuilder::new("xen/tools", 1)
         .key(&sysroot.key)
-        .tree(&patched, |path| !path.starts_with("xen/arch"))?
-        .finish();
+        .tree(&patched, |path| !path.starts_with("xen/arch"))?;
+    if has_old_glibc(series) {
+        tools_key = tools_key.text(OLD_GLIBC);
+    }
+    let tools_key = tools_key.finish();
     Ok(Source {
         series,
         origin: pristine.origin,
@@ -196,12 +202,21 @@ pub(crate) fn tools(context: &Context, sysroot: &Sysroot, source: &Source) -> Re
             run_logged(sysroot.command(&source.build, CONFIGURE), &log, progress)
         })?;
         let jobs = jobs();
+        let object = source.build.join("old-glibc.o");
+        let linked = format!("APPEND_LDFLAGS={}", object.display());
         // Not `make -C tools`: the top makefile makes the public headers that the tools include.
-        let build = ["make", &jobs, "build-tools", "CONFIG_TESTS=n"];
+        let mut build = vec!["make", &jobs, "build-tools", "CONFIG_TESTS=n"];
+        if has_old_glibc(source.series) {
+            old_glibc(sysroot, &object, &log, progress)?;
+            build.push(&linked);
+        }
         run_logged(sysroot.command(&source.build, &build), &log, progress)?;
         let staged = Staged::directory(root.clone())?;
         let destination = format!("DESTDIR={}", staged.path.display());
-        let install = ["make", "-C", "tools", &destination, "install", "CONFIG_TESTS=n"];
+        let mut install = vec!["make", "-C", "tools", &destination, "install", "CONFIG_TESTS=n"];
+        if has_old_glibc(source.series) {
+            install.push(&linked);
+        }
         run_logged(sysroot.command(&source.build, &install), &log, progress)?;
         staged.commit()
     })?;
@@ -210,6 +225,43 @@ pub(crate) fn tools(context: &Context, sysroot: &Sysroot, source: &Source) -> Re
         root,
         key: source.tools_key.clone(),
     })
+}
+
+/// Whether the Debian with this series of Xen has an older glibc than the sysroot, with which its tools have to
+/// run all the same.
+const fn has_old_glibc(series: Series) -> bool {
+    matches!(series, Series::V4_17)
+}
+
+/// Compiles what has a program run with an older glibc.
+fn old_glibc(sysroot: &Sysroot, object: &Path, log: &Path, progress: &Progress) -> Result<()> {
+    let source = object.with_extension("c");
+    if fs::read_to_string(&source).is_ok_and(|text| text == OLD_GLIBC) && object.exists() {
+        return Ok(());
+    }
+    // What was linked without it, or with another one, is not linked again by itself.
+    let tools = object.with_file_name("tools");
+    run_logged(
+        sysroot.command(&tools, &["make", "clean", "CONFIG_TESTS=n"]),
+        log,
+        progress,
+    )?;
+    fs::write(&source, OLD_GLIBC).on("write", &source)?;
+    let (from, to) = (source.to_string_lossy(), object.to_string_lossy());
+    let line = [
+        "gcc",
+        "-std=c99",
+        "-O2",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Werror",
+        "-c",
+        "-o",
+        &to,
+        &from,
+    ];
+    run_logged(sysroot.command("/", &line), log, progress)
 }
 
 /// Builds the library that receives guests from the source as Debian has it, in a copy of the built tree: a
