@@ -48,34 +48,81 @@ pub(crate) struct Candidates<'w> {
 
 impl Candidates<'_> {
     /// The first candidate of `from..to` that is worth a look: one that is not known to be on a zero frame, or
-    /// the first of 2 MiB of candidates, which may be worth an entry of 2 MiB. And how many candidates before
-    /// it are known to be on zero frames.
-    pub(crate) fn next(&self, from: Gfn, to: Gfn) -> (u64, Option<Gfn>) {
-        let mut known = 0;
+    /// the first of 2 MiB of candidates, which may be worth an entry of 2 MiB. Adds to `known` how many
+    /// candidates before it are known to be on zero frames.
+    #[inline]
+    pub(crate) fn next(&self, from: Gfn, to: Gfn, known: &mut u64) -> Option<Gfn> {
         let mut at = from.get();
         while at < to.get() {
+            let word_start = at & !63;
             let index = at / 64;
-            let candidates = self.bitmap.word(index) & span(at % 64, to.get() - (at & !63));
-            if candidates == u64::MAX && self.is_region(index) {
-                return (known, Some(Gfn::new(at)));
-            }
-            let on_zero = candidates & self.zero.word(index);
-            let others = candidates ^ on_zero;
-            if others != 0 {
+            let candidates = self.bitmap.word(index) & span(at % 64, to.get() - word_start);
+            if candidates != 0 {
+                if candidates == u64::MAX && self.is_region(index) {
+                    return Some(Gfn::new(at));
+                }
+                let on_zero = candidates & self.zero.word(index);
+                let others = candidates ^ on_zero;
                 let first = u64::from(others.trailing_zeros());
-                known += u64::from((on_zero & span(0, first)).count_ones());
-                return (known, Some(Gfn::new((at & !63) + first)));
+                if on_zero != 0 {
+                    *known += u64::from((on_zero & span(0, first)).count_ones());
+                }
+                if others != 0 {
+                    return Some(Gfn::new(word_start + first));
+                }
             }
-            known += u64::from(on_zero.count_ones());
             at = (at | 63).saturating_add(1);
         }
-        (known, None)
+        None
+    }
+
+    /// The candidates of `from..to`, which lie in one word of the bitmap.
+    #[inline]
+    pub(crate) fn word(&self, from: Gfn, to: Gfn) -> CandidateWord {
+        let start = from.get() & !63;
+        let index = start / 64;
+        CandidateWord {
+            start: Gfn::new(start),
+            candidates: self.bitmap.word(index) & span(from.get() - start, to.get() - start),
+            zero: self.zero.word(index),
+        }
     }
 
     /// Whether word `index` is the first of those for 2 MiB of candidates.
-    fn is_region(&self, index: u64) -> bool {
+    pub(crate) fn is_region(&self, index: u64) -> bool {
         index % REGION_WORDS == 0
             && (index..index + REGION_WORDS).all(|index| self.bitmap.word(index) == u64::MAX)
+    }
+}
+
+/// The candidates among 64 frames.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CandidateWord {
+    /// The first of the 64 frames.
+    pub(crate) start: Gfn,
+    candidates: u64,
+    /// The frames that are known to be on zero frames, candidates or not.
+    zero: u64,
+}
+
+impl CandidateWord {
+    /// The first candidate from `at` on that is not known to be on a zero frame.
+    #[inline]
+    pub(crate) fn next(&self, at: Gfn) -> Option<Gfn> {
+        let others = self.candidates & !self.zero & !span(0, at.get() - self.start.get());
+        (others != 0).then(|| self.start.saturating_add(u64::from(others.trailing_zeros())))
+    }
+
+    /// Whether `gfn`, one of the 64, is known to be on a zero frame.
+    #[inline]
+    pub(crate) const fn is_on_zero(&self, gfn: Gfn) -> bool {
+        self.zero >> (gfn.get() % 64) & 1 == 1
+    }
+
+    /// How many candidates before `gfn` are known to be on zero frames.
+    pub(crate) fn known_before(&self, gfn: Gfn) -> u64 {
+        let known = self.candidates & self.zero & span(0, gfn.get() - self.start.get());
+        u64::from(known.count_ones())
     }
 }
 
@@ -94,9 +141,7 @@ pub(crate) fn first_to_share<D: Domain>(
     let mut already = 0;
     let ended = |already, end| Search { already, end };
     for _ in 0..MAX_LOOKUPS {
-        let (known, next) = candidates.next(at, horizon);
-        already += known;
-        let Some(candidate) = next else {
+        let Some(candidate) = candidates.next(at, horizon, &mut already) else {
             return ended(already, SearchEnd::NothingBefore(horizon));
         };
         let info = domain.gfn_info(candidate);
@@ -157,8 +202,10 @@ mod tests {
             };
             let found = (from..to).find(looked_at);
             let passed = (from..found.unwrap_or(to.max(from))).filter(|gfn| bitmap.get(Gfn::new(*gfn)));
-            let expected = (passed.count() as u64, found.map(Gfn::new));
-            prop_assert_eq!(candidates.next(Gfn::new(from), Gfn::new(to)), expected);
+            let expected = (found.map(Gfn::new), passed.count() as u64);
+            let mut known = 0;
+            let next = candidates.next(Gfn::new(from), Gfn::new(to), &mut known);
+            prop_assert_eq!((next, known), expected);
         }
     }
 }

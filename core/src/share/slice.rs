@@ -28,7 +28,7 @@
 //! alone takes as long as the limit (a slow machine, or one whose processor was taken away).
 
 use crate::judge::identity::check_boot_value;
-use crate::share::candidates::Candidates;
+use crate::share::candidates::{CandidateWord, Candidates};
 use crate::share::steps::{Steps, mutated};
 use crate::{
     Bitmap, BytesRule, FreeCheck, Gfn, IdentityMismatch, Order, P2m, Profile, Skip, VcpuRegisters, Verdict,
@@ -168,9 +168,8 @@ impl<'a, P: P2m> Slice<'a, P> {
 
     /// The next page to deal with in `from..to`; counts those that are passed over.
     fn next_candidate(&mut self, from: Gfn, to: Gfn) -> Option<Gfn> {
-        let (known, next) = self.candidates.next(from, to);
-        self.report.skipped[Skip::Already.index()] += known;
-        next
+        let known = &mut self.report.skipped[Skip::Already.index()];
+        self.candidates.next(from, to, known)
     }
 
     /// Stops the guest: every virtual CPU leaves it.
@@ -271,9 +270,8 @@ impl<'a, P: P2m> Slice<'a, P> {
             }
             let region = at.align_down(Order::SUPERPAGE);
             let region_end = region.saturating_add(Order::SUPERPAGE.pages());
-            let whole = at == region
-                && region_end <= self.end
-                && self.candidates.bitmap.count(region, region_end) == Order::SUPERPAGE.pages();
+            let whole =
+                at == region && region_end <= self.end && self.candidates.is_region(region.get() / 64);
             // A region is not begun that does not fit: the next slice starts with it.
             if whole && self.report.units + SUPERPAGE_UNITS > MAX_SLICE_UNITS {
                 return;
@@ -335,7 +333,23 @@ impl<'a, P: P2m> Slice<'a, P> {
     /// it stopped.
     fn share_pages(&mut self, from: Gfn, end: Gfn) -> Gfn {
         let mut at = from;
-        while let Some(candidate) = self.next_candidate(at, end) {
+        while at < end {
+            let word_end = Gfn::new(at.get() | 63).saturating_add(1).min(end);
+            let word = self.candidates.word(at, word_end);
+            let stopped = self.share_word(&word, word_end);
+            self.report.skipped[Skip::Already.index()] += word.known_before(stopped);
+            if stopped < word_end {
+                return stopped;
+            }
+            at = stopped;
+        }
+        end
+    }
+
+    /// Shares the candidates of one word of the bitmap, as far as `end`. Returns where it stopped.
+    fn share_word(&mut self, word: &CandidateWord, end: Gfn) -> Gfn {
+        let mut at = word.start;
+        while let Some(candidate) = word.next(at) {
             at = candidate;
             if self.is_spent(at) {
                 return at;
@@ -348,9 +362,7 @@ impl<'a, P: P2m> Slice<'a, P> {
             };
             // A block ends behind the candidate, of which the clock was asked above.
             loop {
-                if self.candidates.zero.get(at) {
-                    self.report.skipped[Skip::Already.index()] += 1;
-                } else {
+                if !word.is_on_zero(at) {
                     self.share_page(at);
                 }
                 at = at.saturating_add(1);
