@@ -1,6 +1,7 @@
 //! One emulated machine with Xen and dom0 on it: started, listened to within time limits, and always ended.
 
 mod disk;
+mod drive;
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -19,6 +20,7 @@ use crate::image::Images;
 use crate::process::{last_lines, start};
 use crate::sysroot::Sysroot;
 use crate::xen::Hypervisor;
+pub(crate) use drive::Drive;
 
 /// How long Xen and dom0 may take to come up: 15 s is usual, a loaded machine takes a multiple.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
@@ -155,39 +157,6 @@ impl From<Network> for Devices {
             arguments: network.arguments(),
             dom0_line: network.dom0_line(),
         }
-    }
-}
-
-/// A disk of the machine's. What is written to it is thrown away.
-pub(crate) struct Drive {
-    /// The raw image, a file of the machine's.
-    pub(crate) file: PathBuf,
-}
-
-impl Drive {
-    /// What goes on the emulator's command line for the `number`-th; dom0 finds it by its serial
-    /// number.
-    fn arguments(&self, number: usize) -> [String; 4] {
-        self.attached(number, "nvme")
-    }
-
-    /// The same with another `device` to attach it to.
-    fn attached(&self, number: usize, device: &str) -> [String; 4] {
-        [
-            "-drive".to_owned(),
-            format!(
-                "if=none,id=drive{number},format=raw,snapshot=on,file={}",
-                // QEMU ends a value at a comma, and takes two for one.
-                self.file.to_string_lossy().replace(',', ",,")
-            ),
-            "-device".to_owned(),
-            format!("{device},drive=drive{number},serial={}", Self::serial(number)),
-        ]
-    }
-
-    /// The serial number of the `number`-th.
-    pub(crate) fn serial(number: usize) -> String {
-        format!("drive{number}")
     }
 }
 
