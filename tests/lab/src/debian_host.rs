@@ -21,6 +21,7 @@ use crate::progress::Progress;
 use crate::setup::Stage;
 use crate::sysroot::{SUITE, Sysroot};
 use crate::variant::RELEASE;
+use crate::xen::own_tests::PROGRAMS as OWN_TESTS;
 use crate::xen::place;
 use crate::xen::series::Series;
 
@@ -244,6 +245,7 @@ fn brought(stage: &Stage) -> Result<PathBuf> {
     // here.
     let xen = stage.variant(RELEASE)?;
     let (lacuna, agent) = (&stage.lacuna, place(context, SERIES, "images/guest.cpio"));
+    let tests = stage.own_tests()?;
     let key = brought_key(stage, &[&xen.directory.join("xen-syms"), lacuna, &agent])?;
     context.step(&step_name(SERIES, "debian-host"), &key, |progress| {
         let log = context.step_log("debian-host/brought");
@@ -271,6 +273,10 @@ fn brought(stage: &Stage) -> Result<PathBuf> {
         copy(&lacuna.with_file_name("lab-dom0"), "lab-dom0")?;
         copy(&agent, "guests/initrd")?;
         copy(&stage.images.kernel, "guests/6.12/vmlinuz")?;
+        for test in OWN_TESTS {
+            let name = format!("test-{test}");
+            copy(&tests.join(&name), &format!("xen-tests/{name}"))?;
+        }
         let staged = Staged::file(archive.clone())?;
         let mut tar = Command::new("tar");
         tar.arg("--create").arg("--file").arg(&staged.path);
@@ -285,9 +291,13 @@ fn brought(stage: &Stage) -> Result<PathBuf> {
 
 /// Names what goes onto the second disk.
 fn brought_key(stage: &Stage, files: &[&Path]) -> Result<Key> {
-    let mut key = KeyBuilder::new("debian-host/brought", 1).key(&stage.tools.key);
+    let mut key = KeyBuilder::new("debian-host/brought", 2).key(&stage.tools.key);
     for file in files {
         key = key.file(file)?;
+    }
+    // Xen's own tests depend on the tools alone.
+    for name in OWN_TESTS {
+        key = key.text(name);
     }
     for name in ["lacunad", "lab-dom0"] {
         key = key.file(&stage.lacuna.with_file_name(name))?;

@@ -252,6 +252,11 @@ impl<'a> Stage<'a> {
         Disc::build(self.context, &self.sysroot, &xen, &self.images)
     }
 
+    /// Builds Xen's own test programs. Returns the directory with them.
+    pub(crate) fn own_tests(&self) -> Result<PathBuf> {
+        xen::own_tests::own_tests(self.context, &self.sysroot, &self.source, &self.tools)
+    }
+
     /// Makes one variant of the hypervisor.
     pub(crate) fn variant(&self, variant: Variant) -> Result<Hypervisor> {
         let module = module::build(self.context, &self.sysroot, variant.module)?;

@@ -178,6 +178,8 @@ pub const SCENARIOS: &[Scenario] = &[
     long_on(Boot::Flask, "content/flask", 600),
     // Each makes what the ones before it have made, where that is not there.
     long_on(Boot::DebianHost, "host-debian/before-reboot", 1800),
+    // Compares with the distribution's hypervisor: before those that leave Lacuna's running.
+    long_on(Boot::DebianHost, "host-debian/xen-tests", 2400),
     long_on(Boot::DebianHost, "host-debian/unattended", 2400),
     // The last one of its boot: the packages are gone after it.
     long_on(Boot::DebianHost, "host-debian/removed", 2400),

@@ -44,14 +44,14 @@ const MIB: u64 = 512;
 const GROWN_MIB: u32 = 256;
 
 /// What a command line did.
-struct Ran {
-    status: i32,
+pub(super) struct Ran {
+    pub(super) status: i32,
     /// Both outputs.
-    text: String,
+    pub(super) text: String,
 }
 
 /// Runs a line as an administrator would type it; the log has it with all that it wrote.
-fn shell(host: &mut Host, line: &str) -> Result<Ran> {
+pub(super) fn shell(host: &mut Host, line: &str) -> Result<Ran> {
     let ran = Command::new("sh")
         .args(["-c", &format!("exec 2>&1; {line}")])
         .env("DEBIAN_FRONTEND", "noninteractive")
@@ -91,12 +91,12 @@ fn silent(host: &mut Host, line: &str) -> Result<()> {
 }
 
 /// Whether the hypervisor that runs is Lacuna's.
-fn is_ours(host: &mut Host) -> Result<bool> {
+pub(super) fn is_ours(host: &mut Host) -> Result<bool> {
     Ok(shell(host, "xl info xen_caps")?.text.contains("lacuna-"))
 }
 
 /// Installs the packages where they are not, beside the distribution's, which must be whole before.
-fn install(host: &mut Host) -> Result<()> {
+pub(super) fn install(host: &mut Host) -> Result<()> {
     if shell(host, "dpkg-query --show lacuna")?.status == 0 {
         return Ok(());
     }
@@ -114,7 +114,7 @@ fn install(host: &mut Host) -> Result<()> {
 }
 
 /// Leaves a host that runs Lacuna's hypervisor with the packages installed.
-fn install_and_boot(host: &mut Host) -> Result<()> {
+pub(super) fn install_and_boot(host: &mut Host) -> Result<()> {
     install(host)?;
     if is_ours(host)? {
         return Ok(());

@@ -9,6 +9,7 @@ mod content_balloon;
 mod content_daemon;
 mod daemon;
 mod debian_host;
+mod debian_xen_tests;
 mod disks;
 mod ept;
 mod flask;
@@ -120,6 +121,7 @@ const BODIES: &[(&str, Body)] = &[
     ("flask/reclaim", flask::labelled),
     ("content/flask", flask::content),
     ("host-debian/before-reboot", debian_host::before_reboot),
+    ("host-debian/xen-tests", debian_xen_tests::xen_tests),
     ("host-debian/unattended", debian_host::unattended),
     ("host-debian/removed", debian_host::removed),
 ];

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 mod compile;
 pub(crate) mod given;
+pub(crate) mod own_tests;
 pub(crate) mod patches;
 pub(crate) mod prefixes;
 pub(crate) mod series;
