@@ -168,6 +168,14 @@ pub(crate) struct Sent {
     what: String,
 }
 
+/// The log of the guest called `name`, and its length. xenconsoled appends: what an earlier guest of this name
+/// wrote is not this one's.
+fn log_of(name: &str) -> (PathBuf, u64) {
+    let log = PathBuf::from(CONSOLES).join(format!("guest-{name}.log"));
+    let read = fs::metadata(&log).map_or(0, |metadata| metadata.len());
+    (log, read)
+}
+
 /// A running guest.
 pub(crate) struct Guest {
     /// The domain's name.
@@ -216,10 +224,20 @@ impl Guest {
 
     /// Creates the domain called `name` of xl's configuration in `file`, and waits for nothing.
     pub(crate) fn start(host: &mut Host, name: &'static str, file: &str) -> Result<Self> {
-        let log = PathBuf::from(CONSOLES).join(format!("guest-{name}.log"));
-        // xenconsoled appends: what an earlier guest of this name wrote is not this one's.
-        let read = fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let (log, read) = log_of(name);
         host.xl(&["create", "-q", file])?;
+        Self::with_log(host, name, log, read)
+    }
+
+    /// Takes up the domain called `name`, which another toolstack has created and whose log nobody writes
+    /// yet.
+    pub(crate) fn created(host: &mut Host, name: &'static str) -> Result<Self> {
+        let (log, read) = log_of(name);
+        Self::with_log(host, name, log, read)
+    }
+
+    /// The running domain called `name`; what it writes is in `log` from byte `read` on.
+    fn with_log(host: &mut Host, name: &'static str, log: PathBuf, read: u64) -> Result<Self> {
         let domain = host.domain_number(name)?;
         Ok(Self {
             name,

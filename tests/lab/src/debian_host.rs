@@ -29,7 +29,7 @@ use crate::xen::series::Series;
 pub(crate) const SERIES: Series = Series::V4_20;
 
 /// What is installed on top of debootstrap's minimal base: what Debian's installer leaves on a host with Xen
-/// that it starts by a BIOS.
+/// that it starts by a BIOS, and libvirt.
 const PACKAGES: &[&str] = &[
     "systemd-sysv",
     "dbus",
@@ -41,6 +41,9 @@ const PACKAGES: &[&str] = &[
     "linux-image-amd64",
     "grub-pc",
     "xen-system-amd64",
+    "libvirt-daemon-system",
+    "libvirt-daemon-driver-xen",
+    "libvirt-clients",
 ];
 
 /// The disk, in MiB.

@@ -35,13 +35,13 @@ const STOCK_XEN: i32 = 6;
 const NO_RIGHTS: i32 = 8;
 
 /// How long an agent may take for an answer.
-const AGENT_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(60);
 /// On an emulated host with the daemon's own settings: with 5 % of a processor it takes three minutes to know
 /// the kernel by its BTF, and a round comes each minute.
 const UNATTENDED_LIMIT: Duration = Duration::from_secs(900);
 /// The guest, and what it takes of its memory again, in MiB.
-const MIB: u64 = 512;
-const GROWN_MIB: u32 = 256;
+pub(super) const MIB: u64 = 512;
+pub(super) const GROWN_MIB: u32 = 256;
 
 /// What a command line did.
 pub(super) struct Ran {
@@ -68,7 +68,7 @@ pub(super) fn shell(host: &mut Host, line: &str) -> Result<Ran> {
 }
 
 /// The same for a line that must end with `status` and must say each of `parts`. Returns what it wrote.
-fn expect(host: &mut Host, line: &str, status: i32, parts: &[&str]) -> Result<String> {
+pub(super) fn expect(host: &mut Host, line: &str, status: i32, parts: &[&str]) -> Result<String> {
     let ran = shell(host, line)?;
     let seen = format!("exit status {}: {}", ran.status, ran.text.trim());
     let what = format!("`{line}`");
@@ -85,7 +85,7 @@ fn expect(host: &mut Host, line: &str, status: i32, parts: &[&str]) -> Result<St
 }
 
 /// The same, and it must say nothing at all.
-fn silent(host: &mut Host, line: &str) -> Result<()> {
+pub(super) fn silent(host: &mut Host, line: &str) -> Result<()> {
     let ran = shell(host, line)?;
     equal(&format!("`{line}`"), &(0, ""), &(ran.status, ran.text.trim()))
 }
@@ -143,7 +143,7 @@ fn guest(host: &mut Host, name: &'static str) -> Result<Guest> {
 }
 
 /// Adds what the guest writes on its console to its log.
-fn follow(guest: &Guest) -> Result<()> {
+pub(super) fn follow(guest: &Guest) -> Result<()> {
     let key = format!("/local/domain/{}/console/tty", guest.domain);
     let terminal = wait_until("the guest's console is there", AGENT_LIMIT, || {
         let answer = run(&mut xen("bin/xenstore-read", &[&key])).unwrap_or_default();
@@ -158,7 +158,7 @@ fn follow(guest: &Guest) -> Result<()> {
 }
 
 /// What `xl list` says that the guest has, in MiB.
-fn held(host: &mut Host, name: &str) -> Result<u64> {
+pub(super) fn held(host: &mut Host, name: &str) -> Result<u64> {
     let listing = host.xl(&["list", name])?;
     let field = listing
         .lines()
@@ -230,16 +230,7 @@ pub(super) fn unattended(host: &mut Host) -> Result<()> {
     healthy(host)?;
     let name = "unattended";
     let mut guest = guest(host, name)?;
-    let begin = held(host, name)?;
-    let started = std::time::Instant::now();
-    wait_until("the guest gives memory back", UNATTENDED_LIMIT, || {
-        std::thread::sleep(Duration::from_secs(2));
-        Ok(Some(()).filter(|()| held(host, name).is_ok_and(|now| now < begin / 2)))
-    })?;
-    host.figure("seconds_until_given_back", started.elapsed().as_secs())?;
-    let now = held(host, name)?;
-    host.figure("mib_at_first", begin)?;
-    host.figure("mib_after", now)?;
+    given_back(host, name)?;
     expect(
         host,
         "journalctl --boot --unit lacunad --no-pager",
@@ -255,6 +246,18 @@ pub(super) fn unattended(host: &mut Host) -> Result<()> {
     guest.check_health()?;
     guest.destroy(host)?;
     Ok(())
+}
+
+/// Waits until the guest has less than half of the memory that it was given, with nobody doing anything.
+pub(super) fn given_back(host: &mut Host, name: &str) -> Result<()> {
+    let started = std::time::Instant::now();
+    wait_until("the guest gives memory back", UNATTENDED_LIMIT, || {
+        std::thread::sleep(Duration::from_secs(2));
+        Ok(Some(()).filter(|()| held(host, name).is_ok_and(|now| now < MIB / 2)))
+    })?;
+    host.figure("seconds_until_given_back", started.elapsed().as_secs())?;
+    let now = held(host, name)?;
+    host.figure("mib_after", now)
 }
 
 /// What systemd, Xen and the doctor say of a host that has booted.

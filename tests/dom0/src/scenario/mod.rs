@@ -9,6 +9,7 @@ mod content_balloon;
 mod content_daemon;
 mod daemon;
 mod debian_host;
+mod debian_libvirt;
 mod debian_xen_tests;
 mod disks;
 mod ept;
@@ -123,6 +124,7 @@ const BODIES: &[(&str, Body)] = &[
     ("host-debian/before-reboot", debian_host::before_reboot),
     ("host-debian/xen-tests", debian_xen_tests::xen_tests),
     ("host-debian/unattended", debian_host::unattended),
+    ("host-debian/libvirt", debian_libvirt::libvirt),
     ("host-debian/removed", debian_host::removed),
 ];
 
