@@ -100,6 +100,8 @@ pub struct Clues {
     pub is_linux: bool,
     /// The guest's kernel was not confirmed in memory as the file has it.
     pub is_unconfirmed: bool,
+    /// The failure says that the file is cut short: that need not be added.
+    pub is_cut_short: bool,
 }
 
 /// A failure.

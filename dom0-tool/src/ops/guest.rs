@@ -222,14 +222,18 @@ pub fn with_dumped_kernel<O: Observer + ?Sized, T>(
 /// Adds to a failure what it means for a dump: trying again is useless, but the file may lack what a guest
 /// has.
 fn of_a_file(failure: Failure, dump: &Dump) -> Failure {
-    let Clues { remedy, absent, .. } = failure.clues;
+    let Clues {
+        remedy,
+        absent,
+        is_cut_short,
+        ..
+    } = failure.clues;
     let mut failure = failure;
     if let Some(remedy) = remedy {
         failure.remedy = Some(remedy.to_owned());
     }
     let missing = dump.missing();
-    let is_told = failure.what.starts_with("the dump is cut short");
-    if missing > 0 && failure.class != Class::Failed && !is_told {
+    if missing > 0 && failure.class != Class::Failed && !is_cut_short {
         failure.class = Class::Refused;
         failure.what = format!(
             "the dump is cut short, {missing} bytes are missing: {}",

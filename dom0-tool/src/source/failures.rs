@@ -1,7 +1,7 @@
 //! What goes wrong with a dump, and what to do about it.
 
 use super::dump::DumpError;
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Clues, Failure};
 
 impl From<DumpError> for Failure {
     fn from(error: DumpError) -> Self {
@@ -47,7 +47,11 @@ impl From<DumpError> for Failure {
                 Class::Refused,
                 error,
                 "take the dump again, of all of memory, or copy it again whole",
-            ),
+            )
+            .with_clues(Clues {
+                is_cut_short: true,
+                ..Clues::default()
+            }),
             _ => Self::plain(Class::Failed, error),
         }
     }
