@@ -3,8 +3,11 @@
 
 use std::ops::Range;
 
+use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
+use plotters::style::TextStyle;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::super::figures::Series;
@@ -94,6 +97,25 @@ fn colour(name: &str) -> RGBColor {
     }
 }
 
+/// The small font, in ink.
+fn small() -> TextStyle<'static> {
+    SMALL.into_font().color(&INK)
+}
+
+/// Gives a chart's axes their font and colours, and leaves the fine lines of its grid out.
+fn style<'m, 'a, 'b, X, Y, D>(mesh: &'m mut MeshStyle<'a, 'b, X, Y, D>) -> &'m mut MeshStyle<'a, 'b, X, Y, D>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    D: DrawingBackend,
+{
+    mesh.label_style(small())
+        .axis_desc_style(small())
+        .axis_style(INK)
+        .bold_line_style(FAINT)
+        .light_line_style(TRANSPARENT)
+}
+
 /// Draws lines with their points; nothing if there are none.
 pub(super) fn lines(words: &Words, series: &[Series], scale: Scale) -> Result<Option<String>> {
     let all = || series.iter().flat_map(|one| one.points.iter());
@@ -127,15 +149,9 @@ pub(super) fn lines(words: &Words, series: &[Series], scale: Scale) -> Result<Op
 /// Draws the mesh, the lines and their points: charts of different scales are of different types.
 macro_rules! draw_lines {
     ($chart:ident, $words:ident, $series:ident) => {
-        $chart
-            .configure_mesh()
+        style(&mut $chart.configure_mesh())
             .x_desc($words.across)
             .y_desc($words.up)
-            .label_style(SMALL.into_font().color(&INK))
-            .axis_desc_style(SMALL.into_font().color(&INK))
-            .axis_style(INK)
-            .bold_line_style(FAINT)
-            .light_line_style(TRANSPARENT)
             .x_label_formatter(&|value| number(*value))
             .y_label_formatter(&|value| number(*value))
             .y_labels(Y_LABELS)
@@ -168,22 +184,13 @@ pub(super) fn bars(title: &str, up: &str, groups: &[String], series: &[Series]) 
             .x_label_area_size(BOTTOM / 2)
             .y_label_area_size(LABELS)
             .build_cartesian_2d(0.0..count(groups.len()), range.clone())?;
-        chart
-            .configure_mesh()
+        style(&mut chart.configure_mesh())
             .disable_x_mesh()
             .x_labels(0)
             .y_desc(up)
-            .label_style(SMALL.into_font().color(&INK))
-            .axis_desc_style(SMALL.into_font().color(&INK))
-            .axis_style(INK)
-            .bold_line_style(FAINT)
-            .light_line_style(TRANSPARENT)
             .y_label_formatter(&|value| number(*value))
             .draw()?;
-        let centred = SMALL
-            .into_font()
-            .color(&INK)
-            .pos(Pos::new(HPos::Center, VPos::Bottom));
+        let centred = small().pos(Pos::new(HPos::Center, VPos::Bottom));
         let taken = if groups.len() < FEW { BAR_OF_FEW } else { BAR };
         for (at, group) in groups.iter().enumerate() {
             let here = |one: &Series| {
@@ -236,22 +243,13 @@ pub(super) fn ranges(title: &str, across: &str, rows: &[Spread]) -> Result<Optio
             .x_label_area_size(BOTTOM)
             .y_label_area_size(LABELS * 4)
             .build_cartesian_2d(0.0..100.0, 0.0..count(rows.len()))?;
-        chart
-            .configure_mesh()
+        style(&mut chart.configure_mesh())
             .disable_y_mesh()
             .y_labels(0)
             .x_desc(across)
-            .label_style(SMALL.into_font().color(&INK))
-            .axis_desc_style(SMALL.into_font().color(&INK))
-            .axis_style(INK)
-            .bold_line_style(FAINT)
-            .light_line_style(TRANSPARENT)
             .x_label_formatter(&|value| number(*value))
             .draw()?;
-        let right = SMALL
-            .into_font()
-            .color(&INK)
-            .pos(Pos::new(HPos::Right, VPos::Center));
+        let right = small().pos(Pos::new(HPos::Right, VPos::Center));
         for (at, row) in rows.iter().enumerate() {
             let up = count(rows.len() - at) - 0.5;
             let colour = colour(row.of);
@@ -293,11 +291,7 @@ fn picture(
             let box_at = [(across, left + 27), (across + 14, left + 37)];
             area.draw(&Rectangle::new(box_at, colour(name).filled()))?;
             let place = (across + 20, left + 25);
-            area.draw(&Text::new(
-                (*name).to_owned(),
-                place,
-                SMALL.into_font().color(&INK),
-            ))?;
+            area.draw(&Text::new((*name).to_owned(), place, small()))?;
             #[allow(clippy::cast_possible_truncation)] // the width of a name
             let wide = (count(name.chars().count()) * CHARACTER) as i32;
             across += wide + 44;
