@@ -95,6 +95,16 @@ pub(super) fn is_ours(host: &mut Host) -> Result<bool> {
     Ok(shell(host, "xl info xen_caps")?.text.contains("lacuna-"))
 }
 
+/// Fails where the hypervisor that runs is not the distribution's.
+fn on_the_distributions(host: &mut Host) -> Result<()> {
+    ensure(
+        !is_ours(host)?,
+        "the hypervisor",
+        "the distribution's",
+        "Lacuna's",
+    )
+}
+
 /// Installs the packages where they are not, beside the distribution's, which must be whole before.
 pub(super) fn install(host: &mut Host) -> Result<()> {
     if shell(host, "dpkg-query --show lacuna")?.status == 0 {
@@ -172,12 +182,7 @@ pub(super) fn held(host: &mut Host, name: &str) -> Result<u64> {
 /// Before the reboot: the packages are installed, the distribution's hypervisor runs, and everything says so.
 pub(super) fn before_reboot(host: &mut Host) -> Result<()> {
     install(host)?;
-    ensure(
-        !is_ours(host)?,
-        "the hypervisor",
-        "the distribution's",
-        "Lacuna's",
-    )?;
+    on_the_distributions(host)?;
     // The first entry with Xen is the one that is booted.
     let menu = fs::read_to_string("/boot/grub/grub.cfg")?;
     let first = menu
@@ -320,12 +325,7 @@ pub(super) fn removed(host: &mut Host) -> Result<()> {
         File::create(PURGED)?;
         return Err(Failure::Reboot);
     }
-    ensure(
-        !is_ours(host)?,
-        "the hypervisor",
-        "the distribution's",
-        "Lacuna's",
-    )?;
+    on_the_distributions(host)?;
     silent(host, "systemctl list-units --failed --plain --no-legend")?;
     silent(host, "dpkg --verify")?;
     for folder in ["/etc/lacuna", "/var/lib/lacuna", "/usr/lib/lacuna-xen-4.20"] {
