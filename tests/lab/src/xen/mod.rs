@@ -203,21 +203,19 @@ pub(crate) fn tools(context: &Context, sysroot: &Sysroot, source: &Source) -> Re
             run_logged(sysroot.command(&source.build, CONFIGURE), &log, progress)
         })?;
         let jobs = jobs();
-        let object = source.build.join("old-glibc.o");
-        let linked = format!("APPEND_LDFLAGS={}", object.display());
+        let linked = if has_old_glibc(source.series) {
+            Some(old_glibc(sysroot, source, &log, progress)?)
+        } else {
+            None
+        };
         // Not `make -C tools`: the top makefile makes the public headers that the tools include.
         let mut build = vec!["make", &jobs, "build-tools", "CONFIG_TESTS=n"];
-        if has_old_glibc(source.series) {
-            old_glibc(sysroot, &object, &log, progress)?;
-            build.push(&linked);
-        }
+        build.extend(linked.as_deref());
         run_logged(sysroot.command(&source.build, &build), &log, progress)?;
         let staged = Staged::directory(root.clone())?;
         let destination = format!("DESTDIR={}", staged.path.display());
         let mut install = vec!["make", "-C", "tools", &destination, "install", "CONFIG_TESTS=n"];
-        if has_old_glibc(source.series) {
-            install.push(&linked);
-        }
+        install.extend(linked.as_deref());
         run_logged(sysroot.command(&source.build, &install), &log, progress)?;
         staged.commit()
     })?;
@@ -234,14 +232,16 @@ const fn has_old_glibc(series: Series) -> bool {
     matches!(series, Series::V4_17)
 }
 
-/// Compiles what has a program run with an older glibc.
-fn old_glibc(sysroot: &Sysroot, object: &Path, log: &Path, progress: &Progress) -> Result<()> {
-    let source = object.with_extension("c");
+/// Compiles what has a program run with an older glibc, and returns the setting of `make` that links it into
+/// each of the tools.
+fn old_glibc(sysroot: &Sysroot, tree: &Source, log: &Path, progress: &Progress) -> Result<String> {
+    let (source, object) = (tree.build.join("old-glibc.c"), tree.build.join("old-glibc.o"));
+    let linked = format!("APPEND_LDFLAGS={}", object.display());
     if fs::read_to_string(&source).is_ok_and(|text| text == OLD_GLIBC) && object.exists() {
-        return Ok(());
+        return Ok(linked);
     }
     // What was linked without it, or with another one, is not linked again by itself.
-    let tools = object.with_file_name("tools");
+    let tools = tree.build.join("tools");
     run_logged(
         sysroot.command(&tools, &["make", "clean", "CONFIG_TESTS=n"]),
         log,
@@ -262,7 +262,8 @@ fn old_glibc(sysroot: &Sysroot, object: &Path, log: &Path, progress: &Progress) 
         &to,
         &from,
     ];
-    run_logged(sysroot.command("/", &line), log, progress)
+    run_logged(sysroot.command("/", &line), log, progress)?;
+    Ok(linked)
 }
 
 /// Builds the library that receives guests from the source as Debian has it, in a copy of the built tree: a
