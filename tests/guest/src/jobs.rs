@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lacuna_guest::Report;
-use lacuna_guest::programs::{Kind, SERVING, SHOP_FILES};
+use lacuna_guest::programs::{SERVING, SHOP_FILES, Workload};
 
 use crate::numbers;
 
@@ -42,8 +42,8 @@ pub(crate) struct Programs(Arc<State>);
 impl Programs {
     /// Starts the server that they need, and as many programs at a time as each of `phases` says, and rests
     /// for `rest` between two phases.
-    pub(crate) fn start(kind: Kind, phases: Vec<u32>, rest: Duration) -> io::Result<Self> {
-        let server = kind.server().map(|line| serve(&line)).transpose()?;
+    pub(crate) fn start(workload: Workload, phases: Vec<u32>, rest: Duration) -> io::Result<Self> {
+        let server = workload.server().map(|line| serve(&line)).transpose()?;
         let state = Arc::new(State {
             least: AtomicU64::new(u64::MAX),
             ..State::default()
@@ -51,7 +51,7 @@ impl Programs {
         let (looking, running) = (Arc::clone(&state), Arc::clone(&state));
         thread::spawn(move || look(&looking));
         thread::spawn(move || {
-            run(&running, kind, &phases, rest);
+            run(&running, workload, &phases, rest);
             if let Some(mut server) = server {
                 if let Ok(Some(status)) = server.try_wait() {
                     running.fail(&format!("the server ended by itself: {status}"));
@@ -119,7 +119,7 @@ fn serve(words: &[String]) -> io::Result<Child> {
     Ok(server)
 }
 
-fn run(state: &Arc<State>, kind: Kind, phases: &[u32], rest: Duration) {
+fn run(state: &Arc<State>, workload: Workload, phases: &[u32], rest: Duration) {
     for (phase, jobs) in (0..).zip(phases) {
         if phase > 0 {
             thread::sleep(rest);
@@ -128,7 +128,7 @@ fn run(state: &Arc<State>, kind: Kind, phases: &[u32], rest: Duration) {
         let running: Vec<_> = (0..*jobs)
             .map(|job| {
                 let state = Arc::clone(state);
-                thread::spawn(move || match program(kind, &format!("/tmp/{phase}-{job}")) {
+                thread::spawn(move || match program(workload, &format!("/tmp/{phase}-{job}")) {
                     Ok(()) => {
                         state.done.fetch_add(1, Ordering::Relaxed);
                     }
@@ -152,9 +152,10 @@ impl State {
     }
 }
 
-/// Runs a program, compares what comes of it, and removes its files.
-fn program(kind: Kind, at: &str) -> io::Result<()> {
-    let (steps, file) = kind.steps(at);
+/// Runs a program with its files in `folder`, which it makes and removes, and compares what comes of it.
+fn program(workload: Workload, folder: &str) -> io::Result<()> {
+    fs::create_dir(folder)?;
+    let (steps, file) = workload.steps(&format!("{folder}/result"));
     let mut said = Vec::new();
     for step in &steps {
         said = finish(&mut command(step)?)?;
@@ -163,14 +164,8 @@ fn program(kind: Kind, at: &str) -> io::Result<()> {
         Some(file) => fs::read(file)?,
         None => said,
     };
-    let mine = |name: &str| Path::new("/tmp").join(name).to_string_lossy().starts_with(at);
-    for entry in fs::read_dir("/tmp")? {
-        let entry = entry?;
-        if mine(&entry.file_name().to_string_lossy()) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    let expected = fs::read(kind.expected())?;
+    fs::remove_dir_all(folder)?;
+    let expected = fs::read(workload.expected())?;
     if seen == expected {
         return Ok(());
     }

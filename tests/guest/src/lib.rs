@@ -160,7 +160,7 @@ pub enum Task {
     /// Run the programs of [`programs`], so many at a time in each phase, and rest between two phases.
     ProgramsStart {
         /// What they do.
-        kind: programs::Kind,
+        workload: programs::Workload,
         /// How many at a time, phase by phase.
         phases: Vec<u32>,
         /// How long to rest between two phases, in ms.

@@ -201,12 +201,12 @@ impl Agent {
             Task::DiskFill { seed } => disk::fill(seed).map_err(text),
             Task::DiskCheck { seed, every } => disk::check(seed, every).map_err(text),
             Task::ProgramsStart {
-                kind,
+                workload,
                 ref phases,
                 rest_ms,
             } => {
                 let rest = Duration::from_millis(rest_ms.into());
-                self.programs = Some(Programs::start(kind, phases.clone(), rest).map_err(text)?);
+                self.programs = Some(Programs::start(workload, phases.clone(), rest).map_err(text)?);
                 Ok(Report::Done)
             }
             Task::ProgramsStatus => self.programs(),

@@ -51,24 +51,33 @@ pub const ENCODER_OPTIONS: &[&str] = &[
 ];
 
 /// What the programs do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// C++ is compiled and assembled.
+pub enum Workload {
+    /// A C++ program is compiled and assembled, by GCC.
     Compile,
-    /// Customers of a web shop: small dynamic pages.
+    /// Customers of a web shop on Python's server and database, over the guest's loopback: small dynamic pages.
     Banking,
-    /// Dynamic pages with images.
+    /// The same shop: dynamic pages with images.
     Ecommerce,
-    /// Large downloads.
+    /// The same shop: large downloads.
     Support,
     /// A Java virtual machine handles orders from warehouses in its heap.
     Orders,
-    /// A film is encoded.
+    /// A film is encoded, by vpxenc.
     Video,
 }
 
-impl Kind {
+impl Workload {
+    /// Returns its guest's memory, in MiB.
+    #[must_use]
+    pub const fn guest_mib(self) -> u32 {
+        match self {
+            Self::Orders => 1024,
+            _ => 640,
+        }
+    }
+
     /// Returns where the guest has what must come of a program, as the same programs have made it elsewhere.
     #[must_use]
     pub const fn expected(self) -> &'static str {

@@ -12,8 +12,8 @@
 use std::path::{Path, PathBuf};
 use std::thread::{self, ScopedJoinHandle};
 
+use lacuna_guest::programs::Workload;
 use lacuna_scenarios::catalogue::Boot;
-use lacuna_scenarios::paper::Workload;
 use serde_json::{Value, json};
 
 use crate::bochs::Disc;

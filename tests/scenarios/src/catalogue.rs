@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::paper::Workload;
+use lacuna_guest::programs::Workload;
 
 /// The hypervisor and machine a scenario needs. Scenarios with the same boot run one after another in one
 /// emulation.

@@ -5,35 +5,9 @@
 
 use std::time::Duration;
 
+use lacuna_guest::programs::Workload;
+
 use crate::catalogue::{Boot, Scenario};
-
-/// What the guest does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Workload {
-    /// A C++ program is compiled and assembled, by GCC.
-    Compile,
-    /// Customers of a web shop on Python's server and database, over the guest's loopback: small dynamic pages.
-    Banking,
-    /// The same shop: dynamic pages with images.
-    Ecommerce,
-    /// The same shop: large downloads.
-    Support,
-    /// A Java virtual machine handles orders from warehouses in its heap.
-    Orders,
-    /// A film is encoded, by vpxenc.
-    Video,
-}
-
-impl Workload {
-    /// Returns its guest's memory, in MiB.
-    #[must_use]
-    pub const fn guest_mib(self) -> u32 {
-        match self {
-            Self::Orders => 1024,
-            _ => 640,
-        }
-    }
-}
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

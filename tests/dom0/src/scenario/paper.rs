@@ -8,9 +8,8 @@
 use std::time::{Duration, Instant};
 
 use lacuna::xen::engine::Engine;
-use lacuna_guest::programs::Kind;
 use lacuna_guest::{Report, Task};
-use lacuna_scenarios::paper::{Arm, Cell, Question, SMOKE, Workload, find};
+use lacuna_scenarios::paper::{Arm, Cell, Question, SMOKE, find};
 use serde_json::{Value, json};
 
 use super::gmd::engine_rounds;
@@ -212,22 +211,10 @@ fn moved(cell: &Cell, host: &mut Host, guest: &mut Guest) -> Result<()> {
     expect_done(cell, &progress)
 }
 
-/// What the guest's agent calls a workload.
-const fn kind(workload: Workload) -> Kind {
-    match workload {
-        Workload::Compile => Kind::Compile,
-        Workload::Banking => Kind::Banking,
-        Workload::Ecommerce => Kind::Ecommerce,
-        Workload::Support => Kind::Support,
-        Workload::Orders => Kind::Orders,
-        Workload::Video => Kind::Video,
-    }
-}
-
 /// Starts the guest's programs.
 fn start(cell: &Cell, guest: &mut Guest) -> Result<()> {
     let task = Task::ProgramsStart {
-        kind: kind(cell.workload),
+        workload: cell.workload,
         phases: cell.phases.to_vec(),
         rest_ms: REST_MS,
     };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use lacuna_guest::programs::{ASSEMBLER, COMPILER, Kind, OPTIONS, SOURCE};
+use lacuna_guest::programs::{ASSEMBLER, COMPILER, OPTIONS, SOURCE, Workload};
 
 use super::Workshop;
 use crate::error::{IoContext, Result};
@@ -42,6 +42,6 @@ pub(super) fn guest(workshop: &Workshop) -> Result<PathBuf> {
             guest.libraries.extend(workshop.libraries(program)?);
         }
         guest.file(SOURCE, &made.join("source.ii"))?;
-        guest.file(Kind::Compile.expected(), &made.join("expected.o"))
+        guest.file(Workload::Compile.expected(), &made.join("expected.o"))
     })
 }

@@ -10,7 +10,7 @@ mod video;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lacuna_scenarios::paper::Workload;
+use lacuna_guest::programs::Workload;
 
 use crate::context::{Context, Staged};
 use crate::cpio::Archive;

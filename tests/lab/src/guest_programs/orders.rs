@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lacuna_guest::programs::{CLASSES, JAVA, JAVA_OPTIONS, Kind, WAREHOUSES};
+use lacuna_guest::programs::{CLASSES, JAVA, JAVA_OPTIONS, WAREHOUSES, Workload};
 
 use super::{Workshop, packages};
 use crate::error::{IoContext, Result};
@@ -59,7 +59,7 @@ pub(super) fn guest(workshop: &Workshop) -> Result<PathBuf> {
         arguments.extend(["-cp", "classes"]);
         arguments.extend(WAREHOUSES);
         let expected = workshop.run(MAKE, &arguments)?;
-        guest.bytes(Kind::Orders.expected(), expected.as_bytes())?;
+        guest.bytes(Workload::Orders.expected(), expected.as_bytes())?;
         let classes = made.join("classes");
         for entry in fs::read_dir(&classes).on("list", &classes)? {
             let entry = entry.on("list", &classes)?;

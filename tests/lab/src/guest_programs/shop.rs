@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lacuna_guest::programs::{Kind, PYTHON, SHOP};
+use lacuna_guest::programs::{PYTHON, SHOP, Workload};
 
 use super::Workshop;
 use crate::error::{Error, IoContext, Result};
@@ -16,7 +16,7 @@ const PROGRAM: &str = include_str!("../../programs/shop.py");
 const FILES: &str = "version=$(basename $(readlink -f /usr/bin/python3)) && dpkg-query --listfiles \
     lib$version-minimal $version-minimal lib$version-stdlib | grep -E \"^/usr/(bin|lib)/$version(/|\\$)\"";
 /// The mixes.
-const MIXES: [Kind; 3] = [Kind::Banking, Kind::Ecommerce, Kind::Support];
+const MIXES: [Workload; 3] = [Workload::Banking, Workload::Ecommerce, Workload::Support];
 
 /// Makes it, and returns where it is.
 pub(super) fn guest(workshop: &Workshop) -> Result<PathBuf> {
@@ -48,7 +48,7 @@ pub(super) fn guest(workshop: &Workshop) -> Result<PathBuf> {
 }
 
 /// What a visit comes to, in the sysroot.
-fn visit(workshop: &Workshop, mix: Kind, program: &Path, made: &Path) -> Result<String> {
+fn visit(workshop: &Workshop, mix: Workload, program: &Path, made: &Path) -> Result<String> {
     let name = mix.mix().ok_or(Error::Ended)?;
     let files = made.join(name);
     let script = "python3 \"$1\" expect \"$2\" \"$3\" && rm -r \"$2\"";

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use lacuna_guest::programs::{ENCODER, ENCODER_OPTIONS, FILM, Kind};
+use lacuna_guest::programs::{ENCODER, ENCODER_OPTIONS, FILM, Workload};
 
 use super::{Workshop, packages};
 use crate::error::{IoContext, Result};
@@ -45,7 +45,7 @@ pub(super) fn guest(workshop: &Workshop) -> Result<PathBuf> {
         workshop.run(MAKE, &arguments)?;
         guest.file(ENCODER, &encoder)?;
         guest.file(FILM, &made.join("film.y4m"))?;
-        guest.file(Kind::Video.expected(), &made.join("expected.ivf"))?;
+        guest.file(Workload::Video.expected(), &made.join("expected.ivf"))?;
         let library = libraries.join(LIBRARY);
         guest.file(&format!("/{LIBRARIES}/{LIBRARY}"), &library)?;
         // The encoder's own, but for the one that the sysroot has not: that one's.

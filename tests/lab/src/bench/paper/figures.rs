@@ -1,6 +1,7 @@
 //! What the results say, in the paper's terms. A figure that no result has is absent, never zero.
 
-use lacuna_scenarios::paper::{Arm, CELLS, Cell, Question, Workload};
+use lacuna_guest::programs::Workload;
+use lacuna_scenarios::paper::{Arm, CELLS, Cell, Question};
 use serde_json::{Map, Value};
 
 use super::names::{TABLE_1, WORKLOADS, is_again, is_alone, label, shares, workload};

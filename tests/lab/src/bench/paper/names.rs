@@ -1,6 +1,7 @@
 //! How cells and workloads are called in figures, which cells belong together, and the paper's own Table 1.
 
-use lacuna_scenarios::paper::{Arm, Cell, Workload};
+use lacuna_guest::programs::Workload;
+use lacuna_scenarios::paper::{Arm, Cell};
 
 /// The workloads, in the order in which they are shown.
 pub(super) const WORKLOADS: [Workload; 6] = [
