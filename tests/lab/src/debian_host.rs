@@ -1,5 +1,5 @@
-//! A host as people have it: Debian 13 with systemd, GRUB and Debian's own Xen, on a disk from which the
-//! machine boots.
+//! A host as people have it: Debian with systemd, GRUB and Debian's own Xen, on a disk from which the machine
+//! boots. Debian 13 for Xen 4.20, Debian 12 for 4.17.
 //!
 //! The lab adds what one has to add to drive it: a unit that starts the driver, and Xen's console on the
 //! serial port. What it brings along comes on a second disk, which is a tar archive: the product's packages,
@@ -19,14 +19,38 @@ use crate::process::run_logged;
 use crate::product;
 use crate::progress::Progress;
 use crate::setup::Stage;
-use crate::sysroot::{SUITE, Sysroot};
+use crate::sysroot::Sysroot;
 use crate::variant::RELEASE;
 use crate::xen::own_tests::PROGRAMS as OWN_TESTS;
 use crate::xen::place;
 use crate::xen::series::Series;
 
-/// The series of Xen that Debian 13 has. The packages of another one are for another Debian.
-pub(crate) const SERIES: Series = Series::V4_20;
+/// The release of Debian that has a series of Xen.
+struct Release {
+    suite: &'static str,
+    /// The lab's name for the host.
+    name: &'static str,
+}
+
+impl Release {
+    const fn with(series: Series) -> Self {
+        match series {
+            Series::V4_20 => Self {
+                suite: "trixie",
+                name: "debian-host",
+            },
+            Series::V4_17 => Self {
+                suite: "bookworm",
+                name: "debian-12-host",
+            },
+        }
+    }
+
+    /// The path in the cache, and the name of the step, of a part of the host.
+    fn part(&self, part: &str) -> String {
+        format!("{}/{part}", self.name)
+    }
+}
 
 /// What is installed on top of debootstrap's minimal base: what Debian's installer leaves on a host with Xen
 /// that it starts by a BIOS, and libvirt.
@@ -45,6 +69,9 @@ const PACKAGES: &[&str] = &[
     "libvirt-daemon-driver-xen",
     "libvirt-clients",
 ];
+
+/// The scenario that runs Xen's own test programs.
+pub(crate) const XEN_TESTS: &str = "host-debian/xen-tests";
 
 /// The disk, in MiB.
 const DISK_MIB: u64 = 3072;
@@ -79,21 +106,25 @@ const UNIT_NAME: &str = "lab-driver.service";
 
 /// Makes the two disks.
 pub(crate) fn drives(stage: &Stage) -> Result<[Drive; 2]> {
-    let disk = disk(stage.context(), &stage.sysroot)?;
-    let brought = brought(stage)?;
+    let release = Release::with(stage.series());
+    let disk = disk(stage.context(), &release, &stage.sysroot)?;
+    let brought = brought(stage, &release)?;
     Ok([disk, brought].map(|file| Drive { file }))
 }
 
 /// Makes Debian's tree.
-fn tree(context: &Context, sysroot: &Sysroot) -> Result<Sysroot> {
-    let mut key = KeyBuilder::new("debian-host/tree", 1).text(SUITE);
+fn tree(context: &Context, release: &Release, sysroot: &Sysroot) -> Result<Sysroot> {
+    let name = release.part("tree");
+    let mut key = KeyBuilder::new("debian-host/tree", 1).text(release.suite);
     for package in PACKAGES {
         key = key.text(package);
     }
-    let tree = sysroot.at(context.cached("debian-host/tree"), key.finish());
-    context.download("debian-host/tree", &tree.key, |progress| {
+    let tree = sysroot
+        .at(context.cached(&name), key.finish())
+        .of_suite(release.suite);
+    context.download(&name, &tree.key, |progress| {
         require_root()?;
-        let log = context.step_log("debian-host/tree");
+        let log = context.step_log(&name);
         let staged = Staged::directory(tree.root.clone())?;
         let fresh = tree.at(staged.path.clone(), tree.key.clone());
         fresh.bootstrap(context, &log, progress)?;
@@ -158,16 +189,17 @@ fn settings(tree: &Sysroot) -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Makes the host's disk.
-fn disk(context: &Context, sysroot: &Sysroot) -> Result<PathBuf> {
-    let tree = tree(context, sysroot)?;
-    let image = context.cached("debian-host/disk.img");
+fn disk(context: &Context, release: &Release, sysroot: &Sysroot) -> Result<PathBuf> {
+    let tree = tree(context, release, sysroot)?;
+    let image = context.cached(release.part("disk.img"));
+    let name = release.part("disk");
     let settings = settings(&tree)?;
     let mut key = KeyBuilder::new("debian-host/disk", 1).key(&tree.key);
     for (name, text) in &settings {
         key = key.text(name).text(text);
     }
-    context.step("debian-host/disk", &key.finish(), |progress| {
-        let log = context.step_log("debian-host/disk");
+    context.step(&name, &key.finish(), |progress| {
+        let log = context.step_log(&name);
         for (name, text) in &settings {
             tree.write(name, text)?;
         }
@@ -241,20 +273,20 @@ fn boot_loader(tree: &Path, image: &Path) -> Result<()> {
 }
 
 /// Packs what the lab brings along.
-fn brought(stage: &Stage) -> Result<PathBuf> {
+fn brought(stage: &Stage, release: &Release) -> Result<PathBuf> {
     let context = stage.context();
-    let archive = context.cached("debian-host/brought.tar");
+    let archive = context.cached(release.part("brought.tar"));
     // The hypervisor of a real host lacks what the emulator needs, and the programs need no optimising linker
     // here.
     let xen = stage.variant(RELEASE)?;
-    let (lacuna, agent) = (&stage.lacuna, place(context, SERIES, "images/guest.cpio"));
+    let (lacuna, agent) = (&stage.lacuna, place(context, stage.series(), "images/guest.cpio"));
     let tests = stage.own_tests()?;
     let key = brought_key(stage, &[&xen.directory.join("xen-syms"), lacuna, &agent])?;
-    context.step(&step_name(SERIES, "debian-host"), &key, |progress| {
-        let log = context.step_log("debian-host/brought");
-        let product = Staged::directory(context.cached("debian-host/product"))?;
+    context.step(&step_name(stage.series(), "debian-host"), &key, |progress| {
+        let log = context.step_log(&release.part("brought"));
+        let product = Staged::directory(context.cached(release.part("product")))?;
         let packages = product::pack(stage, &product::lay_out(stage, &xen, lacuna, &product.path)?)?;
-        let content = Staged::directory(context.cached("debian-host/brought"))?;
+        let content = Staged::directory(context.cached(release.part("brought")))?;
         let copy = |from: &Path, name: &str| {
             let to = content.path.join(name);
             if let Some(folder) = to.parent() {

@@ -83,6 +83,8 @@ pub(crate) struct Sysroot {
     pub(crate) root: PathBuf,
     /// Names what it was made of; part of the key of whatever is built in it.
     pub(crate) key: Key,
+    /// The Debian release.
+    suite: &'static str,
     cache: PathBuf,
     repository: PathBuf,
     /// What else of the machine is seen inside, at its own place.
@@ -104,6 +106,7 @@ impl Sysroot {
         let sysroot = Self {
             root: context.cached("sysroot"),
             key: key(),
+            suite: SUITE,
             cache: context.cache.clone(),
             repository: context.repository.clone(),
             others: Vec::new(),
@@ -135,18 +138,23 @@ impl Sysroot {
         }
     }
 
+    /// The same tree, if it is of another Debian release.
+    pub(crate) fn of_suite(self, suite: &'static str) -> Self {
+        Self { suite, ..self }
+    }
+
     /// Makes debootstrap's minimal tree of the release, with the machine's archive as its source of packages.
     pub(crate) fn bootstrap(&self, context: &Context, log: &Path, progress: &Progress) -> Result<()> {
         let archive = archive_uri(context)?;
         let mut command = Command::new("debootstrap");
         command
-            .args(["--variant=minbase", "--components=main", SUITE])
+            .args(["--variant=minbase", "--components=main", self.suite])
             .arg(&self.root)
             .arg(&archive);
         run_logged(command, log, progress)?;
         self.write(
             "etc/apt/sources.list",
-            format!("deb {archive} {SUITE} main\ndeb-src {archive} {SUITE} main\n"),
+            format!("deb {archive} {0} main\ndeb-src {archive} {0} main\n", self.suite),
         )?;
         self.follow_machine()?;
         self.refresh(log, progress)

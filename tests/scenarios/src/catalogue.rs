@@ -181,6 +181,7 @@ pub const SCENARIOS: &[Scenario] = &[
     // Compares with the distribution's hypervisor: before those that leave Lacuna's running.
     long_on(Boot::DebianHost, "host-debian/xen-tests", 2400),
     long_on(Boot::DebianHost, "host-debian/unattended", 2400),
+    long_on(Boot::DebianHost, "host-debian/upgraded", 2400),
     long_on(Boot::DebianHost, "host-debian/libvirt", 3600),
     // The last one of its boot: the packages are gone after it.
     long_on(Boot::DebianHost, "host-debian/removed", 2400),

@@ -1,5 +1,5 @@
-//! A host as people have it: Debian 13 with systemd, GRUB and Debian's own Xen, on which the packages are
-//! installed and used as docs/install.md says. What is typed there is in the constants below, and a
+//! A host as people have it: Debian 13, or 12, with systemd, GRUB and Debian's own Xen, on which the packages
+//! are installed and used as docs/install.md says. What is typed there is in the constants below, and a
 //! test holds them against the document.
 
 use std::fs::{self, File};
@@ -12,18 +12,18 @@ use lacuna_guest::Task;
 
 use crate::failure::{Failure, Result, differs, ensure, equal};
 use crate::guest::{CONSOLES, Guest, Plan};
-use crate::host::{Host, run, wait_until};
+use crate::host::{Host, run, wait_until, xen_release};
 use crate::services::xen;
 
 /// Where the packages are.
-const PACKAGES: &str = "/opt/lab/packages";
+pub(super) const PACKAGES: &str = "/opt/lab/packages";
 /// Says that the host was rebooted for the hypervisor, so that it is not rebooted for ever.
 const REBOOTED: &str = "/var/lib/lab-rebooted";
 
 /// The same for the reboot after the packages were removed.
 const PURGED: &str = "/var/lib/lab-purged";
 
-/// What docs/install.md has one type.
+/// What docs/install.md has one type, on Debian 13.
 const INSTALL: &str =
     "apt install ./lacuna_*.deb ./lacuna-xen-hypervisor-4.20_*.deb ./lacuna-xen-libs-4.20_*.deb";
 
@@ -105,6 +105,12 @@ fn on_the_distributions(host: &mut Host) -> Result<()> {
     )
 }
 
+/// The same line for the series of Xen that runs; its name is in those of the packages and folders.
+pub(super) fn of_series(line: &str) -> Result<String> {
+    let (major, minor) = xen_release()?;
+    Ok(line.replace("4.20", &format!("{major}.{minor}")))
+}
+
 /// Installs the packages where they are not, beside the distribution's, which must be whole before.
 pub(super) fn install(host: &mut Host) -> Result<()> {
     if shell(host, "dpkg-query --show lacuna")?.status == 0 {
@@ -113,7 +119,7 @@ pub(super) fn install(host: &mut Host) -> Result<()> {
     host.note("installing the packages")?;
     silent(host, "dpkg --verify")?;
     // Nobody is there to say yes.
-    let line = INSTALL.replacen("apt install", "apt-get install -y", 1);
+    let line = of_series(INSTALL)?.replacen("apt install", "apt-get install -y", 1);
     expect(
         host,
         &format!("cd {PACKAGES} && {line}"),
@@ -141,7 +147,7 @@ pub(super) fn install_and_boot(host: &mut Host) -> Result<()> {
 
 /// Creates a guest and goes on when its agent has said that it is there. Debian's xenconsoled keeps no logs,
 /// so they are kept here.
-fn guest(host: &mut Host, name: &'static str) -> Result<Guest> {
+pub(super) fn guest(host: &mut Host, name: &'static str) -> Result<Guest> {
     let plan = Plan {
         mib: u32::try_from(MIB).unwrap_or(u32::MAX),
         ..Plan::stock(name, "6.12")
@@ -293,7 +299,7 @@ fn healthy(host: &mut Host) -> Result<()> {
 }
 
 /// A save leaves out what the guest does not use, and the guest goes on when it is restored.
-fn stored(host: &mut Host, guest: &mut Guest) -> Result<()> {
+pub(super) fn stored(host: &mut Host, guest: &mut Guest) -> Result<()> {
     let name = guest.name;
     expect(host, &format!("lacuna estimate {name}"), 0, &[])?;
     expect(host, &format!("xl save {name} /root/{name}.save"), 0, &[])?;
@@ -329,11 +335,12 @@ pub(super) fn removed(host: &mut Host) -> Result<()> {
     silent(host, "systemctl list-units --failed --plain --no-legend")?;
     silent(host, "dpkg --verify")?;
     for folder in ["/etc/lacuna", "/var/lib/lacuna", "/usr/lib/lacuna-xen-4.20"] {
+        let folder = of_series(folder)?;
         ensure(
-            !Path::new(folder).exists(),
+            !Path::new(&folder).exists(),
             "what the packages had",
             "gone",
-            folder,
+            &folder,
         )?;
     }
     let guest = guest(host, "afterwards")?;

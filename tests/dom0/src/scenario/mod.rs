@@ -10,6 +10,7 @@ mod content_daemon;
 mod daemon;
 mod debian_host;
 mod debian_libvirt;
+mod debian_upgrade;
 mod debian_xen_tests;
 mod disks;
 mod ept;
@@ -124,6 +125,7 @@ const BODIES: &[(&str, Body)] = &[
     ("host-debian/before-reboot", debian_host::before_reboot),
     ("host-debian/xen-tests", debian_xen_tests::xen_tests),
     ("host-debian/unattended", debian_host::unattended),
+    ("host-debian/upgraded", debian_upgrade::upgraded),
     ("host-debian/libvirt", debian_libvirt::libvirt),
     ("host-debian/removed", debian_host::removed),
 ];
