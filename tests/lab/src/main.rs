@@ -28,6 +28,7 @@ mod process;
 mod product;
 mod programs;
 mod progress;
+mod report_page;
 mod selection;
 mod setup;
 mod suite;

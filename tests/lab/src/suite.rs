@@ -14,6 +14,7 @@ use crate::gates::{self, GATES, Gate};
 use crate::live::{self, Outcome};
 use crate::matrix;
 use crate::process::start;
+use crate::report_page;
 use crate::selection::Selection;
 use crate::setup::{Stage, Wish};
 use crate::sysroot::Sysroot;
@@ -33,6 +34,8 @@ pub(crate) enum HostTest {
     LargePdb,
     /// PDBs and executables of clang and lld-link, which are installed when missing.
     Windows,
+    /// The page of `lacuna report` in a browser, which is installed when missing.
+    ReportPage,
     /// Every patch applies without fuzz, on each series of Xen that can be had.
     Patches,
     /// The hypervisor builds after each patch, on the same.
@@ -67,6 +70,7 @@ const HOST: &[(&str, HostTest)] = &[
     ("host/bench", HostTest::Bench),
     ("host/windows-large-pdb", HostTest::LargePdb),
     ("host/windows", HostTest::Windows),
+    (REPORT_PAGE, HostTest::ReportPage),
     ("host/patches", HostTest::Patches),
     (PREFIXES, HostTest::Prefixes),
     (
@@ -90,8 +94,12 @@ const HOST: &[(&str, HostTest)] = &[
     ),
 ];
 
-/// An hour of compiling, so a part of long runs.
+/// An hour of compiling.
 const PREFIXES: &str = "host/prefixes";
+/// A browser to download.
+const REPORT_PAGE: &str = "host/report-page";
+/// Those are a part of long runs.
+const LONG: [&str; 2] = [PREFIXES, REPORT_PAGE];
 
 /// A part of `host/test`, for those who ask for Linux guests alone.
 const LINUX_ALONE: &str = "linux/host";
@@ -116,7 +124,7 @@ pub(crate) fn run(context: &Context, filters: &[String], full: bool) -> Result<(
         .iter()
         .chain(HOST)
         .filter(|(name, _)| selection.host(name, *name == LINUX_ALONE))
-        .filter(|(name, _)| full || *name != PREFIXES || filters.iter().any(|filter| filter == name))
+        .filter(|(name, _)| full || !LONG.contains(name) || filters.iter().any(|filter| filter == name))
         .collect();
     let scenarios: Vec<Scenario> = SCENARIOS
         .iter()
@@ -244,6 +252,10 @@ fn host(context: &Context, name: &str, test: HostTest, known: &[String]) -> Resu
         HostTest::Windows => {
             println!("lab: {name}: cargo test --test windows, with clang and lld-link");
             windows::run(context).err().map(|error| error.to_string())
+        }
+        HostTest::ReportPage => {
+            println!("lab: {name}: the page of `lacuna report` in Chromium");
+            report_page::run(context).err().map(|error| error.to_string())
         }
         HostTest::Patches => {
             println!("lab: {name}: cargo lab patches check");

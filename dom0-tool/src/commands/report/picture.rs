@@ -10,7 +10,8 @@ use crate::ops::report::{Happening, Kind};
 /// Size of a picture, and the edges of its plot, in units of its own.
 const WIDTH: f64 = 800.0;
 pub(super) const LEFT: f64 = 64.0;
-const RIGHT: f64 = 792.0;
+/// Half of a label has to fit behind it.
+const RIGHT: f64 = 780.0;
 const TOP: f64 = 8.0;
 /// Height of a plot, and of what is below it.
 const PLOT: f64 = 150.0;
@@ -71,7 +72,10 @@ impl Span {
 /// Begins a picture of this height.
 fn begin(id: usize, height: f64, title: &str, description: &str) -> Markup {
     let mut svg = Markup::default();
-    svg.raw("<svg viewBox=\"0 0 ").text(WIDTH).raw(" ").text(height);
+    svg.raw("<div class=\"picture\"><svg viewBox=\"0 0 ")
+        .text(WIDTH)
+        .raw(" ")
+        .text(height);
     svg.raw("\" role=\"img\" aria-labelledby=\"t")
         .text(id)
         .raw(" d")
@@ -192,7 +196,7 @@ impl Chart<'_> {
         for series in &self.lines {
             self.line(&mut svg, series, y);
         }
-        svg.raw("</svg>\n");
+        svg.raw("</svg></div>\n");
         svg
     }
 
@@ -306,7 +310,7 @@ pub(super) fn events(id: usize, span: Span, happenings: &[&Happening], descripti
         let lane = lanes.iter().position(|name| *name == event.guest).unwrap_or(0);
         mark(&mut svg, event, span.x(event.at), middle(lane));
     }
-    svg.raw("</svg>\n");
+    svg.raw("</svg></div>\n");
     svg
 }
 
