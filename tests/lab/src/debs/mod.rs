@@ -148,7 +148,8 @@ impl Build<'_> {
             architecture: "amd64",
             section: "admin",
             fields: vec![
-                ("Depends", format!("libc6 (>= {glibc}), libgcc-s1")),
+                // procps has the kill by which the unit is reloaded.
+                ("Depends", format!("libc6 (>= {glibc}), libgcc-s1, procps")),
                 (
                     "Recommends",
                     format!("lacuna-xen-hypervisor-{series}, lacuna-xen-libs-{series}"),
