@@ -59,6 +59,7 @@ const PACKAGES: &[&str] = &[
     "dbus",
     "udev",
     "kmod",
+    "procps",
     "e2fsprogs",
     "initramfs-tools",
     "zstd",
