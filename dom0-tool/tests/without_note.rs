@@ -5,6 +5,7 @@
 #[allow(dead_code)]
 mod fake_kernel;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::sync::atomic::AtomicU64;
@@ -19,8 +20,8 @@ use lacuna::os::linux::other_kernels::Tie;
 use lacuna::os::linux::profile::{BuildError, LinuxProfile, Sources, build};
 use lacuna::os::{Sources as Everything, identify_linux, with_standing_kernel};
 use lacuna::progress::Silent;
-use lacuna::source::Cpu;
-use lacuna_core::{Bitmap, FreeCheck, Gfn, GuestVirt, Scanner};
+use lacuna::source::{Cpu, GuestSource};
+use lacuna_core::{Bitmap, FreeCheck, Gfn, GuestMemory, GuestPhys, GuestVirt, ReadError, Scanner};
 use tempfile::NamedTempFile;
 
 /// How far the kernel is from where it was linked to.
@@ -298,4 +299,44 @@ fn a_file_is_asked_where_no_note_is_confirmed_and_the_failure_names_both() {
     for part in ["no VMCOREINFO note", "init_uts_ns", "System.map"] {
         assert!(failure.what.contains(part), "{failure}");
     }
+}
+
+/// A guest of which it is known how many frames were read.
+struct Watched {
+    guest: FakeKernel,
+    frames: BTreeSet<u64>,
+}
+
+impl GuestMemory for Watched {
+    fn read(&mut self, from: GuestPhys, into: &mut [u8]) -> Result<(), ReadError> {
+        self.frames.insert(from.gfn().get());
+        self.guest.read(from, into)
+    }
+}
+
+impl GuestSource for Watched {
+    fn end(&self) -> Gfn {
+        self.guest.end()
+    }
+}
+
+#[test]
+fn not_all_of_memory_is_read_for_a_note_that_the_file_says_is_not_there() {
+    let frames = |symbols: &[(&str, u64)], cpus: &[Cpu]| {
+        let mut watched = Watched {
+            guest: guest(Era::New),
+            frames: BTreeSet::new(),
+        };
+        let file = system_map(symbols);
+        let found = identify_linux(&mut watched, cpus, Some(file.path()), &mut Silent).unwrap();
+        assert_eq!((found.note_at, found.release.as_str()), (None, RELEASE));
+        watched.frames.len() as u64
+    };
+    let all = guest(Era::New).end().get();
+    let read = frames(&symbols(Era::New), &cpus());
+    assert!(read < 32, "{read} of {all} frames");
+    // A kernel that can have a note is asked for it first, and one that no register leads to as well.
+    let noted = [&symbols(Era::New)[..], &[("vmcoreinfo_note", at::NOTE_POINTER)]].concat();
+    assert_eq!(frames(&noted, &cpus()), all);
+    assert_eq!(frames(&symbols(Era::New), &[]), all);
 }

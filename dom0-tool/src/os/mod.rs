@@ -188,8 +188,8 @@ pub fn with_standing_kernel<M: GuestSource, P: Progress + ?Sized, T>(
     }
 }
 
-/// Identifies a Linux kernel, in a guest that runs or stands still: by its note, or where no note is
-/// confirmed by the System.map that was given.
+/// Identifies a Linux kernel, in a guest that runs or stands still: by its note, or where it has none by the
+/// System.map that was given.
 ///
 /// # Errors
 /// Why none was identified.
@@ -201,6 +201,12 @@ pub fn identify_linux<M: GuestSource, P: Progress + ?Sized>(
 ) -> Result<Identified, Failure> {
     progress.begin(Step::SearchForLinux);
     let mut advance = |at, end| progress.advance(at, end);
+    let by_map =
+        system_map.and_then(|file| by_system_map::identify_without_note(memory, cpus, file, &mut advance));
+    if let Some(kernel) = by_map {
+        progress.end();
+        return Ok(kernel);
+    }
     let found = linux::identify::identify(memory, cpus, &mut advance);
     let found = match (found, system_map) {
         (

@@ -42,6 +42,8 @@ const NAMES: [&str; 2] = ["init_uts_ns", "system_utsname"];
 const ENTRIES: [&str; 2] = ["entry_SYSCALL_64", "system_call"];
 /// Where `SYSENTER_EIP` leads in a 32-bit kernel: since 4.2, before, and until 2.6.21.
 const ENTRIES_32: [&str; 3] = ["entry_SYSENTER_32", "ia32_sysenter_target", "sysenter_entry"];
+/// Only kernels that have a note have these: the note, since 2.6.24, and its text.
+const HAVE_NOTES: [&str; 2] = ["vmcoreinfo_note", "vmcoreinfo_data"];
 /// What a note would name, besides.
 const NOTED: [&str; 5] = [
     "_stext",
@@ -120,6 +122,25 @@ struct KernelLocation {
     space: AddressSpace,
     /// How far from where it was linked to.
     moved: u64,
+}
+
+/// The kernel of the System.map `file`, if by that file it has no note, and the page tables of a virtual CPU
+/// lead to it. A note need not be looked for in all of memory then. Nothing in any other case: what is wrong
+/// is told once no note was found either.
+pub fn identify_without_note<M: GuestSource>(
+    memory: &mut M,
+    cpus: &[Cpu],
+    file: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Option<Identified> {
+    if !cpus.iter().any(Cpu::is_paging) {
+        return None;
+    }
+    let map = SystemMap::open(file, &[&HAVE_NOTES]).ok()?;
+    if HAVE_NOTES.iter().any(|symbol| map.find(symbol).is_some()) {
+        return None;
+    }
+    identify(memory, cpus, file, progress).ok()
 }
 
 /// Searches `memory` for the kernel of the System.map `file`. `progress` is told the frame reached and the
