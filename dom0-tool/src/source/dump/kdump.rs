@@ -16,6 +16,11 @@ use super::{DumpError, Parts};
 pub(super) const MAGIC: &[u8] = b"KDUMP   ";
 /// Where `utsname.machine` is.
 const MACHINE: usize = 12 + 4 * 65;
+/// What follows the time stamp, whose size is that of the processor's words.
+const WIDE: usize = 424;
+const NARROW: usize = 412;
+/// Bytes of a block: those of a page.
+const BLOCK: u32 = 4096;
 /// Most bytes of a bitmap read at once.
 const BITMAP_PIECE: u64 = 1 << 20;
 /// Most bytes of notes and of the note of the kernel.
@@ -114,10 +119,9 @@ impl Header {
                 remedy: "only dumps of x86 machines can be read",
             });
         }
-        let wide = machine.contains("64");
+        let wide = is_wide(&machine, &first);
         let first = Fields { bytes: &first, wide };
-        // After the time stamp, whose size is that of the processor's words.
-        let rest = if wide { 424 } else { 412 };
+        let rest = if wide { WIDE } else { NARROW };
         let number = |index: usize| first.number(rest + 4 * index, 4);
         let damaged = |what, value| DumpError::Impossible { what, value };
         let (version, status, block) = (first.number(8, 4), number(0), number(1));
@@ -166,6 +170,13 @@ impl Header {
             vmcoreinfo: place(vmcoreinfo, 3),
         })
     }
+}
+
+/// Whether a dump is one of a 64-bit processor. QEMU writes "Unknown" for the machine of a guest without its
+/// `vmcoreinfo` device; then the size of a block tells, by where it stands.
+fn is_wide(machine: &str, first: &[u8]) -> bool {
+    let block = |rest: usize| first.get(rest + 4..rest + 8) == Some(&BLOCK.to_le_bytes()[..]);
+    machine.contains("64") || !machine.ends_with("86") && block(WIDE) && !block(NARROW)
 }
 
 /// Runs of set bits among the first `pages` of a bitmap: first page, number of pages.

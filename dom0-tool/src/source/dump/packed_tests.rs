@@ -41,10 +41,15 @@ fn kdump_compressed_dumps_are_read_in_place() {
     let pages: Vec<_> = [0, 1, 5, 0x40, 0x9001].into_iter().map(page).collect();
     let notes = [qemu_note(0x1000), qemu_note(0x2000)].concat();
     for codec in Codec::ALL {
-        for wide in [true, false] {
+        for (wide, machine) in [
+            (true, "x86_64"),
+            (false, "i686"),
+            (true, "Unknown"),
+            (false, "Unknown"),
+        ] {
             let made = Kdump {
                 wide,
-                machine: if wide { "x86_64" } else { "i686" },
+                machine,
                 notes: &notes,
                 vmcoreinfo: b"OSRELEASE=1\n",
                 ..Kdump::new(codec, &pages)
