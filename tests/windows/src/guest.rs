@@ -23,6 +23,10 @@ const DESCRIPTOR: u32 = 0x100;
 /// Where the exception handlers and the system call's entry lie in the image.
 const HANDLER: u64 = 0x1020;
 pub(crate) const ENTRY: u64 = 0x1040;
+/// The first frame that lies above 4 GiB, in a guest that has memory there, by its place in [`Made::memory`].
+const FIRST_HIGH: u64 = 0x900;
+/// Where that frame is for the guest.
+const FOUR_GIB: u64 = 1 << 20;
 /// Most frames of page tables.
 const TABLE_FRAMES: u64 = 64;
 
@@ -62,6 +66,18 @@ pub enum State {
     Active,
 }
 
+/// What of a guest's memory lies above 4 GiB: the second half, or none. In [`Made::memory`] it always comes
+/// right behind what is below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Above {
+    /// Nothing.
+    Nothing,
+    /// The page-frame database among it.
+    Half,
+    /// The page tables, too.
+    Tables,
+}
+
 /// A guest to be made.
 #[derive(Clone, Debug)]
 pub struct Guest {
@@ -86,6 +102,8 @@ pub struct Guest {
     pub uncounted: bool,
     /// What the zeroed list says that it has; `None`: what is true.
     pub total: Option<u64>,
+    /// Where its memory is.
+    pub above: Above,
     /// Whether a copy of the image is mapped elsewhere in the kernel's half, its variables never written.
     pub copy: bool,
     /// Whether images that call themselves kernels lie in memory that no table maps: one without a debug
@@ -133,6 +151,7 @@ impl Guest {
             partition: false,
             uncounted: false,
             total: None,
+            above: Above::Nothing,
             copy: false,
             decoys: false,
         }
@@ -221,10 +240,24 @@ impl Guest {
         types.structure("_MI_PARTITION", 4096, &fields);
     }
 
+    /// Where the guest has the frame that lies at `place` in [`Made::memory`].
+    pub fn frame_at(&self, place: u64) -> u64 {
+        if self.above != Above::Nothing && place >= FIRST_HIGH {
+            place - FIRST_HIGH + FOUR_GIB
+        } else {
+            place
+        }
+    }
+
+    /// Where the page tables begin in [`Made::memory`].
+    fn first_table(&self) -> u64 {
+        if self.above == Above::Tables { 0xe00 } else { 0x200 }
+    }
+
     /// Makes the guest: 16 MiB, of which some are firmware's and some are not there.
     pub fn make(&self) -> Made {
         let frames = 4096_u64;
-        let runs = vec![(1, 0x9e), (0x100, 0x700), (0x900, 0x700)];
+        let runs: Vec<(u64, u64)> = vec![(1, 0x9e), (0x100, 0x700), (FIRST_HIGH, 0x700)];
         let mut states: Vec<Option<State>> = vec![None; usize::try_from(frames).expect("small")];
         let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(self.layout.size) << 8);
         for (first, count) in &runs {
@@ -234,12 +267,12 @@ impl Guest {
         }
         let mut build = Build {
             memory: vec![0; index(frames) * PAGE],
-            paging: self.paging,
-            next_table: 0x200,
+            guest: self.clone(),
+            next_table: self.first_table(),
             root: 0,
         };
         // Infrastructure takes frames of its own, out of order so that nothing is in a row by luck.
-        let tables = 0x200..0x200 + TABLE_FRAMES;
+        let tables = self.first_table()..self.first_table() + TABLE_FRAMES;
         let image_frames: Vec<u64> = (0..u64::from(IMAGE_SIZE) / 4096)
             .map(|page| 0x7f0 - 3 * page)
             .collect();
@@ -247,10 +280,13 @@ impl Guest {
             .map(|page| 0xa80 - 2 * page)
             .collect();
         let decoy = 0xb00..0xb00 + 2 * u64::from(IMAGE_SIZE) / 4096 + 2;
-        let database_pages = (frames * u64::from(self.layout.size)).div_ceil(4096);
+        // One more where a part of it begins anew, above 4 GiB.
+        let parts = u64::from(self.above != Above::Nothing);
+        let database_pages = (frames * u64::from(self.layout.size)).div_ceil(4096) + parts;
         let database_frames = 0xc00..0xc00 + database_pages;
         let idt_frame = 0x123;
         let used = tables
+            .clone()
             .chain(image_frames.iter().copied())
             .chain(copy_frames.iter().copied())
             .chain(decoy.clone())
@@ -275,7 +311,7 @@ impl Guest {
                 _ => {}
             }
         }
-        for frame in 0x200..0x200 + TABLE_FRAMES {
+        for frame in tables {
             build.memory[index(frame) * PAGE..][..PAGE].fill(0);
         }
         build.root = build.table();
@@ -300,20 +336,7 @@ impl Guest {
             );
         }
 
-        let mut database = vec![0; index(database_pages) * PAGE];
-        for (frame, state) in states.iter().enumerate() {
-            let size = self.layout.size as usize;
-            let entry = &mut database[frame * size..][..size];
-            // Entries of frames that are no memory were never filled in.
-            if let Some(state) = state {
-                random.fill(entry);
-                self.write_entry(entry, *state);
-            }
-        }
-        for (page, frame) in database_frames.enumerate() {
-            build.map(self.database() + (page * PAGE) as u64, frame);
-            build.write(frame, &database[page * PAGE..][..PAGE]);
-        }
+        self.write_database(&mut build, &states, database_frames, &mut random);
 
         let idt = self.base() - 0x10_0000;
         build.map(idt, idt_frame);
@@ -324,7 +347,10 @@ impl Guest {
             base: self.base(),
             memory: build.memory,
             free: truth,
-            runs,
+            runs: runs
+                .iter()
+                .map(|(first, count)| (self.frame_at(*first), *count))
+                .collect(),
             pdb: self.pdb(),
             states,
         }
@@ -341,6 +367,36 @@ impl Guest {
             11 if self.layout.lock_bit.is_some() => State::Locked,
             12 => State::OtherList(u8::try_from(1 + random.next() % 7).expect("small")),
             _ => State::Active,
+        }
+    }
+
+    /// The page-frame database, on `frames` in their order.
+    fn write_database(
+        &self,
+        build: &mut Build,
+        states: &[Option<State>],
+        frames: std::ops::Range<u64>,
+        random: &mut Random,
+    ) {
+        let size = u64::from(self.layout.size);
+        let mut frames = frames;
+        let mut pages = std::collections::BTreeMap::new();
+        for (place, state) in (0..).zip(states) {
+            let mut entry = vec![0; index(size)];
+            // Entries of frames that are no memory were never filled in.
+            if let Some(state) = state {
+                random.fill(&mut entry);
+                self.write_entry(&mut entry, *state);
+            }
+            for (at, byte) in (self.frame_at(place) * size..).zip(entry) {
+                let page = pages.entry(at / PAGE as u64).or_insert_with(|| vec![0; PAGE]);
+                page[index(at % PAGE as u64)] = byte;
+            }
+        }
+        for (page, bytes) in pages {
+            let frame = frames.next().expect("as many as it takes");
+            build.map(self.database() + page * PAGE as u64, frame);
+            build.write(frame, &bytes);
         }
     }
 
@@ -384,7 +440,7 @@ impl Guest {
         let mut descriptor = self.pointer(runs.len() as u64);
         descriptor.extend(self.pointer(pages));
         for (first, count) in runs {
-            descriptor.extend(self.pointer(*first));
+            descriptor.extend(self.pointer(self.frame_at(*first)));
             descriptor.extend(self.pointer(*count));
         }
         let sign = |value: u64| {
@@ -464,7 +520,7 @@ impl Guest {
 
 struct Build {
     memory: Vec<u8>,
-    paging: Paging,
+    guest: Guest,
     next_table: u64,
     root: u64,
 }
@@ -476,14 +532,17 @@ impl Build {
 
     fn table(&mut self) -> u64 {
         let table = self.next_table;
-        assert!(table < 0x200 + TABLE_FRAMES, "too many page tables");
+        assert!(
+            table < self.guest.first_table() + TABLE_FRAMES,
+            "too many page tables"
+        );
         self.next_table += 1;
-        table * PAGE as u64
+        self.guest.frame_at(table) * PAGE as u64
     }
 
     /// Entries' size, and the bits of each level's index from the top: shift and width.
     fn form(&self) -> (u64, &'static [(u32, u32)]) {
-        match self.paging {
+        match self.guest.paging {
             Paging::Two => (4, &[(22, 10), (12, 10)]),
             Paging::Pae => (8, &[(30, 2), (21, 9), (12, 9)]),
             Paging::Four => (8, &[(39, 9), (30, 9), (21, 9), (12, 9)]),
@@ -497,14 +556,14 @@ impl Build {
         for (depth, (shift, width)) in levels.iter().enumerate() {
             let slot = table + (at >> shift & ((1 << width) - 1)) * size;
             if depth + 1 == levels.len() {
-                self.put(slot, frame << 12 | 0x63, size);
+                self.put(slot, self.guest.frame_at(frame) << 12 | 0x63, size);
                 return;
             }
             let entry = self.get(slot, size);
             table = if entry & 1 == 0 {
                 let new = self.table();
                 // The top entries of PAE have no flags but the first.
-                let flags = if self.paging == Paging::Pae && depth == 0 {
+                let flags = if self.guest.paging == Paging::Pae && depth == 0 {
                     1
                 } else {
                     0x63
@@ -519,7 +578,7 @@ impl Build {
 
     /// Windows maps its page tables through themselves: the entries at 0xc0000000, or slot 0x1ed.
     fn map_itself(&mut self) {
-        match self.paging {
+        match self.guest.paging {
             Paging::Two => self.put(self.root + 0x300 * 4, self.root | 0x63, 4),
             Paging::Four | Paging::Five => self.put(self.root + 0x1ed * 8, self.root | 0x63, 8),
             Paging::Pae => {
@@ -540,12 +599,21 @@ impl Build {
         }
     }
 
+    /// Where the byte that the guest has at `at` lies in `memory`.
+    fn place(&self, at: u64) -> u64 {
+        let high = FOUR_GIB * PAGE as u64;
+        at.checked_sub(high)
+            .map_or(at, |above| above + FIRST_HIGH * PAGE as u64)
+    }
+
     fn put(&mut self, at: u64, value: u64, size: u64) {
+        let at = self.place(at);
         let bytes = value.to_le_bytes();
         self.memory[index(at)..][..index(size)].copy_from_slice(&bytes[..index(size)]);
     }
 
     fn get(&self, at: u64, size: u64) -> u64 {
+        let at = self.place(at);
         let mut value = [0; 8];
         value[..index(size)].copy_from_slice(&self.memory[index(at)..][..index(size)]);
         u64::from_le_bytes(value)
