@@ -11,7 +11,7 @@ pub mod windows;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lacuna_core::{GuestMemory, Profile, VcpuRegisters};
+use lacuna_core::{GuestMemory, GuestVirt, Profile, VcpuRegisters};
 
 use crate::failure::{Class, Failure};
 use crate::progress::{Progress, Remark, Step};
@@ -19,6 +19,7 @@ use crate::source::{Cpu, GuestSource};
 use linux::by_system_map;
 use linux::find_layout::wanted_layout;
 use linux::identify::{Identified, IdentifyError};
+use linux::spaces::spaces_of;
 use windows::locate::{self, LocateError, Located};
 use windows::pdb::PdbFacts;
 use windows::shadowed;
@@ -143,7 +144,8 @@ pub fn identify_running<M: GuestSource, P: Progress + ?Sized>(
 ///
 /// Where the virtual CPUs' registers do not lead to a Windows kernel, Linux is tried first. If that comes to
 /// nothing, and nothing says that Linux was right, a Windows kernel is searched for in all of memory, and
-/// `work` is done with that.
+/// `work` is done with that. Where the memory can be laid out in other ways, each is tried that what was
+/// found speaks for.
 ///
 /// # Errors
 /// Why no kernel was identified, or what `work` returns.
@@ -154,38 +156,90 @@ pub fn with_standing_kernel<M: GuestSource, P: Progress + ?Sized, T>(
     progress: &mut P,
     mut work: impl FnMut(&mut M, Kernel, &mut P) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    if let Some(kernel) = locate::by_registers(memory, cpus)? {
-        return work(memory, Kernel::Windows(Box::new(kernel)), progress);
-    }
-    let mut is_linux = false;
-    let mut linux = |memory: &mut M, progress: &mut P| {
-        let kernel = identify_linux(memory, cpus, sources.system_map.as_deref(), progress)?;
-        is_linux = true;
-        work(memory, Kernel::Linux(Box::new(kernel)), progress)
+    // What was there under some layout: a kernel of either kind.
+    let (mut is_linux, mut is_windows) = (false, false);
+    let mut at_once = |memory: &mut M, progress: &mut P| {
+        let kernel = match locate::by_registers(memory, cpus)? {
+            Some(kernel) => {
+                is_windows = true;
+                Kernel::Windows(Box::new(kernel))
+            }
+            None => {
+                let map = sources.system_map.as_deref();
+                let kernel = identify_linux(memory, cpus, map, progress)?;
+                is_linux = true;
+                Kernel::Linux(Box::new(kernel))
+            }
+        };
+        work(memory, kernel, progress)
     };
-    let failure = match linux(memory, progress) {
+    let mut failure = match at_once(memory, progress) {
         Err(failure) => failure,
         done => return done,
     };
-    while failure.class != Class::NotFound
+    // Tables that lead nowhere are elsewhere.
+    let are_elsewhere = cpus.iter().any(Cpu::is_paging) && !tables_lead_somewhere(memory, cpus);
+    failure.clues.is_unconfirmed |= are_elsewhere;
+    while (are_elsewhere || failure.class != Class::NotFound)
         && let Some(hole) = memory.lay_out_again(&failure.clues)
     {
+        if are_elsewhere && !tables_lead_somewhere(memory, cpus) {
+            continue;
+        }
         progress.remark(Remark::Hole(hole));
-        if let Ok(done) = linux(memory, progress) {
+        if let Ok(done) = at_once(memory, progress) {
             return Ok(done);
         }
     }
-    // Looking through all memory for Windows takes long: not where a Linux kernel is there, or was.
+    // Looking through all memory for Windows takes long: not where a kernel is there, or was.
     is_linux |= failure.clues.is_linux;
-    if is_linux || failure.class != Class::NotFound && cpus.iter().any(Cpu::is_paging) {
+    let is_known = is_linux || is_windows;
+    if is_known || failure.class != Class::NotFound && cpus.iter().any(Cpu::is_paging) {
         return Err(failure);
     }
-    match windows::search::search(memory, cpus, sources, progress) {
-        Ok(kernel) => work(memory, Kernel::Windows(Box::new(kernel)), progress),
-        Err(LocateError::Nothing { .. }) => Err(failure),
-        Err(other) if failure.class == Class::NotFound => Err(other.into()),
-        Err(_) => Err(failure),
+    let mut search = |memory: &mut M, progress: &mut P| {
+        let found = windows::search::search(memory, cpus, sources, progress);
+        let is_nothing = matches!(found, Err(LocateError::Nothing { .. }));
+        let outcome = found.map_err(Failure::from);
+        let is_found = outcome.is_ok();
+        let done = outcome.and_then(|kernel| work(memory, Kernel::Windows(Box::new(kernel)), progress));
+        (done, is_nothing, is_found)
+    };
+    let (done, is_nothing, is_found) = search(memory, progress);
+    let other = match done {
+        Err(_) if is_nothing => return Err(failure),
+        Err(other) => other,
+        done => return done,
+    };
+    while let Some(hole) = memory.lay_out_again(&other.clues) {
+        progress.remark(Remark::Hole(hole));
+        if let (Ok(done), ..) = search(memory, progress) {
+            return Ok(done);
+        }
     }
+    Err(if is_found || failure.class == Class::NotFound {
+        other
+    } else {
+        failure
+    })
+}
+
+/// Whether the page tables of a virtual CPU lead from where the processor enters the kernel, or is, to memory
+/// that is there.
+fn tables_lead_somewhere<M: GuestSource>(memory: &mut M, cpus: &[Cpu]) -> bool {
+    cpus.iter().any(|cpu| {
+        let known = [cpu.lstar, cpu.sysenter_eip, cpu.idt_base, cpu.rip];
+        let spaces = spaces_of(std::slice::from_ref(cpu));
+        spaces.into_iter().any(|space| {
+            let mut byte = [0];
+            if memory.read(space.root, &mut byte).is_err() {
+                return false;
+            }
+            let mut known = known.into_iter().flatten().filter(|at| *at != 0).peekable();
+            // The address of the tables alone leaves nothing to follow.
+            known.peek().is_none() || known.any(|at| space.read(memory, GuestVirt::new(at), &mut byte))
+        })
+    })
 }
 
 /// Identifies a Linux kernel, in a guest that runs or stands still: by its note, or where it has none by the

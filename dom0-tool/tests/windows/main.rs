@@ -6,6 +6,7 @@ mod carried;
 mod clang;
 mod command;
 mod crash;
+mod hole;
 mod hostile_pdb;
 mod layouts;
 mod memory;

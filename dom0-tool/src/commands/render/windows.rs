@@ -175,6 +175,7 @@ pub(super) fn scan_json(
             "no_descriptor": scanned.step.no_descriptor,
             "unknown": scanned.step.unknown,
             "verdict": scan.verdict.name(),
+            "dump": { "format": scan.format, "remarks": scan.remarks },
             "bitmap_frames": scan.frames,
         }),
     );

@@ -165,6 +165,10 @@ fn scan_built<O: Observer + ?Sized>(
         BuiltProfile::Linux(built) => built.last_frame,
         BuiltProfile::Windows { built, .. } => built.resolved.end(),
     })?;
+    if let BuiltProfile::Windows { built, .. } = &built {
+        let runs = built.resolved.runs.iter();
+        dump.check_holes(runs.map(|run| (run.first, run.count)))?;
+    }
     let end = dump.end();
     let words: Vec<AtomicU64> = (0..end.get().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
     observer.begin(Step::ScanDump);

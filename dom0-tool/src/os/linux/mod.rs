@@ -22,7 +22,7 @@ pub mod other_kernels;
 pub mod packages;
 pub mod profile;
 mod sections;
-mod spaces;
+pub mod spaces;
 pub mod stub;
 pub mod system_map;
 mod ties;

@@ -59,7 +59,7 @@ pub(super) fn tables_of(cr3: u64, levels: PagingLevels) -> [AddressSpace; 2] {
 }
 
 /// Address spaces in which the kernel may be mapped, by the registers.
-pub(super) fn spaces_of(cpus: &[Cpu]) -> Vec<AddressSpace> {
+pub fn spaces_of(cpus: &[Cpu]) -> Vec<AddressSpace> {
     let mut spaces = Vec::new();
     for cpu in cpus.iter().filter(|cpu| cpu.is_paging()) {
         for levels in levels_of(cpu) {

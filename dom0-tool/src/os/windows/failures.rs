@@ -5,7 +5,7 @@ use super::locate::LocateError;
 use super::pdb::PdbError;
 use super::pe::PeError;
 use super::profile::ProfileError;
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Clues, Failure};
 
 impl From<PdbError> for Failure {
     fn from(error: PdbError) -> Self {
@@ -22,7 +22,15 @@ impl From<PdbError> for Failure {
 
 impl From<LocateError> for Failure {
     fn from(error: LocateError) -> Self {
-        match error {
+        // Nothing leads to what is there: it may be elsewhere than a raw file seems to have it.
+        let is_unconfirmed = match &error {
+            LocateError::Headless { .. } => true,
+            LocateError::Unconfirmed { candidates } => {
+                candidates.iter().all(|candidate| candidate.mapped_at.is_none())
+            }
+            _ => false,
+        };
+        let failure = match error {
             LocateError::Nothing { .. } => Self::plain(Class::NotFound, error),
             LocateError::Headless { .. } => Self::new(
                 Class::NotFound,
@@ -44,12 +52,20 @@ impl From<LocateError> for Failure {
                 error,
                 "the registers are not those of one guest at one moment",
             ),
-        }
+        };
+        failure.with_clues(Clues {
+            is_unconfirmed,
+            ..Clues::default()
+        })
     }
 }
 
 impl From<ProfileError> for Failure {
     fn from(error: ProfileError) -> Self {
+        let clues = Clues {
+            is_unconfirmed: matches!(&error, ProfileError::Unreadable { .. }),
+            ..Clues::default()
+        };
         let remedy = match &error {
             ProfileError::OtherKernel { .. } => {
                 "name the PDB that the kernel's own debug record names (`lacuna identify`)"
@@ -58,7 +74,7 @@ impl From<ProfileError> for Failure {
             ProfileError::Unreadable { .. } => "is the dump whole, and of the kernel's own address space?",
             _ => "the guest's memory does not look as its PDB says",
         };
-        Self::new(Class::Refused, error, remedy)
+        Self::new(Class::Refused, error, remedy).with_clues(clues)
     }
 }
 

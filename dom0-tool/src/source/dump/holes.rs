@@ -65,6 +65,45 @@ impl Dump {
         self.format == Format::Raw && !self.holes.are_named && is_long
     }
 
+    /// Holds the holes that the file is taken to leave out against where the guest has memory, by its own
+    /// word: runs of frames, with how many each has. One that nobody named must make the file end where the
+    /// guest does.
+    ///
+    /// # Errors
+    /// [`DumpError::Holes`].
+    pub fn check_holes(&self, runs: impl Iterator<Item = (u64, u64)>) -> Result<(), DumpError> {
+        if !self.holes.are_named && self.holes.assumed.is_none() {
+            return Ok(());
+        }
+        let mut end = 0;
+        for (first, count) in runs {
+            let mut at = first;
+            end = end.max(first + count);
+            while at < first + count {
+                let from = at * PAGE_SIZE as u64;
+                let mut extents = self.extents.as_slice().iter();
+                let around = extents.find(|one| one.start <= from && from - one.start < one.bytes);
+                let Some(room) = around.map(|one| one.bytes - (from - one.start)) else {
+                    return Err(DumpError::Holes {
+                        why: format!(
+                            "the guest has memory at {from:#x}, which would be in a hole or past the file's end"
+                        ),
+                    });
+                };
+                at = (from + room).div_ceil(PAGE_SIZE as u64).max(at + 1);
+            }
+        }
+        if self.holes.assumed.is_some() && end != self.end.get() {
+            return Err(DumpError::Holes {
+                why: format!(
+                    "the guest's memory ends with frame {end:#x}, the file would with {:#x}",
+                    self.end.get()
+                ),
+            });
+        }
+        Ok(())
+    }
+
     fn lay_out(&mut self, holes: &[Range<u64>]) -> Result<(), DumpError> {
         // Without holes, a last, partial frame is left out; with them, it may be a whole one of the guest.
         let partial = if holes.is_empty() { PAGE_SIZE as u64 } else { 1 };
