@@ -101,7 +101,7 @@ pub(crate) fn check(seed: u64, every: u64) -> io::Result<Report> {
 }
 
 /// What page number `page` of the disk holds: no two pages hold the same, and none only zeros.
-fn content(seed: u64, page: u64) -> Vec<u8> {
+pub(crate) fn content(seed: u64, page: u64) -> Vec<u8> {
     let mut random = Random((seed ^ (page + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1);
     let words = (0..PAGE_SIZE / 8).map(|_| random.next());
     words.flat_map(u64::to_le_bytes).collect()
@@ -115,6 +115,12 @@ fn forget(disk: &File) -> io::Result<()> {
 
 /// The disk, and how many pages it has.
 fn open() -> io::Result<(File, u64)> {
+    let (path, pages) = device()?;
+    Ok((OpenOptions::new().read(true).write(true).open(path)?, pages))
+}
+
+/// Where the disk is once both ends are connected, and how many pages it has.
+pub(crate) fn device() -> io::Result<(PathBuf, u64)> {
     load()?;
     let path = PathBuf::from(format!("/dev/{DISK}"));
     let size = PathBuf::from(format!("/sys/block/{DISK}/size"));
@@ -127,8 +133,7 @@ fn open() -> io::Result<(File, u64)> {
             .parse()
             .unwrap_or(0);
         if sectors > 0 && path.exists() {
-            let disk = OpenOptions::new().read(true).write(true).open(&path)?;
-            return Ok((disk, sectors * 512 / BYTES));
+            return Ok((path, sectors * 512 / BYTES));
         }
         if since.elapsed() > LIMIT {
             return Err(io::Error::new(
@@ -140,11 +145,19 @@ fn open() -> io::Result<(File, u64)> {
     }
 }
 
-/// Loads the drivers that the image has, unless they are.
-fn load() -> io::Result<()> {
-    for entry in std::fs::read_dir(Path::new(DRIVERS))? {
-        let module = File::open(entry?.path())?;
-        match rustix::system::finit_module(module, c"", 0) {
+/// Loads the drivers that the image has, in the order of their names, unless they are.
+pub(crate) fn load() -> io::Result<()> {
+    /// `MODULE_INIT_COMPRESSED_FILE` of Linux' `module.h`: the kernel unpacks it.
+    const COMPRESSED: i32 = 4;
+    let entries = std::fs::read_dir(Path::new(DRIVERS))?;
+    let mut drivers = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<io::Result<Vec<_>>>()?;
+    drivers.sort();
+    for driver in drivers {
+        let is_packed = driver.extension().is_some_and(|kind| kind != "ko");
+        let flags = if is_packed { COMPRESSED } else { 0 };
+        match rustix::system::finit_module(File::open(driver)?, c"", flags) {
             Err(rustix::io::Errno::EXIST) | Ok(()) => {}
             Err(error) => return Err(error.into()),
         }

@@ -9,7 +9,8 @@ use rustix::fs::{Mode, OFlags};
 use crate::numbers;
 
 /// What a kernel logs when its memory has changed under it (`mm/page_alloc.c`, `mm/page_poison.c`,
-/// `mm/slub.c`, `lib/bug.c`, `kernel/watchdog.c`), or a disk has failed (`block/blk-mq.c`).
+/// `mm/slub.c`, `lib/bug.c`, `kernel/watchdog.c`), or a disk or a file system on it has failed
+/// (`block/blk-mq.c`, `fs/ext4/super.c`, `fs/jbd2/journal.c`).
 const TROUBLE: &[&str] = &[
     "Oops",
     "BUG:",
@@ -28,6 +29,9 @@ const TROUBLE: &[&str] = &[
     "Out of memory",
     "segfault",
     "I/O error",
+    "EXT4-fs error",
+    "EXT4-fs warning",
+    "Aborting journal",
 ];
 
 /// Kilobytes in a page, as `/proc/meminfo` counts in kilobytes.

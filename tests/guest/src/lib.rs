@@ -157,6 +157,51 @@ pub enum Task {
         /// Every so many-th page is written anew.
         every: u64,
     },
+    /// Load the drivers that the image has, and mount the ext4 file system of the disk [`DISK`].
+    Mount,
+    /// Unmount it, with all that was written.
+    Unmount,
+    /// Fill it with files whose contents follow from their names, and go on reading them from the disk and
+    /// writing them anew. What cannot be read or written is counted, and does not end it.
+    FilesStart {
+        /// Makes the contents this run's own.
+        seed: u64,
+        /// How much they come to, in MiB.
+        mib: u32,
+        /// How long to rest after each access, in ms.
+        rest_ms: u32,
+    },
+    /// What has come of that so far. Reply: [`Report::Files`].
+    FilesStatus,
+    /// Stop that. Reply: [`Report::Files`], with the files that are there.
+    FilesStop,
+    /// Read all files that are there. Reply: [`Report::Files`].
+    FilesCheck {
+        /// As they were started with.
+        seed: u64,
+    },
+    /// Give the network card an address, with a mask of 24 bits, and answer other guests' messages.
+    CardUp {
+        /// The address.
+        address: std::net::Ipv4Addr,
+    },
+    /// Start sending messages to the guest with that address, each when the one before was answered.
+    TrafficStart {
+        /// The other guest's address.
+        peer: std::net::Ipv4Addr,
+        /// Makes the contents this run's own.
+        seed: u64,
+        /// How long to rest after each answer, in ms.
+        rest_ms: u32,
+    },
+    /// What has come of that so far. Reply: [`Report::Traffic`].
+    TrafficStatus,
+    /// Stop that. Reply: [`Report::Traffic`].
+    TrafficStop,
+    /// What has come of other guests' messages so far. Reply: [`Report::Traffic`].
+    CardStatus,
+    /// Restart the machine. There is no reply.
+    Restart,
     /// Run the programs of [`programs`], so many at a time in each phase, and rest between two phases.
     ProgramsStart {
         /// What they do.
@@ -358,6 +403,10 @@ pub enum Report {
         /// The first failure.
         first: Option<String>,
     },
+    /// What came of work on files.
+    Files(FilesSeen),
+    /// What came of messages.
+    Traffic(TrafficSeen),
     /// How far the programs have come, and the free memory that the guest's kernel has counted meanwhile, in
     /// pages.
     Programs {
@@ -396,6 +445,40 @@ pub enum Report {
         /// Why.
         why: String,
     },
+}
+
+/// What came of work on files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesSeen {
+    /// Files that are there; 0 while the work goes on.
+    pub files: u64,
+    /// The pages that they have.
+    pub pages: u64,
+    /// How often they were written anew: the sum of what their names tell.
+    pub generations: u64,
+    /// Pages written.
+    pub written: u64,
+    /// Pages read from the disk and looked at.
+    pub read: u64,
+    /// Pages that did not hold what was written.
+    pub wrong: u64,
+    /// Accesses that failed.
+    pub errors: u64,
+    /// The first failure.
+    pub first: Option<String>,
+}
+
+/// What came of messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficSeen {
+    /// Pages received and looked at.
+    pub pages: u64,
+    /// Pages that did not hold what was sent.
+    pub wrong: u64,
+    /// Streams that broke.
+    pub errors: u64,
+    /// The first failure.
+    pub first: Option<String>,
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 mod account;
 mod console;
 mod disk;
+mod files;
 mod health;
 mod jobs;
 mod kexec;
 mod memory;
 mod pattern;
+mod traffic;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -19,12 +21,15 @@ use std::time::Duration;
 
 use lacuna_guest::{Report, Task};
 use rustix::mount::{MountFlags, mount};
+use rustix::system::RebootCommand;
 
 use crate::account::Account;
 use crate::console::Console;
+use crate::files::Files;
 use crate::jobs::Programs;
 use crate::memory::Held;
 use crate::pattern::{Churn, Pattern};
+use crate::traffic::{Messages, Seen};
 use crate::workload::Workload;
 
 /// glibc's setting for "give every block of this size or more back to the kernel at once". Left alone it
@@ -43,6 +48,9 @@ struct Agent {
     pattern: Option<Pattern>,
     churn: Option<Churn>,
     programs: Option<Programs>,
+    files: Option<Files>,
+    answered: Option<Seen>,
+    messages: Option<Messages>,
 }
 
 fn main() {
@@ -93,6 +101,10 @@ fn serve() -> io::Result<()> {
     loop {
         match console.next_order()? {
             Ok(order) => {
+                if order.task == Task::Restart {
+                    rustix::fs::sync();
+                    rustix::system::reboot(RebootCommand::Restart)?;
+                }
                 let report = agent
                     .obey(&order.task, &console)
                     .unwrap_or_else(|why| Report::Failed { why });
@@ -131,6 +143,51 @@ impl Agent {
     fn programs(&self) -> Result<Report, String> {
         let programs = self.programs.as_ref().ok_or("no programs were started")?;
         programs.report().map_err(|error| error.to_string())
+    }
+
+    /// Carries out an order about the disk.
+    fn on_disk(&mut self, task: &Task) -> Result<Report, String> {
+        let text = |error: io::Error| error.to_string();
+        let idle = "no files are worked on";
+        match *task {
+            Task::DiskFill { seed } => disk::fill(seed).map_err(text),
+            Task::DiskCheck { seed, every } => disk::check(seed, every).map_err(text),
+            Task::Mount => files::mount_disk().map(|()| Report::Done).map_err(text),
+            Task::Unmount => files::unmount_disk().map(|()| Report::Done).map_err(text),
+            Task::FilesStart { seed, mib, rest_ms } => {
+                let rest = Duration::from_millis(rest_ms.into());
+                self.files = Some(Files::start(seed, mib, rest));
+                Ok(Report::Done)
+            }
+            Task::FilesStatus => Ok(self.files.as_ref().ok_or(idle)?.report()),
+            Task::FilesStop => self.files.take().ok_or(idle)?.stop(),
+            Task::FilesCheck { seed } => files::check(seed).map_err(text),
+            _ => Err("not an order about a disk".to_owned()),
+        }
+    }
+
+    /// Carries out an order about the network card.
+    fn on_card(&mut self, task: &Task) -> Result<Report, String> {
+        let text = |error: io::Error| error.to_string();
+        let idle = "no messages are sent";
+        match *task {
+            Task::CardUp { address } => {
+                self.answered = Some(traffic::serve(address).map_err(text)?);
+                Ok(Report::Done)
+            }
+            Task::CardStatus => {
+                let seen = self.answered.as_ref().ok_or("the card has no address")?;
+                Ok(traffic::report(seen))
+            }
+            Task::TrafficStart { peer, seed, rest_ms } => {
+                let rest = Duration::from_millis(rest_ms.into());
+                self.messages = Some(Messages::start(peer, seed, rest).map_err(text)?);
+                Ok(Report::Done)
+            }
+            Task::TrafficStatus => Ok(self.messages.as_ref().ok_or(idle)?.report()),
+            Task::TrafficStop => self.messages.take().ok_or(idle)?.stop(),
+            _ => Err("not an order about a network card".to_owned()),
+        }
     }
 
     fn obey(&mut self, task: &Task, console: &Arc<Console>) -> Result<Report, String> {
@@ -198,8 +255,20 @@ impl Agent {
             | Task::OperateCheck => {
                 Err("only the Windows-like guest keeps its lists itself, and calls Xen itself".to_owned())
             }
-            Task::DiskFill { seed } => disk::fill(seed).map_err(text),
-            Task::DiskCheck { seed, every } => disk::check(seed, every).map_err(text),
+            Task::DiskFill { .. }
+            | Task::DiskCheck { .. }
+            | Task::Mount
+            | Task::Unmount
+            | Task::FilesStart { .. }
+            | Task::FilesStatus
+            | Task::FilesStop
+            | Task::FilesCheck { .. } => self.on_disk(task),
+            Task::CardUp { .. }
+            | Task::CardStatus
+            | Task::TrafficStart { .. }
+            | Task::TrafficStatus
+            | Task::TrafficStop => self.on_card(task),
+            Task::Restart => Err("not restarted".to_owned()),
             Task::ProgramsStart {
                 workload,
                 ref phases,
