@@ -53,7 +53,7 @@ impl Release {
 }
 
 /// What is installed on top of debootstrap's minimal base: what Debian's installer leaves on a host with Xen
-/// that it starts by a BIOS, and libvirt.
+/// that it starts by a BIOS, libvirt, and the device model, which serves disks that are files.
 const PACKAGES: &[&str] = &[
     "systemd-sysv",
     "dbus",
@@ -66,6 +66,7 @@ const PACKAGES: &[&str] = &[
     "linux-image-amd64",
     "grub-pc",
     "xen-system-amd64",
+    "qemu-system-xen",
     "libvirt-daemon-system",
     "libvirt-daemon-driver-xen",
     "libvirt-clients",
