@@ -1,5 +1,6 @@
 //! The product's command as a scenario runs it: `lacuna --json …`.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -8,6 +9,9 @@ use crate::failure::{Failure, Result, differs};
 
 /// `lacuna`'s exit status for "refused as unsafe".
 pub(crate) const REFUSED: i32 = 3;
+
+/// Where the command is: in the lab's own dom0, and where the package has it.
+const PLACES: [&str; 2] = ["/usr/bin/lacuna", "/usr/sbin/lacuna"];
 
 /// What `lacuna` answered.
 pub(crate) struct Answer {
@@ -39,10 +43,9 @@ pub(crate) fn number(body: &Value, path: &str) -> Result<u64> {
 /// Runs `lacuna` and returns what it answered, whatever that is.
 pub(crate) fn ask(arguments: &[&str]) -> Result<Answer> {
     let line = format!("lacuna --json {}", arguments.join(" "));
-    let ran = Command::new("/usr/bin/lacuna")
-        .arg("--json")
-        .args(arguments)
-        .output()?;
+    let [own, packaged] = PLACES;
+    let program = if Path::new(own).exists() { own } else { packaged };
+    let ran = Command::new(program).arg("--json").args(arguments).output()?;
     let text = String::from_utf8_lossy(&ran.stdout).into_owned();
     let Some(status) = ran.status.code() else {
         return Err(Failure::Program {

@@ -8,6 +8,7 @@ mod content;
 mod content_balloon;
 mod content_daemon;
 mod daemon;
+mod debian_disks;
 mod debian_host;
 mod debian_libvirt;
 mod debian_upgrade;
@@ -127,6 +128,7 @@ const BODIES: &[(&str, Body)] = &[
     ("host-debian/unattended", debian_host::unattended),
     ("host-debian/upgraded", debian_upgrade::upgraded),
     ("host-debian/libvirt", debian_libvirt::libvirt),
+    ("host-debian/disks", debian_disks::disks),
     ("host-debian/removed", debian_host::removed),
 ];
 
