@@ -154,13 +154,13 @@ fn stands(host: &mut Host, guest: &Guest) -> Result<bool> {
 }
 
 /// Has Xen keep all of the host's free memory for the domain, but `left` pages.
-fn claim_but(neighbour: &Direct, left: u64) -> Result<()> {
+pub(super) fn claim_but(neighbour: &Direct, left: u64) -> Result<()> {
     let (own, memory) = (neighbour.pages()?, neighbour.host_memory()?);
     claim(neighbour, own + memory.free.saturating_sub(left))
 }
 
 /// Has Xen keep memory for the domain, until it has `pages`.
-fn claim(neighbour: &Direct, pages: u64) -> Result<()> {
+pub(super) fn claim(neighbour: &Direct, pages: u64) -> Result<()> {
     neighbour
         .claim(pages)
         .map_err(|error| differs("a claim to what is free", "granted", &error.to_string()))

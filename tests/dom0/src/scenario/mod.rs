@@ -129,6 +129,7 @@ const BODIES: &[(&str, Body)] = &[
     ("host-debian/upgraded", debian_upgrade::upgraded),
     ("host-debian/libvirt", debian_libvirt::libvirt),
     ("host-debian/disks", debian_disks::disks),
+    ("host-debian/full-host", debian_disks::full_host),
     ("host-debian/removed", debian_host::removed),
 ];
 

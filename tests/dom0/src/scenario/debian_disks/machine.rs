@@ -194,6 +194,11 @@ impl Machine {
         self.booted()
     }
 
+    /// Returns a figure of the guest's status.
+    pub(super) fn status(&self, host: &mut Host, name: &str) -> Result<u64> {
+        host.lacuna(&["status", self.kind.name])?.number(name)
+    }
+
     /// Ends the guest, whose file system must be whole.
     pub(super) fn end(self, host: &mut Host) -> Result<()> {
         self.guest.destroy(host)?;

@@ -2,6 +2,7 @@
 //! kernel serves to one and QEMU to the other, and a network card. Their free memory comes and goes with
 //! nobody at the keyboard, while they read and write what they can check.
 
+mod full;
 mod machine;
 
 use std::net::Ipv4Addr;
@@ -53,12 +54,14 @@ ip link set lab0 up
 ";
 
 /// Has the daemon be quick, as an emulated host is slow, and keep no headroom: then whatever a guest reads
-/// goes to pages that were given back.
+/// goes to pages that were given back. The neighbour never runs, so has no kernel to be found: looking for one
+/// in all of its memory again and again would keep the daemon from the others.
 const DAEMON: &str = "\
 cp /etc/lacuna/lacunad.toml /root && \
 sed --in-place 's/^cpu_percent = 5 /cpu_percent = 40 /; s/^give_back = \"settled\"/give_back = \"everything\"/; \
 s/^interval_seconds = 60.0/interval_seconds = 5.0/' /etc/lacuna/lacunad.toml && \
-test $(diff /etc/lacuna/lacunad.toml /root/lacunad.toml | grep -c '^>') = 3 && systemctl reload lacunad";
+test $(diff /etc/lacuna/lacunad.toml /root/lacunad.toml | grep -c '^>') = 3 && \
+printf '[domain.neighbour]\\nmode = \"off\"\\n' >> /etc/lacuna/lacunad.toml && systemctl reload lacunad";
 
 /// Has it do as before.
 const DAEMON_AS_BEFORE: &str = "mv /root/lacunad.toml /etc/lacuna/lacunad.toml && systemctl reload lacunad";
@@ -122,6 +125,21 @@ pub(super) fn disks(host: &mut Host) -> Result<()> {
     for kind in &KINDS {
         inode_lost(host, kind)?;
     }
+    silent(host, END)
+}
+
+/// Guests read their disks while the host has no memory.
+pub(super) fn full_host(host: &mut Host) -> Result<()> {
+    let mut machines = started(host)?;
+    goes_on(host, &mut machines)?;
+    full::full(host, &mut machines)?;
+    goes_on(host, &mut machines)?;
+    traffic_ends(host, &mut machines)?;
+    for machine in &mut machines {
+        checked(host, machine)?;
+        machine.guest.order(Task::Unmount, AGENT_LIMIT)?;
+    }
+    ended(host, machines)?;
     silent(host, END)
 }
 
