@@ -40,7 +40,7 @@ pub(crate) fn live(brought: &Path) -> Result<()> {
             Order::Run { scenario } => {
                 let mut host = Host::new(&mut channel);
                 let outcome = scenario::run(&scenario, &mut host);
-                host.clean_up()?;
+                let cleaned = host.clean_up();
                 if matches!(outcome, Err(Failure::Reboot)) {
                     channel.send(&Event::Rebooting)?;
                     run(Command::new("systemctl").arg("reboot"))?;
@@ -49,7 +49,8 @@ pub(crate) fn live(brought: &Path) -> Result<()> {
                         std::thread::sleep(Duration::from_secs(60));
                     }
                 }
-                channel.send(&end_of(&scenario, outcome))?;
+                // What failed first is the reason of what fails later.
+                channel.send(&end_of(&scenario, outcome.and(cleaned)))?;
             }
         }
     }
