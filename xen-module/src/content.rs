@@ -2,6 +2,7 @@
 
 use lacuna_core::{DomainId, DomainPage, Gfn, Order, PageState, Peers, Protect, Skip};
 
+use crate::mapped_frame::MappedFrame;
 use crate::shim;
 use crate::xen_domain::XenDomain;
 
@@ -38,8 +39,11 @@ impl Peers for XenDomain {
     }
 
     fn page_state(&mut self, gfn: Gfn) -> PageState {
-        // SAFETY: invariant.
-        let state = unsafe { shim::lacuna_x_page_state(self.domain, gfn.get()) };
+        // Unmap first: the hypervisor has few mapping slots.
+        self.last = None;
+        let (state, frame) = MappedFrame::of_private(self.domain, gfn);
+        // It is going to be hashed.
+        self.last = frame;
         PageState::from_code(state).unwrap_or(PageState::Other)
     }
 

@@ -30,6 +30,20 @@ impl MappedFrame {
         })
     }
 
+    /// Asks what is at frame `gfn` of `domain` (`LACUNA_PAGE_*`), and maps it if it is the domain's own.
+    pub(crate) fn of_private(domain: *mut Domain, gfn: Gfn) -> (u32, Option<Self>) {
+        let mut at = ptr::null();
+        let mut token = 0;
+        // SAFETY: as in `map`.
+        let state = unsafe { shim::lacuna_x_page_state(domain, gfn.get(), &raw mut at, &raw mut token) };
+        let frame = (!at.is_null()).then(|| Self {
+            gfn,
+            at: at.cast(),
+            token,
+        });
+        (state, frame)
+    }
+
     pub(crate) const fn gfn(&self) -> Gfn {
         self.gfn
     }
@@ -172,7 +186,8 @@ unsafe fn count_failing<T: Copy + Into<u64>>(
 
 impl Drop for MappedFrame {
     fn drop(&mut self) {
-        // SAFETY: `at` and `token` came from one successful `lacuna_x_map`, and this is their only release.
+        // SAFETY: `at` and `token` came from one successful `lacuna_x_map`, or one `lacuna_x_page_state` that
+        // mapped the frame, and this is their only release.
         unsafe { shim::lacuna_x_unmap(self.at.cast(), self.token) };
     }
 }

@@ -58,7 +58,12 @@ unsafe extern "C" {
     pub(crate) fn lacuna_x_counters(d: *mut Domain, out: *mut ShimCounters);
     pub(crate) fn lacuna_x_index(d: *mut Domain, seed: *mut u64) -> u64;
     pub(crate) fn lacuna_x_domain_id(d: *mut Domain) -> u16;
-    pub(crate) fn lacuna_x_page_state(d: *mut Domain, gfn: u64) -> u32;
+    pub(crate) fn lacuna_x_page_state(
+        d: *mut Domain,
+        gfn: u64,
+        va: *mut *const c_void,
+        token: *mut u64,
+    ) -> u32;
     pub(crate) fn lacuna_x_equal(d: *mut Domain, gfn: u64, domid: u16, partner: u64) -> bool;
     pub(crate) fn lacuna_x_pair_lock(d: *mut Domain, domid: u16) -> c_int;
     pub(crate) fn lacuna_x_pair_unlock(d: *mut Domain);
