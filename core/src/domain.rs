@@ -3,6 +3,23 @@
 use crate::abi::{GfnInfo, ShimCounters};
 use crate::{BytesRule, Gfn, GuestMemory, Order, Skip, Status, Tables, VcpuRegisters};
 
+/// What [`P2m::share_zero_pages`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedPages {
+    /// The pages that were not dealt with, as bits of the 64; the lowest is the one that was refused.
+    pub left: u64,
+    /// Why it was; `None` where all pages are on zero frames now.
+    pub refused: Option<Skip>,
+}
+
+impl SharedPages {
+    /// All of them are on zero frames now.
+    pub const ALL: Self = Self {
+        left: 0,
+        refused: None,
+    };
+}
+
 /// The domain's virtual CPUs and its p2m, as the engine needs them.
 pub trait P2m: GuestMemory {
     /// Stops every virtual CPU of the guest and waits until each has left it.
@@ -24,6 +41,20 @@ pub trait P2m: GuestMemory {
     /// # Errors
     /// [`Skip`]; nothing has changed then.
     fn share_zero(&mut self, gfn: Gfn, order: Order, bytes: BytesRule) -> Result<u64, Skip>;
+    /// Does what [`P2m::share_zero`] does for one page after another: those of `pages`, bits of the 64 frames
+    /// from `first` on. Goes no further than the first that is refused. The guest is paused.
+    fn share_zero_pages(&mut self, first: Gfn, pages: u64, bytes: BytesRule) -> SharedPages {
+        let mut left = pages;
+        while left != 0 {
+            let gfn = first.saturating_add(u64::from(left.trailing_zeros()));
+            if let Err(skip) = self.share_zero(gfn, Order::PAGE, bytes) {
+                let refused = Some(skip);
+                return SharedPages { left, refused };
+            }
+            left &= left - 1;
+        }
+        SharedPages::ALL
+    }
     /// Makes every processor forget old translations, and waits for it.
     fn flush(&mut self);
     /// Scrubs and frees what [`P2m::share_zero`] queued. The guest runs, no lock is held.

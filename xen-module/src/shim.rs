@@ -44,6 +44,7 @@ unsafe extern "C" {
     pub(crate) fn lacuna_x_p2m_lock(d: *mut Domain);
     pub(crate) fn lacuna_x_p2m_unlock(d: *mut Domain);
     pub(crate) fn lacuna_x_share_zero(d: *mut Domain, gfn: u64, order: u32, flags: u32) -> c_int;
+    pub(crate) fn lacuna_x_share_zero_pages(d: *mut Domain, gfn: u64, pages: *mut u64, flags: u32) -> c_int;
     pub(crate) fn lacuna_x_flush(d: *mut Domain);
     pub(crate) fn lacuna_x_release(d: *mut Domain);
     pub(crate) fn lacuna_x_blocker(d: *mut Domain) -> u32;

@@ -5,12 +5,20 @@ use core::ops::ControlFlow;
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::boundary::SHARE_ONLY_ZERO;
 use lacuna_core::{
-    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, LINE, Order, P2m, Predicate, ReadError, Row, Skip,
-    Status, VcpuRegisters, count_failing_one_by_one, value_by_bytes,
+    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, LINE, Order, P2m, Predicate, ReadError, Row,
+    SharedPages, Skip, Status, VcpuRegisters, count_failing_one_by_one, value_by_bytes,
 };
 
 use crate::mapped_frame::MappedFrame;
 use crate::shim::{self, Domain};
+
+/// The flags of `lacuna_x_share_zero` and `lacuna_x_share_zero_pages`.
+const fn flags(bytes: BytesRule) -> u32 {
+    match bytes {
+        BytesRule::Any => 0,
+        BytesRule::Zero => SHARE_ONLY_ZERO,
+    }
+}
 
 /// One domain, during one operation.
 ///
@@ -125,16 +133,24 @@ impl P2m for XenDomain {
     }
 
     fn share_zero(&mut self, gfn: Gfn, order: Order, bytes: BytesRule) -> Result<u64, Skip> {
-        let flags = match bytes {
-            BytesRule::Any => 0,
-            BytesRule::Zero => SHARE_ONLY_ZERO,
-        };
         // Our own mapping holds a reference: it would make the frame look held.
         self.last = None;
         // SAFETY: invariant; the engine holds the p2m lock.
-        let result =
-            unsafe { shim::lacuna_x_share_zero(self.domain, gfn.get(), u32::from(order.get()), flags) };
+        let result = unsafe {
+            shim::lacuna_x_share_zero(self.domain, gfn.get(), u32::from(order.get()), flags(bytes))
+        };
         u64::try_from(result).map_err(|_| Skip::from_result(result))
+    }
+
+    fn share_zero_pages(&mut self, first: Gfn, pages: u64, bytes: BytesRule) -> SharedPages {
+        // As above.
+        self.last = None;
+        let mut left = pages;
+        // SAFETY: invariant; the engine holds the p2m lock. The pointer is to a local.
+        let result =
+            unsafe { shim::lacuna_x_share_zero_pages(self.domain, first.get(), &raw mut left, flags(bytes)) };
+        let refused = (result < 0).then(|| Skip::from_result(result));
+        SharedPages { left, refused }
     }
 
     fn flush(&mut self) {

@@ -113,10 +113,20 @@ impl CandidateWord {
         (others != 0).then(|| self.start.saturating_add(u64::from(others.trailing_zeros())))
     }
 
-    /// Whether `gfn`, one of the 64, is known to be on a zero frame.
-    #[inline]
-    pub(crate) const fn is_on_zero(&self, gfn: Gfn) -> bool {
-        self.zero >> (gfn.get() % 64) & 1 == 1
+    /// The first pages of `from..to` that are not known to be on zero frames, candidates or not, at most `most`
+    /// of them; and where they end.
+    pub(crate) fn others(&self, from: Gfn, to: Gfn, most: u64) -> (u64, Gfn) {
+        let start = self.start.get();
+        let mut others = span(from.get() - start, to.get() - start) & !self.zero;
+        let mut end = to;
+        while u64::from(others.count_ones()) > most {
+            let Some(last) = others.checked_ilog2() else {
+                break;
+            };
+            others ^= 1 << last;
+            end = self.start.saturating_add(u64::from(last));
+        }
+        (others, end)
     }
 
     /// How many candidates before `gfn` are known to be on zero frames.
@@ -206,6 +216,23 @@ mod tests {
             let mut known = 0;
             let next = candidates.next(Gfn::new(from), Gfn::new(to), &mut known);
             prop_assert_eq!((next, known), expected);
+        }
+
+        /// The pages of a block that one word has, no more than asked for.
+        #[test]
+        fn the_others_of_a_block_are_not_known_to_be_on_zero_frames(
+            zero in prop_oneof![Just(0), any::<u64>(), Just(u64::MAX)],
+            from in 0_u64..64, pages in 0_u64..=64, most in 0_u64..=65,
+        ) {
+            let start = 6400;
+            let word = CandidateWord { start: Gfn::new(start), candidates: 0, zero };
+            let to = (from + pages).min(64);
+            let all: Vec<u64> = (from..to).filter(|bit| zero >> bit & 1 == 0).collect();
+            let kept: Vec<u64> = all.iter().copied().take(usize::try_from(most).unwrap_or(0)).collect();
+            let end = all.get(kept.len()).map_or(start + to, |bit| start + bit);
+            let expected = kept.iter().fold(0, |mask, bit| mask | 1_u64 << bit);
+            let found = word.others(Gfn::new(start + from), Gfn::new(start + to), most);
+            prop_assert_eq!(found, (expected, Gfn::new(end)));
         }
     }
 }

@@ -11,6 +11,8 @@
 //! faults and gets a cleared page. Between the two nothing of the guest runs, so no write is lost. The old
 //! frames are freed after *flush*, so no stale translation reaches a frame that someone else owns.
 //!
+//! *Recheck* and *share* are for 2 MiB, or for the pages of one word of the bitmap.
+//!
 //! Each step is a method of [`Slice`] and holds what a test can do to it; [`Slice::run`] is their order.
 //!
 //! # Lock order
@@ -24,8 +26,9 @@
 //! [`SUPERPAGE_UNITS`] for each 2 MiB entry; with them it shares at most [`MAX_SLICE_PAGES`]. It ends early
 //! once the guest has been stopped for [`MAX_SLICE_NS`]. The clock is asked before each region and before
 //! each page that the bitmap names, but for the first page: at most one look at a page or a region follows
-//! the limit. The first page is always dealt with. Otherwise no slice would get anywhere where *identify*
-//! alone takes as long as the limit (a slow machine, or one whose processor was taken away).
+//! the limit, and the sharing of what was found free before, which is at most 64 pages. The first page is
+//! always dealt with. Otherwise no slice would get anywhere where *identify* alone takes as long as the limit
+//! (a slow machine, or one whose processor was taken away).
 
 use crate::judge::identity::check_boot_value;
 use crate::share::candidates::{CandidateWord, Candidates};
@@ -217,15 +220,13 @@ impl<'a, P: P2m> Slice<'a, P> {
         }
     }
 
-    /// Has Xen check that nothing else holds the frames, and enter zero frames in their place.
-    fn share(&mut self, gfn: Gfn, order: Order) -> Result<u64, Skip> {
-        // The part of *recheck* that is done where the page changes hands.
-        let bytes = if mutated!(self.steps, NoRecheck) {
+    /// The part of *recheck* that is done where a page changes hands.
+    const fn bytes(&self) -> BytesRule {
+        if mutated!(self.steps, NoRecheck) {
             BytesRule::Any
         } else {
             self.profile.free.bytes
-        };
-        self.p2m.share_zero(gfn, order, bytes)
+        }
     }
 
     /// Has every processor forget its translations to the old frames.
@@ -309,7 +310,7 @@ impl<'a, P: P2m> Slice<'a, P> {
                 None => return false,
             }
         }
-        let pages = match self.share(region, Order::SUPERPAGE) {
+        let pages = match self.p2m.share_zero(region, Order::SUPERPAGE, self.bytes()) {
             Ok(pages) => {
                 self.report.shared += pages;
                 self.report.superpages += 1;
@@ -346,52 +347,52 @@ impl<'a, P: P2m> Slice<'a, P> {
         end
     }
 
-    /// Shares the candidates of one word of the bitmap, as far as `end`. Returns where it stopped.
+    /// Rechecks the candidates of one word of the bitmap, as far as `end`, and then shares those that are free.
+    /// Returns where it stopped.
     fn share_word(&mut self, word: &CandidateWord, end: Gfn) -> Gfn {
-        let mut at = word.start;
+        let (mut at, mut free, mut stopped) = (word.start, 0, end);
         while let Some(candidate) = word.next(at) {
-            at = candidate;
-            if self.is_spent(at) {
-                return at;
+            if self.is_spent(candidate) {
+                stopped = candidate;
+                break;
             }
-            let Some(block_end) = self.recheck(at) else {
+            let Some(block_end) = self.recheck(candidate) else {
                 self.report.rejected += 1;
                 self.report.units += 1;
-                at = at.saturating_add(1);
+                at = candidate.saturating_add(1);
                 continue;
             };
-            // A block ends behind the candidate, of which the clock was asked above.
-            loop {
-                if !word.is_on_zero(at) {
-                    self.share_page(at);
-                }
-                at = at.saturating_add(1);
-                if at >= block_end.min(end) {
-                    break;
-                }
-                if self.is_spent(at) {
-                    return at;
-                }
-            }
+            let most = MAX_SLICE_UNITS.saturating_sub(self.report.units);
+            let (pages, until) = word.others(candidate, block_end.min(end), most);
+            self.report.units += u64::from(pages.count_ones());
+            free |= pages;
+            at = until;
         }
-        end
+        self.share_free(word.start, free);
+        stopped
     }
 
-    fn share_page(&mut self, gfn: Gfn) {
-        self.report.units += 1;
-        match self.share(gfn, Order::PAGE) {
-            Ok(pages) => {
-                self.report.shared += pages;
-                self.report.entries += 1;
+    /// Shares the pages of `free`, bits of the 64 frames from `start` on.
+    fn share_free(&mut self, start: Gfn, mut free: u64) {
+        let bytes = self.bytes();
+        while free != 0 {
+            let outcome = self.p2m.share_zero_pages(start, free, bytes);
+            let left = free & outcome.left;
+            let shared = u64::from((free ^ left).count_ones());
+            self.report.shared += shared;
+            self.report.entries += shared;
+            let Some(skip) = outcome.refused else {
+                return;
+            };
+            self.report.skipped[skip.index()] += 1;
+            if skip == Skip::NotZero {
+                // What the descriptor says is not so: the guest is not stopped for it again before the next
+                // scan.
+                let gfn = start.saturating_add(u64::from(left.trailing_zeros()));
+                self.candidates.bitmap.clear_range(gfn, gfn.saturating_add(1));
             }
-            Err(skip) => {
-                self.report.skipped[skip.index()] += 1;
-                if skip == Skip::NotZero {
-                    // What the descriptor says is not so: the guest is not stopped for it again before the
-                    // next scan.
-                    self.candidates.bitmap.clear_range(gfn, gfn.saturating_add(1));
-                }
-            }
+            // Without the one that was refused.
+            free = left & left.wrapping_sub(1);
         }
     }
 }
