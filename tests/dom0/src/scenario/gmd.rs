@@ -252,12 +252,25 @@ fn compare(host: &mut Host, guest: &mut Guest, gmd: &mut Gmd, engine: &Engine, m
     host.note(&format!("{name}: the baseline's round"))?;
     let known = fresh(guest)?;
     let (baseline, _) = baseline_rounds(gmd, mode)?;
-    look(guest, &known, mode)?;
+    let all = if mode == Mode::Intro {
+        0
+    } else {
+        u64::from(KINDS * COPIES)
+    };
+    equal("known duplicates on shared frames", &all, &look(guest, &known)?)?;
     let (baseline_again, _) = baseline_rounds(gmd, mode)?;
     host.note(&format!("{name}: Lacuna's round"))?;
     let known = fresh(guest)?;
     let lacuna = lacuna_rounds(engine, mode, CONTENT_ROUNDS)?;
-    look(guest, &known, mode)?;
+    let found = look(guest, &known)?;
+    host.figure(&format!("{name}_known_shared"), found)?;
+    // The first page of a content can lose its place in the index before the second is met.
+    ensure(
+        found <= all && found * 100 >= all * 99,
+        "known duplicates on Lacuna's shared frames",
+        &format!("99 % of {all}"),
+        &found.to_string(),
+    )?;
     let lacuna_again = lacuna_rounds(engine, mode, 1)?;
     for (side, taken) in [
         ("baseline", &baseline),
@@ -281,16 +294,11 @@ fn fresh(guest: &mut Guest) -> Result<Known> {
     Ok(known)
 }
 
-/// Whether the guest has what it wrote, and its equal pages share where the mode is to find them.
-fn look(guest: &mut Guest, known: &Known, mode: Mode) -> Result<()> {
+/// How many of the pages known to be equal share frames, in a guest that has what it wrote.
+fn look(guest: &mut Guest, known: &Known) -> Result<u64> {
     let places = known.places(guest)?;
-    let duplicates = if mode == Mode::Intro {
-        0
-    } else {
-        u64::from(KINDS * COPIES)
-    };
-    equal("known duplicates on shared frames", &duplicates, &places.shared)?;
-    intact(guest, "after the round")
+    intact(guest, "after the round")?;
+    Ok(places.shared)
 }
 
 fn baseline_rounds(gmd: &mut Gmd, mode: Mode) -> Result<(Taken, Round)> {
