@@ -159,17 +159,14 @@ pub fn with_standing_kernel<M: GuestSource, P: Progress + ?Sized, T>(
     // What was there under some layout: a kernel of either kind.
     let (mut is_linux, mut is_windows) = (false, false);
     let mut at_once = |memory: &mut M, progress: &mut P| {
-        let kernel = match locate::by_registers(memory, cpus)? {
-            Some(kernel) => {
-                is_windows = true;
-                Kernel::Windows(Box::new(kernel))
-            }
-            None => {
-                let map = sources.system_map.as_deref();
-                let kernel = identify_linux(memory, cpus, map, progress)?;
-                is_linux = true;
-                Kernel::Linux(Box::new(kernel))
-            }
+        let kernel = if let Some(kernel) = locate::by_registers(memory, cpus)? {
+            is_windows = true;
+            Kernel::Windows(Box::new(kernel))
+        } else {
+            let map = sources.system_map.as_deref();
+            let kernel = identify_linux(memory, cpus, map, progress)?;
+            is_linux = true;
+            Kernel::Linux(Box::new(kernel))
         };
         work(memory, kernel, progress)
     };

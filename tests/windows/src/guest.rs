@@ -600,20 +600,20 @@ impl Build {
     }
 
     /// Where the byte that the guest has at `at` lies in `memory`.
-    fn place(&self, at: u64) -> u64 {
+    fn place(at: u64) -> u64 {
         let high = FOUR_GIB * PAGE as u64;
         at.checked_sub(high)
             .map_or(at, |above| above + FIRST_HIGH * PAGE as u64)
     }
 
     fn put(&mut self, at: u64, value: u64, size: u64) {
-        let at = self.place(at);
+        let at = Self::place(at);
         let bytes = value.to_le_bytes();
         self.memory[index(at)..][..index(size)].copy_from_slice(&bytes[..index(size)]);
     }
 
     fn get(&self, at: u64, size: u64) -> u64 {
-        let at = self.place(at);
+        let at = Self::place(at);
         let mut value = [0; 8];
         value[..index(size)].copy_from_slice(&self.memory[index(at)..][..index(size)]);
         u64::from_le_bytes(value)
