@@ -14,30 +14,28 @@
 //! What the kernel's structures look like only its headers say: `complete` adds what a note would have said
 //! of them once they are asked.
 
+mod linked;
+
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use lacuna_core::{GuestMemory, GuestPhys, GuestVirt, PAGE_SIZE, PagingLevels};
 use thiserror::Error;
 
-use super::confirm::{PAGE_OFFSETS, UTS_FIELD, all_map, confirm_registers, is_root, maps_to, of_tables};
+use super::confirm::{UTS_FIELD, all_map, confirm_registers, of_tables};
 use super::facts::Facts;
 use super::first_task::is_first;
 use super::identify::{Identified, Rejection, WANTED};
-use super::image::{KERNEL_MAP, KERNEL_MAP_BYTES};
 use super::kallsyms::Symbols;
 use super::other_kernels::{Tie, signs_of_another};
 use super::profile::BuildError;
-use super::spaces::{levels_of, spaces_of};
+use super::spaces::levels_of;
 use super::system_map::SystemMap;
 use super::vmcoreinfo::{Kind, VmcoreInfo};
-use crate::os::view::{AddressSpace, KernelView};
+use crate::os::view::KernelView;
 use crate::source::{Cpu, GuestSource};
+use linked::{KernelLocation, Linked, NAMES, ROOTS};
 
-/// The top-level page table: since 4.13, before, and of 32-bit kernels.
-const ROOTS: [&str; 3] = ["init_top_pgt", "init_level4_pgt", "swapper_pg_dir"];
-/// The kernel's names: since 2.6.19 behind a reference count or alone, and before.
-const NAMES: [&str; 2] = ["init_uts_ns", "system_utsname"];
 /// Where `LSTAR` leads: since 4.2, and before.
 const ENTRIES: [&str; 2] = ["entry_SYSCALL_64", "system_call"];
 /// Where `SYSENTER_EIP` leads in a 32-bit kernel: since 4.2, before, and until 2.6.21.
@@ -52,12 +50,6 @@ const NOTED: [&str; 5] = [
     "contig_page_data",
     "mem_section",
 ];
-/// By what a kernel is displaced: multiples of this (`MIN_KERNEL_ALIGN`, `CONFIG_PHYSICAL_ALIGN`).
-const STEP: usize = 2 << 20;
-/// Most places that are taken for a kernel's names in memory; a process can make up as many as it has memory.
-const MOST_NAMED: usize = 256;
-/// Where a 32-bit kernel can be, at most, from where it was linked to (`KERNEL_IMAGE_SIZE` with KASLR).
-const MOVED_32: u64 = 512 << 20;
 /// Bits of physical addresses for which a kernel since 4.15 has a table of sections, by its levels
 /// (`MAX_PHYSMEM_BITS`, `arch/x86/include/asm/sparsemem.h`).
 const PHYSICAL_BITS: (u64, u64) = (46, 52);
@@ -114,14 +106,6 @@ pub enum MapError {
         /// What says so.
         signs: Vec<String>,
     },
-}
-
-/// Where the kernel of a file may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct KernelLocation {
-    space: AddressSpace,
-    /// How far from where it was linked to.
-    moved: u64,
 }
 
 /// The kernel of the System.map `file`, if by that file it has no note, and the page tables of a virtual CPU
@@ -205,125 +189,6 @@ pub fn identify<M: GuestSource>(
     Err(MapError::AnotherRuns {
         release: kernel.release,
         signs,
-    })
-}
-
-/// Addresses of the file that lead to the kernel.
-struct Linked {
-    text: u64,
-    root: (&'static str, u64),
-    names: (&'static str, u64),
-    is_32_bit: bool,
-}
-
-impl Linked {
-    fn of(map: &SystemMap) -> Result<Self, MapError> {
-        let one_of = |names: &[&'static str]| {
-            let found = names.iter().find_map(|name| Some((*name, map.find(name)?)));
-            found.ok_or_else(|| {
-                let names = names.join(" nor ");
-                MapError::File(format!("{} names neither {names}", map.file().display()))
-            })
-        };
-        let (_, text) = one_of(&["_stext"])?;
-        Ok(Self {
-            text,
-            root: one_of(&ROOTS)?,
-            names: one_of(&NAMES)?,
-            is_32_bit: text >> 32 == 0,
-        })
-    }
-
-    /// How far the kernel can have been moved.
-    fn moves(&self) -> impl Iterator<Item = u64> + use<> {
-        let (at, end) = if self.is_32_bit {
-            (self.root.1, (self.root.1 + MOVED_32).min(1 << 32))
-        } else {
-            (self.root.1.max(KERNEL_MAP), KERNEL_MAP + KERNEL_MAP_BYTES)
-        };
-        (0..end.saturating_sub(at)).step_by(STEP)
-    }
-
-    /// Where the page tables that `cpu` uses have the kernel.
-    fn by_registers<M: GuestMemory>(&self, memory: &mut M, cpu: &Cpu) -> Vec<KernelLocation> {
-        let mut locations = Vec::new();
-        for own in spaces_of(std::slice::from_ref(cpu)) {
-            if own.levels.is_32_bit() != self.is_32_bit {
-                continue;
-            }
-            for moved in self.moves() {
-                let at = GuestVirt::new(self.root.1.wrapping_add(moved));
-                if let Some(root) = own.translate(memory, at) {
-                    push(&mut locations, memory, at, root, own.levels, moved);
-                }
-            }
-        }
-        locations
-    }
-
-    /// Where memory has names of a kernel, and page tables as far from them as the file says.
-    fn by_memory<M: GuestSource>(&self, memory: &mut M) -> Vec<KernelLocation> {
-        let end = memory.end().base().map_or(u64::MAX, GuestPhys::get);
-        let mut locations = Vec::new();
-        if self.is_32_bit {
-            for (start, moved) in PAGE_OFFSETS
-                .into_iter()
-                .flat_map(|start| self.moves().map(move |moved| (start, moved)))
-            {
-                // Its image lies in the linear map.
-                let at = self.root.1.wrapping_add(moved);
-                let physical = |linked: u64| linked.wrapping_add(moved).wrapping_sub(start);
-                if physical(self.names.1) < end && is_called_linux(memory, physical(self.names.1)) {
-                    for levels in [PagingLevels::Pae, PagingLevels::Two] {
-                        let root = GuestPhys::new(physical(self.root.1));
-                        push(&mut locations, memory, GuestVirt::new(at), root, levels, moved);
-                    }
-                }
-            }
-            return locations;
-        }
-        // Where the text lies, and how far it was moved virtually, have nothing to do with each other.
-        let first = self.text.wrapping_sub(KERNEL_MAP) % STEP as u64;
-        let physical = |linked: u64, text: u64| linked.wrapping_sub(self.text).wrapping_add(text);
-        let texts = (first..end)
-            .step_by(STEP)
-            .filter(|text| is_called_linux(memory, physical(self.names.1, *text)));
-        for text in texts.take(MOST_NAMED).collect::<Vec<_>>() {
-            let root = GuestPhys::new(physical(self.root.1, text));
-            for moved in self.moves() {
-                let at = GuestVirt::new(self.root.1.wrapping_add(moved));
-                for levels in [PagingLevels::Four, PagingLevels::Five] {
-                    push(&mut locations, memory, at, root, levels, moved);
-                }
-            }
-        }
-        locations
-    }
-}
-
-/// Adds the location whose table at `root` maps itself at `at`, if it does.
-fn push<M: GuestMemory>(
-    locations: &mut Vec<KernelLocation>,
-    memory: &mut M,
-    at: GuestVirt,
-    root: GuestPhys,
-    levels: PagingLevels,
-    moved: u64,
-) {
-    let space = AddressSpace { root, levels };
-    let location = KernelLocation { space, moved };
-    if is_root(root.get(), levels) && maps_to(memory, space, at, root.get()) && !locations.contains(&location)
-    {
-        locations.push(location);
-    }
-}
-
-/// Whether the first of a kernel's names lies at `physical`, or behind a reference count there.
-fn is_called_linux<M: GuestMemory>(memory: &mut M, physical: u64) -> bool {
-    [4, 0].into_iter().any(|behind: u64| {
-        let mut name = [0; 6];
-        let at = physical.checked_add(behind).map(GuestPhys::new);
-        at.is_some_and(|at| memory.read(at, &mut name).is_ok()) && name == *b"Linux\0"
     })
 }
 
