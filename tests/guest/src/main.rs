@@ -190,6 +190,39 @@ impl Agent {
         }
     }
 
+    /// Does what concerns pages with known contents.
+    fn on_pattern(&mut self, task: &Task) -> Result<Report, String> {
+        match *task {
+            Task::PatternMake {
+                kinds,
+                copies,
+                unique,
+                seed,
+            } => {
+                let pattern = self.pattern.insert(Pattern::make(kinds, copies, unique, seed));
+                pattern
+                    .frames()
+                    .map(|gfns| Report::Truth { gfns })
+                    .map_err(|error| error.to_string())
+            }
+            Task::PatternCheck => Ok(self.pattern.as_mut().ok_or(NO_PATTERN)?.check()),
+            Task::PatternRewrite { every } => {
+                self.pattern.as_mut().ok_or(NO_PATTERN)?.rewrite(every);
+                Ok(Report::Done)
+            }
+            Task::ChurnStart => {
+                self.churn = Some(Churn::start(self.pattern.take().ok_or(NO_PATTERN)?));
+                Ok(Report::Done)
+            }
+            Task::ChurnStop => {
+                let (pattern, report) = self.churn.take().ok_or("nothing is being written")?.stop()?;
+                self.pattern = Some(pattern);
+                Ok(report)
+            }
+            _ => Err("nothing of pages with known contents".to_owned()),
+        }
+    }
+
     fn obey(&mut self, task: &Task, console: &Arc<Console>) -> Result<Report, String> {
         let text = |error: io::Error| error.to_string();
         match *task {
@@ -221,29 +254,11 @@ impl Agent {
                 self.held.clear();
                 Ok(Report::Done)
             }
-            Task::PatternMake {
-                kinds,
-                copies,
-                unique,
-                seed,
-            } => {
-                let pattern = self.pattern.insert(Pattern::make(kinds, copies, unique, seed));
-                pattern.frames().map(|gfns| Report::Truth { gfns }).map_err(text)
-            }
-            Task::PatternCheck => Ok(self.pattern.as_mut().ok_or(NO_PATTERN)?.check()),
-            Task::PatternRewrite { every } => {
-                self.pattern.as_mut().ok_or(NO_PATTERN)?.rewrite(every);
-                Ok(Report::Done)
-            }
-            Task::ChurnStart => {
-                self.churn = Some(Churn::start(self.pattern.take().ok_or(NO_PATTERN)?));
-                Ok(Report::Done)
-            }
-            Task::ChurnStop => {
-                let (pattern, report) = self.churn.take().ok_or("nothing is being written")?.stop()?;
-                self.pattern = Some(pattern);
-                Ok(report)
-            }
+            Task::PatternMake { .. }
+            | Task::PatternCheck
+            | Task::PatternRewrite { .. }
+            | Task::ChurnStart
+            | Task::ChurnStop => self.on_pattern(task),
             Task::Kexec => kexec::load().map(|()| Report::Done).map_err(text),
             Task::Lie { .. }
             | Task::LiesCheck
