@@ -23,6 +23,8 @@ const LIBRARY: &str = "libxenguest.so";
 const ABOVE: &str = "libxenlight.so";
 /// The program that a toolstack runs for a save or a restore.
 const HELPER: &str = "libxl-save-helper";
+/// The program that waits for the end of a guest that it has started.
+const WAITING: &str = "xl";
 /// Largest library that is read, in bytes: libxenguest has a quarter of a MiB, libvirt's driver one.
 const MOST: u64 = 64 << 20;
 /// What to do about a toolstack that loads another library.
@@ -186,6 +188,12 @@ fn running(processes: &Path) -> Vec<Check> {
         .map(|(name, library)| {
             let subject = format!("running {name}");
             if let Some(library) = library.strip_suffix(" (deleted)") {
+                // `xl create` stays until its guest ends, and starts it again when it reboots.
+                if name == WAITING {
+                    let what =
+                        format!("waits for a guest, with {library} of before; a save starts a new one");
+                    return Check::good(subject, what);
+                }
                 return Check::wrong(
                     subject,
                     Verdict::Warning,
@@ -336,6 +344,12 @@ mod tests {
                 "7f00-7f01 r-xp 0000 08:01 12   /usr/lib/libxenguest.so.4.20.0\n",
             ),
             (
+                "21",
+                "xl",
+                "7f00-7f01 r-xp 0000 08:01 12   /usr/lib/libxenguest.so.4.20.0 (deleted)\n\
+                 7f02-7f03 r-xp 0000 08:01 13   /usr/lib/libxenlight.so.4.20.0\n",
+            ),
+            (
                 "18",
                 "bash",
                 "7f00-7f01 r-xp 0000 08:01 12   /usr/lib/libc.so.6\n",
@@ -347,11 +361,16 @@ mod tests {
             fs::write(folder.join("comm"), format!("{name}\n")).expect("written");
         }
         let checks = running(place.path());
-        assert_eq!(checks.len(), 2, "{checks:?}");
+        assert_eq!(checks.len(), 3, "{checks:?}");
         assert_eq!(checks[0].subject, "running libvirtd");
         assert_eq!(checks[0].remedy.as_deref(), Some("restart libvirtd"));
         let remedy = checks[1].remedy.as_deref().unwrap_or_default();
         assert!(remedy.starts_with("restart libxl-save-help;"), "{remedy}");
+        // It waits for its guest: nobody can start it again.
+        assert_eq!(
+            (checks[2].subject.as_str(), checks[2].verdict),
+            ("running xl", Verdict::Good)
+        );
     }
 
     #[test]
