@@ -18,6 +18,7 @@ pub mod large;
 pub mod layouts;
 pub mod live;
 pub mod msf;
+mod page_tables;
 pub mod pdb;
 pub mod pe;
 pub mod types;
