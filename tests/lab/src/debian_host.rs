@@ -19,7 +19,7 @@ use crate::process::run_logged;
 use crate::product;
 use crate::progress::Progress;
 use crate::setup::Stage;
-use crate::sysroot::Sysroot;
+use crate::sysroot::{SUITE, Sysroot};
 use crate::variant::RELEASE;
 use crate::xen::own_tests::PROGRAMS as OWN_TESTS;
 use crate::xen::place;
@@ -36,7 +36,7 @@ impl Release {
     const fn with(series: Series) -> Self {
         match series {
             Series::V4_20 => Self {
-                suite: "trixie",
+                suite: SUITE,
                 name: "debian-host",
             },
             Series::V4_17 => Self {
@@ -71,9 +71,6 @@ const PACKAGES: &[&str] = &[
     "libvirt-daemon-driver-xen",
     "libvirt-clients",
 ];
-
-/// The scenario that runs Xen's own test programs.
-pub(crate) const XEN_TESTS: &str = "host-debian/xen-tests";
 
 /// The disk, in MiB.
 const DISK_MIB: u64 = 3072;

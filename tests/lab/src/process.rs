@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::context::require_root;
 use crate::error::{Error, IoContext, Result};
 use crate::progress::{Progress, say};
 
@@ -192,6 +193,32 @@ pub(crate) fn is_installed(name: &str) -> bool {
     std::env::split_paths(&path)
         .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
         .any(|directory| directory.join(name).is_file())
+}
+
+/// Installs what this machine lacks of `programs`, each with Debian's package of it.
+///
+/// # Errors
+/// Something is missing, and this is not root, or the package cannot be had.
+pub(crate) fn install_missing(programs: &[(&str, &str)], log: &Path, progress: &Progress) -> Result<()> {
+    let missing: Vec<&str> = programs
+        .iter()
+        .filter(|(program, _)| !is_installed(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    require_root()?;
+    progress.line(&format!("lab: installing {} on this machine", missing.join(", ")));
+    for arguments in [
+        vec!["update"],
+        [vec!["install", "-y", "--no-install-recommends"], missing].concat(),
+    ] {
+        let mut command = Command::new("apt-get");
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        run_logged(command, log, progress)?;
+    }
+    Ok(())
 }
 
 fn program(command: &Command) -> String {

@@ -10,9 +10,9 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-use crate::context::{Context, Staged, require_root};
+use crate::context::{Context, Staged};
 use crate::error::{Error, IoContext, Result};
-use crate::process::{is_installed, output, run_logged, start};
+use crate::process::{install_missing, output, start};
 use crate::progress::Progress;
 
 /// The test whose page is looked at, and where it leaves it.
@@ -107,14 +107,13 @@ const READABLE: f64 = 10.0;
 
 /// Makes the page, and looks at it in each window. Chromium is installed when it is missing.
 pub(crate) fn run(context: &Context) -> Result<()> {
-    if !is_installed("chromium") {
-        require_root()?;
-        let progress = Progress::begin("installing chromium on this machine");
-        let mut install = Command::new("apt-get");
-        install.args(["install", "-y", "--no-install-recommends", "chromium"]);
-        run_logged(install, &context.step_log("report-page"), &progress)?;
-        progress.done();
-    }
+    let progress = Progress::begin("the browser");
+    install_missing(
+        &[("chromium", "chromium")],
+        &context.step_log("report-page"),
+        &progress,
+    )?;
+    progress.done();
     let mut cargo = Command::new("cargo");
     cargo.current_dir(&context.repository).args([
         "test",

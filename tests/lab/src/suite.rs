@@ -3,11 +3,10 @@
 use std::process::Command;
 use std::time::Instant;
 
-use lacuna_scenarios::catalogue::{CORE, HVM, SCENARIOS, Scenario, find};
+use lacuna_scenarios::catalogue::{CORE, HVM, SCENARIOS, Scenario, XEN_TESTS, find};
 
 use crate::bench;
 use crate::context::Context;
-use crate::debian_host;
 use crate::device_model;
 use crate::error::{Error, IoContext, Result};
 use crate::gates::{self, GATES, Gate};
@@ -188,7 +187,7 @@ fn lacks(series: Series, scenario: &Scenario) -> Option<&'static str> {
     if scenario.name == HVM && series != device_model::SERIES {
         return Some("Debian 13 has a device model for Xen 4.20 alone");
     }
-    let newer = scenario.name == debian_host::XEN_TESTS && series != Series::V4_20;
+    let newer = scenario.name == XEN_TESTS && series != Series::V4_20;
     newer.then_some("built in a Debian 13 tree, whose glibc Debian 12 does not have")
 }
 

@@ -11,7 +11,7 @@ use std::process::Command;
 use crate::context::{Context, Staged, require_root};
 use crate::error::{Error, IoContext, Result};
 use crate::key::{Key, KeyBuilder};
-use crate::process::{is_installed, output, run_logged};
+use crate::process::{install_missing, output, run_logged};
 use crate::progress::Progress;
 
 /// The Debian release of the tree: the one whose Xen is the 4.20 series.
@@ -114,7 +114,7 @@ impl Sysroot {
         context.download("sysroot", &sysroot.key, |progress| {
             require_root()?;
             let log = context.step_log("sysroot");
-            install_host_programs(&log, progress)?;
+            install_missing(HOST_PROGRAMS, &log, progress)?;
             let staged = Staged::directory(sysroot.root.clone())?;
             let fresh = Self {
                 root: staged.path.clone(),
@@ -287,27 +287,6 @@ fn pick_security(listing: &str) -> Option<String> {
         let fixes = uri.contains("debian") && suite.ends_with("-security");
         (fixes && component == "main").then(|| uri.to_owned())
     })
-}
-
-fn install_host_programs(log: &Path, progress: &Progress) -> Result<()> {
-    let missing: Vec<&str> = HOST_PROGRAMS
-        .iter()
-        .filter(|(program, _)| !is_installed(program))
-        .map(|(_, package)| *package)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    progress.line(&format!("lab: installing {} on this machine", missing.join(", ")));
-    for arguments in [
-        vec!["update"],
-        [vec!["install", "-y", "--no-install-recommends"], missing].concat(),
-    ] {
-        let mut command = Command::new("apt-get");
-        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        run_logged(command, log, progress)?;
-    }
-    Ok(())
 }
 
 /// The proxy settings of the lab's own environment: apt and cargo inside need the same way out.

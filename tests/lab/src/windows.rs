@@ -2,21 +2,19 @@
 
 use std::process::Command;
 
-use crate::context::{Context, require_root};
+use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::process::{is_installed, run_logged, start};
+use crate::process::{install_missing, start};
 use crate::progress::Progress;
+
+/// Another tool chain for executables and PDBs, each program with Debian's package of it.
+const PROGRAMS: &[(&str, &str)] = &[("clang", "clang"), ("lld-link", "lld")];
 
 /// Runs all of them, those that need clang and lld-link too. Both are installed when missing.
 pub(crate) fn run(context: &Context) -> Result<()> {
-    if !is_installed("clang") || !is_installed("lld-link") {
-        require_root()?;
-        let progress = Progress::begin("installing clang and lld on this machine");
-        let mut install = Command::new("apt-get");
-        install.args(["install", "-y", "--no-install-recommends", "clang", "lld"]);
-        run_logged(install, &context.step_log("windows"), &progress)?;
-        progress.done();
-    }
+    let progress = Progress::begin("programs for Windows files");
+    install_missing(PROGRAMS, &context.step_log("windows"), &progress)?;
+    progress.done();
     let mut cargo = Command::new("cargo");
     cargo.current_dir(&context.repository).args([
         "test",

@@ -67,6 +67,9 @@ pub const GMD: &str = "gmd/baseline";
 /// The scenario that needs a device model.
 pub const HVM: &str = "hvm/device-model";
 
+/// The scenario that runs Xen's own test programs.
+pub const XEN_TESTS: &str = "host-debian/xen-tests";
+
 /// The scenarios that a plain test run repeats on each further series of Xen that can be had: the main job,
 /// under load; a migration; equal pages; a host without memory.
 pub const CORE: &[&str] = &[
@@ -179,7 +182,7 @@ pub const SCENARIOS: &[Scenario] = &[
     // Each makes what the ones before it have made, where that is not there.
     long_on(Boot::DebianHost, "host-debian/before-reboot", 1800),
     // Compares with the distribution's hypervisor: before those that leave Lacuna's running.
-    long_on(Boot::DebianHost, "host-debian/xen-tests", 2400),
+    long_on(Boot::DebianHost, XEN_TESTS, 2400),
     long_on(Boot::DebianHost, "host-debian/unattended", 2400),
     long_on(Boot::DebianHost, "host-debian/upgraded", 2400),
     long_on(Boot::DebianHost, "host-debian/libvirt", 3600),
