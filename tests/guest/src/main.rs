@@ -190,7 +190,7 @@ impl Agent {
         }
     }
 
-    /// Does what concerns pages with known contents.
+    /// Carries out an order about pages with known contents.
     fn on_pattern(&mut self, task: &Task) -> Result<Report, String> {
         match *task {
             Task::PatternMake {
@@ -219,7 +219,7 @@ impl Agent {
                 self.pattern = Some(pattern);
                 Ok(report)
             }
-            _ => Err("nothing of pages with known contents".to_owned()),
+            _ => Err("not an order about pages with known contents".to_owned()),
         }
     }
 

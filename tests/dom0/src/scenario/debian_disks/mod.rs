@@ -73,19 +73,21 @@ const END: &str = "losetup --detach /dev/loop0 && ip link delete lab0 && rm -r /
 const HOST_TROUBLE: &str = "! dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|JBD2: |BUG:|Oops|WARNING: CPU|\
                             blkback: .*(fail|error)|vif.*(fail|error|fatal)|gntdev.*fail|gnttab.*fail'";
 
-/// Changes a page of a file in the file system on `$disk` behind everybody's back.
-const CHANGE_PAGE: &str = "\
+/// Finds a file in the file system on `$disk`.
+const FIND_FILE: &str = "\
 set -e
 file=$(debugfs -R 'ls -p /' $disk 2>/dev/null | awk -F/ '$6 ~ /^[0-9]+-[0-9]+$/ { print $6; exit }')
+";
+
+/// Changes a page of `$file` in the file system on `$disk` behind everybody's back.
+const CHANGE_PAGE: &str = "\
 block=$(debugfs -R \"bmap /$file 0\" $disk 2>/dev/null)
 test $block -gt 0
 dd if=/dev/zero of=$disk bs=4096 seek=$block count=1 conv=notrunc,fsync status=none
 ";
 
-/// Takes a file's inode away from the file system on `$disk`.
+/// Takes the inode of `$file` away from the file system on `$disk`.
 const CLEAR_INODE: &str = "\
-set -e
-file=$(debugfs -R 'ls -p /' $disk 2>/dev/null | awk -F/ '$6 ~ /^[0-9]+-[0-9]+$/ { print $6; exit }')
 debugfs -w -R \"clri /$file\" $disk 2>/dev/null
 sync
 ";
@@ -217,7 +219,7 @@ fn restarted(host: &mut Host, machine: &mut Machine) -> Result<()> {
 /// One page that is changed behind the guest's back is noticed, and no other.
 fn noticed(host: &mut Host, machine: &mut Machine) -> Result<()> {
     let disk = machine.kind.disk;
-    silent(host, &format!("disk={disk}\n{CHANGE_PAGE}"))?;
+    silent(host, &format!("disk={disk}\n{FIND_FILE}{CHANGE_PAGE}"))?;
     machine.guest.order(Task::Mount, AGENT_LIMIT)?;
     let task = Task::FilesCheck {
         seed: machine.kind.seed,
@@ -235,7 +237,7 @@ fn noticed(host: &mut Host, machine: &mut Machine) -> Result<()> {
 /// A file system that has lost an inode is not whole for e2fsck.
 fn inode_lost(host: &mut Host, kind: &Kind) -> Result<()> {
     let disk = kind.disk;
-    silent(host, &format!("disk={disk}\n{CLEAR_INODE}"))?;
+    silent(host, &format!("disk={disk}\n{FIND_FILE}{CLEAR_INODE}"))?;
     // "File system errors left uncorrected", e2fsck(8).
     expect(host, &format!("e2fsck -fn {disk}"), 4, &[])?;
     Ok(())
