@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::sync::atomic::AtomicU64;
 
-use fake_kernel::{DIRECT, FakeKernel, IMAGE, IMAGE_AT, NOTE, RELEASE, at, by_hand};
+use fake_kernel::{DIRECT, FakeKernel, IMAGE, IMAGE_AT, NOTE, PROCESS_TOP, RELEASE, at, by_hand};
 use lacuna::failure::{Class, Failure};
 use lacuna::os::linux::by_system_map::{MapError, identify};
 use lacuna::os::linux::facts::Source;
@@ -33,6 +33,12 @@ const GROUPS: u64 = 0x64_0000;
 /// Physically: what [`FakeKernel`] has of sections.
 const SECTIONS: u64 = 0x60_1000;
 const COOKIES: u64 = 0x7400;
+const POINTER_KEY: u64 = 0x7440;
+const BOOT_ID: u64 = 0x7480;
+const CLOCK: u64 = 0x74c0;
+const IDT: u64 = 0xc000;
+/// Where the IDT is mapped for the processors: all of the image is, here.
+const ENTRY_AREA: u64 = 0xffff_fe00_0000_0000;
 const SECRET: u64 = 0x0123_4567_89ab_cdef;
 
 /// A kernel of this decade, or one as 2.6.18 was.
@@ -49,6 +55,9 @@ fn guest(era: Era) -> FakeKernel {
     guest.u64(IMAGE_AT + at::NOTE_POINTER, 0);
     guest.u64(GROUPS, DIRECT + SECTIONS);
     guest.u64(IMAGE_AT + COOKIES, SECRET);
+    guest.map_large(ENTRY_AREA, IMAGE_AT);
+    let tables: Vec<u8> = guest.memory[usize::try_from(IMAGE_AT + at::TOP).unwrap()..][..4096].to_vec();
+    guest.write(PROCESS_TOP, &tables);
     match era {
         Era::New => guest.u64(IMAGE_AT + SECTIONS_IN_IMAGE, DIRECT + GROUPS),
         Era::Old => {
@@ -82,6 +91,10 @@ fn symbols(era: Era) -> Vec<(&'static str, u64)> {
         ("node_data", at::NODE_DATA),
         ("mem_section", SECTIONS_IN_IMAGE),
         ("syncookie_secret", COOKIES),
+        ("ptr_key", POINTER_KEY),
+        ("sysctl_bootid", BOOT_ID),
+        ("wall_to_monotonic", CLOCK),
+        ("idt_table", IDT),
         ("_page_poisoning_enabled", at::POISON_KEY),
         ("_page_poisoning_enabled_early", at::POISON_EARLY),
         ("init_on_free", at::INIT_ON_FREE),
@@ -117,7 +130,11 @@ fn layout(era: Era) -> Layout {
 }
 
 fn cpus() -> Vec<Cpu> {
-    FakeKernel::vcpus().iter().map(Cpu::from_registers).collect()
+    let cpu = |registers| Cpu {
+        idt_base: Some(ENTRY_AREA + IDT),
+        ..Cpu::from_registers(registers)
+    };
+    FakeKernel::vcpus().iter().map(cpu).collect()
 }
 
 fn find(guest: &mut FakeKernel, cpus: &[Cpu], symbols: &[(&str, u64)]) -> Result<Identified, MapError> {
@@ -243,6 +260,75 @@ fn the_system_map_of_another_build_leads_to_nothing() {
             ..
         })
     ));
+}
+
+#[test]
+fn the_idt_of_another_kernel_is_refused() {
+    let mut guest = guest(Era::Old);
+    let symbols = symbols(Era::Old);
+    let with_idt = |idt_base| {
+        let mut cpus = cpus();
+        cpus[1].idt_base = Some(idt_base);
+        cpus
+    };
+    // Where it was linked to serves as well as where it is mapped besides.
+    let kernel = find(&mut guest, &with_idt(IMAGE + IDT), &symbols).unwrap();
+    let said = "the IDT of every online virtual CPU is idt_table";
+    assert!(kernel.confirmed.iter().any(|line| line == said));
+    // Another place of the image, one that nothing maps, and none: a kernel that is being replaced.
+    for other in [IMAGE + IDT + 0x1000, ENTRY_AREA + (4 << 20), 0] {
+        let refused = find(&mut guest, &with_idt(other), &symbols);
+        let Err(MapError::Rejected { reason, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert!(
+            matches!(reason, Rejection::Register { vcpu: 1, register: "the IDT's base", found, .. } if found == other),
+            "{reason:?}"
+        );
+    }
+    // What is loaded while the kernel traces is its own, too.
+    let tracing = [&symbols[..], &[("trace_idt_table", IDT + 0x1000)]].concat();
+    assert!(find(&mut guest, &with_idt(IMAGE + IDT + 0x1000), &tracing).is_ok());
+}
+
+#[test]
+fn without_a_stack_protector_what_was_drawn_or_set_at_boot_ties_it() {
+    let mut guest = guest(Era::Old);
+    let kernel = find(&mut guest, &cpus(), &symbols(Era::Old)).unwrap();
+    let booted = 1_300_000_000_u64.wrapping_neg();
+    let places = [
+        (COOKIES, SECRET),
+        (POINTER_KEY, SECRET + 1),
+        (BOOT_ID, SECRET + 2),
+        (CLOCK, booted),
+    ];
+    for (at, value) in places {
+        guest.u64(IMAGE_AT + at, value);
+    }
+    // The best first, and what was not drawn is none.
+    for (at, value) in places {
+        let built = make(&mut guest, &kernel, Some(&layout(Era::Old))).unwrap();
+        let tie = built.profile.identity.boot_value.unwrap();
+        assert_eq!(
+            (tie.at.get(), tie.value, built.unusable),
+            (IMAGE + at, value, None)
+        );
+        guest.u64(IMAGE_AT + at, 0);
+    }
+    // Nothing at all, and a clock that was never set, which shows the same at each boot.
+    for clock in [0, 3600_u64.wrapping_neg(), 1_300_000_000] {
+        guest.u64(IMAGE_AT + CLOCK, clock);
+        let built = make(&mut guest, &kernel, Some(&layout(Era::Old))).unwrap();
+        let missing = built.unusable.unwrap();
+        for name in [
+            "syncookie_secret",
+            "ptr_key",
+            "sysctl_bootid",
+            "wall_to_monotonic",
+        ] {
+            assert!(missing.contains(name), "{missing}");
+        }
+    }
 }
 
 #[test]

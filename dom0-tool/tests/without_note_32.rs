@@ -32,7 +32,9 @@ const BANNER: u64 = 0x10_2800;
 const TASK: u64 = 0x10_3000;
 const NODE: u64 = 0x10_4000;
 const MEM_MAP: u64 = 0x10_5000;
-const COOKIES: u64 = 0x10_5100;
+const CLOCK: u64 = 0x10_5100;
+/// Minus a time in 2011, in four bytes.
+const BOOTED: u64 = 0xffff_ffff - 1_300_000_000 + 1;
 const IDT: u64 = 0x10_6000;
 const DESCRIPTORS: u64 = 0x20_0000;
 const PARENT: u64 = 0x100;
@@ -61,7 +63,7 @@ impl Guest {
         guest.u32(TASK + PARENT, PAGE_OFFSET + TASK);
         guest.write(TASK + NAME, b"swapper\0");
         guest.u32(MEM_MAP, PAGE_OFFSET + DESCRIPTORS);
-        guest.u32(COOKIES, 0x1357_9bdf);
+        guest.u32(CLOCK, BOOTED);
         // One zone, of all of memory, in the one node.
         guest.u32(NODE + SPANNED - 0x10, FRAMES);
         guest.u32(NODE + ZONE + 4, FRAMES);
@@ -118,7 +120,8 @@ fn find(guest: &mut Guest, cpus: &[Cpu], entry: u64) -> Result<Identified, MapEr
         ("init_task", TASK),
         ("contig_page_data", NODE),
         ("mem_map", MEM_MAP),
-        ("syncookie_secret", COOKIES),
+        ("wall_to_monotonic", CLOCK),
+        ("idt_table", IDT),
     ] {
         writeln!(text, "{:08x} D {name}", PAGE_OFFSET + at).unwrap();
     }
@@ -207,7 +210,7 @@ fn a_32_bit_kernel_of_2_6_is_known_by_its_system_map_and_headers() {
     let drawn = built.profile.identity.boot_value.unwrap();
     assert_eq!(
         (drawn.at.get(), drawn.bytes, drawn.value),
-        (PAGE_OFFSET + COOKIES, 4, 0x1357_9bdf)
+        (PAGE_OFFSET + CLOCK, 4, BOOTED)
     );
     let words: Vec<AtomicU64> = (0..64).map(|_| AtomicU64::new(0)).collect();
     let bitmap = Bitmap::new(&words);

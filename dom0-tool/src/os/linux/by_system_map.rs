@@ -7,7 +7,8 @@
 //! * the page tables of all virtual CPUs map that table, moved by some displacement, to a table that maps
 //!   itself there, too;
 //! * the names read through it say "Linux" and a release, and the kernel's banner says the same release;
-//! * the system call's entry in the registers is the one of the file, moved by the same.
+//! * the system call's entry in the registers is the one of the file, moved by the same;
+//! * the IDT that the registers lead to is the file's `idt_table`, at whatever address it is mapped for them.
 //!
 //! Without registers, memory is searched for such names and tables. What is found then is tied to nothing.
 //!
@@ -40,6 +41,9 @@ use linked::{KernelLocation, Linked, NAMES, ROOTS};
 const ENTRIES: [&str; 2] = ["entry_SYSCALL_64", "system_call"];
 /// Where `SYSENTER_EIP` leads in a 32-bit kernel: since 4.2, before, and until 2.6.21.
 const ENTRIES_32: [&str; 3] = ["entry_SYSENTER_32", "ia32_sysenter_target", "sysenter_entry"];
+/// The kernel's IDT, and those that it loads for a while: while it traces (3.10 to 4.13), in debug exceptions
+/// (3.3 to 5.8) and in NMIs (3.3 to 3.9).
+const IDTS: [&str; 4] = ["idt_table", "trace_idt_table", "debug_idt_table", "nmi_idt_table"];
 /// Only kernels that have a note have these: the note, since 2.6.24, and its text.
 const HAVE_NOTES: [&str; 2] = ["vmcoreinfo_note", "vmcoreinfo_data"];
 /// What a note would name, besides.
@@ -138,7 +142,7 @@ pub fn identify<M: GuestSource>(
     file: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Identified, MapError> {
-    let wanted = [WANTED, &ROOTS, &NAMES, &ENTRIES, &ENTRIES_32, &NOTED];
+    let wanted = [WANTED, &ROOTS, &NAMES, &ENTRIES, &ENTRIES_32, &IDTS, &NOTED];
     let map = SystemMap::open(file, &wanted).map_err(|error| MapError::File(error.to_string()))?;
     let linked = Linked::of(&map)?;
     let running: Vec<(usize, &Cpu)> = cpus
@@ -226,6 +230,7 @@ fn examine<M: GuestMemory>(
     }
     confirm_registers(running, space.levels, text, &mut confirmed)?;
     confirm_entry(running, linked.is_32_bit, &symbols, &mut confirmed)?;
+    confirm_idt(&mut view, running, &symbols, &mut confirmed)?;
     let noted = NOTED
         .iter()
         .filter_map(|name| Some((*name, symbols.find(name)?)))
@@ -323,6 +328,42 @@ fn confirm_entry(
     }
     if held > 0 && held == running.len() {
         confirmed.push(format!("{register} of every online virtual CPU is {name}"));
+    }
+    Ok(())
+}
+
+/// The IDTs that the registers lead to, where they are known, lie where the file's do. It is mapped at another
+/// address, too, for reading only: since 4.15 in the CPU entry area, from 3.10 (on i386 with the F00F bug
+/// before) among the fixed mappings.
+fn confirm_idt<M: GuestMemory>(
+    view: &mut KernelView<'_, M>,
+    running: &[(usize, &Cpu)],
+    symbols: &Symbols,
+    confirmed: &mut Vec<String>,
+) -> Result<(), Rejection> {
+    let Some(table) = symbols.find(IDTS[0]) else {
+        return Ok(());
+    };
+    let places: Vec<GuestPhys> = IDTS
+        .iter()
+        .filter_map(|name| view.translate(symbols.find(name)?).ok())
+        .collect();
+    let mut held = 0;
+    for (vcpu, cpu) in running {
+        let Some(found) = cpu.idt_base else { continue };
+        let leads_to = view.translate(GuestVirt::new(found));
+        if !leads_to.is_ok_and(|at| places.contains(&at)) {
+            return Err(Rejection::Register {
+                vcpu: *vcpu,
+                register: "the IDT's base",
+                found,
+                expected: format!("idt_table ({:#x}), or where that is mapped besides", table.get()),
+            });
+        }
+        held += 1;
+    }
+    if held > 0 && held == running.len() {
+        confirmed.push("the IDT of every online virtual CPU is idt_table".to_owned());
     }
     Ok(())
 }

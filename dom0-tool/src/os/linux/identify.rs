@@ -49,6 +49,9 @@ pub const WANTED: &[&str] = &[
     "kexec_in_progress",
     "system_call",
     "syncookie_secret",
+    "ptr_key",
+    "sysctl_bootid",
+    "wall_to_monotonic",
 ];
 
 /// Why a note does not belong to the kernel that runs.

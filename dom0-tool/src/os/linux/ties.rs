@@ -17,7 +17,25 @@ const ACCESSED_DIRTY: u64 = 0x60;
 /// What a dump's registers most often lack; the rest of the identity can be checked all the same.
 const LSTAR_MISSING: &str = "the registers lack LSTAR";
 /// By the headers' word: nothing tells this boot from another, so such a guest is left alone while it runs.
-const NO_STACK_PROTECTOR: &str = "the kernel is built without a stack protector, and no syncookie_secret is known that it has drawn: no random value ties a profile to this boot, and a kexec would go unnoticed";
+const NO_STACK_PROTECTOR: &str = "the kernel is built without a stack protector, and no syncookie_secret, ptr_key or sysctl_bootid is known that it has drawn, nor a wall_to_monotonic that has the time of its boot: nothing ties a profile to this boot, and a kexec would go unnoticed";
+/// What a kernel draws at random once a boot, without a stack protector, too. Each is 0 before, is never drawn
+/// again, and lies in the image, which a new kernel loads or clears before it has page tables and an IDT.
+const DRAWN_ONCE: [&str; 3] = [
+    // The secret of its SYN cookies (`net/ipv4/syncookies.c`): in an initcall until 3.12, since 3.13 with the
+    // first cookie.
+    "syncookie_secret",
+    // The key by which `%p` hides addresses (`lib/vsprintf.c`, since 4.15): in an initcall, or as soon as
+    // there are random numbers.
+    "ptr_key",
+    // `/proc/sys/kernel/random/boot_id` (`drivers/char/random.c`): when it is first read.
+    "sysctl_bootid",
+];
+/// Minus the time at which the kernel was booted (`kernel/timer.c`, later `kernel/time/timekeeping.c`; until
+/// 3.3): seconds first. It is set once the memory map is the new kernel's own, and again where the clock is
+/// set, after which a profile does not fit any more.
+const BOOTED_AT: &str = "wall_to_monotonic";
+/// Seconds since 1970 that a clock shows which was set. One that was not can show the same at each boot.
+const CLOCK_IS_SET: std::ops::Range<u64> = 1_000_000_000..1 << 31;
 /// Boot value of a profile that is only looked at: no kernel's, so that no guest is ever taken for the one
 /// described.
 const NO_BOOT_VALUE: u64 = 1;
@@ -213,22 +231,27 @@ fn boot_value<M: GuestMemory>(
     }))
 }
 
-/// What a kernel without a stack protector drew at boot: the secret of its SYN cookies
-/// (`net/ipv4/syncookies.c`: in an initcall until 3.12, since 3.13 with the first cookie, and never again).
-/// `None` where it has none, or has not drawn it.
+/// What differs from boot to boot in a kernel without a stack protector, by its symbols. `None` where it has
+/// nothing of the kind, or has not set it.
 fn by_symbol<M: GuestMemory>(
     view: &mut KernelView<'_, M>,
     symbols: Option<&Symbols>,
 ) -> Result<Option<BootValue>, ViewError> {
-    let Some(at) = symbols.and_then(|symbols| symbols.find("syncookie_secret")) else {
+    let Some(symbols) = symbols else {
         return Ok(None);
     };
-    let drawn = BootValue {
-        at,
-        bytes: view.space().levels.pointer_bytes(),
-        value: view.word(at)?,
-    };
-    Ok((drawn.value != 0).then_some(drawn))
+    let bytes = view.space().levels.pointer_bytes();
+    let places = DRAWN_ONCE.iter().chain([&BOOTED_AT]);
+    for (name, at) in places.filter_map(|name| Some((*name, symbols.find(name)?))) {
+        let value = view.word(at)?;
+        // Negative, in a word of 4 or 8 bytes.
+        let mask = u64::MAX >> (64 - 8 * u32::from(bytes));
+        let seconds = value.wrapping_neg() & mask;
+        if value != 0 && (name != BOOTED_AT || CLOCK_IS_SET.contains(&seconds)) {
+            return Ok(Some(BootValue { at, bytes, value }));
+        }
+    }
+    Ok(None)
 }
 
 /// The top-level entries through which `needed` are reached, from the kernel's reference table.
