@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use lacuna_core::{GuestMemory, GuestVirt, Profile, VcpuRegisters};
 
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Clues, Failure};
 use crate::progress::{Progress, Remark, Step};
 use crate::source::{Cpu, GuestSource};
 use linux::by_system_map;
@@ -156,69 +156,88 @@ pub fn with_standing_kernel<M: GuestSource, P: Progress + ?Sized, T>(
     progress: &mut P,
     mut work: impl FnMut(&mut M, Kernel, &mut P) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    // What was there under some layout: a kernel of either kind.
-    let (mut is_linux, mut is_windows) = (false, false);
-    let mut at_once = |memory: &mut M, progress: &mut P| {
+    // Tables that lead nowhere are elsewhere.
+    let are_elsewhere = cpus.iter().any(Cpu::is_paging) && !tables_lead_somewhere(memory, cpus);
+    let is_likely = |memory: &mut M| !are_elsewhere || tables_lead_somewhere(memory, cpus);
+    // Whether there was a kernel under some layout, of either kind.
+    let mut is_known = false;
+    let at_once = |memory: &mut M, progress: &mut P| {
         let kernel = if let Some(kernel) = locate::by_registers(memory, cpus)? {
-            is_windows = true;
             Kernel::Windows(Box::new(kernel))
         } else {
             let map = sources.system_map.as_deref();
-            let kernel = identify_linux(memory, cpus, map, progress)?;
-            is_linux = true;
-            Kernel::Linux(Box::new(kernel))
+            Kernel::Linux(Box::new(identify_linux(memory, cpus, map, progress)?))
         };
+        is_known = true;
         work(memory, kernel, progress)
     };
-    let mut failure = match at_once(memory, progress) {
+    let clues = |failure: &Failure| Clues {
+        is_unconfirmed: failure.clues.is_unconfirmed || are_elsewhere,
+        ..failure.clues
+    };
+    let failure = match in_any_layout(memory, progress, (is_likely, clues), at_once) {
         Err(failure) => failure,
         done => return done,
     };
-    // Tables that lead nowhere are elsewhere.
-    let are_elsewhere = cpus.iter().any(Cpu::is_paging) && !tables_lead_somewhere(memory, cpus);
-    failure.clues.is_unconfirmed |= are_elsewhere;
-    while (are_elsewhere || failure.class != Class::NotFound)
-        && let Some(hole) = memory.lay_out_again(&failure.clues)
-    {
-        if are_elsewhere && !tables_lead_somewhere(memory, cpus) {
-            continue;
-        }
-        progress.remark(Remark::Hole(hole));
-        if let Ok(done) = at_once(memory, progress) {
-            return Ok(done);
-        }
-    }
     // Looking through all memory for Windows takes long: not where a kernel is there, or was.
-    is_linux |= failure.clues.is_linux;
-    let is_known = is_linux || is_windows;
+    is_known |= failure.clues.is_linux;
     if is_known || failure.class != Class::NotFound && cpus.iter().any(Cpu::is_paging) {
         return Err(failure);
     }
-    let mut search = |memory: &mut M, progress: &mut P| {
+    // What the search came to in the memory as it was first.
+    let mut first = None;
+    let search = |memory: &mut M, progress: &mut P| {
         let found = windows::search::search(memory, cpus, sources, progress);
-        let is_nothing = matches!(found, Err(LocateError::Nothing { .. }));
-        let outcome = found.map_err(Failure::from);
-        let is_found = outcome.is_ok();
-        let done = outcome.and_then(|kernel| work(memory, Kernel::Windows(Box::new(kernel)), progress));
-        (done, is_nothing, is_found)
+        first.get_or_insert(match &found {
+            Ok(_) => Found::Kernel,
+            Err(LocateError::Nothing { .. }) => Found::Nothing,
+            Err(_) => Found::Signs,
+        });
+        work(memory, Kernel::Windows(Box::new(found?)), progress)
     };
-    let (done, is_nothing, is_found) = search(memory, progress);
-    let other = match done {
-        Err(_) if is_nothing => return Err(failure),
-        Err(other) => other,
+    let any = |_: &mut M| true;
+    in_any_layout(memory, progress, (any, |failure: &Failure| failure.clues), search).map_err(|other| {
+        match first {
+            Some(Found::Kernel) => other,
+            Some(Found::Signs) if failure.class == Class::NotFound => other,
+            _ => failure,
+        }
+    })
+}
+
+/// What a search for Windows came to.
+enum Found {
+    Kernel,
+    /// Something of a kernel, but none that runs.
+    Signs,
+    Nothing,
+}
+
+/// Does `attempt` with the memory as it is, and where that fails with each other layout that is likely and
+/// that the failure's clues, as `clues` has them, speak for.
+///
+/// # Errors
+/// What the first attempt failed with, once all have.
+fn in_any_layout<M: GuestSource, P: Progress + ?Sized, T>(
+    memory: &mut M,
+    progress: &mut P,
+    (mut is_likely, clues): (impl FnMut(&mut M) -> bool, impl Fn(&Failure) -> Clues),
+    mut attempt: impl FnMut(&mut M, &mut P) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let first = match attempt(memory, progress) {
+        Err(failure) => failure,
         done => return done,
     };
-    while let Some(hole) = memory.lay_out_again(&other.clues) {
+    while let Some(hole) = memory.lay_out_again(&clues(&first)) {
+        if !is_likely(memory) {
+            continue;
+        }
         progress.remark(Remark::Hole(hole));
-        if let (Ok(done), ..) = search(memory, progress) {
+        if let Ok(done) = attempt(memory, progress) {
             return Ok(done);
         }
     }
-    Err(if is_found || failure.class == Class::NotFound {
-        other
-    } else {
-        failure
-    })
+    Err(first)
 }
 
 /// Whether the page tables of a virtual CPU lead from where the processor enters the kernel, or is, to memory

@@ -121,8 +121,11 @@ impl Dump {
             return None;
         }
         let (length, beyond) = (self.content.length(), self.holes.beyond.take());
-        let untried = &mut self.holes.untried;
-        let next = untried.get_or_insert_with(|| likely(length, clues, beyond)).pop();
+        if self.holes.untried.is_none() {
+            // Where nothing speaks for a hole, something else may later.
+            self.holes.untried = Some(likely(length, clues, beyond)).filter(|holes| !holes.is_empty());
+        }
+        let next = self.holes.untried.as_mut()?.pop();
         self.lay_out(next.as_slice()).ok()?;
         if let Some(before) = std::mem::replace(&mut self.holes.assumed, next.clone()) {
             self.remarks.retain(|known| *known != remark(&before));
