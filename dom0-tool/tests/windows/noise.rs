@@ -1,5 +1,8 @@
 //! Memory without registers in which more than one way leads to what looks like the kernel.
 
+use lacuna::os::windows::ways::by_search;
+use lacuna::source::GuestSource;
+use lacuna_core::{Gfn, GuestMemory, GuestPhys, ReadError};
 use lacuna_windows_fixtures::crash::full_64;
 use lacuna_windows_fixtures::guest::{Guest, Made, Paging};
 use serde_json::Value;
@@ -244,4 +247,58 @@ fn windows_without_its_kernels_first_page_is_not_told_of_linux() {
         error.contains("crash dump") && !error.contains("VMCOREINFO"),
         "{error}"
     );
+}
+
+/// Memory of which it is known how much was read.
+struct Counted {
+    memory: Vec<u8>,
+    bytes: usize,
+}
+
+impl GuestMemory for Counted {
+    fn read(&mut self, from: GuestPhys, into: &mut [u8]) -> Result<(), ReadError> {
+        self.bytes += into.len();
+        let at = index(from.get());
+        let there = self.memory.get(at..at + into.len());
+        into.copy_from_slice(there.ok_or(ReadError::Absent(from.gfn()))?);
+        Ok(())
+    }
+}
+
+impl GuestSource for Counted {
+    fn end(&self) -> Gfn {
+        Gfn::new((self.memory.len() / PAGE) as u64)
+    }
+}
+
+/// A guest of Linux has files in its memory that begin as a Windows kernel does: its own kernel is an image
+/// for EFI, without debug records.
+#[test]
+fn what_maps_an_image_without_debug_records_is_not_searched_for() {
+    let made = Guest::new(layout("win7_sp1_x64"), GUID).make();
+    let search = |memory: &[u8]| {
+        let mut counted = Counted {
+            memory: memory.to_vec(),
+            bytes: 0,
+        };
+        let found = by_search(&mut counted, &mut |_, _| {});
+        (found.ways.len(), counted.bytes)
+    };
+    let all = made.memory.len();
+    let (ways, bytes) = search(&made.memory);
+    assert!(ways > 0 && bytes > 4 * all, "{ways} ways, {bytes} of {all} bytes");
+    let mut without = made.memory.clone();
+    for page in without
+        .chunks_exact_mut(PAGE)
+        .filter(|page| page.starts_with(b"MZ"))
+    {
+        let headers = index(get(page, 0x3c, 4));
+        // The debug directory of a 64-bit image: the seventh.
+        if headers + 24 + 112 + 7 * 8 <= PAGE {
+            page[headers + 24 + 112 + 6 * 8..][..8].fill(0);
+        }
+    }
+    let (ways, bytes) = search(&without);
+    assert_eq!(ways, 0);
+    assert!(bytes < 2 * all, "{bytes} of {all} bytes");
 }

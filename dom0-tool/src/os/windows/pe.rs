@@ -163,6 +163,8 @@ pub struct PeImage {
     pub time_stamp: u32,
     /// Sections.
     pub sections: Vec<Section>,
+    /// Whether its headers name debug records. Those of every Windows kernel do.
+    pub names_records: bool,
     /// Its debug record, if it has one.
     pub debug: Option<DebugRecord>,
     /// What is wrong with its debug record, where it has one that cannot be read.
@@ -228,13 +230,7 @@ impl PeImage {
             }
             _ => return Err(PeError::Machine(machine)),
         };
-        if size == 0 || size > MAX_IMAGE {
-            return Err(PeError::TooMany {
-                what: "the size of the image",
-                value: size.into(),
-                most: MAX_IMAGE.into(),
-            });
-        }
+        check_size(size)?;
         let sections_at = optional_at + u32::from(file.size_of_optional_header.get(LE));
         let sections = read_sections(source, sections_at, file.number_of_sections.get(LE))?;
         source.set_sections(sections.first().map_or(size, |first| first.rva), &sections);
@@ -244,6 +240,8 @@ impl PeImage {
             is_there.then(|| structure(source, directories_at + 8 * index))?
         };
         let (exports, debug) = (directory(EXPORTS), directory(DEBUG));
+        let names_records =
+            debug.is_some_and(|entry| entry.virtual_address.get(LE) != 0 && entry.size.get(LE) != 0);
         let (debug, damaged_record) = debug.map_or((None, None), |entry| debug_record(source, entry, size));
         Ok(Self {
             machine: kind,
@@ -251,11 +249,23 @@ impl PeImage {
             size,
             time_stamp: file.time_date_stamp.get(LE),
             sections,
+            names_records,
             debug,
             damaged_record,
             export_name: exports.and_then(|entry| export_name(source, entry, size)),
         })
     }
+}
+
+fn check_size(size: u32) -> Result<(), PeError> {
+    if size == 0 || size > MAX_IMAGE {
+        return Err(PeError::TooMany {
+            what: "the size of the image",
+            value: size.into(),
+            most: MAX_IMAGE.into(),
+        });
+    }
+    Ok(())
 }
 
 fn read_sections(source: &mut impl ImageSource, at: u32, count: u16) -> Result<Vec<Section>, PeError> {

@@ -53,8 +53,11 @@ pub struct Ways {
 /// What pages of images there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Images {
-    /// Frames that begin as an image of a machine that is known does, and which.
+    /// Frames that begin as an image that can be a kernel, of a machine that is known, and which.
     pub found: Vec<(Gfn, Machine)>,
+    /// Frames that begin as an image without debug records: a Linux kernel's own file does, which is an image
+    /// for EFI. To find out what maps them takes as long as for a kernel.
+    pub without_records: Vec<Gfn>,
     /// Where the first debug record is that names a kernel's PDB, and which it names.
     pub record: Option<(GuestPhys, &'static str)>,
     /// Frames looked at.
@@ -70,7 +73,11 @@ pub fn images<M: GuestSource>(memory: &mut M, progress: &mut dyn FnMut(u64, u64)
         if bytes.starts_with(b"MZ")
             && let Ok(image) = PeImage::read(&mut FileImage::new(bytes, FileLayout::Mapped))
         {
-            images.found.push((gfn, image.machine));
+            if image.names_records {
+                images.found.push((gfn, image.machine));
+            } else {
+                images.without_records.push(gfn);
+            }
         }
         if images.record.is_none() {
             images.record = record

@@ -45,6 +45,7 @@ pub struct Searched {
 pub fn by_search<M: GuestSource>(memory: &mut M, progress: &mut dyn FnMut(u64, u64)) -> Searched {
     let Images {
         found,
+        without_records,
         record,
         frames,
     } = tables::images(memory, progress);
@@ -64,6 +65,7 @@ pub fn by_search<M: GuestSource>(memory: &mut M, progress: &mut dyn FnMut(u64, u
     let others = found
         .iter()
         .map(|(image, _)| *image)
+        .chain(without_records)
         .filter(|image| !ways.iter().any(|way| way.image == *image))
         .collect::<Vec<_>>();
     Searched {
