@@ -36,6 +36,9 @@ use crate::workload::Workload;
 /// grows with use, and freed memory would stay with the agent.
 const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "65536");
 
+/// The identifier of this boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// The answer to orders about pages with known contents when there are none.
 const NO_PATTERN: &str = "there are no pages with known contents";
 
@@ -89,6 +92,8 @@ fn serve() -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
+    // As systemd does: a kernel draws it when it is first read, and some keep no other value of their boot.
+    let _ = std::fs::read(BOOT_ID);
     let console = Arc::new(Console::open()?);
     console.say(
         0,
