@@ -1,9 +1,8 @@
 //! Admission: the scanned total against the guest's own counters, before a page is shared on a profile's
 //! word.
 
-use crate::judge::memory_map::read_virtual;
 use crate::tables::{MAX_GFNS, bitmap_at};
-use crate::{BytesRule, Domain, Gfn, GuestMemory, GuestVirt, Profile};
+use crate::{BytesRule, Domain, Gfn, GuestMemory, GuestVirt, Mapping, PAGE_SIZE, Profile, walk};
 
 /// Pages that a scan may find beyond the kernel's own count of its list, where the bytes are looked at; or a
 /// quarter of that count, if it is more.
@@ -37,6 +36,7 @@ pub fn free_by_counters<M: GuestMemory>(
     profile: &Profile,
 ) -> Result<CounterReading, CounterError> {
     let mut pages = 0_u64;
+    let mut page = None;
     for (index, zone) in profile.zones.iter().enumerate() {
         for order in 0..=u64::from(profile.free.max_order().get()) {
             let offset = order * u64::from(zone.stride) + u64::from(zone.count_offset);
@@ -45,13 +45,31 @@ pub fn free_by_counters<M: GuestMemory>(
                 at,
             };
             let at = zone.array.checked_add(offset).ok_or(unreadable(zone.array))?;
-            let count = read_virtual(memory, profile.root, profile.levels, at, zone.count_bytes)
-                .map_err(|_| unreadable(at))?;
+            let count = read_near(memory, profile, at, zone.count_bytes, &mut page).ok_or(unreadable(at))?;
             // A hostile guest can claim any number: keep the sum defined, the comparison refuses it.
             pages = pages.saturating_add(count.saturating_mul(1 << order));
         }
     }
     Ok(CounterReading { pages })
+}
+
+/// Reads a value of the kernel's data, in `page` if that is where it lies, and otherwise leaves its page there:
+/// counters lie side by side, and a walk for each would take most of the time.
+fn read_near<M: GuestMemory>(
+    memory: &mut M,
+    profile: &Profile,
+    at: GuestVirt,
+    width: u8,
+    page: &mut Option<Mapping>,
+) -> Option<u64> {
+    if page.is_none_or(|page| page.translate(at).is_none()) {
+        *page = Some(walk(memory, profile.root, profile.levels, at).ok()?);
+    }
+    let physical = page.as_ref()?.translate(at)?;
+    if physical.offset() + usize::from(width) > PAGE_SIZE {
+        return None;
+    }
+    memory.read_value(physical, width).ok()
 }
 
 /// How far a scan beside the running guest may be from its counters, in pages: what changed between the two
