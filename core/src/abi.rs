@@ -11,7 +11,7 @@ use crate::VcpuRegisters;
 /// The domctl's number, `XEN_DOMCTL_lacuna`: "LA", far above what Xen allots in sequence.
 pub const DOMCTL_LACUNA: u32 = 0x4c41;
 /// Version of this interface.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// What is asked of the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Op {
     ClearProfile = 3,
     /// Scan frames `cursor..end` into the bitmap, `budget` descriptors at most. A scan of everything also
     /// admits the profile. `result`: free pages, pages in use, pages without a descriptor, unknown pages,
-    /// added up over continuations (the caller clears them).
+    /// added up over continuations (the caller clears them). `flags`: [`SCAN_CHANGED`].
     Scan = 4,
     /// Share the candidates of `cursor..end`, `budget` pages at most. `result`: pages shared, 2 MiB entries,
     /// pages rejected by the re-check, free pages skipped because something holds them; added up likewise.
@@ -96,6 +96,10 @@ impl Op {
     }
 }
 
+/// Flag of [`Op::Scan`]: a scan of all memory may leave out what the guest has not written to since the last
+/// one (`XEN_DOMCTL_LACUNA_SCAN_CHANGED`). It is a full one all the same if it has to be.
+pub const SCAN_CHANGED: u32 = 1;
+
 /// Flag of [`Op::Share`], builds with the feature `mutants` only: bits 16 to 23 hold the number of a
 /// mutation.
 pub const SHARE_MUTATION_SHIFT: u32 = 16;
@@ -125,7 +129,7 @@ pub struct BitmapHeader {
     /// How many scans of all memory were begun.
     pub started: u64,
     /// Which of those the bits are of; 0 when they are of none, or not wholly, or of one that was not
-    /// believed.
+    /// believed or left out what had not changed.
     pub complete: u64,
     /// How many profiles were set.
     pub generation: u64,
@@ -362,6 +366,8 @@ statistics! {
     stood,
     /// How long it was, in nanoseconds, in all.
     stood_ns,
+    /// Scans of all memory completed that left out what had not changed. Part of `scans`.
+    scans_partial,
 }
 
 /// What is known of one frame.
@@ -464,7 +470,7 @@ static_assertions::const_assert_eq!(size_of::<VcpuRegisters>(), 64);
 static_assertions::const_assert_eq!(size_of::<GfnInfo>(), 40);
 static_assertions::const_assert_eq!(size_of::<ShimCounters>(), 128);
 static_assertions::const_assert_eq!(size_of::<Explanation>(), 96);
-static_assertions::const_assert_eq!(size_of::<Statistics>(), 59 * 8);
+static_assertions::const_assert_eq!(size_of::<Statistics>(), 60 * 8);
 
 #[cfg(test)]
 mod tests;

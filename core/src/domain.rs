@@ -63,6 +63,24 @@ pub trait P2m: GuestMemory {
     fn now(&mut self) -> u64;
 }
 
+/// Frames of which [`Writes::take_written`] tells at once: as many as an entry of 2 MiB maps.
+pub const MAX_WRITTEN: u32 = 512;
+
+/// What the processors note of the guest's writes.
+pub trait Writes: GuestMemory {
+    /// Tells which of the `count` frames from `first` on, [`MAX_WRITTEN`] at most, the guest may have written
+    /// to since this was last asked of them, and forgets it. Frame `first + i` is bit `i % 64` of word
+    /// `i / 64`. Bits past the last frame mean nothing.
+    ///
+    /// What the guest wrote before this returns is there to be read then; what it writes later counts the
+    /// next time. So an implementation clears what the processors noted, has them forget translations that
+    /// they have cached as written to, waits for that, and returns. Where it cannot tell, a frame counts as
+    /// written to; so does one that was never asked of, or lies elsewhere than it did.
+    ///
+    /// Writes of others than the guest's virtual CPUs may be missing.
+    fn take_written(&mut self, first: Gfn, count: u32) -> [u64; 8];
+}
+
 /// Write protection for the guest that keeps running.
 pub trait Protect: P2m {
     /// Makes the entry read-only, so that a write faults and waits for the p2m lock. Not yet flushed.
@@ -76,7 +94,7 @@ pub trait Protect: P2m {
 
 /// One domain, for the time of one operation: everything that the hypervisor offers for it. A domain that
 /// shares by content is one of [`crate::Peers`], too.
-pub trait Domain: P2m + Tables {
+pub trait Domain: P2m + Tables + Writes {
     /// Why this domain may not share, if so: `Status` and its value.
     fn blocker(&mut self) -> Option<(Status, u64)>;
     /// One past the highest frame that the guest has mapped.

@@ -41,7 +41,7 @@ pub use content::{
     Before, ContentReport, Digest, DomainId, DomainPage, Entry, Index, Inserted, MAX_SHARERS, Peers, Rounds,
     Seed, Stage, merge_protected, share_zero_protected,
 };
-pub use domain::{Domain, P2m, Protect, SharedPages};
+pub use domain::{Domain, MAX_WRITTEN, P2m, Protect, SharedPages, Writes};
 pub use guest::{
     Field, FrameCopies, GuestMemory, LINE, LINES, Mapping, PagingLevels, Predicate, ReadError, Row,
     WalkError, count_failing_one_by_one, lines_by_copies, value_by_bytes, walk,

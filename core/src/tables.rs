@@ -32,6 +32,9 @@ pub enum Table {
     /// the core only reads it. A bit may be missing where there was no memory for it, and a bit that is wrong
     /// costs a page that is not shared.
     Zero = 3,
+    /// What the last scan found in each stretch of frames for which a page of the bitmap has bits: 16 words
+    /// for a stretch (`core/src/judge/stretch.rs`).
+    Stretches = 4,
 }
 
 /// Most bytes that may be kept for a guest that has `pages`: for the bitmap alone, and for all tables, the

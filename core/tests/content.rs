@@ -2,9 +2,6 @@
 //! guest wrote stays, and no single failed call leaves anything half done.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
-use std::cell::Cell;
-use std::rc::Rc;
-
 use lacuna_core::abi::{ContentFlags, Op, Request, Statistics};
 use lacuna_core::{
     Domain, DomainId, DomainPage, Gfn, MAX_PROFILE_BYTES, MAX_SHARERS, Outcome, PageState, Peers, Session,
@@ -12,6 +9,8 @@ use lacuna_core::{
 };
 use lacuna_mock::{Access, Config, MockGuest, Primitive};
 use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One stretch of the stage, over all its continuations.
 fn run(session: &mut Session, guest: &mut MockGuest, mut request: Request) -> (Status, Request) {
@@ -394,13 +393,13 @@ fn a_page_written_between_hash_and_compare_is_never_shared() {
             let mut session = Session::new();
             round(&mut session, &mut guest, &pages);
             let page = pages[victim];
-            let reached = Rc::new(Cell::new(false));
-            let (mut calls, mut written, told) = (0, false, Rc::clone(&reached));
+            let reached = Arc::new(AtomicBool::new(false));
+            let (mut calls, mut written, told) = (0, false, Arc::clone(&reached));
             guest.set_interlude(move |guest| {
                 calls += 1;
                 // From this moment on until it succeeds: it may have to wait for the lock.
                 if calls > moment && !written {
-                    told.set(true);
+                    told.store(true, Ordering::Relaxed);
                     written = guest.stamp(0, page, 0xdead) == Access::Done;
                 }
             });
@@ -412,7 +411,7 @@ fn a_page_written_between_hash_and_compare_is_never_shared() {
             guest.clear_interlude();
             guest.verify().unwrap();
             guest.audit().unwrap();
-            if !reached.get() {
+            if !reached.load(Ordering::Relaxed) {
                 break;
             }
             moments += 1;

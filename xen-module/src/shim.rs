@@ -47,6 +47,7 @@ unsafe extern "C" {
     pub(crate) fn lacuna_x_share_zero_pages(d: *mut Domain, gfn: u64, pages: *mut u64, flags: u32) -> c_int;
     pub(crate) fn lacuna_x_flush(d: *mut Domain);
     pub(crate) fn lacuna_x_release(d: *mut Domain);
+    pub(crate) fn lacuna_x_take_written(d: *mut Domain, gfn: u64, nr: u32, written: *mut u64);
     pub(crate) fn lacuna_x_blocker(d: *mut Domain) -> u32;
     pub(crate) fn lacuna_x_max_gfn(d: *mut Domain) -> u64;
     pub(crate) fn lacuna_x_part(d: *mut Domain, table: u32, at: u64, out: *mut RawPart);

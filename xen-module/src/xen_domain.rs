@@ -5,8 +5,8 @@ use core::ops::ControlFlow;
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::boundary::SHARE_ONLY_ZERO;
 use lacuna_core::{
-    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, LINE, Order, P2m, Predicate, ReadError, Row,
-    SharedPages, Skip, Status, VcpuRegisters, count_failing_one_by_one, value_by_bytes,
+    Blocker, BytesRule, Gfn, GuestMemory, GuestPhys, LINE, MAX_WRITTEN, Order, P2m, Predicate, ReadError,
+    Row, SharedPages, Skip, Status, VcpuRegisters, Writes, count_failing_one_by_one, value_by_bytes,
 };
 
 use crate::mapped_frame::MappedFrame;
@@ -167,6 +167,23 @@ impl P2m for XenDomain {
     fn now(&mut self) -> u64 {
         // SAFETY: no precondition.
         unsafe { shim::lacuna_x_now() }
+    }
+}
+
+impl Writes for XenDomain {
+    fn take_written(&mut self, first: Gfn, count: u32) -> [u64; 8] {
+        let mut written = [u64::MAX; 8];
+        if count > MAX_WRITTEN {
+            return written;
+        }
+        // SAFETY: invariant; no p2m lock is held. The pointer is to a local that has a bit for each of
+        // `MAX_WRITTEN` frames, and the C side writes the words that have one of the first `count`.
+        unsafe { shim::lacuna_x_take_written(self.domain, first.get(), count, written.as_mut_ptr()) };
+        if written != [0; 8] {
+            // It is going to be read, and the frame that is mapped may not be there any more.
+            self.last = None;
+        }
+        written
     }
 }
 

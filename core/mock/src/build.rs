@@ -6,6 +6,7 @@
 use core::ops::Range;
 use std::collections::BTreeMap;
 
+use super::hooks::TakeWritten;
 use super::kernel::MockGuest;
 use super::layout::Layout;
 use super::machine::Machine;
@@ -141,6 +142,7 @@ impl MockGuest {
             reads: 0,
             trace: None,
             share_calls: 0,
+            take_written: TakeWritten::default(),
         };
         guest.write_boot_value(BOOT_VALUE);
         guest.write_section_table();

@@ -2,7 +2,7 @@
 
 use super::MockGuest;
 use super::faults::Primitive;
-use super::machine::{Entry, Machine, Owner, REGION, Violation};
+use super::machine::{Entry, Machine, Owner, Violation};
 use lacuna_core::{DomainId, DomainPage, Gfn, Order, PAGE_SIZE, PageState, Peers, Skip};
 
 /// The guest's own number.
@@ -88,7 +88,7 @@ impl Machine {
     fn split(&mut self, gfn: u64) -> Result<(), Skip> {
         if self.order(gfn) == Order::SUPERPAGE {
             self.pool_pages = self.pool_pages.checked_sub(1).ok_or(Skip::NoPool)?;
-            self.large.remove(&(gfn / REGION));
+            self.break_up(gfn);
         }
         Ok(())
     }

@@ -2,11 +2,12 @@
 
 use super::MockGuest;
 use super::faults::Primitive;
+use super::hooks::TakeWritten;
 use super::machine::{Entry, Violation};
 use lacuna_core::abi::{GfnInfo, ShimCounters};
 use lacuna_core::{
     BytesRule, Domain, Gfn, GuestMemory, GuestPhys, Order, P2m, PAGE_SIZE, Protect, ReadError, Skip, Status,
-    VcpuRegisters, most_bytes,
+    VcpuRegisters, Writes, most_bytes,
 };
 
 /// Prices of calls on the mock's clock, in nanoseconds: a read of a mapped frame, and a change of an entry.
@@ -144,6 +145,19 @@ impl Protect for MockGuest {
         // Nothing to undo where nothing was protected.
         let _ = self.machine.protect(gfn.get(), order, true);
         self.interlude();
+    }
+}
+
+impl Writes for MockGuest {
+    fn take_written(&mut self, first: Gfn, count: u32) -> [u64; 8] {
+        self.interlude();
+        let flush = self.take_written == TakeWritten::Flush;
+        let written = self.machine.take_written(first.get(), u64::from(count), flush);
+        self.interlude();
+        if self.take_written == TakeWritten::Everything {
+            return [u64::MAX; 8];
+        }
+        written
     }
 }
 

@@ -4,6 +4,18 @@ use super::faults::Primitive;
 use super::kernel::MockGuest;
 use lacuna_core::Gfn;
 
+/// How the hypervisor tells what the guest wrote to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TakeWritten {
+    /// As it should.
+    #[default]
+    Flush,
+    /// Processors are not made to forget what they have cached as written to.
+    NoFlush,
+    /// It cannot: everything counts as written to.
+    Everything,
+}
+
 impl MockGuest {
     // --- what the machine does ---
 
@@ -43,6 +55,18 @@ impl MockGuest {
         self.toolstack_pause = on;
     }
 
+    /// How the hypervisor tells what the guest wrote to.
+    pub fn set_take_written(&mut self, how: TakeWritten) {
+        self.take_written = how;
+    }
+
+    /// Breaks all entries of 2 MiB up.
+    pub fn split_all(&mut self) {
+        for gfn in (0..self.pages()).step_by(512) {
+            self.machine.break_up(gfn);
+        }
+    }
+
     // --- the test's hooks ---
 
     /// Lets call number `call` (from 0) of `primitive` fail.
@@ -71,7 +95,7 @@ impl MockGuest {
     }
 
     /// Runs `program` before each of the engine's calls that finds the guest running.
-    pub fn set_interlude(&mut self, program: impl FnMut(&mut Self) + 'static) {
+    pub fn set_interlude(&mut self, program: impl FnMut(&mut Self) + Send + 'static) {
         self.interlude = Some(Box::new(program));
     }
 

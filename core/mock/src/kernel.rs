@@ -9,6 +9,7 @@ use super::build::{
     IDT_LIMIT_32, ZONE_BYTES, ZONES_OFFSET,
 };
 use super::faults::Faults;
+use super::hooks::TakeWritten;
 use super::machine::{Access, Machine, Violation};
 use super::models::MapPlace;
 use super::tables::Tables;
@@ -16,7 +17,7 @@ use super::tables_held::TablesHeld;
 use lacuna_core::{Field, Gfn, GuestPhys, PAGE_SHIFT, PAGE_SIZE, VcpuRegisters};
 
 /// A guest program, run between the engine's calls.
-type Interlude = Box<dyn FnMut(&mut MockGuest)>;
+type Interlude = Box<dyn FnMut(&mut MockGuest) + Send>;
 
 /// A page that no longer holds what the guest wrote there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,7 @@ pub struct MockGuest {
     pub(super) reads: u64,
     pub(super) trace: Option<Vec<GuestPhys>>,
     pub(super) share_calls: u64,
+    pub(super) take_written: TakeWritten,
 }
 
 impl fmt::Debug for MockGuest {

@@ -48,8 +48,9 @@ mod tables_held;
 
 pub use build::{Config, MapPages};
 pub use faults::Primitive;
+pub use hooks::TakeWritten;
 pub use kernel::{Damage, MockGuest};
-pub use large::{LargeGuest, State, Work, admit, operate, set_profile};
+pub use large::{LargeGuest, State, Work, admit, operate, operate_by, set_profile};
 pub use layout::Layout;
 pub use machine::{Access, Violation};
 pub use models::Model;

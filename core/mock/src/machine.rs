@@ -2,7 +2,9 @@
 //!
 //! Translation caches never forget by themselves, which is the worst that a processor may do.
 
+mod audit;
 mod hypervisor;
+mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -95,6 +97,8 @@ type Target = Option<usize>;
 struct Translation {
     target: Target,
     writable: bool,
+    /// It was used to write: the entry says so, and is not told again.
+    written: bool,
 }
 
 /// How a guest's access ended.
@@ -124,6 +128,8 @@ pub(super) struct Machine {
     gfns: u64,
     /// 2 MiB regions that are one entry.
     pub(super) large: BTreeSet<u64>,
+    /// Frames whose entries do not say that they were used to write.
+    unwritten: BTreeSet<u64>,
     caches: Vec<BTreeMap<u64, Translation>>,
     pub(super) queue: Vec<usize>,
     locked: bool,
@@ -177,6 +183,7 @@ impl Machine {
             p2m,
             far: BTreeMap::new(),
             large,
+            unwritten: BTreeSet::new(),
             caches: (0..vcpus).map(|_| BTreeMap::new()).collect(),
             queue: Vec::new(),
             locked: false,
@@ -221,6 +228,7 @@ impl Machine {
     }
 
     pub(super) fn set_entry(&mut self, gfn: u64, entry: Entry) {
+        self.note_written(gfn);
         match usize::try_from(gfn).ok().and_then(|gfn| self.p2m.get_mut(gfn)) {
             Some(slot) => *slot = entry,
             None if entry == Entry::Hole => drop(self.far.remove(&gfn)),
@@ -328,35 +336,6 @@ impl Machine {
             .count() as u64
     }
 
-    /// Whether every host frame is exactly where its owner says; the first that is not.
-    pub(super) fn misplaced(&self) -> Option<usize> {
-        let mut seen: Vec<Owner> = std::vec![Owner::Neighbour; self.frames.len()];
-        let mut shared = BTreeSet::new();
-        for entry in self.entries() {
-            match entry {
-                Entry::Ram { frame, .. } => seen[*frame] = Owner::Guest,
-                Entry::Shared(frame) => {
-                    seen[*frame] = Owner::Shared;
-                    shared.insert(*frame);
-                }
-                Entry::Hole | Entry::Zero => {}
-            }
-        }
-        for frame in &self.free {
-            seen[*frame] = Owner::Host;
-        }
-        for frame in &self.queue {
-            seen[*frame] = Owner::Queued;
-        }
-        let placed = self.entries().filter(|entry| matches!(entry, Entry::Ram { .. }));
-        let all_different = placed.count() + shared.len() + self.free.len() + self.queue.len()
-            == seen.iter().filter(|owner| **owner != Owner::Neighbour).count();
-        if !all_different {
-            return Some(0);
-        }
-        (0..seen.len()).find(|at| self.frames[*at].owner != seen[*at])
-    }
-
     fn read_frame(&self, target: Target, offset: usize, into: &mut [u8]) {
         match target.and_then(|frame| self.frames[frame].bytes.as_ref()) {
             Some(bytes) => into.copy_from_slice(&bytes[offset..offset + into.len()]),
@@ -395,6 +374,7 @@ impl Machine {
         }
         if let Some(cached) = self.caches[vcpu].get(&gfn)
             && (cached.writable || !write)
+            && (cached.written || !write)
         {
             return Ok(cached.target);
         }
@@ -407,7 +387,16 @@ impl Machine {
         if write && !writable {
             return self.fault(vcpu, gfn);
         }
-        self.caches[vcpu].insert(gfn, Translation { target, writable });
+        if write {
+            self.note_written(gfn);
+        }
+        let written = write;
+        let translation = Translation {
+            target,
+            writable,
+            written,
+        };
+        self.caches[vcpu].insert(gfn, translation);
         Ok(target)
     }
 
@@ -437,7 +426,7 @@ impl Machine {
                     bytes: None,
                 };
                 self.unshared += 1;
-                self.large.remove(&(gfn / REGION));
+                self.break_up(gfn);
                 frame
             }
             Entry::Shared(frame) => match self.unshare(frame) {

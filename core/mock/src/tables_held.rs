@@ -66,7 +66,7 @@ impl TablesHeld {
 
     /// Bytes of all of it.
     pub(super) fn bytes(&self) -> u64 {
-        [Table::Bitmap, Table::Rounds, Table::Index]
+        [Table::Bitmap, Table::Rounds, Table::Index, Table::Stretches]
             .into_iter()
             .map(|table| self.bytes_of(table))
             .sum()

@@ -2,9 +2,9 @@
 //! of a large guest than for one of a small guest.
 #![allow(clippy::unwrap_used)]
 
-use lacuna_core::abi::{Op, State as ProfileState};
+use lacuna_core::abi::{Op, SCAN_CHANGED, State as ProfileState};
 use lacuna_core::{FreeCheck, Gfn, Session, Verdict};
-use lacuna_mock::{LargeGuest, State, Work, admit, operate};
+use lacuna_mock::{LargeGuest, State, Work, admit, operate, operate_by};
 
 /// GiB. All of it is counted, none of it timed.
 const SIZES: [u64; 4] = [1, 4, 16, 64];
@@ -72,6 +72,49 @@ fn a_search_that_finds_nothing_asks_the_p2m_for_no_page() {
         assert!(again.lookups <= regions, "{state:?}: {} looks", again.lookups);
         let already = session.statistics(&mut guest).already;
         assert_eq!(already, guest.free_pages(), "{state:?}");
+    }
+}
+
+/// A scan of changes of a guest that has changed nothing costs a hundredth of one of everything, once what any
+/// scan costs (which kernel runs, the kernel's counters) is not most of it: from 4 GiB on where all memory is
+/// free, and for the smallest guest otherwise.
+#[test]
+fn a_scan_of_a_guest_that_changed_nothing_costs_next_to_nothing() {
+    for state in [State::Fresh, State::Aged] {
+        for gib in SIZES {
+            let mut guest = LargeGuest::new(gib, state);
+            let mut session = Session::new();
+            admit(&mut session, &mut guest).unwrap();
+            let everything = operate(&mut session, &mut guest, Op::Scan).unwrap().total();
+            let found = session.statistics(&mut guest);
+            let changes = |session: &mut Session, guest: &mut LargeGuest| {
+                operate_by(session, guest, Op::Scan, SCAN_CHANGED)
+                    .unwrap()
+                    .total()
+            };
+            let nothing = changes(&mut session, &mut guest);
+            println!("{state:?}, {gib} GiB: {nothing} of {everything}");
+            let percent = if (state, gib) == (State::Fresh, 1) { 2 } else { 1 };
+            assert!(
+                nothing * 100 <= everything * percent,
+                "{state:?}, {gib} GiB: {nothing} of {everything}"
+            );
+            let again = session.statistics(&mut guest);
+            assert_eq!(again.scans_partial, 1);
+            assert_eq!(
+                (again.scan_free, again.scan_in_use),
+                (found.scan_free, found.scan_in_use)
+            );
+            // One descriptor: a stretch of 128 MiB, as its entry has one bit for 2 MiB.
+            guest.touch(Gfn::new(guest.pages() / 2));
+            let one = changes(&mut session, &mut guest);
+            let stretch = everything / (gib * 8) * 2;
+            assert!(
+                one > nothing && one <= nothing + stretch,
+                "{state:?}, {gib} GiB: {one}"
+            );
+            assert_eq!(changes(&mut session, &mut guest), nothing);
+        }
     }
 }
 

@@ -19,7 +19,7 @@ fn a_request_has_these_bytes() {
     };
     let mut golden = [0_u8; 88];
     for (at, value) in [
-        (0, 7),
+        (0, 8),
         (4, 4),
         (8, 2),
         (12, 3),

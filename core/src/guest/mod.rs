@@ -11,5 +11,5 @@ pub use memory::{
     GuestMemory, LINE, LINES, ReadError, Row, count_failing_one_by_one, lines_by_copies, value_by_bytes,
 };
 pub use predicate::{Field, Predicate};
-pub(crate) use walk::{ACCESSED_DIRTY, address, is_present};
+pub(crate) use walk::{ACCESSED_DIRTY, Directory, address, is_present, walk_on};
 pub use walk::{Mapping, PagingLevels, WalkError, walk};

@@ -163,8 +163,76 @@ pub fn walk<M: GuestMemory + ?Sized>(
     if !canonical {
         return Err(WalkError::NotCanonical(va));
     }
-    let (mut table, mut shift) = (table, shift);
+    descend(memory, levels, va, Level { table, shift }, &mut None)
+}
+
+/// A table of 8-byte entries, each of which maps 2^`shift` bytes.
+#[derive(Clone, Copy, Debug)]
+struct Level {
+    table: u64,
+    shift: u32,
+}
+
+/// The table that a walk found for the 1 GiB around an address, whose entries map 2 MiB or name a last table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Directory {
+    /// Which GiB of virtual memory.
+    number: u64,
+    table: u64,
+}
+
+/// log2 of the bytes that an entry of a [`Directory`] maps.
+const DIRECTORY_SHIFT: u32 = 21;
+
+/// As [`walk`], but begins at `directory` if that is the one for `va`, and otherwise leaves there the one that
+/// it came through. For many addresses in a row: what changes above a directory meanwhile is not seen.
+///
+/// # Errors
+/// As [`walk`].
+pub(crate) fn walk_on<M: GuestMemory + ?Sized>(
+    memory: &mut M,
+    root: GuestPhys,
+    levels: PagingLevels,
+    va: GuestVirt,
+    directory: &mut Option<Directory>,
+) -> Result<Mapping, WalkError> {
+    let known = directory.filter(|known| known.number == va.get() >> 30);
+    let level = match known {
+        Some(Directory { table, .. }) => Level {
+            table,
+            shift: DIRECTORY_SHIFT,
+        },
+        None => match levels {
+            PagingLevels::Two | PagingLevels::Pae => return walk(memory, root, levels, va),
+            PagingLevels::Four => Level {
+                table: address(root.get()),
+                shift: 39,
+            },
+            PagingLevels::Five => Level {
+                table: address(root.get()),
+                shift: 48,
+            },
+        },
+    };
+    descend(memory, levels, va, level, directory)
+}
+
+/// The walk from `level` on.
+fn descend<M: GuestMemory + ?Sized>(
+    memory: &mut M,
+    levels: PagingLevels,
+    va: GuestVirt,
+    level: Level,
+    directory: &mut Option<Directory>,
+) -> Result<Mapping, WalkError> {
+    let Level { mut table, mut shift } = level;
     loop {
+        if shift == DIRECTORY_SHIFT {
+            *directory = Some(Directory {
+                number: va.get() >> 30,
+                table,
+            });
+        }
         let index = (va.get() >> shift) & 0x1ff;
         let entry = memory.read_value(GuestPhys::new(table + index * 8), 8)?;
         if !is_present(entry) {

@@ -1,6 +1,7 @@
 //! The free check: what the guest kernel's own descriptors say of a page.
 
-use crate::judge::memory_map::DescriptorError;
+use crate::guest::Directory;
+use crate::judge::memory_map::{DescriptorError, Place};
 use crate::{FreeRule, Gfn, GuestMemory, MemoryMapReader, Order, PassedOver, Profile};
 
 /// What a page is. Only [`Verdict::Free`] is acted on.
@@ -79,6 +80,17 @@ impl<'p> FreeCheck<'p> {
     /// The largest order a block can have.
     pub const fn max_order(&self) -> Order {
         self.rule.max_order()
+    }
+
+    /// Where the descriptors of the `count` frames from `first` on lie; see [`MemoryMapReader::place`].
+    pub(crate) fn place<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        first: Gfn,
+        count: u64,
+        directory: &mut Option<Directory>,
+    ) -> Option<Place> {
+        self.reader.place(memory, first, count, directory)
     }
 
     /// Whether a free block *begins* at `gfn`. Where there are no blocks: whether it is free.

@@ -5,6 +5,10 @@ use crate::{
     Predicate, Profile, ReadError, Row, Sections, WalkError, walk,
 };
 
+mod place;
+
+pub(crate) use place::Place;
+
 /// Where a descriptor begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DescriptorAt(GuestVirt);

@@ -8,6 +8,7 @@ pub(crate) mod identity;
 pub(crate) mod memory_map;
 mod offline;
 mod scan;
+pub(crate) mod stretch;
 
 pub use admission::{CounterError, CounterReading, free_by_counters};
 pub use explain::explain;

@@ -56,6 +56,16 @@ impl<'p> Scanner<'p> {
         self.rest.0 == at && at < self.rest.1
     }
 
+    /// One past the last frame of the free block that reached past the end of the last step.
+    pub(crate) const fn block_end(&self) -> u64 {
+        self.rest.1
+    }
+
+    /// The check that it asks.
+    pub(crate) const fn check(&mut self) -> &mut FreeCheck<'p> {
+        &mut self.check
+    }
+
     /// Scans `from..to`, looking at no more than `budget` descriptors, and brings the bitmap up to date for
     /// what it passed. The interior of a free block is not looked at: its head speaks for it.
     ///

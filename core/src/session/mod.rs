@@ -13,6 +13,7 @@ mod preemptible;
 mod query;
 mod scanning;
 mod sharing;
+mod stretches;
 
 use zerocopy::IntoBytes;
 
@@ -21,7 +22,7 @@ pub use self::header::Header;
 use self::header::{Announcement, Candidates};
 use self::query::{put, read_bitmap, registers};
 use self::scanning::FullScan;
-use crate::abi::{CHUNK_GFNS, Op, Request, SCAN_EARLY, State, Statistics};
+use crate::abi::{CHUNK_GFNS, Op, Request, SCAN_CHANGED, SCAN_EARLY, State, Statistics};
 use crate::content::Peers;
 use crate::refusal::Refusal;
 use crate::tables::is_candidate;
@@ -62,6 +63,10 @@ pub struct Session {
     candidates: Candidates,
     /// Mismatches since the last slice that passed.
     mismatch_streak: u64,
+    /// The tag of the records that the next scan of all memory may believe. Never 0.
+    tag: u64,
+    /// Scans of all memory since the last that left nothing out.
+    partial_in_row: u64,
 }
 
 // What a domain costs the hypervisor that was ever asked about.
@@ -86,6 +91,8 @@ impl Session {
             content_rounds: 0,
             candidates: Candidates::default(),
             mismatch_streak: 0,
+            tag: 1,
+            partial_in_row: 0,
         }
     }
 
@@ -163,7 +170,9 @@ impl Session {
         }
         let flags_allowed = match op {
             Op::Share | Op::Content => true,
-            Op::Scan => cfg!(feature = "mutants") && request.flags == SCAN_EARLY,
+            Op::Scan => {
+                request.flags == SCAN_CHANGED || cfg!(feature = "mutants") && request.flags == SCAN_EARLY
+            }
             _ => false,
         };
         if request.flags != 0 && !flags_allowed {
@@ -213,6 +222,7 @@ impl Session {
         }
         begin(domain, self.started);
         self.candidates = Candidates::default();
+        self.tag = self.tag.wrapping_add(1);
         if forget_candidates(domain, &mut request.cursor) == Outcome::Again {
             return Ok(Outcome::Again);
         }

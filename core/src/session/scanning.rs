@@ -5,11 +5,16 @@ use core::ops::Range;
 use super::frames::{hole_end, range};
 use super::header::Candidates;
 use super::preemptible::{Step, each_step};
+use super::stretches::{Follow, Walker, step_over_hole};
 use super::{Outcome, Refusal, Session, begin};
-use crate::abi::{Request, State};
+use crate::abi::{Request, SCAN_CHANGED, State};
 use crate::judge::admission::{Sample, compare, sample, tolerance};
 use crate::tables::{Table, bitmap_at};
-use crate::{Domain, FreeCheck, Gfn, Profile, ScanStep, Scanner, Status, free_by_counters};
+use crate::{Domain, Gfn, Profile, ScanStep, Scanner, Status, free_by_counters};
+
+/// Scans of all memory after one that left nothing out that may leave out what has not changed. So a frame of
+/// the memory map that was wrongly taken for unchanged does not stay so.
+const MOST_PARTIAL: u64 = 63;
 
 /// Descriptors looked at between two looks at the clock and at pending interrupts.
 const SCAN_CHUNK: u64 = 4096;
@@ -25,15 +30,17 @@ pub(super) struct FullScan {
     start: u64,
     /// Whether the toolstack kept the guest paused at every step.
     paused: bool,
+    follow: Follow,
 }
 
 impl FullScan {
     /// Reads the clock and the guest's counters.
-    fn begin<D: Domain>(domain: &mut D, profile: &Profile) -> Result<Self, Refusal> {
+    fn begin<D: Domain>(domain: &mut D, profile: &Profile, follow: Follow) -> Result<Self, Refusal> {
         Ok(Self {
             start: domain.now(),
             guest_free_before: counted(domain, profile)?,
             paused: true,
+            follow,
             ..Self::default()
         })
     }
@@ -74,8 +81,15 @@ impl Session {
         let mut full = match self.scan {
             Some(full) if goes_on => Some(full),
             // A scan from 0 to the end counts as one of all memory, over however many calls.
-            _ if end == gfns && from == 0 => Some(FullScan::begin(domain, self.usable()?)?),
-            _ => None,
+            _ if end == gfns && from == 0 => {
+                let follow = self.follow(domain, request);
+                Some(FullScan::begin(domain, self.usable()?, follow)?)
+            }
+            _ => {
+                // It changes bits without any record.
+                self.tag = self.tag.wrapping_add(1);
+                None
+            }
         };
         let outcome = self
             .scan_frames(domain, request, from..end, full.as_mut())
@@ -90,6 +104,17 @@ impl Session {
         }
     }
 
+    /// How a scan of all memory that begins now goes about it. What has not changed may be left out if the
+    /// caller says so, the profile was admitted by a scan that left nothing out, not too long ago, and nothing
+    /// is in the way of sharing: log-dirty mode, say, and with it a migration.
+    fn follow<D: Domain>(&self, domain: &mut D, request: &Request) -> Follow {
+        let is_partial = request.flags & SCAN_CHANGED != 0
+            && self.state == State::Admitted
+            && self.partial_in_row < MOST_PARTIAL
+            && domain.blocker().is_none();
+        Follow::new(self.tag, is_partial)
+    }
+
     /// Scans `frames`, and adds to `full` what it finds.
     fn scan_frames<D: Domain>(
         &self,
@@ -99,11 +124,15 @@ impl Session {
         mut full: Option<&mut FullScan>,
     ) -> Result<Outcome, Refusal> {
         let end = frames.end;
-        let mut scanner = Scanner::new(FreeCheck::new(self.usable()?));
+        let mut walker = Walker::new(self.usable()?);
         each_step(domain, request, frames, |domain, at, budget| {
             let paused = domain.paused_by_toolstack();
             let before = domain.now();
-            let step = scan_step(domain, &mut scanner, *at, end, SCAN_CHUNK.min(budget))?;
+            let budget = SCAN_CHUNK.min(budget);
+            let step = match full.as_deref_mut() {
+                Some(full) => full.follow.step(domain, &mut walker, *at, end, budget)?,
+                None => scan_step(domain, &mut walker.scanner, *at, end, budget)?,
+            };
             if let Some(full) = full.as_deref_mut() {
                 full.total.add(&step);
                 full.elapsed_ns += domain.now().saturating_sub(before);
@@ -114,7 +143,7 @@ impl Session {
                 cost: step.descriptors,
                 figures: [step.free, step.in_use, step.no_descriptor, step.unknown],
                 // A block that has been begun is written down to its end: the next call would not know of it.
-                is_half: scanner.is_within_block(step.next),
+                is_half: walker.scanner.is_within_block(step.next),
             })
         })
     }
@@ -135,6 +164,13 @@ impl Session {
         self.identify(domain)?;
         let sample = uncounted.then(|| sample(domain, full.total.free));
         self.complete_scan(full, after?, sample)?;
+        if full.follow.is_partial {
+            // Nobody is told that the bits are those of a complete scan: a migration must not believe them.
+            self.statistics.scans_partial += 1;
+            self.partial_in_row += 1;
+            return Ok(Outcome::Finished);
+        }
+        self.partial_in_row = 0;
         self.candidates = Candidates {
             scan: self.started,
             gfns,
@@ -192,7 +228,7 @@ impl Session {
 ///
 /// # Errors
 /// There is none to be had.
-fn scan_step<D: Domain>(
+pub(super) fn scan_step<D: Domain>(
     domain: &mut D,
     scanner: &mut Scanner<'_>,
     at: u64,
@@ -201,14 +237,8 @@ fn scan_step<D: Domain>(
 ) -> Result<ScanStep, Refusal> {
     let part = bitmap_at(domain, at);
     if part.is_absent() && !scanner.is_within_block(at) {
-        let next = hole_end(domain, at, end.min(part.bitmap().gfns()));
-        if next > at {
-            return Ok(ScanStep {
-                next,
-                no_descriptor: next - at,
-                descriptors: 1,
-                ..ScanStep::default()
-            });
+        if let Some(step) = step_over_hole(domain, at, end) {
+            return Ok(step);
         }
     }
     let mut step = scanner.step(domain, &part.bitmap(), Gfn::new(at), Gfn::new(end), budget);

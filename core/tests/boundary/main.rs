@@ -9,7 +9,7 @@ use std::mem::offset_of;
 
 use lacuna_core::abi::{
     BITMAP_VERSION, BitmapHeader, CHUNK_GFNS, DOMCTL_LACUNA, GROUP_NAME_MAX, GfnInfo, Op, Request,
-    ShimCounters, TABLE_ENTRIES, VERSION,
+    SCAN_CHANGED, ShimCounters, TABLE_ENTRIES, VERSION,
 };
 use lacuna_core::boundary::{RESET_SOFT, SHARE_ONLY_ZERO};
 use lacuna_core::{Blocker, PageState, Refill, Skip, Status, Table, VcpuRegisters};
@@ -49,6 +49,7 @@ fn the_shims_numbers_are_the_cores() {
         ("LACUNA_TABLE_ROUNDS", Table::Rounds as u32),
         ("LACUNA_TABLE_INDEX", Table::Index as u32),
         ("LACUNA_TABLE_ZERO", Table::Zero as u32),
+        ("LACUNA_TABLE_STRETCHES", Table::Stretches as u32),
         ("LACUNA_STATUS_GROUP_IN_USE", Status::GroupInUse.code()),
     ]);
     for names in [Skip::C_NAMES, PageState::C_NAMES, Blocker::C_NAMES] {
@@ -85,6 +86,7 @@ fn the_hypercalls_numbers_are_the_cores() {
         ("XEN_DOMCTL_LACUNA_get_profile", Op::GetProfile as u32),
         ("XEN_DOMCTL_LACUNA_clear_profile", Op::ClearProfile as u32),
         ("XEN_DOMCTL_LACUNA_scan", Op::Scan as u32),
+        ("XEN_DOMCTL_LACUNA_SCAN_CHANGED", SCAN_CHANGED),
         ("XEN_DOMCTL_LACUNA_share", Op::Share as u32),
         ("XEN_DOMCTL_LACUNA_statistics", Op::Statistics as u32),
         ("XEN_DOMCTL_LACUNA_explain", Op::Explain as u32),

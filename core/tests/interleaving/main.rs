@@ -20,6 +20,7 @@
 //! mock guest and is no step.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod changes;
 mod engine;
 mod machine;
 mod merge;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod admission;
+mod changes;
 mod header;
 mod identity;
 mod kernels;
@@ -105,7 +106,7 @@ fn requests_that_mean_nothing_are_refused() {
             ..request(Op::Scan)
         },
         Request {
-            flags: 1,
+            flags: 2,
             ..request(Op::Scan)
         },
         Request {

@@ -3,7 +3,7 @@
 use lacuna_core::abi::{CHUNK_GFNS, GfnInfo, ShimCounters};
 use lacuna_core::{
     BytesRule, Domain, DomainId, DomainPage, Gfn, GuestMemory, GuestPhys, Order, P2m, PAGE_SHIFT, PAGE_SIZE,
-    PageState, Peers, Predicate, Protect, ReadError, Row, Skip, Status, VcpuRegisters,
+    PageState, Peers, Predicate, Protect, ReadError, Row, Skip, Status, VcpuRegisters, Writes,
     count_failing_one_by_one, most_bytes,
 };
 
@@ -154,6 +154,33 @@ impl LargeGuest {
     }
 
     #[inline(never)]
+    fn mock_take_written(&mut self, first: u64, count: u64) -> [u64; 8] {
+        // One entry of 2 MiB, or those of one page table.
+        self.work.lookups += 1;
+        let mut written = [0; 8];
+        let is_split = has(&self.split, first >> 9);
+        for at in 0..count.min(512) {
+            let entry = if is_split {
+                first + at
+            } else {
+                (first + at) >> 9 << 9
+            };
+            if !self.unwritten.contains(&entry) {
+                written[(at / 64) as usize] |= 1 << (at % 64);
+            }
+        }
+        for at in 0..count.min(512) {
+            let entry = if is_split {
+                first + at
+            } else {
+                (first + at) >> 9 << 9
+            };
+            self.unwritten.insert(entry);
+        }
+        written
+    }
+
+    #[inline(never)]
     fn mock_preempted(&mut self) -> bool {
         self.work.checks += 1;
         let total = self.work.total();
@@ -213,6 +240,13 @@ impl P2m for LargeGuest {
     fn now(&mut self) -> u64 {
         self.clock = self.clock.max(10 * self.work.total()) + 1;
         self.clock
+    }
+}
+
+/// Nothing of it runs, so nothing is written but what [`LargeGuest::touch`] says.
+impl Writes for LargeGuest {
+    fn take_written(&mut self, first: Gfn, count: u32) -> [u64; 8] {
+        self.mock_take_written(first.get(), u64::from(count))
     }
 }
 

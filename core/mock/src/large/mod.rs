@@ -13,7 +13,7 @@ mod engine;
 mod run;
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lacuna_core::{
     BootValue, Contents, Extent, Gfn, GuestPhys, GuestVirt, Identity, Kernel, MemoryMap, PAGE_SHIFT,
@@ -22,7 +22,7 @@ use lacuna_core::{
 
 use self::blocks::Blocks;
 pub use self::blocks::State;
-pub use self::run::{admit, operate, set_profile};
+pub use self::run::{admit, operate, operate_by, set_profile};
 use self::tables::Held;
 use crate::build::{
     BOOT_VALUE, BOOT_VALUE_OFFSET, COUNTER_OFFSET, COUNTER_STRIDE, DATA, DATA_FRAME, IDT_BASE, IDT_LIMIT,
@@ -82,6 +82,8 @@ pub struct LargeGuest {
     /// A bit for each frame on a zero frame, and one for each region of 2 MiB that is no longer one entry.
     zero: Vec<u64>,
     split: Vec<u64>,
+    /// First frames of entries that do not say that they were used to write.
+    unwritten: BTreeSet<u64>,
     held: Held,
     work: Work,
     /// [`Work::total`] at the last look at pending interrupts, and at the last that found one.
@@ -125,6 +127,7 @@ impl LargeGuest {
             kept,
             zero: words(pages),
             split: words(pages >> 9),
+            unwritten: BTreeSet::new(),
             held: Held::default(),
             work: Work::default(),
             checked_at: 0,
@@ -216,6 +219,13 @@ impl LargeGuest {
     /// Bytes that the hypervisor keeps for the guest.
     pub fn tables_bytes(&self) -> u64 {
         self.held.bytes()
+    }
+
+    /// Has the descriptor of `gfn` count as written to.
+    pub fn touch(&mut self, gfn: Gfn) {
+        let at = MAP_FIRST + gfn.get() * u64::from(self.layout.descriptor_bytes) / PAGE_SIZE as u64;
+        self.unwritten.remove(&at);
+        self.unwritten.remove(&(at >> 9 << 9));
     }
 
     /// Forgets what was asked of the hypervisor so far.

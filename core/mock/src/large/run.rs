@@ -15,9 +15,22 @@ use super::{LargeGuest, Work};
 /// When an interrupted operation has made no progress.
 #[inline(never)]
 pub fn operate(session: &mut Session, guest: &mut LargeGuest, op: Op) -> Result<Work, Status> {
+    operate_by(session, guest, op, 0)
+}
+
+/// The same with `flags`.
+///
+/// # Errors
+/// As [`operate`].
+///
+/// # Panics
+/// As [`operate`].
+#[inline(never)]
+pub fn operate_by(session: &mut Session, guest: &mut LargeGuest, op: Op, flags: u32) -> Result<Work, Status> {
     guest.forget_work();
     let mut request = Request {
         op: op as u32,
+        flags,
         ..Request::default()
     };
     while session.operate(guest, &mut request, &mut []) == Outcome::Again {

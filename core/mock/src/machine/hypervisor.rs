@@ -90,7 +90,7 @@ impl Machine {
                 return Err(Skip::NoPool);
             };
             self.pool_pages = left;
-            self.large.remove(&(gfn / REGION));
+            self.break_up(gfn);
         }
         if order == Order::SUPERPAGE {
             self.large.insert(gfn / REGION);
