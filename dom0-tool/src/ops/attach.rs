@@ -12,7 +12,7 @@ use super::{Observer, migration, profile};
 use crate::failure::{Cause, Class, Failure};
 use crate::os::Sources;
 use crate::progress::{Remark, Step};
-use crate::xen::engine::ScanFigures;
+use crate::xen::engine::{ScanFigures, ScanOf};
 
 /// How to attach a guest.
 #[derive(Clone, Debug, Default)]
@@ -140,7 +140,8 @@ fn build<O: Observer + ?Sized>(live: &Live, sources: &Sources, observer: &mut O)
 fn admit<O: Observer + ?Sized>(live: &Live, paused: bool, observer: &mut O) -> Result<ScanFigures, Failure> {
     observer.begin(Step::ScanGuest);
     // The guest runs for a moment between two tries.
-    let outcome = until_admitted(|| while_paused(live, paused, || Ok(live.engine.scan()?)));
+    let outcome =
+        until_admitted(|| while_paused(live, paused, || Ok(live.engine.scan(ScanOf::Everything)?)));
     observer.end();
     outcome
 }

@@ -10,7 +10,7 @@ use super::guest::Live;
 use super::scan::until_admitted;
 use crate::failure::Failure;
 use crate::progress::Step;
-use crate::xen::engine::{ContentFigures, ScanFigures, ShareFigures};
+use crate::xen::engine::{ContentFigures, ScanFigures, ScanOf, ShareFigures};
 
 /// Most rounds for a guest that never becomes stable.
 const MOST_ROUNDS: u64 = 50;
@@ -176,7 +176,7 @@ pub fn dedup<O: Observer + ?Sized>(
 fn one_round(live: &Live, mode: Mode) -> Result<Round, Failure> {
     let mut round = Round::default();
     if mode.has_intro() {
-        round.scanned = until_admitted(|| Ok(live.engine.scan()?))?;
+        round.scanned = until_admitted(|| Ok(live.engine.scan(ScanOf::Changes)?))?;
         round.shared = live.engine.share()?;
     }
     if mode.has_content() {

@@ -7,7 +7,7 @@ use super::guest::Live;
 use super::scan::free_bits;
 use super::{migration, profile};
 use crate::failure::{Class, Failure};
-use crate::xen::engine::{EngineError, FrameKind};
+use crate::xen::engine::{EngineError, FrameKind, ScanOf};
 
 /// Bytes of a page's entry in the stream, whether its content follows or not (`xg_sr_stream_format.h`).
 const ENTRY: u64 = 8;
@@ -167,7 +167,7 @@ fn candidates(live: &Live) -> Result<(Contents, Vec<u8>), Unknown> {
         }));
     }
     let profile = profile::decode(&live.engine.get_profile()?)?;
-    live.engine.scan()?;
+    live.engine.scan(ScanOf::Everything)?;
     let (_, free) = free_bits(live)?;
     Ok((profile.contents, free))
 }

@@ -13,7 +13,9 @@ use crate::failure::{Cause, Class, Failure};
 use crate::os::{Sources, SymbolSources};
 use crate::progress::Silent;
 use crate::xen::domain::{Domain, find};
-use crate::xen::engine::{ContentFigures, Engine, Part, SCAN_PART, SHARE_PART, ScanFigures, ShareFigures};
+use crate::xen::engine::{
+    ContentFigures, Engine, Part, SCAN_PART, SHARE_PART, ScanFigures, ScanOf, ShareFigures,
+};
 use crate::xen::privcmd::{DomainId, DomainInfo, HostMemory, Privcmd};
 use crate::xen::xenstore::{Xenstore, XenstoreError};
 
@@ -233,7 +235,7 @@ impl Xen for ThisHost {
     }
 
     fn scan(&mut self, domain: u16, from: u64) -> Result<Part<ScanFigures>, Failure> {
-        Ok(self.engine(domain)?.scan_part(from, SCAN_PART)?)
+        Ok(self.engine(domain)?.scan_part(ScanOf::Changes, from, SCAN_PART)?)
     }
 
     fn bitmap(&mut self, domain: u16) -> Result<Vec<u8>, Failure> {

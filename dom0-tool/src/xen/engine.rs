@@ -3,7 +3,7 @@
 use std::ops::AddAssign;
 use std::rc::Rc;
 
-use lacuna_core::abi::{ContentFlags, Explanation, Op, Request, Statistics, VERSION};
+use lacuna_core::abi::{ContentFlags, Explanation, Op, Request, SCAN_CHANGED, Statistics, VERSION};
 use lacuna_core::{Gfn, MAX_PROFILE_BYTES, PAGE_SIZE, Status, VcpuRegisters};
 use thiserror::Error;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -94,6 +94,16 @@ pub enum EngineError {
     /// The hypercall failed otherwise.
     #[error(transparent)]
     Privcmd(#[from] PrivcmdError),
+}
+
+/// What a scan of all memory reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScanOf {
+    /// All descriptors.
+    Everything,
+    /// Those that the guest may have written to since the last scan, where the hypervisor can tell, and now
+    /// and then all of them.
+    Changes,
 }
 
 /// Descriptors that one hypercall scans: some milliseconds of work, as for the other parts below.
@@ -241,8 +251,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn scan(&self) -> Result<ScanFigures, EngineError> {
-        in_parts(|from| self.scan_part(from, SCAN_PART))
+    pub fn scan(&self, what: ScanOf) -> Result<ScanFigures, EngineError> {
+        in_parts(|from| self.scan_part(what, from, SCAN_PART))
     }
 
     /// Shares the candidates (pages that the last scan found free) in all of the domain's memory, part by
@@ -259,8 +269,17 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn scan_part(&self, from: u64, descriptors: u64) -> Result<Part<ScanFigures>, EngineError> {
+    pub fn scan_part(
+        &self,
+        what: ScanOf,
+        from: u64,
+        descriptors: u64,
+    ) -> Result<Part<ScanFigures>, EngineError> {
         let request = Request {
+            flags: match what {
+                ScanOf::Everything => 0,
+                ScanOf::Changes => SCAN_CHANGED,
+            },
             cursor: from,
             budget: descriptors.max(1),
             ..Request::default()

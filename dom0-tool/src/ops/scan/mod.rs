@@ -22,7 +22,7 @@ use crate::output::{refuse_inputs, write_whole};
 use crate::progress::Step;
 use crate::source::dump::Dump;
 use crate::source::{Cpu, GuestSource};
-use crate::xen::engine::{EngineError, ScanFigures};
+use crate::xen::engine::{EngineError, ScanFigures, ScanOf};
 
 pub use verdict::Verdict;
 
@@ -100,7 +100,7 @@ pub fn scan_guest<O: Observer + ?Sized>(
 ) -> Result<GuestScan, Failure> {
     let (scanned, bits) = while_paused(live, paused, || {
         observer.begin(Step::ScanGuest);
-        let scanned = live.engine.scan();
+        let scanned = live.engine.scan(ScanOf::Everything);
         observer.end();
         let scanned = within_memory(scanned?, live.memory_pages(&live.engine.statistics()?)?);
         observer.scanned(&scanned);

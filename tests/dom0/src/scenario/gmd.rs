@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use lacuna::xen::engine::{Engine, EngineError};
+use lacuna::xen::engine::{Engine, EngineError, ScanOf};
 use lacuna_guest::{Report, Task};
 use serde_json::{Value, json};
 
@@ -334,7 +334,7 @@ pub(super) fn engine_rounds(engine: &Engine, mode: Mode, rounds: u32) -> Result<
     let rounds = if mode == Mode::Intro { 1 } else { rounds };
     for _ in 0..rounds {
         if mode != Mode::Dedup {
-            engine.scan()?;
+            engine.scan(ScanOf::Changes)?;
             pages += engine.share()?.pages;
             calls += 2;
         }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use lacuna::xen::engine::ScanOf;
 use lacuna_guest::{Report, Task};
 
 use crate::engine::{Direct, LeftOut};
@@ -159,7 +160,7 @@ fn harm_without(host: &mut Host, mut guest: Guest, step: LeftOut) -> Result<Opti
         for _ in 0..MUTANT_ROUNDS {
             // A guest that crashed, or runs wild, may fail the identity check or its own counters: that is
             // harm as well.
-            if let Err(error) = direct.engine.scan() {
+            if let Err(error) = direct.engine.scan(ScanOf::Changes) {
                 return Ok(Some(format!("batch {batch}: the scan: {error}")));
             }
             std::thread::sleep(STALE);

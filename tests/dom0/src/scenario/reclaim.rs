@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use lacuna::xen::engine::FrameKind;
+use lacuna::xen::engine::{FrameKind, ScanOf};
 use lacuna_guest::Task;
 use lacuna_guest::truth::Capture;
 
@@ -102,6 +102,33 @@ fn on_zero_frames(guest: &Guest) -> Result<Vec<u64>> {
     Ok(by_block(&frames.map_err(|error| refused(&error))?))
 }
 
+/// Scans what the guest has written to since the last scan, and returns the bitmap.
+fn scan_changes(host: &mut Host, guest: &Guest) -> Result<Vec<u8>> {
+    let engine = Direct::open(guest.domain)?.engine;
+    let statistics = || engine.statistics().map_err(|error| refused(&error));
+    let before = statistics()?;
+    engine.scan(ScanOf::Changes).map_err(|error| refused(&error))?;
+    let after = statistics()?;
+    equal(
+        "scans that left out what had not changed",
+        &(before.scans_partial + 1),
+        &after.scans_partial,
+    )?;
+    host.figure("changes_descriptors", after.scan_descriptors)?;
+    host.figure("everything_descriptors", before.scan_descriptors)?;
+    let (_, bits) = engine.read_bitmap().map_err(|error| refused(&error))?;
+    Ok(bits)
+}
+
+/// Returns for how many pages two bitmaps differ.
+fn differing(one: &[u8], other: &[u8]) -> u64 {
+    let bits = |bitmap: &[u8], at: usize| bitmap.get(at).copied().unwrap_or(0);
+    let bytes = 0..one.len().max(other.len());
+    bytes
+        .map(|at| u64::from((bits(one, at) ^ bits(other, at)).count_ones()))
+        .sum()
+}
+
 /// Holds a scan against the guest's own account, page by page, and returns how many pages are free.
 pub(super) fn compare(host: &mut Host, guest: &Guest, account: &Account, limit: Duration) -> Result<u64> {
     let mut tries = 0;
@@ -109,7 +136,10 @@ pub(super) fn compare(host: &mut Host, guest: &Guest, account: &Account, limit: 
         tries += 1;
         account.wait_still(STILL, limit)?;
         guest.pause(host)?;
+        let followed = scan_changes(host, guest)?;
         let scanned = host.lacuna(&["scan", guest.name, "--bitmap", BITMAP])?;
+        let differing = differing(&followed, &fs::read(BITMAP)?);
+        equal("pages of which a scan of changes says otherwise", &0, &differing)?;
         let capture = account.read()?;
         guest.unpause(host)?;
         // The kernel frees some of its memory late, all at once, and may have done so between its last
