@@ -5,7 +5,7 @@ use core::ops::Range;
 use super::frames::{hole_end, range};
 use super::header::Candidates;
 use super::preemptible::{Step, each_step};
-use super::stretches::{Follow, Walker, step_over_hole};
+use super::stretches::{Follow, Walker, step_over_holes};
 use super::{Outcome, Refusal, Session, begin};
 use crate::abi::{Request, SCAN_CHANGED, State};
 use crate::judge::admission::{Sample, compare, sample, tolerance};
@@ -236,8 +236,8 @@ pub(super) fn scan_step<D: Domain>(
     budget: u64,
 ) -> Result<ScanStep, Refusal> {
     let part = bitmap_at(domain, at);
-    if part.is_absent() && !scanner.is_within_block(at) {
-        if let Some(step) = step_over_hole(domain, at, end) {
+    if !scanner.is_within_block(at) {
+        if let Some(step) = step_over_holes(domain, &part, at, end) {
             return Ok(step);
         }
     }

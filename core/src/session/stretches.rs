@@ -7,7 +7,7 @@ use super::scanning::scan_step;
 use crate::guest::Directory;
 use crate::judge::stretch::{Record, STRETCH, closed_end, closed_start, take_written};
 use crate::refusal::Refusal;
-use crate::tables::bitmap_at;
+use crate::tables::{Part, bitmap_at};
 use crate::{Domain, FreeCheck, Gfn, Profile, ScanStep, Scanner};
 
 /// Pages that are read again in one go.
@@ -100,7 +100,8 @@ impl Follow {
             self.stretch = None;
             // A larger block would lie across stretches.
             if at % STRETCH == 0 && walker.block <= STRETCH {
-                if let Some(step) = step_over_hole(domain, at, end) {
+                let part = bitmap_at(domain, at);
+                if let Some(step) = step_over_holes(domain, &part, at, end) {
                     return Ok(step);
                 }
                 if let Some(step) = self.enter(domain, walker, at, stretch_end) {
@@ -202,18 +203,36 @@ const fn step_over(record: &Record, end: u64) -> ScanStep {
     }
 }
 
-/// The step over the hole in guest-physical memory that begins at `at`, if there is one, and nothing was found
-/// free there before.
-pub(super) fn step_over_hole<D: Domain>(domain: &mut D, at: u64, end: u64) -> Option<ScanStep> {
-    let part = bitmap_at(domain, at);
+/// Most holes that one step passes over.
+const MOST_HOLES: u64 = 64;
+
+/// The step over holes in guest-physical memory, one behind the other, from `at` on, which lies in `part` of
+/// the bitmap. None if there is none, or the bitmap has memory there: something was free.
+///
+/// All at once, since to find that the bitmap has no memory takes longer than a look at a hole.
+pub(super) fn step_over_holes<D: Domain>(
+    domain: &mut D,
+    part: &Part<D::Words>,
+    at: u64,
+    end: u64,
+) -> Option<ScanStep> {
     if !part.is_absent() {
         return None;
     }
-    let next = hole_end(domain, at, end.min(part.bitmap().gfns()));
+    let end = end.min(part.bitmap().gfns());
+    let (mut next, mut looks) = (at, 0);
+    while next < end && looks < MOST_HOLES {
+        let past = hole_end(domain, next, end);
+        if past == next {
+            break;
+        }
+        next = past;
+        looks += 1;
+    }
     (next > at).then(|| ScanStep {
         next,
         no_descriptor: next - at,
-        descriptors: 1,
+        descriptors: looks,
         ..ScanStep::default()
     })
 }
