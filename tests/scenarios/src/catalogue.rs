@@ -139,6 +139,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("policy/daemon", 1200),
     quick("policy/refill", 600),
     quick("overcommit/all-at-once", 1800),
+    quick("overcommit/way-out", 900),
     quick("overcommit/claims", 900),
     long_on(Boot::XenDisks, "overcommit/disks", 1200),
     quick_on(Boot::Counted, "reclaim/pause", 900),

@@ -35,6 +35,7 @@ mod soak;
 mod stored;
 mod swing;
 pub(crate) mod trial;
+mod way_out;
 mod windows;
 
 use crate::failure::{Result, differs};
@@ -91,6 +92,7 @@ const BODIES: &[(&str, Body)] = &[
     ("policy/daemon", daemon::unattended),
     ("policy/refill", refill::blocks),
     ("overcommit/all-at-once", overcommit::all_at_once),
+    ("overcommit/way-out", way_out::of_a_full_host),
     ("overcommit/claims", claims::claims),
     ("overcommit/disks", disks::without_memory),
     ("reclaim/pause", pause::bounded),
