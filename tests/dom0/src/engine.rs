@@ -98,6 +98,13 @@ impl Direct {
             .map_err(|error| unusable(&error.to_string()))
     }
 
+    /// Makes Xen look like Hyper-V to the domain, which must not have run yet.
+    pub(crate) fn enable_viridian(&self) -> Result<()> {
+        self.privcmd
+            .enable_viridian(self.domain)
+            .map_err(|error| unusable(&error.to_string()))
+    }
+
     /// Makes Xen track writes to so many of the domain's pages, as a device model does with video memory.
     pub(crate) fn track_video(&self, first: Gfn, pages: u32) -> Result<()> {
         self.privcmd

@@ -229,6 +229,21 @@ impl Guest {
         Self::with_log(host, name, log, read)
     }
 
+    /// Does the same, and has `prepare` do something to the domain before it runs.
+    pub(crate) fn start_as(
+        host: &mut Host,
+        name: &'static str,
+        file: &str,
+        prepare: impl FnOnce(u16) -> Result<()>,
+    ) -> Result<Self> {
+        let (log, read) = log_of(name);
+        host.xl(&["create", "-q", "-p", file])?;
+        let guest = Self::with_log(host, name, log, read)?;
+        prepare(guest.domain)?;
+        guest.unpause(host)?;
+        Ok(guest)
+    }
+
     /// Takes up the domain called `name`, which another toolstack has created and whose log nobody writes
     /// yet.
     pub(crate) fn created(host: &mut Host, name: &'static str) -> Result<Self> {

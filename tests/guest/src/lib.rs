@@ -246,6 +246,14 @@ pub enum Interface {
     EventArray,
     /// The hypercall page.
     HypercallPage,
+    /// Viridian's hypercall page.
+    ViridianHypercallPage,
+    /// Viridian's page by which a guest reads the time (`HV_X64_MSR_REFERENCE_TSC`).
+    ViridianTime,
+    /// What a virtual CPU shares with Viridian (`HV_X64_MSR_VP_ASSIST_PAGE`).
+    ViridianAssist,
+    /// Where Viridian puts messages for a virtual CPU (`HV_X64_MSR_SIMP`).
+    ViridianMessages,
 }
 
 impl Interface {
@@ -260,7 +268,7 @@ impl Interface {
         }
     }
 
-    /// All of them, in an order in which they can be used one after another.
+    /// Those that each guest has, in an order in which they can be used one after another.
     pub const ALL: [Self; 11] = [
         Self::CopyOut,
         Self::RunstateVirtual,
@@ -273,6 +281,14 @@ impl Interface {
         Self::EventControl,
         Self::EventArray,
         Self::HypercallPage,
+    ];
+
+    /// Those of a guest to which Xen looks like Hyper-V.
+    pub const VIRIDIAN: [Self; 4] = [
+        Self::ViridianHypercallPage,
+        Self::ViridianTime,
+        Self::ViridianAssist,
+        Self::ViridianMessages,
     ];
 }
 

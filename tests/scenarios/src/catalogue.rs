@@ -119,6 +119,7 @@ pub const SCENARIOS: &[Scenario] = &[
     quick("content/stock-limits", 600),
     quick("hostile/free-pages", 600),
     quick("hostile/equal-pages", 600),
+    quick("hostile/viridian-pages", 600),
     quick("hostile/high-gfn", 600),
     quick("migration/killed", 1200),
     quick("migration/init-on-free", 1200),

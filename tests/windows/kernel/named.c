@@ -12,6 +12,15 @@
 /* event_channel.h */
 #define EVTCHNOP_INIT_CONTROL 11
 #define EVTCHNOP_EXPAND_ARRAY 12
+/* Viridian's registers (Xen's asm/guest/hyperv-tlfs.h): bit 0 turns a page on, its frame is from bit 12 on. */
+#define HV_X64_MSR_GUEST_OS_ID 0x40000000
+#define HV_X64_MSR_HYPERCALL 0x40000001
+#define HV_X64_MSR_REFERENCE_TSC 0x40000021
+#define HV_X64_MSR_VP_ASSIST_PAGE 0x40000073
+#define HV_X64_MSR_SIMP 0x40000083
+#define HV_X64_PAGE_ON 1
+/* Any that is not 0. */
+#define SOME_SYSTEM 1
 
 #define MOST_TAKEN 8192
 /* As many frames as an answer's line has room for. */
@@ -55,6 +64,15 @@ uint64_t named_frame(uint64_t page)
 uint64_t named_told(void)
 {
     return taken_count < TOLD ? taken_count : TOLD;
+}
+
+/* A fault ends the guest, and its last words say which. */
+static int64_t hand_to_viridian(uint32_t msr, uint64_t frame)
+{
+    write_msr(HV_X64_MSR_GUEST_OS_ID, SOME_SYSTEM);
+    write_msr(msr, frame * PAGE_BYTES | HV_X64_PAGE_ON);
+
+    return 0;
 }
 
 int64_t named_hand(const char *line, uint64_t page)
@@ -102,6 +120,14 @@ int64_t named_hand(const char *line, uint64_t page)
         xen_set_hypercall_page(frame * PAGE_BYTES);
         return 0;
     }
+    if ( json_is(line, "interface", "viridian-hypercall-page") )
+        return hand_to_viridian(HV_X64_MSR_HYPERCALL, frame);
+    if ( json_is(line, "interface", "viridian-time") )
+        return hand_to_viridian(HV_X64_MSR_REFERENCE_TSC, frame);
+    if ( json_is(line, "interface", "viridian-assist") )
+        return hand_to_viridian(HV_X64_MSR_VP_ASSIST_PAGE, frame);
+    if ( json_is(line, "interface", "viridian-messages") )
+        return hand_to_viridian(HV_X64_MSR_SIMP, frame);
 
     return -1;
 }

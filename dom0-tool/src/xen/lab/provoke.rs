@@ -2,7 +2,7 @@
 //! errors, domains without memory. A toolstack brings some of them about on other occasions, and others
 //! never.
 //!
-//! Sources: `xen/include/public/{domctl,memory,hvm/hvm_op,hvm/dm_op,arch-x86/xen,arch-x86/xen-mca}.h` of Xen
+//! Sources: `xen/include/public/{domctl,memory,hvm/hvm_op,hvm/params,hvm/dm_op,arch-x86/xen,arch-x86/xen-mca}.h` of Xen
 //! 4.17 and 4.20.
 
 use lacuna_core::Gfn;
@@ -24,6 +24,11 @@ const POPULATE_PHYSMAP: u64 = 6;
 const CLAIM_PAGES: u64 = 24;
 /// log2 of the 4 KiB pages in an extent of 2 MiB.
 const ORDER_2M: u32 = 9;
+/// `HVMOP_set_param` (`hvm/hvm_op.h`), and `HVM_PARAM_VIRIDIAN` (`hvm/params.h`).
+const HVMOP_SET_PARAM: u64 = 0;
+const PARAM_VIRIDIAN: u32 = 9;
+/// `HVMPV_base_freq`, `_time_ref_count`, `_reference_tsc`, `_apic_assist` and `_synic` (`hvm/params.h`).
+const VIRIDIAN_FEATURES: u64 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 7;
 /// `HVMOP_altp2m`, and its command to set a domain's state (`hvm/hvm_op.h`).
 const HVMOP_ALTP2M: u64 = 25;
 const ALTP2M_SET_DOMAIN_STATE: u32 = 2;
@@ -161,6 +166,22 @@ impl Privcmd {
         bytes[8..10].copy_from_slice(&domain.get().to_le_bytes());
         bytes[16] = 1;
         self.hypercall("HVMOP_altp2m", HVM_OP, HVMOP_ALTP2M, &mut bytes, &mut [], None)
+            .map(|_| ())
+    }
+
+    /// Makes Xen look like Hyper-V to `domain`, which must not have run yet. `xl` does so for HVM guests only
+    /// (`viridian=1`), where Xen does it for PVH guests as well.
+    ///
+    /// # Errors
+    /// [`PrivcmdError::Call`]; `EEXIST` when it looks so already, with other features.
+    pub fn enable_viridian(&self, domain: DomainId) -> Result<(), PrivcmdError> {
+        // struct xen_hvm_param: domid, padding, index, value.
+        let mut bytes = [0; 16];
+        bytes[..2].copy_from_slice(&domain.get().to_le_bytes());
+        bytes[4..8].copy_from_slice(&PARAM_VIRIDIAN.to_le_bytes());
+        bytes[8..].copy_from_slice(&VIRIDIAN_FEATURES.to_le_bytes());
+        let call = "HVMOP_set_param";
+        self.hypercall(call, HVM_OP, HVMOP_SET_PARAM, &mut bytes, &mut [], None)
             .map(|_| ())
     }
 

@@ -74,6 +74,7 @@ const BODIES: &[(&str, Body)] = &[
     ("content/stock-limits", named::stock_limits),
     ("hostile/free-pages", named::free_pages),
     ("hostile/equal-pages", named::equal_pages),
+    ("hostile/viridian-pages", named::viridian_pages),
     ("hostile/high-gfn", high_gfn::far_block),
     ("migration/killed", migration::killed),
     ("migration/init-on-free", migration::init_on_free),

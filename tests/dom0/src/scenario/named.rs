@@ -97,19 +97,33 @@ fn explain(direct: &Direct, gfn: u64) -> Result<Explanation> {
 
 /// Given-back pages, for every interface that takes one.
 pub(crate) fn free_pages(host: &mut Host) -> Result<()> {
-    named(host, On::Zero)
+    let guest = host.create(&SEVEN)?;
+    named(host, guest, On::Zero, &Interface::ALL)
 }
 
 /// Pages that share a frame with an equal one, for every interface.
 pub(crate) fn equal_pages(host: &mut Host) -> Result<()> {
-    named(host, On::Shared)
+    let guest = host.create(&SEVEN)?;
+    named(host, guest, On::Shared, &Interface::ALL)
 }
 
-/// Makes a guest hand pages which are there to every interface: each works, and has got a page of the
-/// guest's own.
-fn named(host: &mut Host, on: On) -> Result<()> {
-    let mut guest = host.create(&SEVEN)?;
-    let pages = u32::try_from(Interface::ALL.len()).unwrap_or(u32::MAX) * on.copies();
+/// Pages in both places, for the interfaces that a guest of Hyper-V has.
+pub(crate) fn viridian_pages(host: &mut Host) -> Result<()> {
+    for on in [On::Zero, On::Shared] {
+        let mut guest = Guest::start_as(host, SEVEN.name, &SEVEN.write()?, |domain| {
+            Direct::open(domain)?.enable_viridian()
+        })?;
+        guest.wait_ready()?;
+        named(host, guest, on, &Interface::VIRIDIAN)?;
+        host.xl(&["destroy", SEVEN.name])?;
+    }
+    Ok(())
+}
+
+/// Makes a guest hand pages which are there to the interfaces: each works, and has got a page of the guest's
+/// own.
+fn named(host: &mut Host, mut guest: Guest, on: On, interfaces: &[Interface]) -> Result<()> {
+    let pages = u32::try_from(interfaces.len()).unwrap_or(u32::MAX) * on.copies();
     let gfns = on.take(host, &mut guest, pages)?;
     let direct = Direct::open(guest.domain)?;
     let release = xen_release()?;
@@ -117,7 +131,7 @@ fn named(host: &mut Host, on: On) -> Result<()> {
     let every = on.copies() as usize;
     for (page, (gfn, interface)) in (0..)
         .step_by(every)
-        .zip(gfns.iter().step_by(every).zip(Interface::ALL))
+        .zip(gfns.iter().step_by(every).zip(interfaces.iter().copied()))
     {
         host.note(&format!("{interface:?}: page {gfn:#x}"))?;
         on.expect(&direct, *gfn, &format!("{interface:?}"))?;
@@ -133,8 +147,8 @@ fn named(host: &mut Host, on: On) -> Result<()> {
             other => failed.push(format!("{interface:?}: {other:?}")),
         }
     }
-    host.figure("interfaces", Interface::ALL.len() as u64 - absent)?;
-    host.figure("interfaces_that_this_xen_lacks", absent)?;
+    host.figure(&format!("interfaces_{on:?}"), interfaces.len() as u64 - absent)?;
+    host.figure(&format!("interfaces_that_this_xen_lacks_{on:?}"), absent)?;
     ensure(
         failed.is_empty(),
         &format!("interfaces that were handed pages ({on:?})"),
