@@ -161,7 +161,7 @@ impl Privcmd {
         let mut bytes = self.domctl(DOMCTL_LACUNA, domain);
         bytes[UNION..UNION + size_of::<Request>()].copy_from_slice(request.as_bytes());
         let handle = (!payload.is_empty()).then_some(UNION + HANDLE_IN_REQUEST);
-        let outcome = self.hypercall("the Lacuna hypercall", DOMCTL, 0, &mut bytes, payload, handle);
+        let outcome = self.hypercall("the Lacuna hypercall", DOMCTL, None, &mut bytes, payload, handle);
         if let Ok((answer, _)) = Request::read_from_prefix(&bytes[UNION..]) {
             *request = Request { buffer: 0, ..answer };
         }
@@ -174,7 +174,14 @@ impl Privcmd {
     /// [`PrivcmdError::Call`].
     pub fn domain_info(&self, domain: DomainId) -> Result<Option<DomainInfo>, PrivcmdError> {
         let mut bytes = self.domctl(DOMCTL_GETDOMAININFO, domain);
-        match self.hypercall("XEN_DOMCTL_getdomaininfo", DOMCTL, 0, &mut bytes, &mut [], None) {
+        match self.hypercall(
+            "XEN_DOMCTL_getdomaininfo",
+            DOMCTL,
+            None,
+            &mut bytes,
+            &mut [],
+            None,
+        ) {
             Ok(_) => {}
             Err(error) if error.errno() == Some(libc::ESRCH) => return Ok(None),
             Err(error) => return Err(error),
@@ -191,7 +198,7 @@ impl Privcmd {
             let mut bytes = [0; SYSCTL_BYTES];
             bytes[..4].copy_from_slice(&SYSCTL_PHYSINFO.to_le_bytes());
             bytes[4..8].copy_from_slice(&version.number().to_le_bytes());
-            self.hypercall("XEN_SYSCTL_physinfo", SYSCTL, 0, &mut bytes, &mut [], None)
+            self.hypercall("XEN_SYSCTL_physinfo", SYSCTL, None, &mut bytes, &mut [], None)
                 .map(|_| bytes)
         };
         let bytes = if let Some(version) = self.sysctl.get() {
@@ -221,8 +228,15 @@ impl Privcmd {
             Pause::Begin => (DOMCTL_PAUSE, "XEN_DOMCTL_pausedomain"),
             Pause::End => (DOMCTL_UNPAUSE, "XEN_DOMCTL_unpausedomain"),
         };
-        self.hypercall(call, DOMCTL, 0, &mut self.domctl(number, domain), &mut [], None)
-            .map(|_| ())
+        self.hypercall(
+            call,
+            DOMCTL,
+            None,
+            &mut self.domctl(number, domain),
+            &mut [],
+            None,
+        )
+        .map(|_| ())
     }
 
     /// Returns the highest frame that `domain` has mapped.
@@ -235,7 +249,7 @@ impl Privcmd {
         let highest = self.hypercall(
             "XENMEM_maximum_gpfn",
             MEMORY_OP,
-            MAXIMUM_GPFN,
+            Some(MAXIMUM_GPFN),
             &mut bytes,
             &mut [],
             None,
@@ -244,13 +258,13 @@ impl Privcmd {
     }
 
     /// Issues one hypercall with `argument`. If `handle_at` is given, the guest handle of `payload` is
-    /// stored there in the argument. If `command` is not 0, it is passed first and the argument second, as
-    /// `memory_op` and `hvm_op` expect.
+    /// stored there in the argument. A `command` is passed first and the argument second, as `memory_op` and
+    /// `hvm_op` expect.
     pub(super) fn hypercall(
         &self,
         call: &'static str,
         number: u64,
-        command: u64,
+        command: Option<u64>,
         argument: &mut [u8],
         payload: &mut [u8],
         handle_at: Option<usize>,
@@ -273,13 +287,9 @@ impl Privcmd {
 
     /// Issues hypercall `number` with the argument at the start of `buffer`, and `command` before it unless
     /// that is 0.
-    fn issue(&self, number: u64, command: u64, buffer: &HypercallBuffer) -> io::Result<u32> {
+    fn issue(&self, number: u64, command: Option<u64>, buffer: &HypercallBuffer) -> io::Result<u32> {
         let address = buffer.address as u64;
-        let arguments = if command == 0 {
-            [address, 0, 0, 0, 0]
-        } else {
-            [command, address, 0, 0, 0]
-        };
+        let arguments = command.map_or([address, 0, 0, 0, 0], |command| [command, address, 0, 0, 0]);
         self.raise(number, arguments)
     }
 
@@ -406,7 +416,7 @@ impl Privcmd {
         argument: &mut [u8; super::lab::SHARING_OP_BYTES],
     ) -> Result<(), PrivcmdError> {
         buffer.write(0, argument);
-        self.issue(MEMORY_OP, super::lab::SHARING_OP, buffer)
+        self.issue(MEMORY_OP, Some(super::lab::SHARING_OP), buffer)
             .map_err(|cause| PrivcmdError::Call { call, cause })?;
         buffer.read(0, argument);
         Ok(())

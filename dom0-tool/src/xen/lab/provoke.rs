@@ -109,7 +109,7 @@ impl Privcmd {
         set(44, GRANT_VERSION);
         set(created_architecture_at(self.domctl_version()), emulated);
         let call = "XEN_DOMCTL_createdomain";
-        self.hypercall(call, DOMCTL, 0, &mut bytes, &mut [], None)?;
+        self.hypercall(call, DOMCTL, None, &mut bytes, &mut [], None)?;
         DomainId::new(u16::from_le_bytes([bytes[8], bytes[9]])).ok_or_else(|| PrivcmdError::Call {
             call,
             cause: std::io::ErrorKind::InvalidData.into(),
@@ -122,8 +122,15 @@ impl Privcmd {
     /// [`PrivcmdError::Call`].
     pub fn destroy(&self, domain: DomainId) -> Result<(), PrivcmdError> {
         let mut bytes = self.domctl(DOMCTL_DESTROY, domain);
-        self.hypercall("XEN_DOMCTL_destroydomain", DOMCTL, 0, &mut bytes, &mut [], None)
-            .map(|_| ())
+        self.hypercall(
+            "XEN_DOMCTL_destroydomain",
+            DOMCTL,
+            None,
+            &mut bytes,
+            &mut [],
+            None,
+        )
+        .map(|_| ())
     }
 
     /// Lets a domain that has shut itself down go on behind its hypercall, as if that had done nothing. The
@@ -134,7 +141,7 @@ impl Privcmd {
     /// [`PrivcmdError::Call`].
     pub fn resume(&self, domain: DomainId) -> Result<(), PrivcmdError> {
         let mut bytes = self.domctl(DOMCTL_RESUME, domain);
-        self.hypercall("XEN_DOMCTL_resumedomain", DOMCTL, 0, &mut bytes, &mut [], None)
+        self.hypercall("XEN_DOMCTL_resumedomain", DOMCTL, None, &mut bytes, &mut [], None)
             .map(|_| ())
     }
 
@@ -149,7 +156,7 @@ impl Privcmd {
             LogDirty::Off => SHADOW_OP_OFF,
         };
         bytes[UNION..UNION + 4].copy_from_slice(&op.to_le_bytes());
-        self.hypercall("XEN_DOMCTL_shadow_op", DOMCTL, 0, &mut bytes, &mut [], None)
+        self.hypercall("XEN_DOMCTL_shadow_op", DOMCTL, None, &mut bytes, &mut [], None)
             .map(|_| ())
     }
 
@@ -165,8 +172,15 @@ impl Privcmd {
         bytes[4..8].copy_from_slice(&ALTP2M_SET_DOMAIN_STATE.to_le_bytes());
         bytes[8..10].copy_from_slice(&domain.get().to_le_bytes());
         bytes[16] = 1;
-        self.hypercall("HVMOP_altp2m", HVM_OP, HVMOP_ALTP2M, &mut bytes, &mut [], None)
-            .map(|_| ())
+        self.hypercall(
+            "HVMOP_altp2m",
+            HVM_OP,
+            Some(HVMOP_ALTP2M),
+            &mut bytes,
+            &mut [],
+            None,
+        )
+        .map(|_| ())
     }
 
     /// Makes Xen look like Hyper-V to `domain`, which must not have run yet. `xl` does so for HVM guests only
@@ -181,7 +195,7 @@ impl Privcmd {
         bytes[4..8].copy_from_slice(&PARAM_VIRIDIAN.to_le_bytes());
         bytes[8..].copy_from_slice(&VIRIDIAN_FEATURES.to_le_bytes());
         let call = "HVMOP_set_param";
-        self.hypercall(call, HVM_OP, HVMOP_SET_PARAM, &mut bytes, &mut [], None)
+        self.hypercall(call, HVM_OP, Some(HVMOP_SET_PARAM), &mut bytes, &mut [], None)
             .map(|_| ())
     }
 
@@ -243,9 +257,9 @@ impl Privcmd {
         for (place, value) in inject[24..].chunks_exact_mut(8).zip(pairs) {
             place.copy_from_slice(&value.to_le_bytes());
         }
-        self.hypercall("XEN_MC_msrinject", MCA, 0, &mut inject, &mut [], None)?;
+        self.hypercall("XEN_MC_msrinject", MCA, None, &mut inject, &mut [], None)?;
         let mut raise = head(&[MC_MCEINJECT, MCA_VERSION, 0, 0, 0, 0]);
-        self.hypercall("XEN_MC_mceinject", MCA, 0, &mut raise, &mut [], None)
+        self.hypercall("XEN_MC_mceinject", MCA, None, &mut raise, &mut [], None)
             .map(|_| ())
     }
 
@@ -258,7 +272,7 @@ impl Privcmd {
     pub fn claim_pages(&self, domain: DomainId, pages: u64) -> Result<(), PrivcmdError> {
         let mut bytes = reservation(domain, pages, 0);
         let call = "XENMEM_claim_pages";
-        self.hypercall(call, MEMORY_OP, CLAIM_PAGES, &mut bytes, &mut [], None)
+        self.hypercall(call, MEMORY_OP, Some(CLAIM_PAGES), &mut bytes, &mut [], None)
             .map(|_| ())
     }
 
@@ -272,8 +286,15 @@ impl Privcmd {
             .flat_map(|block| (first.get() + (block << ORDER_2M)).to_le_bytes())
             .collect();
         let call = "XENMEM_populate_physmap";
-        self.hypercall(call, MEMORY_OP, POPULATE_PHYSMAP, &mut bytes, &mut gfns, Some(0))
-            .map(u64::from)
+        self.hypercall(
+            call,
+            MEMORY_OP,
+            Some(POPULATE_PHYSMAP),
+            &mut bytes,
+            &mut gfns,
+            Some(0),
+        )
+        .map(u64::from)
     }
 }
 
