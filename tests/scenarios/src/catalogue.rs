@@ -190,6 +190,7 @@ pub const SCENARIOS: &[Scenario] = &[
     long_on(Boot::DebianHost, "host-debian/libvirt", 3600),
     long_on(Boot::DebianHost, "host-debian/disks", 3600),
     long_on(Boot::DebianHost, "host-debian/full-host", 3600),
+    long_on(Boot::DebianHost, "host-debian/moved-disks", 3600),
     // The last one of its boot: the packages are gone after it.
     long_on(Boot::DebianHost, "host-debian/removed", 2400),
 ];

@@ -133,6 +133,7 @@ const BODIES: &[(&str, Body)] = &[
     ("host-debian/libvirt", debian_libvirt::libvirt),
     ("host-debian/disks", debian_disks::disks),
     ("host-debian/full-host", debian_disks::full_host),
+    ("host-debian/moved-disks", debian_disks::moved_disks),
     ("host-debian/removed", debian_host::removed),
 ];
 

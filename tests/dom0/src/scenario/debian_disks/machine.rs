@@ -182,6 +182,12 @@ impl Machine {
         })
     }
 
+    /// The guest has another number now: it was restored, moved or restarted.
+    pub(super) fn has_moved(&mut self, host: &mut Host) -> Result<()> {
+        self.guest.domain = host.domain_number(self.kind.name)?;
+        follow(&self.guest)
+    }
+
     /// Has the guest restart itself, as a domain of another number, and waits until it is up.
     pub(super) fn restart(&mut self, host: &mut Host) -> Result<()> {
         let before = self.guest.domain;
@@ -192,6 +198,14 @@ impl Machine {
             Ok(now.filter(|number| *number != before))
         })?;
         self.booted()
+    }
+
+    /// Returns the memory that the guest's kernel manages, in pages.
+    pub(super) fn total(&mut self) -> Result<u64> {
+        match self.guest.order(Task::Health, AGENT_LIMIT)? {
+            Report::Health { total_pages, .. } => Ok(total_pages),
+            other => Err(differs("the guest's health", "its memory", &format!("{other:?}"))),
+        }
     }
 
     /// Returns a figure of the guest's status.

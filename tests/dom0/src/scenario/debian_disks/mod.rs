@@ -5,18 +5,23 @@
 mod full;
 mod machine;
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use lacuna_guest::{Report, Task};
 
-use super::debian_host::{AGENT_LIMIT, expect, given_back, install_and_boot, silent};
+use super::debian_host::{AGENT_LIMIT, MIB, expect, given_back, install_and_boot, silent};
 use crate::failure::{Result, ensure, equal};
-use crate::host::Host;
+use crate::guest::PAGES_PER_MIB;
+use crate::host::{Host, wait_until};
 use machine::{FILES_LIMIT, Kind, Machine};
 
 /// How long the guests work at a time.
 const WORKED: Duration = Duration::from_secs(10);
+/// What a guest is ballooned down to, in MiB, and how long that may take.
+const BALLOONED_MIB: u64 = 320;
+const BALLOON_LIMIT: Duration = Duration::from_secs(120);
 
 /// Makes the guests' kernel, which is the host's, and their file system with its drivers; their disks; and
 /// the bridge. Grants that a frontend keeps for good would be of memory that it has written to before: then
@@ -145,6 +150,31 @@ pub(super) fn full_host(host: &mut Host) -> Result<()> {
     silent(host, END)
 }
 
+/// Guests are ballooned, saved, restored and moved while they work with their disks and cards.
+pub(super) fn moved_disks(host: &mut Host) -> Result<()> {
+    let mut machines = started(host)?;
+    for number in 0..machines.len() {
+        stored(host, &mut machines[number])?;
+        goes_on(host, &mut machines)?;
+        moved(host, &mut machines[number])?;
+        goes_on(host, &mut machines)?;
+    }
+    for machine in &machines {
+        given_back(host, machine.kind.name)?;
+    }
+    host.note("ballooning")?;
+    for machine in &mut machines {
+        ballooned(host, machine)?;
+    }
+    traffic_ends(host, &mut machines)?;
+    for machine in &mut machines {
+        checked(host, machine)?;
+        machine.guest.order(Task::Unmount, AGENT_LIMIT)?;
+    }
+    ended(host, machines)?;
+    silent(host, END)
+}
+
 /// Starts the guests, waits until their memory is given back, and has them work.
 fn started(host: &mut Host) -> Result<Vec<Machine>> {
     install_and_boot(host)?;
@@ -190,6 +220,60 @@ fn goes_on(host: &mut Host, machines: &mut [Machine]) -> Result<()> {
     }
     machines[1].talks()?;
     silent(host, HOST_TROUBLE)
+}
+
+/// The guest is ballooned down and up again while it works.
+fn ballooned(host: &mut Host, machine: &mut Machine) -> Result<()> {
+    let name = machine.kind.name;
+    host.note(&format!("ballooning {name}"))?;
+    let before = machine.total()?;
+    let given = (MIB - BALLOONED_MIB) * PAGES_PER_MIB;
+    expect(host, &format!("xl mem-set {name} {BALLOONED_MIB}m"), 0, &[])?;
+    wait_until("the guest's balloon has grown", BALLOON_LIMIT, || {
+        Ok((machine.total()? <= before - given).then_some(()))
+    })?;
+    machine.works(host)?;
+    expect(host, &format!("xl mem-set {name} {MIB}m"), 0, &[])?;
+    wait_until("the guest's balloon has shrunk", BALLOON_LIMIT, || {
+        // The balloon may stop a little before the target.
+        Ok((machine.total()? + PAGES_PER_MIB >= before).then_some(()))
+    })
+}
+
+/// The guest is saved and restored while it works; the save leaves out what it does not use.
+fn stored(host: &mut Host, machine: &mut Machine) -> Result<()> {
+    let name = machine.kind.name;
+    host.note(&format!("saving and restoring {name}"))?;
+    let file = format!("/root/{name}.save");
+    expect(host, &format!("xl save {name} {file}"), 0, &[])?;
+    let bytes = fs::metadata(&file)?.len();
+    host.figure(&format!("{name}_saved_bytes"), bytes)?;
+    expect(host, &format!("xl restore {file}"), 0, &[])?;
+    fs::remove_file(&file)?;
+    machine.has_moved(host)?;
+    machine.works(host)?;
+    ensure(
+        bytes < MIB << 19,
+        "bytes of the saved guest",
+        "less than half of its memory",
+        &bytes.to_string(),
+    )
+}
+
+/// The guest is moved to another domain of the same host while it works.
+fn moved(host: &mut Host, machine: &mut Machine) -> Result<()> {
+    let (name, before) = (machine.kind.name, machine.guest.domain);
+    host.note(&format!("moving {name}"))?;
+    let line = format!("xl migrate -s '' {name} 'xl migrate-receive'");
+    expect(host, &line, 0, &["Migration successful"])?;
+    machine.has_moved(host)?;
+    ensure(
+        machine.guest.domain != before,
+        "the guest's domain",
+        "another one",
+        &before.to_string(),
+    )?;
+    machine.works(host)
 }
 
 /// The guests stop talking, and neither has seen anything wrong.
