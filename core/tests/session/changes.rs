@@ -82,7 +82,8 @@ proptest! {
             let mut calls = 0_u32;
             guest.set_interlude(move |guest| {
                 calls += 1;
-                if calls % 41 == 0 && let Some(dice) = within.pop() {
+                let dice = if calls % 41 == 0 { within.pop() } else { None };
+                if let Some(dice) = dice {
                     act(guest, dice);
                 }
             });
