@@ -151,13 +151,23 @@ impl Account {
 
     /// Waits until the guest is so still that `captures` captures in a row were the same.
     pub(crate) fn wait_still(&self, captures: u64, limit: Duration) -> Result<()> {
-        wait_until("the guest's free pages stand still", limit, || {
+        let mut last = String::new();
+        let waited = wait_until("the guest's free pages stand still", limit, || {
             // Until the first capture is over there is nothing to read.
-            Ok(self
-                .read()
-                .ok()
-                .filter(|capture| capture.same >= captures)
-                .map(drop))
+            let read = self.read();
+            last = match &read {
+                Ok(capture) => format!("{} captures in a row the same", capture.same),
+                Err(failure) => failure.to_string(),
+            };
+            Ok(read.ok().filter(|capture| capture.same >= captures).map(drop))
+        });
+        waited.map_err(|failure| match failure {
+            Failure::Late { what, limit, .. } => Failure::Late {
+                what,
+                limit,
+                seen: last,
+            },
+            other => other,
         })
     }
 }
