@@ -30,16 +30,21 @@ pub(crate) fn dump(bytes: &[u8]) -> bool {
         return false;
     };
     assert!(dump.cpus.len() <= MAX_CPUS);
+    // What is packed has a bit for each page at least. Anything else lies where it is said to; more than one
+    // segment of an ELF core may have the same bytes.
+    let length = bytes.len() as u64;
     let held: u64 = dump.extents().iter().map(|extent| extent.bytes).sum();
-    // What is packed has a bit for each page at least.
-    let most = match dump.format() {
-        Format::Kdump => bytes.len() as u64 * 8 * PAGE_SIZE as u64,
-        Format::Avml => bytes.len() as u64 * 65_536,
-        _ => bytes.len() as u64,
+    let is_there = match dump.format() {
+        Format::Kdump => held <= length * 8 * PAGE_SIZE as u64,
+        Format::Avml => held <= length * 65_536,
+        _ => dump
+            .extents()
+            .iter()
+            .all(|extent| extent.offset.saturating_add(extent.bytes) <= length),
     };
     assert!(
-        held <= most || bytes.starts_with(b"makedumpfile"),
-        "more memory than the file has"
+        is_there || bytes.starts_with(b"makedumpfile"),
+        "memory that the file does not have"
     );
     for pair in dump.extents().windows(2) {
         assert!(pair[0].start + pair[0].bytes <= pair[1].start, "extents overlap");
