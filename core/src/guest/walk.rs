@@ -148,22 +148,7 @@ pub fn walk<M: GuestMemory + ?Sized>(
     levels: PagingLevels,
     va: GuestVirt,
 ) -> Result<Mapping, WalkError> {
-    let (table, shift, significant) = match levels {
-        PagingLevels::Two => return walk_two(memory, root, va),
-        PagingLevels::Pae => (root.get() & PAE_ROOT, 30, 32),
-        PagingLevels::Four => (address(root.get()), 39, 48),
-        PagingLevels::Five => (address(root.get()), 48, 57),
-    };
-    let canonical = if levels.is_32_bit() {
-        va.get() >> significant == 0
-    } else {
-        let upper = va.get() >> (significant - 1);
-        upper == 0 || upper == u64::MAX >> (significant - 1)
-    };
-    if !canonical {
-        return Err(WalkError::NotCanonical(va));
-    }
-    descend(memory, levels, va, Level { table, shift }, &mut None)
+    walk_on(memory, root, levels, va, &mut None)
 }
 
 /// A table of 8-byte entries, each of which maps 2^`shift` bytes.
@@ -196,25 +181,37 @@ pub(crate) fn walk_on<M: GuestMemory + ?Sized>(
     va: GuestVirt,
     directory: &mut Option<Directory>,
 ) -> Result<Mapping, WalkError> {
+    if levels == PagingLevels::Two {
+        return walk_two(memory, root, va);
+    }
     let known = directory.filter(|known| known.number == va.get() >> 30);
-    let level = match known {
-        Some(Directory { table, .. }) => Level {
+    let level = match known.map(|known| known.table) {
+        Some(table) => Level {
             table,
             shift: DIRECTORY_SHIFT,
         },
-        None => match levels {
-            PagingLevels::Two | PagingLevels::Pae => return walk(memory, root, levels, va),
-            PagingLevels::Four => Level {
-                table: address(root.get()),
-                shift: 39,
-            },
-            PagingLevels::Five => Level {
-                table: address(root.get()),
-                shift: 48,
-            },
-        },
+        None => top(root, levels, va)?,
     };
     descend(memory, levels, va, level, directory)
+}
+
+/// The table at `root`, which is of 8-byte entries.
+fn top(root: GuestPhys, levels: PagingLevels, va: GuestVirt) -> Result<Level, WalkError> {
+    let (table, shift, significant) = match levels {
+        PagingLevels::Two | PagingLevels::Pae => (root.get() & PAE_ROOT, 30, 32),
+        PagingLevels::Four => (address(root.get()), 39, 48),
+        PagingLevels::Five => (address(root.get()), 48, 57),
+    };
+    let canonical = if levels.is_32_bit() {
+        va.get() >> significant == 0
+    } else {
+        let upper = va.get() >> (significant - 1);
+        upper == 0 || upper == u64::MAX >> (significant - 1)
+    };
+    if !canonical {
+        return Err(WalkError::NotCanonical(va));
+    }
+    Ok(Level { table, shift })
 }
 
 /// The walk from `level` on.
