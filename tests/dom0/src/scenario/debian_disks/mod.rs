@@ -141,13 +141,7 @@ pub(super) fn full_host(host: &mut Host) -> Result<()> {
     goes_on(host, &mut machines)?;
     full::full(host, &mut machines)?;
     goes_on(host, &mut machines)?;
-    traffic_ends(host, &mut machines)?;
-    for machine in &mut machines {
-        checked(host, machine)?;
-        machine.guest.order(Task::Unmount, AGENT_LIMIT)?;
-    }
-    ended(host, machines)?;
-    silent(host, END)
+    all_right(host, machines)
 }
 
 /// Guests are ballooned, saved, restored and moved while they work with their disks and cards.
@@ -166,6 +160,11 @@ pub(super) fn moved_disks(host: &mut Host) -> Result<()> {
     for machine in &mut machines {
         ballooned(host, machine)?;
     }
+    all_right(host, machines)
+}
+
+/// The guests stop talking and working, and have all that they wrote.
+fn all_right(host: &mut Host, mut machines: Vec<Machine>) -> Result<()> {
     traffic_ends(host, &mut machines)?;
     for machine in &mut machines {
         checked(host, machine)?;
