@@ -96,6 +96,7 @@ pub(crate) fn system_map_seeds() -> Vec<Vec<u8>> {
     let texts = [
         "ffffffff81000000 T _stext\nffffffff82000000 D init_uts_ns\nffffffff82100000 D init_task\n",
         "0000000000000000 A fixed_percpu_data\nffffffff81000000 T _stext\n",
+        "ffffffff81000000 T _stext\nffffffff82100000 d init_task\nffffffff82200000 d init_task\n",
     ];
     texts.map(|text| text.as_bytes().to_vec()).into()
 }

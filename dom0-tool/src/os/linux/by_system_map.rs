@@ -125,7 +125,7 @@ pub fn identify_without_note<M: GuestSource>(
         return None;
     }
     let map = SystemMap::open(file, &[&HAVE_NOTES]).ok()?;
-    if HAVE_NOTES.iter().any(|symbol| map.find(symbol).is_some()) {
+    if HAVE_NOTES.iter().any(|symbol| map.names(symbol)) {
         return None;
     }
     identify(memory, cpus, file, progress).ok()

@@ -48,6 +48,21 @@ pub enum SystemMapError {
         /// What it lacks.
         symbol: &'static str,
     },
+    /// It gives a symbol more than one address, without which the kernel is not found. A linker gives one.
+    #[error("{} gives {symbol} {addresses} addresses, {first:#x} and {second:#x} among them; take the file as the \
+             kernel's build or its debug package has it", file.display())]
+    Several {
+        /// The file.
+        file: PathBuf,
+        /// The symbol.
+        symbol: &'static str,
+        /// How many lines give it.
+        addresses: usize,
+        /// The first address.
+        first: u64,
+        /// The second.
+        second: u64,
+    },
     /// It is another kernel's.
     #[error("{} puts {symbol} at {by_file:#x}, the running kernel's VMCOREINFO at {by_kernel:#x}", file.display())]
     OtherKernel {
@@ -110,19 +125,38 @@ impl SystemMap {
     /// The address that the linker gave `symbol`.
     ///
     /// # Errors
-    /// [`SystemMapError::Lacks`].
+    /// [`SystemMapError::Lacks`], and [`SystemMapError::Several`].
     pub fn linked(&self, symbol: &'static str) -> Result<u64, SystemMapError> {
-        self.find(symbol).ok_or_else(|| SystemMapError::Lacks {
-            file: self.file.clone(),
-            symbol,
-        })
+        let mut given = self.given(symbol);
+        let file = self.file.clone();
+        match (given.next(), given.next()) {
+            (None, _) => Err(SystemMapError::Lacks { file, symbol }),
+            (Some(only), None) => Ok(only),
+            (Some(first), Some(second)) => Err(SystemMapError::Several {
+                file,
+                symbol,
+                addresses: self.given(symbol).count(),
+                first,
+                second,
+            }),
+        }
     }
 
-    /// The same, if the file has it.
+    /// The same, if the file gives exactly one. Functions and variables of single files may share a name.
     pub fn find(&self, symbol: &str) -> Option<u64> {
+        let mut given = self.given(symbol);
+        given.next().filter(|_| given.next().is_none())
+    }
+
+    /// Whether the file has `symbol`, at one address or at several.
+    pub fn names(&self, symbol: &str) -> bool {
+        self.given(symbol).next().is_some()
+    }
+
+    fn given(&self, symbol: &str) -> impl Iterator<Item = u64> {
         self.linked
             .iter()
-            .find(|(name, _)| name == symbol)
+            .filter(move |(name, _)| name == symbol)
             .map(|(_, address)| *address)
     }
 
@@ -236,6 +270,32 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn a_name_with_two_addresses_has_none() {
+        let twice = |symbol| {
+            let lines = [
+                ("_stext", 0xffff_ffff_8100_0000),
+                ("init_task", 0xffff_ffff_8210_0000),
+                (symbol, 0x8100_0000),
+            ];
+            file(&lines, 2000)
+        };
+        // libFuzzer found a second `_stext`: the first was believed, and nothing found by that name.
+        assert!(matches!(
+            read(twice("_stext").path(), &info(), &[]),
+            Err(SystemMapError::Several {
+                symbol: "_stext",
+                addresses: 2,
+                second: 0x8100_0000,
+                ..
+            })
+        ));
+        let map = SystemMap::open(twice("init_task").path(), &[&["init_task", "node_data"]]).unwrap();
+        assert_eq!(map.find("init_task"), None);
+        assert_eq!(map.moved_by(0).find("init_task"), None);
+        assert!(map.names("init_task") && !map.names("node_data"));
     }
 
     proptest! {
