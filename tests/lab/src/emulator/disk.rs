@@ -12,6 +12,12 @@ use crate::sysroot::Sysroot;
 /// How long it may take from the BIOS until all of the host's services are there: two minutes are usual.
 const BOOT_LIMIT: Duration = Duration::from_secs(900);
 
+/// One thread for both processors. With one each, QEMU (10.0.13) loses guests: an instruction on any
+/// processor that restores the state of the x87 (`FXRSTOR`, `XRSTOR`, `FNINIT`) clears a bit in the first
+/// processor's flags without a lock, and thereby undoes a `VMRUN` or an exit which that one carries out just
+/// then (`cpu_clear_ignne()` in `target/i386/tcg/system/fpu_helper.c`; docs/lab.md).
+const ACCELERATOR: &str = "tcg,thread=single,tb-size=1024";
+
 impl Emulator {
     /// Boots from the first of `drives` and waits until the driver there takes orders. What the host writes
     /// to its disks outlives a reboot of its, and is gone when the machine is off.
@@ -26,7 +32,7 @@ impl Emulator {
                 "-cpu",
                 PROCESSOR,
                 "-accel",
-                "tcg,thread=multi,tb-size=1024",
+                ACCELERATOR,
                 "-smp",
                 "2",
                 "-m",
