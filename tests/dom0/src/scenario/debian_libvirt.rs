@@ -29,6 +29,8 @@ const PORT: u16 = 16_510;
 const KNOWN_PROCESSOR: &str = "\
 cd /usr/share/libvirt/cpu_map && sed '/vme/d' x86_486.xml > /run/x86_486.xml && \
 mount --bind /run/x86_486.xml x86_486.xml && systemctl restart libvirtd";
+/// The package's own file is there again. A libvirtd that runs keeps what it has read.
+const PACKAGED_PROCESSOR: &str = "umount /usr/share/libvirt/cpu_map/x86_486.xml";
 
 /// Starts libvirtd, in a mount namespace of its own, in which each of its folders is another one.
 const SECOND_SCRIPT: &str = "\
@@ -89,6 +91,13 @@ fn domain() -> String {
 pub(super) fn libvirt(host: &mut Host) -> Result<()> {
     install_and_boot(host)?;
     silent(host, KNOWN_PROCESSOR)?;
+    let managed = managed(host);
+    // In any case: those that come after it in this boot look at packages' files, too.
+    managed.and(silent(host, PACKAGED_PROCESSOR))
+}
+
+/// A guest's life from `virsh define` to `virsh undefine`.
+fn managed(host: &mut Host) -> Result<()> {
     let uri = expect(host, "timeout 100 virsh uri", 0, &[])?;
     ensure(
         uri.trim() == "xen:///system",
