@@ -510,6 +510,13 @@ fn metrics_are_valid_and_say_what_happened() {
         6_000.0 * 4096.0
     );
     assert_eq!(value(&format!("lacuna_guest_paused_seconds_total{web}")), 0.0015);
+    assert_eq!(value(&format!("lacuna_guest_reserve_bytes{web}")), 24.0 * 4096.0);
+    assert_eq!(
+        value(&format!("lacuna_guest_reserve_full_bytes{web}")),
+        48.0 * 4096.0
+    );
+    assert_eq!(value(&format!("lacuna_guest_stands_total{web}")), 1.0);
+    assert_eq!(value(&format!("lacuna_guest_stood_seconds_total{web}")), 2.5);
     assert_eq!(value("lacuna_host_promised_bytes"), 6_000.0 * 4096.0);
     assert_eq!(value("lacuna_daemon_guests"), 2.0);
     assert_eq!(value("lacuna_daemon_cpu_limit_ratios"), 0.05);

@@ -221,6 +221,10 @@ impl Xen for FakeHost {
                 shared: guest.zero,
                 scans: guest.scans,
                 pause_total_ns: 1_500_000,
+                reserve: 24,
+                reserve_full: 48,
+                stood: 1,
+                stood_ns: 2_500_000_000,
                 ..Statistics::default()
             },
         })
