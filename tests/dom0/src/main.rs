@@ -68,7 +68,7 @@ fn live() -> failure::Result<()> {
     services::mount_all()?;
     let command_line = std::fs::read_to_string("/proc/cmdline")?;
     let mut channel = Channel::open()?;
-    let started = services::start()
+    let started = services::start(&command_line)
         .and_then(|()| peer::start(&command_line))
         .and_then(|()| host::xen_version());
     match started {

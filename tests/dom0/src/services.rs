@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use rustix::mount::{MountFlags, mount};
 use crate::failure::Result;
 use crate::host::{run, wait_until};
 
+/// What comes before the processors that guests may run on, on the kernel's command line; without it, all.
+const GUEST_CPUS: &str = "lab.guest_cpus=";
 /// How long a daemon may take to be there.
 const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 
@@ -33,8 +36,9 @@ pub(crate) fn mount_all() -> Result<()> {
     Ok(())
 }
 
-/// Loads the drivers and starts the daemons, in the order in which each needs the one before.
-pub(crate) fn start() -> Result<()> {
+/// Loads the drivers and starts the daemons, in the order in which each needs the one before. `command_line`
+/// is the kernel's.
+pub(crate) fn start(command_line: &str) -> Result<()> {
     // This process was started without a search path; set for the programs run from here on.
     run(Command::new("/bin/busybox").args(["--install", "-s", "/bin"]))?;
     let mut modules: Vec<_> = fs::read_dir("/modules")?.collect::<std::io::Result<_>>()?;
@@ -54,6 +58,13 @@ pub(crate) fn start() -> Result<()> {
         Ok(Path::new("/run/xenstored/socket").exists().then_some(()))
     })?;
     run(&mut xen("lib/xen/bin/xen-init-dom0", &[]))?;
+    if let Some(cpus) = command_line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(GUEST_CPUS))
+    {
+        let mut settings = File::options().append(true).open("/etc/xen/xl.conf")?;
+        writeln!(settings, "vm.cpumask=\"{cpus}\"")?;
+    }
     let log = [
         "--log=all",
         "--log-dir=/var/log/xen/console",
