@@ -49,6 +49,8 @@ pub(crate) enum Fail {
     SameSite = 2,
     /// One in n of those made on behalf of guests, drawn at random.
     Guests = 3,
+    /// In an operation of Lacuna, all allocations of the first site that has not failed so far.
+    WholeSite = 4,
 }
 
 /// The hypervisor's report of failed allocations.

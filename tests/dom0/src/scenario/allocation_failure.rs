@@ -14,7 +14,7 @@ use super::content_balloon::{MIB, UNTOUCHED, give_up};
 use super::race::work;
 use crate::alloc_failure::{Fail, Failures};
 use crate::engine::{Direct, refused};
-use crate::failure::{Result, ensure, equal};
+use crate::failure::{Result, differs, ensure, equal};
 use crate::guest::{Guest, Plan};
 use crate::host::{FLOOR_MIB, Host, free_mib, settled_free_mib, wait_until};
 use crate::tool::Answer;
@@ -23,6 +23,8 @@ use crate::tool::Answer;
 const NTHS: [u64; 3] = [1, 2, 5];
 /// Sites of a command, at most: it would never end otherwise.
 const MOST_SITES: u64 = 100;
+/// Allocations without which two pages cannot be merged, at least: two for each page.
+const MERGE_SITES: u64 = 4;
 /// Pages by which the host's free memory may differ between two failures at the same site: what Xen's
 /// allocator of small blocks keeps for next time, and what other work in dom0 needs meanwhile.
 const SLACK_PAGES: u64 = 2;
@@ -93,6 +95,7 @@ pub(crate) fn everywhere(host: &mut Host) -> Result<()> {
     operations(host, &mut failures, &mut one)?;
     own_index(host, &mut failures)?;
     new_guests(host, &mut failures)?;
+    no_merge(host, &mut failures)?;
     host.lacuna(&["dedup", two.name, "--mode", "dedup", "--trust-group", GROUP])?;
     guests(host, &mut failures, &mut one, &mut two)?;
     overcommit(host, &mut failures, &mut one, &mut two)?;
@@ -240,6 +243,42 @@ fn new_guests(host: &mut Host, failures: &mut Failures) -> Result<()> {
             "more",
         )?;
     }
+}
+
+/// The content stage of new guests in which all allocations of a site fail, one site after another. Where no
+/// two pages could be merged, none has come to be shared.
+fn no_merge(host: &mut Host, failures: &mut Failures) -> Result<()> {
+    host.note("all allocations of a site fail in a new guest")?;
+    failures.forget()?;
+    let mut without = 0_u64;
+    for _ in 0..MOST_SITES {
+        let three = three(host)?;
+        let (failed, answer) = once(host, failures, &OWN_INDEX, Fail::WholeSite, 1)?;
+        let status = host.lacuna(&["status", THREE])?;
+        let merged = status.number("content_merged")?;
+        let sharing = status.number("content_gfns")?;
+        three.destroy(host)?;
+        if !failed {
+            ensure(merged > 0, "pages merged without a failure", "some", "none")?;
+            host.figure("sites_without_a_merge", without)?;
+            // What a shared frame has and what each page on it has, for both pages.
+            return ensure(
+                without >= MERGE_SITES,
+                "sites without which nothing is merged",
+                &format!("at least {MERGE_SITES}"),
+                &without.to_string(),
+            );
+        }
+        if answer.status == 0 && merged == 0 {
+            equal("pages that share a frame, with none merged", &0, &sharing)?;
+            without += 1;
+        }
+    }
+    Err(differs(
+        "sites of one command",
+        &format!("at most {MOST_SITES}"),
+        "more",
+    ))
 }
 
 fn three(host: &mut Host) -> Result<Guest> {
